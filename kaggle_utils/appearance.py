@@ -1,0 +1,332 @@
+"""Fits the appearance model of :mod:`synthetic`: films with lung masks in, an array for each part of the model out.
+
+Three changes of frame make films comparable before anything is averaged: a tone curve (gray to relative density), a
+thin-plate warp of the lungs to the mean shape, and a dense flow that brings ribs, clavicles and heart on each other.
+What is left is texture: global modes at half resolution and, for the detail above them, modes of overlapping windows.
+N counts films, C is the mean frame's side in px, K counts modes.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import cv2
+import numpy as np
+from scipy.interpolate import PchipInterpolator
+from tqdm import tqdm
+
+from kaggle_utils import outline
+
+SIZE = 256  # px a side of the mean frame
+MARGIN = 1.10  # the mean frame shows this much more than the mean film, for films taken from further away
+TONES = (0.10, 0.35, 0.75, 0.95)  # density given to: darkest 2 %, median lung, median mediastinum, brightest 2 %
+WINDOW, STEP = 64, 32  # px; windows overlap by half, so that their fades add up to one
+FLOW_NODES = 33
+_log = logging.getLogger(__name__)
+
+
+def fit_arrays(images: list[np.ndarray], masks: list[np.ndarray], tb: np.ndarray, *, shape_modes: int = 24,
+               flow_modes: int = 30, global_modes: int = 80, local_modes: int = 560, linked_modes: int = 60,
+               max_spread: float = 1.9) -> dict[str, np.ndarray]:
+    """Fits every part of the model.
+
+    Args:
+        images: N films ``uint8 (H, W)``, square.
+        masks: N masks ``uint8 (H, W)`` in {0, 1}, both lungs.
+        tb: ``(N,)`` 0 or 1.
+        shape_modes, flow_modes, global_modes, local_modes, linked_modes: how many modes of each kind are kept.
+        max_spread: a film whose outline's rms score exceeds this many sd is dropped: a mask that leaves half a lung
+            out, or takes the heart in, is far outside of the others.
+
+    Returns:
+        The arrays of :class:`synthetic.AppearanceModel`, by name.
+
+    Raises:
+        ValueError: fewer than 12 films are left.
+    """
+    shapes, kept = _shapes(masks, shape_modes, max_spread)
+    tb = np.asarray(tb)[kept]
+    fitted = outline.align(shapes)
+    frame = _mean_frame(fitted["mean"], fitted["pose"])
+    tones, density, valid = _mean_frame_films([images[k] for k in kept], shapes, frame)
+    density = complete(density, valid)
+    lungs = outline.fill(frame[0], SIZE) + 2 * outline.fill(frame[1], SIZE)
+    density, flows = register(density, frame)
+    parts = {"shape": pca((fitted["aligned"] - fitted["mean"]).reshape(len(kept), -1), shape_modes),
+             "flow": pca(flows.reshape(len(kept), -1), flow_modes)}
+    mean = density.mean(0)
+    half = np.stack([_resize(d - mean, SIZE // 2) for d in density])
+    parts["global"] = pca(half.reshape(len(kept), -1), global_modes, centre=False)
+    rest = density - mean - np.stack([_resize(h, SIZE) for h in
+                                      (parts["global"]["scores"] @ parts["global"]["modes"]).reshape(half.shape)])
+    windows = window_pca(rest, local_modes)
+    parts["linked"] = pca(windows["scores"] / windows["sd"], linked_modes)
+    codes = np.hstack([parts["shape"]["scores"], fitted["pose"], tones, parts["flow"]["scores"],
+                       parts["global"]["scores"], parts["linked"]["scores"]])
+    unlinked = windows["scores"] / windows["sd"] - parts["linked"]["scores"] @ parts["linked"]["modes"]
+    noise = rest - window_sum(windows["scores"], windows, len(rest))
+    return {
+        "frame": frame, "shape_mean": fitted["mean"], "texture_mean": mean, "lungs": lungs,
+        **{f"{name}_modes": part["modes"] for name, part in parts.items()},
+        "shape_centre": parts["shape"]["mean"], "flow_centre": parts["flow"]["mean"],
+        "window_at": windows["at"], "window_modes": windows["modes"], "window_sd": windows["sd"],
+        "unlinked_sd": unlinked.std(0), "noise_sd": _resize(np.sqrt(_blur(noise.var(0), 4)), 64),
+        "noise_spectrum": _spectrum(noise), **_classes(codes, tb),
+        "sizes": np.array([shape_modes, 4, 4, flow_modes, parts["global"]["modes"].shape[0], linked_modes]),
+        "codes": codes, "kept": kept, "density": density,
+    }
+
+
+def _shapes(masks, modes: int, max_spread: float) -> tuple[np.ndarray, np.ndarray]:
+    found = [outline.landmarks(mask) for mask in masks]
+    kept = np.array([k for k, shape in enumerate(found) if shape is not None])
+    if len(kept) < 12:
+        raise ValueError(f"{len(kept)} of {len(masks)} masks have two lungs, a model needs at least 12 films")
+    shapes = np.stack([found[k] for k in kept])
+    fitted = outline.align(shapes)
+    scores = pca((fitted["aligned"] - fitted["mean"]).reshape(len(kept), -1), min(modes, len(kept) // 2))["scores"]
+    spread = np.sqrt(((scores / scores.std(0)) ** 2).mean(1))
+    inside = spread < max_spread
+    _log.info("dropped %d of %d films: no two lungs or an odd outline", len(masks) - inside.sum(), len(masks))
+    return shapes[inside], kept[inside]
+
+
+def _mean_frame(mean: np.ndarray, pose: np.ndarray) -> np.ndarray:
+    scale, _, x, y = pose.mean(0)
+    return (mean * np.exp(scale) + (x - 0.5, y - 0.5)) / MARGIN + 0.5
+
+
+def _mean_frame_films(images, shapes, frame):
+    tones, density, valid = [], [], []
+    between = _mediastinum(frame)
+    lungs = (outline.fill(frame[0], SIZE) | outline.fill(frame[1], SIZE)) > 0
+    for image, shape in tqdm(zip(images, shapes, strict=True), total=len(images), desc="warp", disable=None):
+        field = outline.warp_field(frame, shape, SIZE)
+        usable = usable_area(image, shape)
+        warped = _sample(image.astype(np.float32), field)
+        seen = (_sample(usable.astype(np.float32), field) > 0.99) & (field > 0).all(-1) & (field < 1).all(-1)
+        tone = measure_tone(warped, seen, lungs, between)
+        tones.append(encode_tone(tone))
+        density.append(tone_curve(tone)(np.clip(warped, 0, 255)))
+        valid.append(seen)
+    return np.array(tones), np.array(density, np.float32), np.array(valid)
+
+
+def _sample(image: np.ndarray, field: np.ndarray) -> np.ndarray:
+    height, width = image.shape
+    return cv2.remap(image, field[..., 0] * width - 0.5, field[..., 1] * height - 0.5, cv2.INTER_CUBIC,
+                     borderMode=cv2.BORDER_REPLICATE)
+
+
+def _mediastinum(frame: np.ndarray) -> np.ndarray:
+    """The area between the lungs, ``bool (C, C)``: what its convex hull adds to them, less the diaphragm's part."""
+    hull = cv2.convexHull(frame.reshape(-1, 2).astype(np.float32))[:, 0]
+    area = outline.fill(hull, SIZE) & ~(outline.fill(frame[0], SIZE) | outline.fill(frame[1], SIZE)) & 1
+    right, left = frame[0, :, 0].max(), frame[1, :, 0].min()
+    columns = (np.arange(SIZE) + 0.5) / SIZE
+    middle, half = (right + left) / 2, max((left - right) / 2, 0.03)
+    return (area > 0) & (abs(columns - middle) < half + 0.02)[None]
+
+
+def usable_area(image: np.ndarray, shape: np.ndarray) -> np.ndarray:
+    """Film that shows a patient: no collimated border, no printed letters.
+
+    Letters differ in place and size from film to film: averaged, they would come back as ghosts of print.
+
+    Returns:
+        ``bool (H, W)``.
+    """
+    size = len(image)
+    black = cv2.morphologyEx((image < 7).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    border = np.zeros_like(black)
+    for axis, first, last in ((1, 0, 1), (1, -1, -1), (0, 0, 1), (0, -1, -1)):
+        dark = black.mean(axis)[::last] > 0.75
+        depth = int(np.argmin(dark)) if not dark.all() else 0
+        depth += int(0.03 * size) if depth else 0
+        part = slice(0, depth) if last == 1 else slice(size - depth, size)
+        border[(part, slice(None)) if axis == 1 else (slice(None), part)] = 1
+    width = size // 10
+    bright = cv2.morphologyEx(image, cv2.MORPH_TOPHAT, np.ones((width, width), np.uint8)) > 60
+    lungs = outline.fill(shape[0], size) | outline.fill(shape[1], size)
+    near = cv2.dilate(lungs, np.ones((size // 32, size // 32), np.uint8)) > 0
+    top = np.arange(size)[:, None] < size * float(np.quantile(shape[..., 1], 0.35))
+    print_ = cv2.dilate((bright & top & ~near).astype(np.uint8), np.ones((size // 32, size // 32), np.uint8))
+    return (border == 0) & (print_ == 0)
+
+
+def measure_tone(film, seen, lungs, between) -> np.ndarray:
+    """The gray levels that :data:`TONES` names, increasing, from a film in the mean frame."""
+    low, high = np.percentile(film[seen], (2, 98))
+    tone = np.array([low, np.median(film[seen & lungs]), np.median(film[seen & between]), high])
+    for k in (1, 2, 3):
+        tone[k] = max(tone[k], tone[k - 1] + 6)
+    return tone
+
+
+def encode_tone(tone: np.ndarray) -> np.ndarray:
+    """Gray levels to unbounded numbers whose Gaussian draws are increasing again."""
+    return np.r_[tone[0] / 20, np.log(np.diff(tone))]
+
+
+def decode_tone(code: np.ndarray) -> np.ndarray:
+    """The inverse of :func:`encode_tone`, squeezed into 0…255."""
+    tone = np.cumsum(np.r_[max(code[0] * 20, 0), np.exp(np.clip(code[1:], 1.8, 5))])
+    return tone * min(1.0, 252 / tone[-1])
+
+
+def tone_curve(tone: np.ndarray):
+    """Gray to density: monotone through the four anchors, straight on beyond them."""
+    x = np.r_[tone[0] - 60, tone, tone[-1] + 60]
+    slope = np.diff(TONES) / np.diff(tone)
+    y = np.r_[TONES[0] - 60 * slope[0] * 0.5, TONES, TONES[-1] + 60 * slope[-1] * 0.5]
+    return PchipInterpolator(x, y)
+
+
+def complete(density: np.ndarray, valid: np.ndarray, *, rounds: int = 12, modes: int = 30) -> np.ndarray:
+    """Fills what a film doesn't show from the modes of those that do.
+
+    Works at a quarter of the resolution, because what lies outside a film needs no detail. After half of the rounds,
+    spots outside the expected by 4 sd count as unseen too: print that the top-hat missed, tubes, jewellery.
+
+    Source: Roweis 1998, EM algorithms for PCA and SPCA, section 4 (missing data).
+    """
+    side = SIZE // 4
+    small = np.stack([_resize(d, side) for d in density]).reshape(len(density), -1)
+    seen = np.stack([_resize(v.astype(np.float32), side) for v in valid]).reshape(len(density), -1) > 0.99
+    count = seen.sum(0)
+    mean = np.where(count > 0, (small * seen).sum(0) / np.maximum(count, 1), small.mean())
+    filled = np.where(seen, small, mean)
+    for k in range(rounds):
+        part = pca(filled, min(modes, len(filled) // 3))
+        guess = part["mean"] + part["scores"] @ part["modes"]
+        filled = np.where(seen, small, guess)
+    low = np.stack([_resize(g.reshape(side, side).astype(np.float32), SIZE) for g in filled])
+    soft = np.stack([_blur(cv2.erode(v.astype(np.float32), np.ones((5, 5))), 1.5) for v in valid])
+    return soft * density + (1 - soft) * low
+
+
+def register(density: np.ndarray, frame: np.ndarray, *, rounds: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """Brings what the outlines don't pin down (ribs, clavicles, heart, shoulders) onto a common template.
+
+    The flow fades to zero on the outlines, so that the masks stay exact.
+
+    Returns:
+        The registered densities ``(N, C, C)`` and their flows ``(N, FLOW_NODES, FLOW_NODES, 2)`` in px.
+
+    Source: Kroeger et al. 2016, Fast optical flow using dense inverse search; Guimond et al. 2000, Average brain
+    models (the template is the mean of the registered films, moved by the mean flow).
+    """
+    edge = np.ones((SIZE, SIZE), np.uint8)
+    cv2.polylines(edge, [np.round(o * SIZE).astype(np.int32) for o in frame], True, 0)
+    free = np.clip((cv2.distanceTransform(edge, cv2.DIST_L2, 5) - 1) / 8, 0, 1).astype(np.float32)[..., None]
+    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    flows = np.zeros((len(density), SIZE, SIZE, 2), np.float32)
+    template = density.mean(0)
+    for _ in tqdm(range(rounds), desc="register", disable=None):
+        target = _detail(template)
+        for k, film in enumerate(density):
+            flow = dis.calc(target, _detail(film), None)
+            flows[k] = free * np.clip(cv2.GaussianBlur(flow, (0, 0), 5), -10, 10)
+        flows -= flows.mean(0)
+        template = np.mean([_shift(film, flow) for film, flow in zip(density, flows, strict=True)], 0)
+    nodes = np.stack([cv2.resize(f, (FLOW_NODES, FLOW_NODES), interpolation=cv2.INTER_AREA) for f in flows])
+    smooth = [free * cv2.resize(f, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC) for f in nodes]
+    return np.stack([_shift(film, flow) for film, flow in zip(density, smooth, strict=True)]), nodes
+
+
+def _detail(film: np.ndarray) -> np.ndarray:
+    """Local contrast as 8 bits: flow needs equal brightness, films don't have it."""
+    base = _blur(film, 12)
+    spread = np.sqrt(_blur((film - base) ** 2, 16)) + 0.03
+    return np.clip(128 + 50 * (film - base) / spread, 0, 255).astype(np.uint8)
+
+
+def _shift(film: np.ndarray, flow: np.ndarray) -> np.ndarray:
+    y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
+    return cv2.remap(film, x + flow[..., 0], y + flow[..., 1], cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+
+
+def pca(data: np.ndarray, count: int, *, centre: bool = True) -> dict[str, np.ndarray]:
+    """Principal modes of rows ``(N, D)``: ``mean (D,)``, orthonormal ``modes (K, D)`` and ``scores (N, K)``."""
+    mean = data.mean(0) if centre else np.zeros(data.shape[1], data.dtype)
+    data = data - mean
+    if data.shape[1] > len(data):
+        values, vectors = np.linalg.eigh((data @ data.T).astype(np.float64))
+        order = np.argsort(values)[::-1][: min(count, len(data) - 1)]
+        modes = (vectors[:, order].T / np.sqrt(np.maximum(values[order, None], 1e-12))) @ data
+    else:
+        values, vectors = np.linalg.eigh((data.T @ data).astype(np.float64))
+        modes = vectors[:, np.argsort(values)[::-1][: min(count, data.shape[1])]].T
+    modes = modes.astype(np.float32)
+    return {"mean": mean, "modes": modes, "scores": data @ modes.T}
+
+
+def window_fade() -> np.ndarray:
+    """``(WINDOW, WINDOW)`` weights whose squares add up to one over overlapping windows."""
+    line = np.sin(np.pi * (np.arange(WINDOW) + 0.5) / WINDOW).astype(np.float32)
+    return np.outer(line, line)
+
+
+def window_pca(rest: np.ndarray, count: int) -> dict[str, np.ndarray]:
+    """Modes of each overlapping window of ``rest (N, C, C)``; the ``count`` strongest of all windows are kept.
+
+    Returns:
+        ``at (K, 2)`` row and column of the window of each mode in a frame padded by STEP, ``modes (K, WINDOW²)``,
+        ``scores (N, K)``, ``sd (K,)``.
+
+    Source: Malvar 1990, Lapped transforms (the fades).
+    """
+    fade = window_fade().ravel()
+    padded = np.pad(rest, ((0, 0), (STEP, STEP), (STEP, STEP)))
+    at, modes, scores = [], [], []
+    for row in range(0, SIZE + STEP, STEP):
+        for column in range(0, SIZE + STEP, STEP):
+            patch = padded[:, row : row + WINDOW, column : column + WINDOW].reshape(len(rest), -1) * fade
+            part = pca(patch, 24, centre=False)
+            at += [(row, column)] * len(part["modes"])
+            modes.append(part["modes"])
+            scores.append(part["scores"])
+    modes, scores, at = np.vstack(modes), np.hstack(scores), np.array(at)
+    best = np.sort(np.argsort(-scores.std(0), kind="stable")[:count])
+    return {"at": at[best], "modes": modes[best], "scores": scores[:, best], "sd": scores[:, best].std(0)}
+
+
+def window_sum(scores: np.ndarray, windows: dict[str, np.ndarray], count: int) -> np.ndarray:
+    """Adds windows up: the inverse of :func:`window_pca`, ``(N, C, C)``."""
+    fade = window_fade()
+    total = np.zeros((count, SIZE + 2 * STEP, SIZE + 2 * STEP), np.float32)
+    for row, column in np.unique(windows["at"], axis=0):
+        here = (windows["at"] == (row, column)).all(1)
+        patch = (scores[:, here] @ windows["modes"][here]).reshape(count, WINDOW, WINDOW)
+        total[:, row : row + WINDOW, column : column + WINDOW] += patch * fade
+    return total[:, STEP:-STEP, STEP:-STEP]
+
+
+def _classes(codes: np.ndarray, tb: np.ndarray) -> dict[str, np.ndarray]:
+    """Mean and Cholesky factor of the codes of each class; a class without films gets the other's."""
+    means, factors = [], []
+    for label in (0, 1):
+        rows = codes[tb == label] if (tb == label).sum() > 8 else codes
+        covariance = np.cov(rows.T)
+        # Half as many films as numbers: off-diagonal entries are noisy, so a part of them is given up.
+        covariance = 0.7 * covariance + 0.3 * np.diag(np.diag(covariance))
+        means.append(rows.mean(0))
+        factors.append(np.linalg.cholesky(covariance + 1e-12 * np.eye(len(covariance))))
+    return {"class_mean": np.array(means), "class_factor": np.array(factors)}
+
+
+def _spectrum(noise: np.ndarray) -> np.ndarray:
+    """Radial amplitude spectrum of what no mode explains, ``(C / 2,)``, for noise of unit variance."""
+    power = np.mean(np.abs(np.fft.fft2(noise[: 200])) ** 2, 0)
+    f = np.fft.fftfreq(SIZE)
+    radius = np.minimum(np.hypot(f[:, None], f[None]) * SIZE, SIZE // 2 - 1).astype(int)
+    return np.sqrt(np.bincount(radius.ravel(), power.ravel()) / np.bincount(radius.ravel()))
+
+
+def _resize(image: np.ndarray, size: int) -> np.ndarray:
+    way = cv2.INTER_AREA if size < len(image) else cv2.INTER_CUBIC
+    return cv2.resize(np.ascontiguousarray(image, np.float32), (size, size), interpolation=way)
+
+
+def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
+    return cv2.GaussianBlur(image.astype(np.float32), (0, 0), sigma)

@@ -1,0 +1,176 @@
+"""The prepared set to batches: manifest, cache, augmentation, normalisation.
+
+Axes: B films, 1 channel, H rows, W columns. Arrays are ``uint8 (H, W)``; tensors are ``float32 (B, 1, H, W)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import albumentations as A
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from .image import read_image, read_mask, resize_image, resize_mask
+
+AUGMENTATIONS = ("none", "light", "full")
+
+
+def read_manifest(root: str | Path) -> pd.DataFrame:
+    """Reads a prepared set's manifest, with the paths of its films and masks.
+
+    Args:
+        root: the folder that ``python -m kaggle_utils prep`` wrote.
+
+    Returns:
+        One row a film: name, source, split, tb, sex, age, height, width, sha256, pixels, and the paths image and mask
+        (mask is empty where split is ``unlabelled``).
+
+    Raises:
+        FileNotFoundError: no manifest, or a film that it names is gone.
+        ValueError: a column is missing, or a film is in the set twice, so that it could be trained on and tested on.
+    """
+    root = Path(root)
+    path = root / "manifest.csv"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not there: make it with `python -m kaggle_utils prep --input DIR --out {root}`")
+    frame = pd.read_csv(path, dtype={"name": str})
+    missing = {"name", "source", "split", "tb", "pixels"} - set(frame)
+    if missing:
+        raise ValueError(f"{path}: no column {', '.join(sorted(missing))}; it was not written by this version's prep")
+    twice = frame["name"].duplicated(keep=False) | frame["pixels"].duplicated(keep=False)
+    if twice.any():
+        raise ValueError(f"{path}: films that are in the set twice: {', '.join(frame['name'][twice][:6])}")
+    frame["image"] = [str(root / s / "image" / f"{n}.png") for s, n in zip(frame["split"], frame["name"])]
+    frame["mask"] = [str(root / s / "mask" / f"{n}.png") if s != "unlabelled" else ""
+                     for s, n in zip(frame["split"], frame["name"])]
+    gone = next((p for p in [*frame["image"], *filter(None, frame["mask"])] if not Path(p).exists()), None)
+    if gone:
+        raise FileNotFoundError(f"{gone} is in {path} but not on the disk: run prep again")
+    return frame
+
+
+def normalise(images: torch.Tensor) -> torch.Tensor:
+    """Gives every film zero mean and unit deviation over its own pixels: exposure and bit depth cancel out.
+
+    Args:
+        images: ``(B, 1, H, W)`` or ``(1, H, W)``, any dtype, any scale.
+
+    Returns:
+        ``float32`` of the same shape.
+    """
+    images = images.float()
+    mean = images.mean(dim=(-2, -1), keepdim=True)
+    return (images - mean) / images.std(dim=(-2, -1), keepdim=True, correction=0).clamp_min(1e-3)
+
+
+def augmentation(preset: str) -> A.Compose:
+    """The joint augmentation of a film and its mask; the only function that knows albumentations.
+
+    A horizontal flip puts the heart on the right: anatomically rare (dextrocardia), but the lungs' union is what is
+    learned, and it doubles the films. Order: where the film lies, then what the detector did to it.
+
+    Args:
+        preset: ``none``; ``light`` (flip, small affine, brightness and contrast); ``full`` (larger affine, exposure,
+            gamma, sharpness, noise, elastic deformation, dropout that hides markers, wires and corners).
+    """
+    def affine(scale: float, shift: float, turn: float, p: float) -> A.Affine:
+        return A.Affine(scale=(1 - scale, 1 + scale), translate_percent=(-shift, shift), rotate=(-turn, turn),
+                        keep_ratio=False, border_mode=cv2.BORDER_CONSTANT, fill=0, fill_mask=0, p=p)
+
+    steps = {
+        "none": [],
+        "light": [A.HorizontalFlip(p=0.5), affine(0.1, 0.05, 7, 0.7), A.RandomBrightnessContrast(0.2, 0.2, p=0.5)],
+        "full": [
+            A.HorizontalFlip(p=0.5),
+            affine(0.25, 0.1, 12, 0.9),
+            A.ElasticTransform(alpha=60, sigma=9, approximate=True, same_dxdy=True, p=0.15),
+            A.RandomBrightnessContrast(0.3, 0.4, p=0.7),
+            A.RandomGamma((50, 200), p=0.5),
+            A.OneOf([A.GaussianBlur((3, 5)), A.Sharpen(alpha=(0.2, 0.6)), A.CLAHE(clip_limit=(1, 4))], p=0.3),
+            A.GaussNoise(std_range=(0.01, 0.06), p=0.2),
+            A.CoarseDropout(num_holes_range=(1, 4), hole_height_range=(0.03, 0.15), hole_width_range=(0.03, 0.15),
+                            fill="random_uniform", p=0.25),
+        ],
+    }
+    if preset not in steps:
+        raise ValueError(f"augment is one of {', '.join(AUGMENTATIONS)}, not {preset!r}")
+    return A.Compose(steps[preset])
+
+
+class LungDataset(Dataset):
+    """Films and masks of a manifest as normalised tensors, from a ``uint8`` cache: no PNG is decoded twice.
+
+    The random numbers of film ``i`` in epoch ``e`` come from (seed, e, i) alone, so they are the same with any number
+    of workers, differ between workers, and a resumed run draws what the uninterrupted one would have drawn.
+
+    Args:
+        frame: rows of :func:`read_manifest`, each with a mask.
+        size: px, side of the square that the network sees.
+        augment: a preset of :func:`augmentation`.
+        seed: of the augmentation.
+
+    Raises:
+        ValueError: the frame is empty, or names a film without a mask.
+    """
+
+    def __init__(self, frame: pd.DataFrame, size: int = 256, augment: str = "none", *, seed: int = 0):
+        if frame.empty:
+            raise ValueError("no film to load: the choice of split and source left nothing of the manifest")
+        if (frame["mask"] == "").any():
+            raise ValueError(f"{frame['name'][frame['mask'] == ''].iloc[0]} has no mask: choose a split other than unlabelled")
+        self.frame, self.size, self.seed = frame.reset_index(drop=True), size, seed
+        self.augment = augmentation(augment) if augment != "none" else None
+        with ThreadPoolExecutor() as pool:
+            self.images = np.stack(list(pool.map(lambda p: resize_image(read_image(p), size), self.frame["image"])))
+            self.masks = np.stack(list(pool.map(lambda p: resize_mask(read_mask(p), size), self.frame["mask"])))
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, object]:
+        """One film: image and mask ``float32 (1, size, size)`` and name. ``key`` is an index or (epoch, index)."""
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        image, mask = self.images[index], self.masks[index]
+        if self.augment:
+            self.augment.set_random_seed(int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0]))
+            moved = self.augment(image=image, mask=mask)
+            image, mask = moved["image"], moved["mask"]
+        return {
+            "image": normalise(torch.from_numpy(image[None])),
+            "mask": torch.from_numpy(mask[None]).float(),
+            "name": self.frame["name"][index],
+        }
+
+
+class EpochSampler(Sampler):
+    """Yields (epoch, index) in an order that seed and epoch alone decide; set ``epoch`` before each pass."""
+
+    def __init__(self, n: int, seed: int = 0):
+        self.n, self.seed, self.epoch = n, seed, 0
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n)
+        return iter([(self.epoch, int(i)) for i in order])
+
+
+def make_loader(dataset: LungDataset, batch: int, *, shuffle: bool = False, workers: int = 0) -> DataLoader:
+    """A loader over the set; the last, smaller batch counts too.
+
+    Args:
+        dataset: what to load.
+        batch: films a batch.
+        shuffle: draw a new order each epoch (set ``loader.sampler.epoch``).
+        workers: processes beside the main one. 0 is right on a CPU, where they would only take cores from training.
+    """
+    sampler = EpochSampler(len(dataset), dataset.seed) if shuffle else None
+    return DataLoader(dataset, batch, sampler=sampler, num_workers=workers, persistent_workers=workers > 0,
+                      pin_memory=torch.cuda.is_available())

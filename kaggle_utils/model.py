@@ -1,0 +1,193 @@
+"""The U-Net, and its weights on disk.
+
+Axes: B films, C channels, then the spatial axes: H, W for films (``dims=2``), D, H, W for volumes (``dims=3``).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from .image import write_bytes
+
+FORMAT = "unet-lung/1"
+_CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+_UP_CONV = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+_POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+
+
+class UNet(nn.Module):
+    """U-Net: a contracting path, an expanding path, and a skip connection at every resolution between them.
+
+    Differs from the paper in that convolutions are padded, so that the output has the input's shape, and normalised.
+    Any H and W are taken: the input is padded to a multiple of ``2**depth`` and the logits are cropped back.
+
+    Args:
+        in_channels: channels of the input.
+        classes: channels of the logits.
+        width: channels of the first level; each level below has twice as many.
+        depth: how many times the resolution is halved.
+        dims: 2 for films, 3 for volumes.
+        norm: ``batch``, ``group`` (8 groups; for batches of one or two) or ``instance``.
+        up: ``bilinear`` (then a 1×1 convolution; trilinear in 3-D) or ``transposed`` (2×2 up-convolution, as the paper).
+        prior: the lungs' share of a film, where the output bias starts: an untrained network predicts it everywhere.
+
+    Shape:
+        ``(B, in_channels, H, W)`` → ``(B, classes, H, W)`` logits.
+
+    Source: Ronneberger, Fischer & Brox 2015, "U-Net: Convolutional Networks for Biomedical Image Segmentation", fig. 1;
+    Çiçek et al. 2016 for 3-D; He et al. 2015 for the initialisation.
+    """
+
+    def __init__(self, in_channels: int = 1, classes: int = 1, width: int = 16, depth: int = 4, *, dims: int = 2,
+                 norm: str = "batch", up: str = "bilinear", prior: float = 0.25):
+        super().__init__()
+        _check_choice("dims", dims, (2, 3))
+        _check_choice("norm", norm, ("batch", "group", "instance"))
+        _check_choice("up", up, ("bilinear", "transposed"))
+        self.architecture = dict(in_channels=in_channels, classes=classes, width=width, depth=depth,
+                                 dims=dims, norm=norm, up=up)
+        widths = [width * 2**level for level in range(depth + 1)]
+        self.inc = DoubleConv(in_channels, widths[0], dims, norm)
+        self.down = nn.ModuleList(
+            nn.Sequential(_POOL[dims](2), DoubleConv(shallow, deep, dims, norm)) for shallow, deep in zip(widths, widths[1:]))
+        self.up = nn.ModuleList(
+            Up(deep, shallow, dims, norm, up) for shallow, deep in zip(widths[-2::-1], widths[:0:-1]))
+        self.outc = _CONV[dims](widths[0], classes, 1)
+        self.apply(_initialise)
+        nn.init.constant_(self.outc.bias, math.log(prior / (1 - prior)))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        images, shape = self._pad(images), images.shape[2:]
+        skips = [self.inc(images)]
+        for down in self.down:
+            skips.append(down(skips[-1]))  # each level: twice the channels, half the resolution
+        features = skips.pop()
+        for up in self.up:
+            features = up(features, skips.pop())
+        return self.outc(features)[(..., *map(slice, shape))]
+
+    def _pad(self, images: torch.Tensor) -> torch.Tensor:
+        dims, in_channels = self.architecture["dims"], self.architecture["in_channels"]
+        if images.ndim != dims + 2 or images.shape[1] != in_channels:
+            axes = "(B, C, H, W)" if dims == 2 else "(B, C, D, H, W)"
+            raise ValueError(f"this U-Net takes {axes} with C = {in_channels}, not {tuple(images.shape)}")
+        multiple = 2 ** len(self.down)
+        missing = [-size % multiple for size in images.shape[:1:-1]]  # last axis first, as F.pad wants it
+        if not any(missing):
+            return images
+        return F.pad(images, [amount for m in missing for amount in (0, m)], mode="replicate")
+
+
+class DoubleConv(nn.Sequential):
+    """(3×3 convolution, normalisation, ReLU) twice."""
+
+    def __init__(self, in_channels: int, out_channels: int, dims: int = 2, norm: str = "batch"):
+        # The normalisation that follows takes the mean away, and with it a bias.
+        layers = [layer for channels in (in_channels, out_channels) for layer in (
+            _CONV[dims](channels, out_channels, 3, padding=1, bias=False), _norm(norm, dims, out_channels), nn.ReLU(inplace=True))]
+        super().__init__(*layers)
+
+
+class Up(nn.Module):
+    """Doubles the resolution, appends the skip connection's channels and convolves."""
+
+    def __init__(self, in_channels: int, out_channels: int, dims: int = 2, norm: str = "batch", up: str = "bilinear"):
+        super().__init__()
+        if up == "transposed":
+            self.up = _UP_CONV[dims](in_channels, out_channels, 2, stride=2)
+        else:
+            # The 1×1 convolution commutes with the interpolation and is four times cheaper before it.
+            self.up = nn.Sequential(_CONV[dims](in_channels, out_channels, 1),
+                                    nn.Upsample(scale_factor=2, mode="bilinear" if dims == 2 else "trilinear"))
+        self.conv = DoubleConv(2 * out_channels, out_channels, dims, norm)
+
+    def forward(self, features: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        return self.conv(torch.cat([skip, self.up(features)], dim=1))
+
+
+def count_parameters(model: nn.Module) -> int:
+    """How many numbers training fits."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def save_weights(path: str | Path, model: UNet, header: dict[str, object] | None = None, *, half: bool = False) -> None:
+    """Writes the weights as safetensors, with the architecture and whatever the header says.
+
+    Args:
+        path: the file; written whole or not at all.
+        model: whose weights.
+        header: what a user should know, JSON-able (size, normalisation, sources, metrics, licence, ...).
+        half: store float16: half the bytes.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if half:
+        tensors = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
+    about = {"architecture": model.architecture, **(header or {})}
+    metadata = {"format": FORMAT, **{key: json.dumps(value) for key, value in about.items()}}
+    write_bytes(path, save(tensors, metadata))
+
+
+def read_header(path: str | Path) -> dict[str, object]:
+    """The header of a weights file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is truncated, not safetensors, or not of this project.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such weights file")
+    try:
+        with safe_open(str(path), "pt") as file:
+            metadata = dict(file.metadata() or {})
+        if metadata.pop("format", None) != FORMAT:
+            raise ValueError(f"{path}: safetensors, but not written by this project (no format {FORMAT!r} in its header)")
+        return {key: json.loads(value) for key, value in metadata.items()}
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not a whole safetensors file ({error})") from None
+
+
+def load_weights(path: str | Path) -> UNet:
+    """The U-Net of a weights file, on the CPU, in evaluation mode, as float32.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or its tensors don't fit the architecture that its header names.
+    """
+    header = read_header(path)
+    try:
+        model = UNet(**header["architecture"])
+        with safe_open(str(path), "pt") as file:
+            model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
+    except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{path}: the tensors don't fit the architecture in the header ({error})") from None
+    return model.eval()
+
+
+def _norm(norm: str, dims: int, channels: int) -> nn.Module:
+    if norm == "batch":
+        return _BATCH_NORM[dims](channels)
+    if norm == "group":
+        return nn.GroupNorm(math.gcd(8, channels), channels)
+    return _INSTANCE_NORM[dims](channels, affine=True)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _check_choice(name: str, value: object, choices: tuple) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is one of {', '.join(map(repr, choices))}, not {value!r}")

@@ -1,0 +1,350 @@
+"""Raw public sets to the prepared ``/segmentation`` folder.
+
+The sets are recognised by their file names, and what a file is (film, whole mask, left or right mask) by the folder it
+lies in, so any nesting works: ``/kaggle/input/<slug>``, ``/kaggle/input/datasets/<owner>/<slug>`` or a folder at home.
+
+    OUT/{train,val,test}/{image,mask}/NAME.png   512×512
+    OUT/unlabelled/image/NAME.png                films without a mask: they still serve step two
+    OUT/manifest.csv, OUT/problems.csv, OUT/prep.json
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from .image import IMAGE_SUFFIXES, read_image, read_mask, resize_image, resize_mask, write_image, write_mask
+
+SPLITS = ("train", "val", "test")
+COLUMNS = ("name", "source", "split", "tb", "sex", "age", "height", "width", "sha256", "pixels")
+_PATTERNS = {
+    "montgomery": re.compile(r"MCUCXR_\d{4}_(?P<tb>[01])", re.I),
+    "shenzhen": re.compile(r"CHNCXR_\d{4}_(?P<tb>[01])", re.I),
+    "jsrt": re.compile(r"JPC(LN|NN)\d{3}", re.I),
+}
+_ROLES = {"leftmask": "left", "left lung": "left", "rightmask": "right", "right lung": "right",
+          "mask": "mask", "masks": "mask", "manualmask": "mask"}
+# SCR ships these beside the lungs.
+_OTHER_ORGANS = {"heart", "left clavicle", "right clavicle"}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An item of the raw sets that can't be used, and why."""
+
+    name: str
+    source: str
+    path: str
+    reason: str
+
+
+@dataclass
+class RawFilm:
+    """One film of a raw set: its files by role and its clinical text."""
+
+    name: str
+    source: str
+    tb: int | None = None
+    files: dict[str, Path] = field(default_factory=dict)  # image, mask, left, right, text
+
+    @property
+    def mask_files(self) -> list[Path]:
+        """Left and right masks where there are both, else the whole mask, else nothing."""
+        halves = [self.files[role] for role in ("left", "right") if role in self.files]
+        whole = [self.files["mask"]] if "mask" in self.files else []
+        return halves if len(halves) == 2 else whole or halves
+
+
+def find_films(root: str | Path) -> list[RawFilm]:
+    """Finds the films of Montgomery, Shenzhen and JSRT/SCR anywhere under a folder.
+
+    Files are paired by stem. Of several copies of one file (the public sets overlap) the first in path order counts.
+
+    Args:
+        root: the input folder.
+
+    Returns:
+        Films in the order of their names; one may lack its image or its masks.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or nothing in it belongs to a known set.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder")
+    films: dict[str, RawFilm] = {}
+    for path in _files(root):
+        stem = re.sub(r"_mask$", "", path.stem, flags=re.I)
+        source, match = next(((s, m) for s, p in _PATTERNS.items() if (m := p.fullmatch(stem))), (None, None))
+        role = _role(path.relative_to(root)) if match else None
+        if role:
+            name = stem.upper()
+            tb = int(match["tb"]) if "tb" in match.groupdict() else None
+            films.setdefault(name, RawFilm(name, source, tb)).files.setdefault(role, path)
+    films = {name: film for name, film in films.items() if set(film.files) != {"text"}}
+    if not films:
+        raise FileNotFoundError(
+            f"{root}: no film of Montgomery (MCUCXR_0001_0.png), Shenzhen (CHNCXR_0001_0.png) or JSRT (JPCLN001.png) in it")
+    return [films[name] for name in sorted(films)]
+
+
+def prepare(root: str | Path, out: str | Path, *, size: int = 512, workers: int | None = None,
+            split: str = "published", seed: int = 0) -> pd.DataFrame:
+    """Prepares every film found under a folder; a second run does only what is missing.
+
+    Args:
+        root: folder with the raw sets.
+        out: folder to write, see the module's docstring.
+        size: px, side of the prepared films.
+        workers: threads, one a core by default; decoding and resizing run outside Python's lock.
+        split: ``published`` (the frozen lists; names outside them as ``random``) or ``random``.
+        seed: of the random split.
+
+    Returns:
+        The manifest, one row a prepared film. What could not be used is in ``problems.csv`` with its reason.
+
+    Raises:
+        FileNotFoundError: no film was found.
+        ValueError: no film could be prepared; the message says why.
+    """
+    films, out = find_films(root), Path(out)
+    rows, problems = _prepare_all(films, out, size, workers or os.cpu_count())
+    frame = pd.DataFrame(rows).sort_values("name", ignore_index=True) if rows else pd.DataFrame(columns=[*COLUMNS, "masked"])
+    twins = frame[frame.duplicated("pixels")]
+    for twin in twins.itertuples():
+        first = frame.loc[frame.pixels == twin.pixels, "name"].iloc[0]
+        problems.append(Problem(twin.name, twin.source, "", f"the same pixels as {first}"))
+    frame = frame.drop(twins.index).reset_index(drop=True)
+    _write_table(out / "problems.csv", pd.DataFrame([asdict(p) for p in problems], columns=Problem.__dataclass_fields__))
+    if frame.empty:
+        raise ValueError(f"{root}: none of {len(films)} films could be prepared, see {out / 'problems.csv'}; "
+                         f"the first: {problems[0].name}: {problems[0].reason}")
+    frame["split"] = assign_splits(frame, split=split, seed=seed)
+    _move_to_splits(frame, out)
+    manifest = frame[list(COLUMNS)].astype({"tb": "Int64"})
+    check_disjoint(manifest)
+    _write_table(out / "manifest.csv", manifest)
+    return manifest
+
+
+def prepare_film(film: RawFilm, folder: str | Path, size: int = 512) -> dict[str, object]:
+    """Reads one film and its masks, combines left and right with OR, resizes and writes them.
+
+    Args:
+        film: its files.
+        folder: where ``image/NAME.png`` and, if it has a mask, ``mask/NAME.png`` go.
+        size: px, side of the prepared film.
+
+    Returns:
+        The film's row of the manifest, without its split.
+
+    Raises:
+        ValueError: a file is damaged, a mask is empty, has another size than the film or lacks its other half.
+    """
+    if "image" not in film.files:
+        raise ValueError("mask without image")
+    image = read_image(film.files["image"])
+    mask = _combined_mask(film, image.shape)
+    small = resize_image(image, size)
+    if mask is not None:
+        write_mask(Path(folder) / "mask" / f"{film.name}.png", resize_mask(mask, size))
+    write_image(Path(folder) / "image" / f"{film.name}.png", small)
+    sex, age = read_clinical(film.files["text"]) if "text" in film.files else (None, None)
+    return {
+        "name": film.name, "source": film.source, "tb": film.tb, "sex": sex, "age": age,
+        "height": image.shape[0], "width": image.shape[1], "masked": mask is not None,
+        "sha256": hashlib.sha256(film.files["image"].read_bytes()).hexdigest(),
+        "pixels": hashlib.sha256(small.tobytes()).hexdigest()[:16],
+    }
+
+
+def read_clinical(path: str | Path) -> tuple[str | None, float | None]:
+    """Reads sex ("M", "F", "O" or None) and age (years or None) from a set's clinical text, however it is spelt.
+
+    Montgomery writes ``Patient's Sex: F`` and ``Patient's Age: 027Y``, Shenzhen ``male 45yrs``, ``femal 32yrs``,
+    ``female24yrs``, ``male 16month``, ``64days`` or ``male 42``. The TB label comes from the file name, not from here.
+    """
+    text = Path(path).read_text(errors="replace").lower()
+    sex = re.search(r"sex:\s*([mfo])", text) or re.search(r"\b(m|f)(?:emal|al)", text)
+    age = re.search(r"(\d+)\s*(day|mon|y|$)|age:\s*(\d+)", text, re.M)
+    if not age:
+        return sex and sex[1].upper(), None
+    years = int(age[1] or age[3]) / {"day": 365.25, "mon": 12}.get(age[2], 1)
+    return sex and sex[1].upper(), round(years, 2)
+
+
+def published_split(frame: pd.DataFrame, task: str = "segmentation") -> pd.Series:
+    """The frozen published split of each film by its name, missing where the lists don't know it.
+
+    Args:
+        frame: with a ``name`` column.
+        task: ``segmentation`` or ``tb`` (step two has lists of its own).
+    """
+    lists = [pd.read_csv(path) for path in sorted((Path(__file__).parent / "splits").glob(f"{task}_*.csv"))]
+    return frame["name"].map(pd.concat(lists).set_index("name")["split"])
+
+
+def random_split(frame: pd.DataFrame, *, test: int = 50, seed: int = 0) -> pd.Series:
+    """The walk-through's own split: ``test`` films put aside, of the rest 80 % train and 20 % validation.
+
+    Films are shuffled within each group of source and TB label and the groups dealt out in proportion. A set of fewer
+    than 250 films gives a fifth of them to the test.
+    """
+    test_share = min(test / max(len(frame), 1), 0.2)
+    shares = {"test": test_share, "val": 0.2 * (1 - test_share)}
+    order = frame.assign(tb=frame["tb"].fillna(-1)).sample(frac=1, random_state=seed)
+    # Each film's place within its group, as a number in (0, 1): equal shares of every group fall below any threshold.
+    groups = order.groupby(["source", "tb"])
+    place = (groups.cumcount() + 0.5) / groups["name"].transform("size")
+    place = place.sort_values(kind="stable").index
+    split = pd.Series("train", index=frame.index)
+    n_test, n_val = round(shares["test"] * len(frame)), round(shares["val"] * len(frame))
+    split[place[:n_test]], split[place[n_test:n_test + n_val]] = "test", "val"
+    return split
+
+
+def assign_splits(frame: pd.DataFrame, *, split: str = "published", seed: int = 0) -> pd.Series:
+    """The split of each film: train, val or test where it has a mask, else ``unlabelled``.
+
+    Args:
+        frame: with ``name``, ``source``, ``tb`` and ``masked``.
+        split: ``published`` or ``random``.
+        seed: of the random split.
+    """
+    if split not in ("published", "random"):
+        raise ValueError(f"split is 'published' or 'random', not {split!r}")
+    masked = frame["masked"].astype(bool)
+    result = published_split(frame).astype(object) if split == "published" else pd.Series(None, frame.index, object)
+    # JSRT is there to test across sets: outside its published lists all of it is test.
+    result[result.isna() & (frame["source"] == "jsrt")] = "test"
+    rest = frame[masked & result.isna()]
+    result[rest.index] = random_split(rest, seed=seed)
+    result[~masked] = "unlabelled"
+    return result
+
+
+def check_disjoint(frame: pd.DataFrame) -> None:
+    """Raises ValueError if a film, by its name or by its pixels, is in the manifest twice (and so in two splits)."""
+    for column in ("name", "pixels"):
+        twice = frame.loc[frame.duplicated(column, keep=False), "name"]
+        if len(twice):
+            raise ValueError(f"films that are in the set twice by their {column}: {', '.join(map(str, twice[:6]))}")
+
+
+def _files(root: Path):
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        yield from (Path(folder, name) for name in sorted(names)
+                    if not name.startswith(".") and Path(name).suffix.lower() in (*IMAGE_SUFFIXES, ".txt"))
+
+
+def _role(path: Path) -> str | None:
+    folders = [part.lower() for part in path.parts[:-1]]
+    if path.suffix.lower() == ".txt":
+        return "text"
+    if _OTHER_ORGANS & set(folders):
+        return None
+    roles = [_ROLES[name] for name in reversed(folders) if name in _ROLES]
+    return roles[0] if roles else "mask" if path.stem.lower().endswith("_mask") else "image"
+
+
+def _combined_mask(film: RawFilm, shape: tuple[int, int]) -> np.ndarray | None:
+    files = film.mask_files
+    if not files:
+        return None
+    if len(files) == 1 and "mask" not in film.files:
+        raise ValueError(f"{files[0]}: the other lung's mask is missing")
+    masks = [read_mask(path) for path in files]
+    for path, mask in zip(files, masks):
+        if mask.shape != shape:
+            raise ValueError(f"{path}: size mismatch, the mask is {mask.shape} and the film {shape}")
+        if not mask.any():
+            raise ValueError(f"{path}: the mask is empty")
+    # OR, not a sum: 255 + 255 wraps round to 254 in 8 bits.
+    return np.bitwise_or.reduce(masks)
+
+
+def _prepare_all(films: list[RawFilm], out: Path, size: int, workers: int) -> tuple[list[dict], list[Problem]]:
+    """Rows and problems of all films. ``films.jsonl`` grows with each one finished, so a killed run goes on there."""
+    journal = _start_journal(out, size)
+    known = _finished(journal, out)
+    rows, problems, todo = [], [], []
+    for film in films:
+        row = known.get(film.name)
+        stamp = _stamp(film)
+        rows.append(row) if row and row["stamp"] == stamp else todo.append((film, stamp))
+    # OpenCV's own threads on top of ours would only get in each other's way.
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        with ThreadPoolExecutor(workers) as pool, journal.open("a") as log:
+            jobs = {pool.submit(prepare_film, film, out / "new", size): (film, stamp) for film, stamp in todo}
+            for job in tqdm(as_completed(jobs), total=len(jobs), desc="prep", unit="film", disable=None):
+                film, stamp = jobs[job]
+                try:
+                    row = {**job.result(), "stamp": stamp}
+                    log.write(json.dumps(row) + "\n")
+                    log.flush()
+                    rows.append(row)
+                except (ValueError, OSError) as error:
+                    path = next(iter([*film.files.values()]), "")
+                    problems.append(Problem(film.name, film.source, str(path), str(error)))
+    finally:
+        cv2.setNumThreads(threads)
+    return rows, sorted(problems, key=lambda p: p.name)
+
+
+def _start_journal(out: Path, size: int) -> Path:
+    """Makes the folders; a prepared set of another size is done again from the start."""
+    for name in ("new/image", "new/mask", *(f"{s}/{kind}" for s in SPLITS for kind in ("image", "mask")), "unlabelled/image"):
+        (out / name).mkdir(parents=True, exist_ok=True)
+    journal, settings = out / "films.jsonl", out / "prep.json"
+    if not settings.exists() or json.loads(settings.read_text()) != {"size": size}:
+        journal.unlink(missing_ok=True)
+        settings.write_text(json.dumps({"size": size}))
+    return journal
+
+
+def _finished(journal: Path, out: Path) -> dict[str, dict]:
+    """Rows of the films whose files are still there, in whatever split."""
+    if not journal.exists():
+        return {}
+    lines = [line for line in journal.read_text().splitlines() if line.endswith("}")]  # a kill may cut the last one
+    here = {kind: {p.stem for p in out.glob(f"*/{kind}/*.png")} for kind in ("image", "mask")}
+    rows = {row["name"]: row for row in map(json.loads, lines)}
+    return {n: row for n, row in rows.items() if n in here["image"] and (n in here["mask"] or not row["masked"])}
+
+
+def _stamp(film: RawFilm) -> list:
+    """Changes when one of the film's raw files does, as make's rule would have it."""
+    return [[role, str(path), path.stat().st_size, path.stat().st_mtime_ns] for role, path in sorted(film.files.items())]
+
+
+def _move_to_splits(frame: pd.DataFrame, out: Path) -> None:
+    """Puts every film where its split says. What the manifest doesn't name is left where it is."""
+    target = dict(zip(frame["name"], frame["split"]))
+    for path in sorted(out.glob("*/*/*.png"), key=lambda p: p.parts[-3] == "new"):
+        split = target.get(path.stem)
+        if split is None or path.parts[-3] not in ("new", "unlabelled", *SPLITS):
+            continue
+        os.replace(path, out / split / path.parts[-2] / path.name)
+    for path in out.glob("new/*/*.png"):
+        path.unlink()
+    for folder in ("new/image", "new/mask", "new"):
+        (out / folder).rmdir()
+
+
+def _write_table(path: Path, frame: pd.DataFrame) -> None:
+    temporary = path.with_suffix(".part")
+    frame.to_csv(temporary, index=False)
+    os.replace(temporary, path)

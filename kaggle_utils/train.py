@@ -1,0 +1,366 @@
+"""Training: one frozen configuration, one Trainer, checkpoints from which a killed run goes on to the same weights."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from .data import LungDataset, make_loader, read_manifest
+from .image import write_bytes
+from .loss import make_loss
+from .metrics import confusion, overlap
+from .model import UNet, count_parameters, save_weights
+
+LICENCES = {
+    "montgomery": "Montgomery: research use with acknowledgement (Jaeger et al. 2014, Candemir et al. 2014)",
+    "shenzhen": "Shenzhen masks: CC BY-NC-SA 4.0 (Stirenko et al. 2018)",
+    "jsrt": "JSRT/SCR: research use, registration at the source (Shiraishi et al. 2000, van Ginneken et al. 2006)",
+}
+
+
+def setting(default: object, about: str) -> object:
+    """A field of the configuration with its unit, range or reason, which is also its help text on the command line."""
+    return field(default=default, metadata={"about": about})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a run. Stored whole in each checkpoint, and rebuilt from there."""
+
+    # data
+    sources: tuple[str, ...] = setting(("montgomery", "shenzhen"), "sets to train on; JSRT is for testing across sets")
+    size: int = setting(256, "px, side of the square the network sees")
+    augment: str = setting("full", "none, light or full, see data.augmentation")
+    batch: int = setting(8, "films a step")
+    workers: int = setting(0, "loader processes; 0 is right on a CPU, the number of cores beside a GPU")
+    # model
+    width: int = setting(16, "channels of the first level, doubled at each level below")
+    depth: int = setting(4, "how many times the resolution is halved")
+    norm: str = setting("batch", "batch, group or instance")
+    up: str = setting("bilinear", "bilinear or transposed")
+    # loss
+    loss: str = setting("bce_dice", "bce, dice, bce_dice, tversky or focal")
+    dice_weight: float = setting(0.5, "in [0, 1], the rest is cross-entropy's")
+    # optimisation
+    epochs: int = setting(40, "passes over the training films")
+    minutes: float = setting(0.0, "time budget; the learning rate falls with it, 0 is none")
+    lr: float = setting(2e-3, "peak learning rate of AdamW")
+    weight_decay: float = setting(1e-2, "of AdamW, decoupled")
+    warmup: float = setting(0.05, "share of the run in which the learning rate rises")
+    clip: float = setting(1.0, "largest norm of the gradient")
+    ema: float = setting(0.99, "decay per step of the averaged weights, which are the ones kept; 0 is none")
+    patience: int = setting(0, "epochs without a better validation Dice before stopping, 0 is never")
+    # the machine
+    seed: int = setting(0, "of initial weights, order and augmentation")
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    precision: str = setting("auto", "auto, fp32, bf16 or fp16; auto is the fastest the hardware has")
+    compile: bool = setting(False, "torch.compile: minutes of waiting for some 10-30 percent on long runs")
+
+    def __post_init__(self):
+        for name, low, high in (("size", 16, 4096), ("batch", 1, 4096), ("epochs", 1, 100_000), ("width", 1, 1024),
+                                ("depth", 1, 8), ("minutes", 0, 1e6), ("lr", 0, 10), ("dice_weight", 0, 1), ("ema", 0, 1)):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} is in [{low}, {high}], not {getattr(self, name)}")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, object]) -> TrainConfig:
+        """Rebuilds a stored configuration; an unknown key is an error, not a default in silence."""
+        unknown = set(values) - {f.name for f in fields(cls)}
+        if unknown:
+            raise ValueError(f"unknown setting {', '.join(sorted(unknown))}; there are {', '.join(f.name for f in fields(cls))}")
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+class Trainer:
+    """Fits a model, keeps the best and the last checkpoint, and goes on where a killed run stopped.
+
+    Args:
+        model: a network from images ``(B, 1, H, W)`` to logits of the masks' shape.
+        loss: a module of ``(logits, truth)``.
+        train_loader: yields dicts of image, mask and name.
+        val_loader: the same, in a fixed order.
+        config: see :class:`TrainConfig`.
+        out: folder for ``last.pt`` (to resume), ``best.safetensors`` (to use), ``history.csv`` and ``config.json``;
+            None writes nothing.
+    """
+
+    def __init__(self, model: nn.Module, loss: nn.Module, train_loader: DataLoader, val_loader: DataLoader,
+                 config: TrainConfig, out: str | Path | None = None):
+        self.config, self.loss = config, loss
+        self.train_loader, self.val_loader = train_loader, val_loader
+        self.device = choose_device(config.device)
+        self.precision = choose_precision(self.device) if config.precision == "auto" else config.precision
+        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.step_model = torch.compile(self.model) if config.compile else self.model
+        self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        self.history: list[dict[str, float]] = []
+        self.step, self.seconds = 0, 0.0
+        self.out = Path(out) if out else None
+        if self.out:
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_bytes(self.out / "config.json", json.dumps(asdict(config), indent=2).encode())
+
+    @property
+    def best_model(self) -> nn.Module:
+        """The weights that are validated and kept: the moving average, if there is one."""
+        return self.ema.module if self.config.ema else self.model
+
+    @property
+    def best_dice(self) -> float:
+        """The highest validation Dice so far."""
+        return max((row["val_dice"] for row in self.history), default=-1.0)
+
+    def fit(self) -> pd.DataFrame:
+        """Trains to the end of the epochs, the time budget or the patience.
+
+        Returns:
+            One row an epoch: epoch, lr, train_loss, val_loss, val_dice, val_iou, val_accuracy, val_foreground (predicted
+            share of lung), films_s (training alone) and seconds (since the start, resumed parts included).
+
+        Raises:
+            ValueError: the first batch is not what a network can learn from; the message says what is wrong.
+            FloatingPointError: the loss is not finite; the message names the films.
+        """
+        if not self.history:
+            check_batch(next(iter(self.val_loader)))
+        bar = tqdm(total=self.config.epochs, initial=len(self.history), desc="train", unit="epoch", disable=None)
+        while not self._finished():
+            row = self._epoch(len(self.history), bar)
+            improved = row["val_dice"] > self.best_dice
+            self.history.append(row)
+            self._save(improved)
+            bar.set_postfix(dice=f"{row['val_dice']:.4f}", loss=f"{row['train_loss']:.4f}")
+            bar.update()
+        bar.close()
+        return pd.DataFrame(self.history)
+
+    def validate(self, model: nn.Module | None = None) -> dict[str, float]:
+        """Means over the validation films of loss, Dice, IoU, accuracy and predicted share of lung.
+
+        The model's mode (training or evaluation) is put back as it was.
+        """
+        model = model or self.best_model
+        was_training, rows, loss = model.training, [], 0.0
+        model.eval()
+        with torch.inference_mode():
+            for batch in self.val_loader:
+                images, truth = self._to_device(batch)
+                with self._autocast():
+                    logits = model(images)
+                loss += self.loss(logits, truth).item() * len(truth)  # losses are means over films
+                for pred, true in zip((logits > 0).cpu().numpy()[:, 0], truth.cpu().numpy()[:, 0]):
+                    counts = confusion(pred.astype(np.uint8), true.astype(np.uint8))
+                    rows.append({**overlap(counts), "foreground": pred.mean()})
+        model.train(was_training)
+        means = pd.DataFrame(rows).mean()
+        return {"val_loss": loss / len(rows), **{f"val_{key}": means[key] for key in ("dice", "iou", "accuracy", "foreground")}}
+
+    def resume(self, path: str | Path) -> None:
+        """Takes everything from a checkpoint: a resumed run ends as the uninterrupted one would have, bit for bit on a CPU.
+
+        Only a time budget breaks that: its learning rate follows the clock.
+
+        Raises:
+            ValueError: the checkpoint is damaged or was made with other settings.
+        """
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except (RuntimeError, EOFError, OSError, KeyError) as error:
+            raise ValueError(f"{path}: not a whole checkpoint ({error})") from None
+        stored = TrainConfig.from_dict(state["config"])
+        # How long to go on may change; what is learned, and how, may not.
+        free = {"epochs", "minutes", "patience", "workers", "device"}
+        changed = [f.name for f in fields(stored) if f.name not in free
+                   and getattr(stored, f.name) != getattr(self.config, f.name)]
+        if changed:
+            raise ValueError(f"{path} was made with another {', '.join(changed)}: "
+                             + ", ".join(f"{n} = {getattr(stored, n)!r}" for n in changed))
+        for name in ("model", "ema", "optimizer", "scaler"):
+            getattr(self, name).load_state_dict(state[name])
+        self.history, self.step, self.seconds = state["history"], state["step"], state["seconds"]
+        torch.set_rng_state(state["rng"].cpu())
+
+    def learning_rate(self, progress: float) -> float:
+        """Linear warm-up, then half a cosine down to a hundredth; ``progress`` is the share of the run done, in [0, 1]."""
+        config = self.config
+        if progress < config.warmup:
+            return config.lr * progress / config.warmup
+        wave = math.cos(math.pi * (progress - config.warmup) / (1 - config.warmup))
+        return config.lr * (0.01 + 0.99 * (1 + wave) / 2)
+
+    def progress(self) -> float:
+        """Share of the run done, by steps or by the time budget, whichever is nearer to its end.
+
+        Source: Li, Yumer & Ramanan 2020, "Budgeted Training": the learning rate should reach its end with the budget.
+        """
+        by_steps = self.step / (self.config.epochs * len(self.train_loader))
+        by_time = self.seconds / (self.config.minutes * 60) if self.config.minutes else 0.0
+        return min(1.0, max(by_steps, by_time))
+
+    def _finished(self) -> bool:
+        rows, patience = self.history, self.config.patience
+        best = max(range(len(rows)), key=lambda i: rows[i]["val_dice"], default=0)
+        return (len(rows) >= self.config.epochs or (bool(rows) and self.progress() >= 1)
+                or bool(patience and len(rows) - 1 - best >= patience))
+
+    def _epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
+        if hasattr(self.train_loader.sampler, "epoch"):
+            self.train_loader.sampler.epoch = epoch
+        # validate() puts the mode back, but a caller may have left the model in evaluation mode before.
+        self.model.train()
+        total, films, before = 0.0, 0, self.seconds
+        start = time.perf_counter()
+        for batch in self.train_loader:
+            total += self._train_step(batch) * len(batch["name"])
+            films += len(batch["name"])
+            self.seconds = before + time.perf_counter() - start
+            bar.set_postfix(loss=f"{total / films:.4f}", films_s=f"{films / (self.seconds - before):.1f}", refresh=False)
+            if self.config.minutes and self.progress() >= 1:
+                break
+        films_s = films / (self.seconds - before)
+        result = self.validate()
+        self.seconds = before + time.perf_counter() - start
+        return {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"], "train_loss": total / films, **result,
+                "films_s": films_s, "seconds": self.seconds}
+
+    def _train_step(self, batch: dict) -> float:
+        self.optimizer.param_groups[0]["lr"] = self.learning_rate(self.progress())
+        images, truth = self._to_device(batch)
+        with self._autocast():
+            logits = self.step_model(images)
+        loss = self.loss(logits, truth)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the loss is {value} at step {self.step}, on {', '.join(batch['name'])}: look at these films, "
+                                     f"or try a lower lr than {self.config.lr} or precision fp32 instead of {self.precision}")
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.config.ema:
+            self.ema.update_parameters(self.model)
+        self.step += 1
+        return value
+
+    def _to_device(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        images = batch["image"].to(self.device, memory_format=torch.channels_last, non_blocking=True)
+        return images, batch["mask"].to(self.device, non_blocking=True)
+
+    def _autocast(self) -> torch.autocast:
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision, torch.float32)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=self.precision != "fp32")
+
+    def _save(self, improved: bool) -> None:
+        if not self.out:
+            return
+        state = {"config": asdict(self.config), "history": self.history, "step": self.step, "seconds": self.seconds,
+                 "rng": torch.get_rng_state(),
+                 **{name: getattr(self, name).state_dict() for name in ("model", "ema", "optimizer", "scaler")}}
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        # The best weights first: a kill between the two writes leaves an older last.pt, which makes them again.
+        if improved and isinstance(self.best_model, UNet):
+            save_weights(self.out / "best.safetensors", self.best_model, self._header())
+        write_bytes(self.out / "history.csv", pd.DataFrame(self.history).to_csv(index=False).encode())
+        write_bytes(self.out / "last.pt", buffer.getvalue())
+
+    def _header(self) -> dict[str, object]:
+        last = self.history[-1]
+        return {
+            "size": self.config.size, "normalisation": "zero mean, unit deviation of each film (data.normalise)",
+            "sources": list(self.config.sources), "parameters": count_parameters(self.best_model),
+            "validation": {"dice": round(last["val_dice"], 5), "epoch": last["epoch"]}, "config": asdict(self.config),
+            "licence": [LICENCES[source] for source in self.config.sources if source in LICENCES],
+        }
+
+
+def train(data: str | Path, out: str | Path, config: TrainConfig, *, resume: bool = False) -> Trainer:
+    """Trains a U-Net on a prepared set; the whole of ``python -m kaggle_utils train``.
+
+    Args:
+        data: the prepared set.
+        out: the run's folder, see :class:`Trainer`.
+        config: see :class:`TrainConfig`.
+        resume: go on from ``out/last.pt`` if it is there.
+
+    Returns:
+        The trainer, its run finished.
+
+    Raises:
+        FileExistsError: the folder holds another run and ``resume`` is not asked for.
+        ValueError: no film is left of the wanted sources, or see :meth:`Trainer.fit`.
+    """
+    last = Path(out) / "last.pt"
+    if last.exists() and not resume:
+        raise FileExistsError(f"{last} is there: resume that run (--resume) or choose another folder")
+    frame = read_manifest(data)
+    frame = frame[frame["source"].isin(config.sources)]
+    loaders = {
+        split: make_loader(
+            LungDataset(frame[frame["split"] == split], config.size, config.augment if split == "train" else "none", seed=config.seed),
+            config.batch, shuffle=split == "train", workers=config.workers)
+        for split in ("train", "val")}
+    torch.manual_seed(config.seed)
+    model = UNet(width=config.width, depth=config.depth, norm=config.norm, up=config.up)
+    trainer = Trainer(model, make_loss(config.loss, dice_weight=config.dice_weight), loaders["train"], loaders["val"], config, out)
+    if resume and last.exists():
+        trainer.resume(last)
+    trainer.fit()
+    return trainer
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The GPU if there is one, else the CPU; or the one that is named."""
+    if name != "auto":
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def choose_precision(device: torch.device) -> str:
+    """The fastest number format that the hardware computes in itself.
+
+    bf16 on a GPU from Ampere on and on a CPU with AVX512-BF16 or AMX; fp16 on an older GPU (a T4 only emulates bf16);
+    fp32 on any other CPU, where bf16 is emulated and slower.
+    """
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
+    return "bf16" if device.type == "cpu" and ("avx512_bf16" in flags or "amx_bf16" in flags) else "fp32"
+
+
+def check_batch(batch: dict) -> None:
+    """Looks at a batch before any time is spent on it.
+
+    Raises:
+        ValueError: in words: shapes that don't fit, films that aren't normalised, masks that aren't {0, 1}, are all the
+            same, or whose share of lung no chest film has.
+    """
+    images, masks = batch["image"], batch["mask"]
+    if images.shape != masks.shape or images.ndim != 4:
+        raise ValueError(f"images are {tuple(images.shape)} and masks {tuple(masks.shape)}; both should be (B, 1, H, W)")
+    values = masks.unique().tolist()
+    if not set(values) <= {0.0, 1.0}:
+        raise ValueError(f"masks hold {values[:5]}, they should hold 0 and 1: read them with image.read_mask")
+    if not torch.isfinite(images).all() or images.abs().max() > 50:
+        raise ValueError(f"films go from {images.min():g} to {images.max():g}: pass them through data.normalise")
+    share = masks.mean().item()
+    if not 0.02 < share < 0.7:
+        raise ValueError(f"lungs cover {share:.1%} of the films, a chest film has 15-40 %: are the masks inverted, empty "
+                         f"or paired with the wrong films? ({', '.join(batch['name'][:3])} ...)")
