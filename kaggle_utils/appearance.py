@@ -19,7 +19,7 @@ from kaggle_utils import outline
 
 SIZE = 256  # px a side of the mean frame
 MARGIN = 1.10  # the mean frame shows this much more than the mean film, for films taken from further away
-TONES = (0.10, 0.35, 0.75, 0.95)  # density given to: darkest 2 %, median lung, median mediastinum, brightest 2 %
+TONES = (0.10, 0.35, 0.75)  # relative density of: the darkest 2 %, the median of the lungs, that of the mediastinum
 WINDOW, STEP = 64, 32  # px; windows overlap by half, so that their fades add up to one
 FLOW_NODES = 33
 _log = logging.getLogger(__name__)
@@ -72,8 +72,8 @@ def fit_arrays(images: list[np.ndarray], masks: list[np.ndarray], tb: np.ndarray
         "window_at": windows["at"], "window_modes": windows["modes"], "window_sd": windows["sd"],
         "unlinked_sd": unlinked.std(0), "noise_sd": _resize(np.sqrt(_blur(noise.var(0), 4)), 64),
         "noise_spectrum": _spectrum(noise), **_classes(codes, tb),
-        "sizes": np.array([shape_modes, 4, 4, flow_modes, parts["global"]["modes"].shape[0], linked_modes]),
-        "codes": codes, "kept": kept, "density": density,
+        "sizes": np.array([parts["shape"]["modes"].shape[0], 4, 3, *(len(parts[k]["modes"]) for k in ("flow", "global", "linked"))]),
+        "share": np.array([_share(part["scores"]) for part in (*parts.values(), windows)]), "films": np.array(len(kept)),
     }
 
 
@@ -155,12 +155,10 @@ def usable_area(image: np.ndarray, shape: np.ndarray) -> np.ndarray:
 
 
 def measure_tone(film, seen, lungs, between) -> np.ndarray:
-    """The gray levels that :data:`TONES` names, increasing, from a film in the mean frame."""
-    low, high = np.percentile(film[seen], (2, 98))
-    tone = np.array([low, np.median(film[seen & lungs]), np.median(film[seen & between]), high])
-    for k in (1, 2, 3):
-        tone[k] = max(tone[k], tone[k - 1] + 6)
-    return tone
+    """The three gray levels that :data:`TONES` names, increasing, from a film in the mean frame."""
+    low, lung = np.percentile(film[seen], 2), np.median(film[seen & lungs])
+    lung = max(lung, low + 5)
+    return np.array([low, lung, max(np.median(film[seen & between]), lung + 15)])
 
 
 def encode_tone(tone: np.ndarray) -> np.ndarray:
@@ -170,15 +168,15 @@ def encode_tone(tone: np.ndarray) -> np.ndarray:
 
 def decode_tone(code: np.ndarray) -> np.ndarray:
     """The inverse of :func:`encode_tone`, squeezed into 0…255."""
-    tone = np.cumsum(np.r_[max(code[0] * 20, 0), np.exp(np.clip(code[1:], 1.8, 5))])
-    return tone * min(1.0, 252 / tone[-1])
+    tone = np.cumsum(np.r_[max(code[0] * 20, 0), np.exp(np.clip(code[1:], 1.6, 5.2))])
+    return tone * min(1.0, 250 / tone[-1])
 
 
 def tone_curve(tone: np.ndarray):
-    """Gray to density: monotone through the four anchors, straight on beyond them."""
-    x = np.r_[tone[0] - 60, tone, tone[-1] + 60]
+    """Gray to density: monotone through the three anchors, straight on beyond them."""
     slope = np.diff(TONES) / np.diff(tone)
-    y = np.r_[TONES[0] - 60 * slope[0] * 0.5, TONES, TONES[-1] + 60 * slope[-1] * 0.5]
+    x = np.r_[tone[0] - 60, tone, tone[-1] + 120]
+    y = np.r_[TONES[0] - 60 * min(slope), TONES, TONES[-1] + 120 * slope[-1]]
     return PchipInterpolator(x, y)
 
 
@@ -216,9 +214,7 @@ def register(density: np.ndarray, frame: np.ndarray, *, rounds: int = 4) -> tupl
     Source: Kroeger et al. 2016, Fast optical flow using dense inverse search; Guimond et al. 2000, Average brain
     models (the template is the mean of the registered films, moved by the mean flow).
     """
-    edge = np.ones((SIZE, SIZE), np.uint8)
-    cv2.polylines(edge, [np.round(o * SIZE).astype(np.int32) for o in frame], True, 0)
-    free = np.clip((cv2.distanceTransform(edge, cv2.DIST_L2, 5) - 1) / 8, 0, 1).astype(np.float32)[..., None]
+    free = freedom(frame)
     dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     flows = np.zeros((len(density), SIZE, SIZE, 2), np.float32)
     template = density.mean(0)
@@ -226,12 +222,19 @@ def register(density: np.ndarray, frame: np.ndarray, *, rounds: int = 4) -> tupl
         target = _detail(template)
         for k, film in enumerate(density):
             flow = dis.calc(target, _detail(film), None)
-            flows[k] = free * np.clip(cv2.GaussianBlur(flow, (0, 0), 5), -10, 10)
+            flows[k] = free * np.clip(cv2.GaussianBlur(np.clip(flow, -8, 8), (0, 0), 6), -6, 6)
         flows -= flows.mean(0)
         template = np.mean([_shift(film, flow) for film, flow in zip(density, flows, strict=True)], 0)
     nodes = np.stack([cv2.resize(f, (FLOW_NODES, FLOW_NODES), interpolation=cv2.INTER_AREA) for f in flows])
     smooth = [free * cv2.resize(f, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC) for f in nodes]
     return np.stack([_shift(film, flow) for film, flow in zip(density, smooth, strict=True)]), nodes
+
+
+def freedom(frame: np.ndarray) -> np.ndarray:
+    """How far a flow may go, ``float32 (C, C, 1)``: 0 on the outlines, 1 from 18 px away."""
+    edge = np.ones((SIZE, SIZE), np.uint8)
+    cv2.polylines(edge, [np.round(side * SIZE).astype(np.int32) for side in frame], True, 0)
+    return np.clip((cv2.distanceTransform(edge, cv2.DIST_L2, 5) - 1) / 18, 0, 1).astype(np.float32)[..., None]
 
 
 def _detail(film: np.ndarray) -> np.ndarray:
@@ -303,16 +306,23 @@ def window_sum(scores: np.ndarray, windows: dict[str, np.ndarray], count: int) -
 
 
 def _classes(codes: np.ndarray, tb: np.ndarray) -> dict[str, np.ndarray]:
-    """Mean and Cholesky factor of the codes of each class; a class without films gets the other's."""
+    """Standardised mean and Cholesky factor of the codes of each class; a class with few films gets everybody's."""
+    sd = codes.std(0)
+    scaled = codes / sd
     means, factors = [], []
     for label in (0, 1):
-        rows = codes[tb == label] if (tb == label).sum() > 8 else codes
+        rows = scaled[tb == label] if (tb == label).sum() > 8 else scaled
         covariance = np.cov(rows.T)
-        # Half as many films as numbers: off-diagonal entries are noisy, so a part of them is given up.
+        # About as many films as numbers: the off-diagonal entries are noisy, so a part of them is given up.
         covariance = 0.7 * covariance + 0.3 * np.diag(np.diag(covariance))
         means.append(rows.mean(0))
-        factors.append(np.linalg.cholesky(covariance + 1e-12 * np.eye(len(covariance))))
-    return {"class_mean": np.array(means), "class_factor": np.array(factors)}
+        factors.append(np.linalg.cholesky(covariance + 1e-9 * np.eye(len(covariance))))
+    return {"code_sd": sd, "class_mean": np.array(means), "class_factor": np.array(factors)}
+
+
+def _share(scores: np.ndarray) -> float:
+    """The largest part of one mode's squared scores that is one film's."""
+    return float((scores**2 / (scores**2).sum(0)).max())
 
 
 def _spectrum(noise: np.ndarray) -> np.ndarray:
@@ -321,6 +331,14 @@ def _spectrum(noise: np.ndarray) -> np.ndarray:
     f = np.fft.fftfreq(SIZE)
     radius = np.minimum(np.hypot(f[:, None], f[None]) * SIZE, SIZE // 2 - 1).astype(int)
     return np.sqrt(np.bincount(radius.ravel(), power.ravel()) / np.bincount(radius.ravel()))
+
+
+def colour(white: np.ndarray, spectrum: np.ndarray) -> np.ndarray:
+    """Gives white noise ``(C, C)`` a radial spectrum and unit variance."""
+    f, half = np.fft.fftfreq(SIZE), np.fft.rfftfreq(SIZE)
+    radius = np.minimum(np.hypot(f[:, None], half[None]) * SIZE, SIZE // 2 - 1).astype(int)
+    noise = np.fft.irfft2(np.fft.rfft2(white) * spectrum[radius], (SIZE, SIZE))
+    return (noise / noise.std()).astype(np.float32)
 
 
 def _resize(image: np.ndarray, size: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+from scipy.interpolate import CubicSpline
 
 # Landmarks from the apex down the chest wall to the costophrenic angle, along the diaphragm to the cardiophrenic
 # corner, and up the mediastinum. Fixed corners keep the diaphragm on the diaphragm in every film.
@@ -156,6 +157,16 @@ def upsample(nodes: np.ndarray, size: int) -> np.ndarray:
     at = ((np.arange(size, dtype=np.float32) + 0.5) / size) * (len(nodes) - 1)
     x, y = np.meshgrid(at, at)
     return cv2.remap(nodes, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+
+
+def smooth(side: np.ndarray, *, times: int = 5) -> np.ndarray:
+    """A curve through one lung's landmarks ``(POINTS, 2)`` that is smooth but for the corners, ``(times * POINTS, 2)``."""
+    closed, pieces, start = np.vstack([side, side[:1]]), [], 0
+    for count in PARTS:
+        spline = CubicSpline(np.arange(count + 1), closed[start : start + count + 1], bc_type="natural")
+        pieces.append(spline(np.arange(count * times) / times))
+        start += count
+    return np.vstack(pieces)
 
 
 def fill(outline: np.ndarray, size: int) -> np.ndarray:

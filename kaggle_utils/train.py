@@ -6,6 +6,7 @@ import io
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -104,7 +105,7 @@ class Trainer:
         self.precision = choose_precision(self.device) if config.precision == "auto" else config.precision
         self.model = model.to(self.device, memory_format=torch.channels_last)
         self.step_model = torch.compile(self.model) if config.compile else self.model
-        self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+        self.ema = AveragedModel(self.model, multi_avg_fn=ema_with_warmup(config.ema), use_buffers=True)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.history: list[dict[str, float]] = []
@@ -136,7 +137,7 @@ class Trainer:
             FloatingPointError: the loss is not finite; the message names the films.
         """
         if not self.history:
-            check_batch(next(iter(self.val_loader)))
+            check_batch(next(iter(self.train_loader)))
         bar = tqdm(total=self.config.epochs, initial=len(self.history), desc="train", unit="epoch", disable=None)
         while not self._finished():
             row = self._epoch(len(self.history), bar)
@@ -167,7 +168,7 @@ class Trainer:
                     rows.append({**overlap(counts), "foreground": pred.mean()})
         model.train(was_training)
         means = pd.DataFrame(rows).mean()
-        return {"val_loss": loss / len(rows), **{f"val_{key}": means[key] for key in ("dice", "iou", "accuracy", "foreground")}}
+        return {"val_loss": loss / len(rows), **{f"val_{key}": float(means[key]) for key in ("dice", "iou", "accuracy", "foreground")}}
 
     def resume(self, path: str | Path) -> None:
         """Takes everything from a checkpoint: a resumed run ends as the uninterrupted one would have, bit for bit on a CPU.
@@ -323,6 +324,16 @@ def train(data: str | Path, out: str | Path, config: TrainConfig, *, resume: boo
         trainer.resume(last)
     trainer.fit()
     return trainer
+
+
+def ema_with_warmup(decay: float) -> Callable:
+    """An exponential moving average that forgets fast at first, so that it doesn't drag the initial weights along.
+
+    After n steps the decay is ``min(decay, (1 + n) / (10 + n))``, as in TensorFlow's ExponentialMovingAverage.
+    """
+    def average(averaged: list[torch.Tensor], current: list[torch.Tensor], n: torch.Tensor) -> None:
+        get_ema_multi_avg_fn(min(decay, (1 + int(n)) / (10 + int(n))))(averaged, current, n)
+    return average
 
 
 def choose_device(name: str = "auto") -> torch.device:

@@ -1,0 +1,43 @@
+# make run [DATA=folder with the raw sets] · make test · make bench DATA=…
+PYTHON  ?= python3
+DATA    ?=
+NAME    ?= $(if $(DATA),real,builtin)
+MINUTES ?= $(if $(DATA),14,4)
+RUN     := runs/$(NAME)
+PY      := .venv/bin/python
+CLI     := $(PY) -m kaggle_utils
+
+.PHONY: run test bench clean help
+help:
+	@echo "make run [DATA=folder]  prepare, train, evaluate, predict, into runs/NAME; built-in films without DATA"
+	@echo "make test               all tests"
+	@echo "make bench DATA=folder  speed beside peers, into results/"
+
+run: .venv/run.stamp
+	@mkdir -p $(RUN)
+	$(if $(DATA),,test -d $(RUN)/raw || $(CLI) synth --n 200 --out $(RUN)/raw)
+	$(CLI) prep --input "$(or $(DATA),$(RUN)/raw)" --out $(RUN)/segmentation
+	$(CLI) train --data $(RUN)/segmentation --out $(RUN) --minutes $(MINUTES) --resume
+	$(CLI) evaluate --data $(RUN)/segmentation --weights $(RUN)/best.safetensors --split test --out results/pipeline_$(NAME)
+	$(CLI) predict $(RUN)/segmentation/test/image --weights $(RUN)/best.safetensors --out $(RUN)/predictions
+
+test: .venv/dev.stamp
+	$(PY) -m pytest -q tests
+
+bench: .venv/dev.stamp
+	$(PY) -m benchmarks.prep
+	$(PY) -m benchmarks.train
+
+# Debian keeps venv in a package of its own; as root we can fetch it, else say so.
+.venv/bin/python:
+	$(PYTHON) -m venv .venv || { rm -rf .venv; apt-get install -y python3-venv && $(PYTHON) -m venv .venv; } \
+	  || { rm -rf .venv; echo "python3-venv is missing: apt-get install python3-venv"; exit 1; }
+
+.venv/run.stamp: requirements.txt | .venv/bin/python
+	$(PY) -m pip install -q --disable-pip-version-check -r requirements.txt && touch $@
+
+.venv/dev.stamp: requirements.txt requirements-dev.txt | .venv/bin/python
+	$(PY) -m pip install -q --disable-pip-version-check -r requirements-dev.txt && touch $@ .venv/run.stamp
+
+clean:
+	rm -rf .venv runs

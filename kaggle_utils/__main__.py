@@ -1,0 +1,140 @@
+"""The command line: ``python -m kaggle_utils COMMAND --help``. Parses, calls one function, prints."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+import pandas as pd
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults after each option, and descriptions with their line breaks."""
+
+
+def prep(args: argparse.Namespace) -> int:
+    from .prep import prepare
+    frame = prepare(args.input, args.out, size=args.size, workers=args.workers, split=args.split, seed=args.seed)
+    print(frame.groupby(["source", "split"]).size().unstack(fill_value=0).to_string())
+    problems = pd.read_csv(Path(args.out) / "problems.csv")
+    print(f"{len(frame)} films in {args.out}; {len(problems)} could not be used" + (", see problems.csv:" if len(problems) else ""))
+    for problem in problems.head(5).itertuples():
+        print(f"  {problem.name}: {problem.reason}")
+    return 0
+
+
+def train(args: argparse.Namespace) -> int:
+    from .train import TrainConfig, train
+    config = TrainConfig.from_dict({f.name: getattr(args, f.name) for f in fields(TrainConfig)})
+    trainer = train(args.data, args.out, config, resume=args.resume)
+    print(f"{len(trainer.history)} epochs in {trainer.seconds / 60:.1f} min, {trainer.precision} on {trainer.device}; "
+          f"best validation Dice {trainer.best_dice:.4f}; weights: {Path(args.out) / 'best.safetensors'}")
+    return 0
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    from .infer import LungSegmenter, evaluate
+    from .metrics import summarise
+    segmenter = LungSegmenter(args.weights, device=args.device, flip=args.flip, clean=not args.raw)
+    scores = evaluate(args.data, segmenter, split=args.split, sizes=args.sizes)
+    summary = summarise(scores, ["source", "protocol", "size"])
+    print(summary.to_string(index=False, float_format="{:.4f}".format))
+    if args.out:
+        out = Path(args.out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scores.round(5).to_csv(out.with_suffix(".csv"), index=False)
+        summary.round(5).to_csv(out.with_name(out.stem + "_summary.csv"), index=False)
+    return 0
+
+
+def predict(args: argparse.Namespace) -> int:
+    from .infer import LungSegmenter, predict
+    segmenter = LungSegmenter(args.weights, device=args.device, flip=args.flip, clean=not args.raw)
+    table = predict(args.path, args.out, segmenter, batch=args.batch)
+    failed = table[table["error"] != ""]
+    print(f"{len(table) - len(failed)} masks in {args.out}, {len(failed)} files could not be read")
+    for film in failed.head(5).itertuples():
+        print(f"  {film.error}", file=sys.stderr)
+    return 3 if len(failed) else 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser, with a subcommand for each function above."""
+    parser = argparse.ArgumentParser(prog="kaggle_utils", description="Lung segmentation in chest radiographs with a U-Net.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(function, about: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(function.__name__.replace("_", "-"), help=about, description=about, formatter_class=_Help)
+        sub.set_defaults(function=function)
+        return sub
+
+    sub = command(prep, "raw public sets to a prepared folder")
+    sub.add_argument("--input", required=True, help="folder with the raw sets, in any nesting")
+    sub.add_argument("--out", default="segmentation", help="folder to write; a second run does what is missing")
+    sub.add_argument("--size", type=int, default=512, help="px, side of the prepared films")
+    sub.add_argument("--workers", type=int, help="threads, one a core if not given")
+    sub.add_argument("--split", choices=("published", "random"), default="published",
+                     help="the frozen published lists, or 50 films for the test and the rest 80:20")
+    sub.add_argument("--seed", type=int, default=0, help="of the random split")
+
+    sub = command(train, "train a U-Net on a prepared folder")
+    sub.add_argument("--data", default="segmentation", help="prepared folder")
+    sub.add_argument("--out", required=True, help="folder of the run: weights, checkpoint, history")
+    sub.add_argument("--resume", action="store_true", help="go on where a stopped run was")
+    _add_config(sub)
+
+    sub = command(evaluate, "score weights on a prepared folder, film by film")
+    sub.add_argument("--data", default="segmentation", help="prepared folder")
+    sub.add_argument("--split", choices=("train", "val", "test"), default="test", help="which films")
+    sub.add_argument("--sizes", type=int, nargs="+", default=[256, 512], help="px at which masks are compared")
+    sub.add_argument("--out", help="write OUT.csv, a row a film, and OUT_summary.csv")
+    _add_weights(sub)
+
+    sub = command(predict, "masks, overlays and a table for films; exit status 3 if some could not be read")
+    sub.add_argument("path", nargs="+", help="files, folders (searched below) and globs")
+    sub.add_argument("--out", required=True, help="folder to write")
+    sub.add_argument("--batch", type=int, default=8, help="films a forward pass")
+    _add_weights(sub)
+    return parser
+
+
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--weights", help="safetensors file; the one shipped with the package if not given")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--flip", action="store_true", help="average with the mirrored film: twice the time")
+    parser.add_argument("--raw", action="store_true", help="leave small components and holes in the masks")
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    """An option for each setting of TrainConfig, with its default and its help text."""
+    from .train import TrainConfig
+    for setting in fields(TrainConfig):
+        assert setting.default is not MISSING
+        option = {"help": setting.metadata["about"].replace("%", "%%"), "default": setting.default}
+        if isinstance(setting.default, bool):
+            option["action"] = "store_true"
+        elif isinstance(setting.default, tuple):
+            option["nargs"] = "+"
+        else:
+            option["type"] = type(setting.default)
+        parser.add_argument(f"--{setting.name.replace('_', '-')}", **option)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command; what a user can mend is one line on stderr and exit status 1."""
+    args = build_parser().parse_args(argv)
+    try:
+        return args.function(args)
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"kaggle_utils {args.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"kaggle_utils {args.command}: stopped"
+              + ("; --resume goes on from the last finished epoch" if args.command == "train" else ""), file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,269 @@
+"""Masks for new films: one class for arrays, one function for files, one for a prepared set with its truth."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from glob import glob
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from scipy.ndimage import binary_fill_holes
+from tqdm import tqdm
+
+from .data import normalise, read_manifest
+from .image import (IMAGE_SUFFIXES, read_image, read_mask, resize_image, resize_mask, resize_prob, write_bytes, write_image,
+                    write_mask)
+from .metrics import score
+from .model import load_weights, read_header
+from .train import choose_device, choose_precision
+
+DEFAULT_WEIGHTS = Path(__file__).with_name("weights") / "lungs.safetensors"
+# Blue and orange of Okabe & Ito's palette, told apart by colour-blind eyes; BGR, as OpenCV draws.
+TRUTH_COLOUR, PRED_COLOUR = (178, 114, 0), (0, 159, 230)
+
+
+class LungSegmenter:
+    """A trained U-Net that takes films of any size.
+
+    Args:
+        weights: a file of ``model.save_weights``; None is the one that ships with the package.
+        device: auto, cpu, cuda or cuda:N.
+        flip: average the prediction with that of the mirrored film: twice the time for a little accuracy.
+        clean: keep the two largest components and fill holes, see :func:`clean_mask`.
+        threshold: probability above which a pixel is lung.
+
+    Raises:
+        FileNotFoundError: no such weights.
+        ValueError: a damaged or foreign weights file.
+    """
+
+    def __init__(self, weights: str | Path | None = None, *, device: str = "auto", flip: bool = False, clean: bool = True,
+                 threshold: float = 0.5):
+        path = Path(weights or DEFAULT_WEIGHTS)
+        if weights is None and not path.exists():
+            raise FileNotFoundError(f"{path} is not there: train one (`python -m kaggle_utils train`) and name it with --weights")
+        self.header = read_header(path)
+        self.size = self.header["size"]  # px, the side of the square that the network was trained on
+        self.device = choose_device(device)
+        self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(choose_precision(self.device))
+        self.model = load_weights(path).to(self.device, memory_format=torch.channels_last)
+        self.flip, self.clean, self.threshold = flip, clean, threshold
+
+    def probabilities(self, films: list[np.ndarray]) -> np.ndarray:
+        """Probability of lung at the network's own size.
+
+        Args:
+            films: each ``uint8 (H, W)``, of any size.
+
+        Returns:
+            ``float32 (B, size, size)``.
+        """
+        batch = np.stack([resize_image(film, self.size) for film in films])[:, None]
+        images = normalise(torch.from_numpy(batch).to(self.device)).contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            prob = self.model(images).float().sigmoid()
+            if self.flip:
+                prob = (prob + self.model(images.flip(-1)).float().sigmoid().flip(-1)) / 2
+        return prob[:, 0].cpu().numpy()
+
+    def masks(self, films: list[np.ndarray]) -> list[np.ndarray]:
+        """Masks of the films' own sizes: the probability is resized, then thresholded.
+
+        Args:
+            films: each ``uint8 (H, W)``.
+
+        Returns:
+            Each ``uint8 (H, W)`` in {0, 1}.
+        """
+        masks = [(resize_prob(prob, film.shape) > self.threshold).astype(np.uint8)
+                 for prob, film in zip(self.probabilities(films), films)]
+        return [clean_mask(mask) for mask in masks] if self.clean else masks
+
+
+@dataclass(frozen=True)
+class Film:
+    """A film read from a file, or the reason why it could not be."""
+
+    name: str
+    path: Path
+    image: np.ndarray | None = None
+    error: str = ""
+
+
+def clean_mask(mask: np.ndarray, components: int = 2) -> np.ndarray:
+    """Keeps the largest connected components and fills their holes.
+
+    Args:
+        mask: ``uint8 (H, W)`` in {0, 1}.
+        components: how many to keep; there are two lungs.
+    """
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
+    areas = stats[1:, cv2.CC_STAT_AREA]
+    keep = np.zeros(count, bool)
+    keep[1 + np.argsort(-areas, kind="stable")[:components]] = True
+    return binary_fill_holes(keep[labels]).astype(np.uint8)
+
+
+def find_files(patterns: Iterable[str | Path]) -> list[Path]:
+    """The image files that files, folders (searched below) and globs name, sorted, each once.
+
+    Raises:
+        FileNotFoundError: a pattern names nothing.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+        else:
+            files = [path] if path.exists() else sorted(map(Path, glob(str(pattern), recursive=True)))
+        if not files:
+            raise FileNotFoundError(f"{pattern}: no such file, or no image ({', '.join(IMAGE_SUFFIXES)}) in it")
+        found.update(dict.fromkeys(files))
+    return list(found)
+
+
+def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegmenter, *, batch: int = 8) -> pd.DataFrame:
+    """Segments files; one that can't be read is a row with its error, and the rest goes on.
+
+    Args:
+        patterns: files, folders and globs.
+        out: gets ``masks/NAME.png`` (0/255, the film's own size), ``overlays/NAME.png`` and ``predictions.csv``.
+        segmenter: with which weights and switches.
+        batch: films a forward pass.
+
+    Returns:
+        The table written: name, path, height, width, lung_px, lung_share, mask, overlay, error.
+
+    Raises:
+        FileNotFoundError: a pattern names nothing.
+        OSError: ``out`` can't be written.
+    """
+    out = Path(out)
+    for folder in ("masks", "overlays"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    files = find_files(patterns)
+    names = _unique_names(files)
+    rows = []
+    bar = tqdm(total=len(files), desc="predict", unit="film", disable=None)
+    with ThreadPoolExecutor() as pool:
+        for films in _batches(_read_ahead(files, names, pool, 2 * batch), batch):
+            good = [film for film in films if film.image is not None]
+            masks = dict(zip((film.name for film in good), segmenter.masks([film.image for film in good]) if good else ()))
+            rows += pool.map(lambda film: _write_film(film, masks.get(film.name), out), films)
+            bar.update(len(films))
+    bar.close()
+    table = pd.DataFrame(rows)
+    write_bytes(out / "predictions.csv", table.to_csv(index=False).encode())
+    return table
+
+
+def evaluate(data: str | Path, segmenter: LungSegmenter, *, split: str = "test", sizes: Iterable[int] = (256, 512),
+             batch: int = 8) -> pd.DataFrame:
+    """Scores a prepared set, film by film.
+
+    A source that the weights were not trained on is foreign: then all its films count, besides those of the split.
+
+    Args:
+        data: the prepared set.
+        segmenter: with which weights and switches.
+        split: train, val or test.
+        sizes: px at which prediction and truth are compared; the published tables use 256.
+        batch: films a forward pass.
+
+    Returns:
+        One row a film, protocol and size: name, source, protocol (``test``, or ``all`` where the source is foreign),
+        size and the scores of :func:`metrics.score` in px of that size.
+    """
+    frame = read_manifest(data)
+    frame = frame[frame["split"] != "unlabelled"]
+    foreign = ~frame["source"].isin(segmenter.header["sources"])
+    frame = frame[(frame["split"] == split) | foreign]
+    rows = []
+    bar = tqdm(total=len(frame), desc="evaluate", unit="film", disable=None)
+    for films in _batches(frame.itertuples(), batch):
+        probs = segmenter.probabilities([read_image(film.image) for film in films])
+        for film, prob in zip(films, probs):
+            truth = read_mask(film.mask)
+            protocols = [split] * (film.split == split) + ["all"] * (film.source not in segmenter.header["sources"])
+            for size in sizes:
+                pred = (resize_prob(prob, (size, size)) > segmenter.threshold).astype(np.uint8)
+                scores = score(clean_mask(pred) if segmenter.clean else pred, resize_mask(truth, size))
+                rows += [{"name": film.name, "source": film.source, "protocol": p, "size": size, **scores} for p in protocols]
+        bar.update(len(films))
+    bar.close()
+    return pd.DataFrame(rows).sort_values(["size", "protocol", "source", "name"], ignore_index=True)
+
+
+def draw_overlay(image: np.ndarray, pred: np.ndarray, truth: np.ndarray | None = None) -> np.ndarray:
+    """The film with the outline of the prediction (orange) and, if there is one, of the truth (blue).
+
+    Args:
+        image: ``uint8 (H, W)``.
+        pred: ``uint8 (H, W)`` in {0, 1}.
+        truth: the same.
+
+    Returns:
+        ``uint8 (H, W, 3)``, BGR.
+    """
+    canvas = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+    width = max(1, round(min(image.shape) / 256))  # px: as thick on a 20-megapixel film as on a small one
+    for mask, colour in ((truth, TRUTH_COLOUR), (pred, PRED_COLOUR)):
+        if mask is not None:
+            outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+            cv2.drawContours(canvas, outlines, -1, colour, width, cv2.LINE_AA)
+    return canvas
+
+
+def _read_ahead(files: list[Path], names: list[str], pool: ThreadPoolExecutor, ahead: int) -> Iterator[Film]:
+    """Films in order, the next ones being decoded while the network works; never more than ``ahead`` in memory."""
+    jobs = [pool.submit(_read_film, *item) for item in zip(files[:ahead], names)]
+    for n in range(len(files)):
+        film = jobs.pop(0).result()
+        if n + ahead < len(files):
+            jobs.append(pool.submit(_read_film, files[n + ahead], names[n + ahead]))
+        yield film
+
+
+def _read_film(path: Path, name: str) -> Film:
+    try:
+        return Film(name, path, read_image(path))
+    except (ValueError, OSError) as error:
+        return Film(name, path, error=str(error))
+
+
+def _write_film(film: Film, mask: np.ndarray | None, out: Path) -> dict[str, object]:
+    row = {"name": film.name, "path": str(film.path)}
+    if mask is None:
+        return {**row, "error": film.error}
+    paths = {kind: out / kind / f"{film.name}.png" for kind in ("masks", "overlays")}
+    write_mask(paths["masks"], mask)
+    write_image(paths["overlays"], draw_overlay(film.image, mask))
+    height, width = mask.shape
+    return {**row, "height": height, "width": width, "lung_px": int(mask.sum()), "lung_share": round(float(mask.mean()), 4),
+            "mask": str(paths["masks"]), "overlay": str(paths["overlays"]), "error": ""}
+
+
+def _unique_names(files: list[Path]) -> list[str]:
+    """Stems; films that share one are named by their whole path below the folder common to all."""
+    twice = pd.Series([path.stem.lower() for path in files]).duplicated(keep=False)
+    common = os.path.commonpath([path.absolute().parent for path in files])
+    return [re.sub(r"[/\\.]", "_", os.path.relpath(path, common)) if two else path.stem for path, two in zip(files, twice)]
+
+
+def _batches(items: Iterable, size: int) -> Iterator[list]:
+    batch = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
