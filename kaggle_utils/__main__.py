@@ -60,6 +60,21 @@ def predict(args: argparse.Namespace) -> int:
     return 3 if len(failed) else 0
 
 
+def synth(args: argparse.Namespace) -> int:
+    from .synthetic import write_raw
+    write_raw(args.out, n=args.n, seed=args.seed, size=args.size)
+    print(f"{args.n} built-in films in {args.out}, in the layout of the raw sets: prep them next")
+    return 0
+
+
+def fit_synth(args: argparse.Namespace) -> int:
+    from .synthetic import ASSET, fit_prepared
+    out = Path(args.out or ASSET)
+    fit_prepared(args.data).save(out)
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser, with a subcommand for each function above."""
     parser = argparse.ArgumentParser(prog="kaggle_utils", description="Lung segmentation in chest radiographs with a U-Net.")
@@ -79,8 +94,18 @@ def build_parser() -> argparse.ArgumentParser:
                      help="the frozen published lists, or 50 films for the test and the rest 80:20")
     sub.add_argument("--seed", type=int, default=0, help="of the random split")
 
+    sub = command(synth, "write built-in films, drawn from a statistical model, in the layout of the raw sets")
+    sub.add_argument("--n", type=int, default=200, help="how many films")
+    sub.add_argument("--out", required=True, help="folder to write")
+    sub.add_argument("--size", type=int, default=512, help="px, side of the films")
+    sub.add_argument("--seed", type=int, default=0, help="the same seed gives the same films on every machine")
+
+    sub = command(fit_synth, "fit the statistical model of the built-in films again")
+    sub.add_argument("--data", default="segmentation", help="prepared folder with the real Montgomery and Shenzhen")
+    sub.add_argument("--out", help="file to write; the package's own asset if not given")
+
     sub = command(train, "train a U-Net on a prepared folder")
-    sub.add_argument("--data", default="segmentation", help="prepared folder")
+    sub.add_argument("--data", nargs="+", default=["segmentation"], help="prepared folders; the first one's validation films count")
     sub.add_argument("--out", required=True, help="folder of the run: weights, checkpoint, history")
     sub.add_argument("--resume", action="store_true", help="go on where a stopped run was")
     _add_config(sub)

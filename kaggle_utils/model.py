@@ -38,50 +38,57 @@ class UNet(nn.Module):
         depth: how many times the resolution is halved.
         dims: 2 for films, 3 for volumes.
         norm: ``batch``, ``group`` (8 groups; for batches of one or two) or ``instance``.
-        up: ``bilinear`` (then a 1×1 convolution; trilinear in 3-D) or ``transposed`` (2×2 up-convolution, as the paper).
+        up: ``bilinear`` (after a 1×1 convolution; trilinear in 3-D) or ``transposed`` (2×2 up-convolution, as the paper).
+        patch: px, side of the patches that become channels before the first convolution, and come back as pixels after
+            the last (films only). 2 quarters the work of every level and still gives a logit to every pixel.
         prior: the lungs' share of a film, where the output bias starts: an untrained network predicts it everywhere.
 
     Shape:
         ``(B, in_channels, H, W)`` → ``(B, classes, H, W)`` logits.
 
     Source: Ronneberger, Fischer & Brox 2015, "U-Net: Convolutional Networks for Biomedical Image Segmentation", fig. 1;
-    Çiçek et al. 2016 for 3-D; He et al. 2015 for the initialisation.
+    Çiçek et al. 2016 for 3-D; Shi et al. 2016 (sub-pixel convolution)
+    for ``patch``; He et al. 2015 for the initialisation.
     """
 
     def __init__(self, in_channels: int = 1, classes: int = 1, width: int = 16, depth: int = 4, *, dims: int = 2,
-                 norm: str = "batch", up: str = "bilinear", prior: float = 0.25):
+                 norm: str = "batch", up: str = "bilinear", patch: int = 1, prior: float = 0.25):
         super().__init__()
         _check_choice("dims", dims, (2, 3))
         _check_choice("norm", norm, ("batch", "group", "instance"))
         _check_choice("up", up, ("bilinear", "transposed"))
+        if patch > 1 and dims == 3:
+            raise ValueError("patch > 1 is for films (dims=2)")
         self.architecture = dict(in_channels=in_channels, classes=classes, width=width, depth=depth,
-                                 dims=dims, norm=norm, up=up)
+                                 dims=dims, norm=norm, up=up, patch=patch)
         widths = [width * 2**level for level in range(depth + 1)]
-        self.inc = DoubleConv(in_channels, widths[0], dims, norm)
+        self.inc = DoubleConv(in_channels * patch**2, widths[0], dims, norm)
         self.down = nn.ModuleList(
             nn.Sequential(_POOL[dims](2), DoubleConv(shallow, deep, dims, norm)) for shallow, deep in zip(widths, widths[1:]))
         self.up = nn.ModuleList(
             Up(deep, shallow, dims, norm, up) for shallow, deep in zip(widths[-2::-1], widths[:0:-1]))
-        self.outc = _CONV[dims](widths[0], classes, 1)
+        self.outc = _CONV[dims](widths[0], classes * patch**2, 1)
         self.apply(_initialise)
         nn.init.constant_(self.outc.bias, math.log(prior / (1 - prior)))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         images, shape = self._pad(images), images.shape[2:]
-        skips = [self.inc(images)]
+        patch = self.architecture["patch"]
+        skips = [self.inc(F.pixel_unshuffle(images, patch) if patch > 1 else images)]
         for down in self.down:
             skips.append(down(skips[-1]))  # each level: twice the channels, half the resolution
         features = skips.pop()
         for up in self.up:
             features = up(features, skips.pop())
-        return self.outc(features)[(..., *map(slice, shape))]
+        logits = self.outc(features)
+        return (F.pixel_shuffle(logits, patch) if patch > 1 else logits)[(..., *map(slice, shape))]
 
     def _pad(self, images: torch.Tensor) -> torch.Tensor:
         dims, in_channels = self.architecture["dims"], self.architecture["in_channels"]
         if images.ndim != dims + 2 or images.shape[1] != in_channels:
             axes = "(B, C, H, W)" if dims == 2 else "(B, C, D, H, W)"
             raise ValueError(f"this U-Net takes {axes} with C = {in_channels}, not {tuple(images.shape)}")
-        multiple = 2 ** len(self.down)
+        multiple = self.architecture["patch"] * 2 ** len(self.down)
         missing = [-size % multiple for size in images.shape[:1:-1]]  # last axis first, as F.pad wants it
         if not any(missing):
             return images

@@ -6,6 +6,8 @@ Points are ``(x, y)`` in units of the film's width and height, [0, 1] from its t
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import cv2
 import numpy as np
 from scipy.interpolate import CubicSpline
@@ -154,19 +156,40 @@ def _kernel(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 def upsample(nodes: np.ndarray, size: int) -> np.ndarray:
     """Interpolates values at nodes that span [0, 1] edge to edge, ``(G, G, C)``, at pixel centres ``(size, size, C)``."""
-    at = ((np.arange(size, dtype=np.float32) + 0.5) / size) * (len(nodes) - 1)
-    x, y = np.meshgrid(at, at)
-    return cv2.remap(nodes, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    weights = _weights(len(nodes), size)
+    return np.stack([weights @ channel @ weights.T for channel in np.moveaxis(nodes, -1, 0)], -1)
+
+
+@lru_cache(maxsize=8)
+def _weights(count: int, size: int) -> np.ndarray:
+    at = (np.arange(size) + 0.5) / size * (count - 1)
+    return CubicSpline(np.arange(count), np.eye(count))(at).astype(np.float32)
 
 
 def smooth(side: np.ndarray, *, times: int = 5) -> np.ndarray:
     """A curve through one lung's landmarks ``(POINTS, 2)`` that is smooth but for the corners, ``(times * POINTS, 2)``."""
     closed, pieces, start = np.vstack([side, side[:1]]), [], 0
     for count in PARTS:
-        spline = CubicSpline(np.arange(count + 1), closed[start : start + count + 1], bc_type="natural")
-        pieces.append(spline(np.arange(count * times) / times))
+        pieces.append(_natural(count, times) @ closed[start : start + count + 1])
         start += count
     return np.vstack(pieces)
+
+
+@lru_cache(maxsize=8)
+def _natural(count: int, times: int) -> np.ndarray:
+    spline = CubicSpline(np.arange(count + 1), np.eye(count + 1), bc_type="natural")
+    return spline(np.arange(count * times) / times)
+
+
+def is_simple(side: np.ndarray) -> bool:
+    """Says whether a lung's outline ``(P, 2)`` doesn't cross itself, with a little room between its corners."""
+    z = side @ (1, 1j)
+    step = np.roll(z, -1) - z
+    # Segments i and j cross where each one's ends lie on either side of the other.
+    ends = np.stack([z, np.roll(z, -1)])
+    turn = np.sign(((ends[:, None, :] - z[None, :, None]) * step.conj()[None, :, None]).imag)
+    parted = turn[0] * turn[1] < 0
+    return not (parted & parted.T).any()
 
 
 def fill(outline: np.ndarray, size: int) -> np.ndarray:

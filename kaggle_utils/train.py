@@ -42,6 +42,7 @@ class TrainConfig:
 
     # data
     sources: tuple[str, ...] = setting(("montgomery", "shenzhen"), "sets to train on; JSRT is for testing across sets")
+    films: int = setting(0, "train on this many films, drawn by the seed; 0 is all")
     size: int = setting(256, "px, side of the square the network sees")
     augment: str = setting("full", "none, light or full, see data.augmentation")
     batch: int = setting(8, "films a step")
@@ -51,6 +52,7 @@ class TrainConfig:
     depth: int = setting(4, "how many times the resolution is halved")
     norm: str = setting("batch", "batch, group or instance")
     up: str = setting("bilinear", "bilinear or transposed")
+    patch: int = setting(1, "px, side of the patches the first convolution sees as channels; 2 is 3 times faster")
     # loss
     loss: str = setting("bce_dice", "bce, dice, bce_dice, tversky or focal")
     dice_weight: float = setting(0.5, "in [0, 1], the rest is cross-entropy's")
@@ -291,11 +293,11 @@ class Trainer:
         }
 
 
-def train(data: str | Path, out: str | Path, config: TrainConfig, *, resume: bool = False) -> Trainer:
+def train(data: str | Path | list[str | Path], out: str | Path, config: TrainConfig, *, resume: bool = False) -> Trainer:
     """Trains a U-Net on a prepared set; the whole of ``python -m kaggle_utils train``.
 
     Args:
-        data: the prepared set.
+        data: the prepared set, or several; the first one's validation films decide which weights are kept.
         out: the run's folder, see :class:`Trainer`.
         config: see :class:`TrainConfig`.
         resume: go on from ``out/last.pt`` if it is there.
@@ -310,16 +312,20 @@ def train(data: str | Path, out: str | Path, config: TrainConfig, *, resume: boo
     last = Path(out) / "last.pt"
     if last.exists() and not resume:
         raise FileExistsError(f"{last} is there: resume that run (--resume) or choose another folder")
-    frame = read_manifest(data)
-    frame = frame[frame["source"].isin(config.sources)]
-    loaders = {
-        split: make_loader(
-            LungDataset(frame[frame["split"] == split], config.size, config.augment if split == "train" else "none", seed=config.seed),
-            config.batch, shuffle=split == "train", workers=config.workers)
-        for split in ("train", "val")}
+    sets = {split: [] for split in ("train", "val")}
+    for root in [data] if isinstance(data, (str, Path)) else data:
+        frame = read_manifest(root)
+        for split, parts in sets.items():
+            parts.append(frame[(frame["split"] == split) & frame["source"].isin(config.sources)])
+    films, held_out = pd.concat(sets["train"]), sets["val"][0]
+    if config.films:
+        films = films.sample(min(config.films, len(films)), random_state=config.seed)
+    loaders = [
+        make_loader(LungDataset(films, config.size, config.augment, seed=config.seed), config.batch, shuffle=True, workers=config.workers),
+        make_loader(LungDataset(held_out, config.size), config.batch, workers=config.workers)]
     torch.manual_seed(config.seed)
-    model = UNet(width=config.width, depth=config.depth, norm=config.norm, up=config.up)
-    trainer = Trainer(model, make_loss(config.loss, dice_weight=config.dice_weight), loaders["train"], loaders["val"], config, out)
+    model = UNet(width=config.width, depth=config.depth, norm=config.norm, up=config.up, patch=config.patch)
+    trainer = Trainer(model, make_loss(config.loss, dice_weight=config.dice_weight), *loaders, config, out)
     if resume and last.exists():
         trainer.resume(last)
     trainer.fit()

@@ -1,0 +1,284 @@
+"""infer.py: masks for arrays, for files, and the scores of a prepared set."""
+
+import os
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import ndimage
+
+from kaggle_utils import image as files
+from kaggle_utils import infer
+from kaggle_utils.infer import LungSegmenter, clean_mask, evaluate, find_files, predict
+from kaggle_utils.model import UNet, save_weights
+from phantoms import phantom, write_prepared, write_raw
+
+
+class DarkIsLung(torch.nn.Module):
+    """A network whose right answer is known: dark pixels inside a normalised film are lung."""
+
+    def forward(self, images):
+        return 20 * (-0.8 - images.float())
+
+
+@pytest.fixture
+def weights(tmp_path):
+    torch.manual_seed(0)
+    path = tmp_path / "w.safetensors"
+    save_weights(path, UNet(width=2, depth=2), {"size": 32, "sources": ["montgomery"]})
+    return path
+
+
+@pytest.fixture
+def segmenter(weights) -> LungSegmenter:
+    segmenter = LungSegmenter(weights, device="cpu")
+    segmenter.model, segmenter.dtype = DarkIsLung(), None
+    return segmenter
+
+
+# --- arrays ----------------------------------------------------------------------------------------------------------
+
+def test_masks_have_each_films_own_size_and_hold_0_and_1(segmenter):
+    films = [phantom(90, 60), phantom(50, 70), phantom(33, 47)]
+    masks = segmenter.masks([f.image for f in films])
+    assert [m.shape for m in masks] == [(90, 60), (50, 70), (33, 47)]
+    assert all(m.dtype == np.uint8 and set(np.unique(m)) == {0, 1} for m in masks)
+
+
+def test_mask_lies_where_the_lungs_are_in_a_film_that_is_not_square(segmenter):
+    film = phantom(128, 80)
+    mask = segmenter.masks([film.image])[0]
+    assert 2 * (mask & film.mask).sum() / (mask.sum() + film.mask.sum()) > 0.9
+
+
+def test_probability_is_resized_before_the_threshold(segmenter):
+    film = phantom(128, 80)
+    segmenter.clean = False
+    expected = files.resize_prob(segmenter.probabilities([film.image])[0], (128, 80)) > 0.5
+    np.testing.assert_array_equal(segmenter.masks([film.image])[0], expected)
+
+
+def test_mask_does_not_depend_on_the_other_films_of_the_batch(weights):
+    segmenter = LungSegmenter(weights, device="cpu")
+    segmenter.dtype = None
+    films = [phantom(40, 40, s).image for s in range(3)]
+    together = segmenter.probabilities(films)
+    alone = np.concatenate([segmenter.probabilities([f]) for f in films])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_exposure_does_not_change_the_probability(segmenter):
+    film = phantom(32, 32).image
+    np.testing.assert_allclose(segmenter.probabilities([film // 2 + 60]), segmenter.probabilities([film]), atol=0.15)
+
+
+def test_flip_averages_with_the_mirrored_film(weights):
+    plain, flipped = (LungSegmenter(weights, device="cpu", flip=flip) for flip in (False, True))
+    plain.dtype = flipped.dtype = None
+    film = phantom(32, 32).image
+    mirrored = plain.probabilities([np.ascontiguousarray(film[:, ::-1])])[0, :, ::-1]
+    np.testing.assert_allclose(flipped.probabilities([film])[0], (plain.probabilities([film])[0] + mirrored) / 2, atol=1e-5)
+
+
+@pytest.mark.parametrize("threshold, lung", [(0.0, 1), (1.0, 0)])
+def test_threshold_is_an_argument(weights, threshold, lung):
+    masks = LungSegmenter(weights, device="cpu", threshold=threshold).masks([phantom().image])
+    assert (masks[0] == lung).all()
+
+
+def test_model_is_in_evaluation_mode(weights):
+    assert not LungSegmenter(weights, device="cpu").model.training
+
+
+def test_missing_weights_say_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setattr(infer, "DEFAULT_WEIGHTS", tmp_path / "none.safetensors")
+    with pytest.raises(FileNotFoundError, match="--weights"):
+        LungSegmenter()
+
+
+def test_weights_without_the_networks_size_are_refused_with_the_files_name(tmp_path):
+    save_weights(tmp_path / "bare.safetensors", UNet(width=2, depth=2))
+    with pytest.raises(ValueError, match="bare.safetensors.*size"):
+        LungSegmenter(tmp_path / "bare.safetensors")
+
+
+# --- cleaning --------------------------------------------------------------------------------------------------------
+
+def test_two_largest_components_are_kept_and_their_holes_filled():
+    mask = np.zeros((30, 30), np.uint8)
+    mask[2:20, 2:10], mask[2:22, 15:25] = 1, 1
+    expected = mask.copy()
+    mask[5:8, 4:7] = 0  # a hole
+    mask[27:29, 27:29] = 1  # a third component
+    np.testing.assert_array_equal(clean_mask(mask), expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_cleaning_equals_scipy_labels(seed):
+    mask = (cv2.GaussianBlur(np.random.default_rng(seed).random((64, 64)), (0, 0), 2) > 0.5).astype(np.uint8)
+    labels, count = ndimage.label(mask)
+    areas = ndimage.sum_labels(mask, labels, range(1, count + 1))
+    largest = 1 + np.argsort(-areas, kind="stable")[:2]
+    np.testing.assert_array_equal(clean_mask(mask), ndimage.binary_fill_holes(np.isin(labels, largest)))
+
+
+def test_one_lung_or_none_stays_as_it_is():
+    one = np.zeros((9, 9), np.uint8)
+    one[2:5, 2:5] = 1
+    np.testing.assert_array_equal(clean_mask(one), one)
+    assert not clean_mask(one * 0).any()
+
+
+def test_cleaning_can_be_switched_off(weights):
+    segmenter = LungSegmenter(weights, device="cpu", clean=False)
+    segmenter.model, segmenter.dtype = DarkIsLung(), None
+    film = phantom(64, 64).image
+    film[2:5, 2:5] = 0  # a speck
+    assert segmenter.masks([film])[0][3, 3] == 1
+    segmenter.clean = True
+    assert segmenter.masks([film])[0][3, 3] == 0
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("b.png", "a.jpg", "sub/c.PNG", "sub/d.tif"):
+        write_raw(tmp_path / "films" / name, phantom(40, 32, seed=ord(name[-5])).image)
+    (tmp_path / "films" / "notes.txt").write_text("not a film")
+    return tmp_path / "films"
+
+
+def names(paths):
+    return [p.name for p in paths]
+
+
+def test_folder_is_searched_below_for_images(folder):
+    assert names(find_files([folder])) == ["a.jpg", "b.png", "c.PNG", "d.tif"]
+
+
+def test_glob_and_file_are_found_once_each(folder):
+    assert names(find_files([folder / "b.png", str(folder / "*.png"), folder])) == ["b.png", "a.jpg", "c.PNG", "d.tif"]
+
+
+def test_recursive_glob(folder):
+    assert names(find_files([str(folder / "**" / "*.tif")])) == ["d.tif"]
+
+
+def test_file_whose_name_looks_like_a_glob_is_that_file(tmp_path):
+    write_raw(tmp_path / "film[1].png", phantom().image)
+    assert names(find_files([tmp_path / "film[1].png"])) == ["film[1].png"]
+
+
+@pytest.mark.parametrize("pattern", ["nothing.png", "*.dcm", "empty"])
+def test_pattern_that_names_nothing_is_an_error(tmp_path, pattern):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=pattern.replace("*", r"\*")):
+        find_files([tmp_path / pattern])
+
+
+def test_hidden_folders_are_not_searched(folder):
+    write_raw(folder / ".ipynb_checkpoints" / "b-checkpoint.png", phantom().image)
+    assert "b-checkpoint.png" not in names(find_files([folder]))
+
+
+def test_glob_that_matches_a_folder_gives_files_only(folder):
+    assert all(path.is_file() for path in find_files([str(folder / "*")]))
+
+
+# --- predict ---------------------------------------------------------------------------------------------------------
+
+def test_prediction_writes_masks_overlays_and_a_table(folder, segmenter, tmp_path):
+    table = predict([folder], tmp_path / "out", segmenter, batch=3)
+    assert table["name"].tolist() == ["a", "b", "c", "d"] and (table["error"] == "").all()
+    for row in table.itertuples():
+        mask = cv2.imread(row.mask, cv2.IMREAD_UNCHANGED)
+        assert mask.shape == (row.height, row.width) == (40, 32) and set(np.unique(mask)) == {0, 255}
+        assert row.lung_px == (mask > 0).sum() and row.lung_share == pytest.approx((mask > 0).mean(), abs=1e-4)
+        assert cv2.imread(row.overlay).shape == (40, 32, 3)
+    stored = pd.read_csv(tmp_path / "out" / "predictions.csv", keep_default_na=False)
+    assert list(stored) == ["name", "path", "height", "width", "lung_px", "lung_share", "mask", "overlay", "error"]
+    assert stored["name"].tolist() == table["name"].tolist()
+
+
+def test_written_mask_is_that_of_the_segmenter(folder, segmenter, tmp_path):
+    predict([folder / "b.png"], tmp_path / "out", segmenter)
+    np.testing.assert_array_equal(files.read_mask(tmp_path / "out" / "masks" / "b.png"),
+                                  segmenter.masks([files.read_image(folder / "b.png")])[0])
+
+
+@pytest.mark.parametrize("batch", [1, 2, 100])
+def test_one_bad_file_among_many_is_a_row_with_its_error(folder, segmenter, tmp_path, batch):
+    whole = (folder / "b.png").read_bytes()
+    (folder / "ab_bad.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "zz_bad.png").write_bytes(b"")
+    table = predict([folder], tmp_path / "out", segmenter, batch=batch).set_index("name")
+    assert "truncated" in table.loc["ab_bad", "error"] and "empty" in table.loc["zz_bad", "error"]
+    assert (table.drop(index=["ab_bad", "zz_bad"])["error"] == "").all() and len(table) == 6
+    assert sorted(os.listdir(tmp_path / "out" / "masks")) == ["a.png", "b.png", "c.png", "d.png"]
+
+
+def test_only_bad_files_still_give_a_table(segmenter, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"")
+    assert predict([tmp_path / "bad.png"], tmp_path / "out", segmenter)["error"].str.contains("empty").all()
+
+
+def overlapping_pairs():
+    return [["left/film.png", "right/film.png"], ["film.png", "film.jpg"], ["a/film.png", "b/FILM.png"],
+            pytest.param(["x/b/film.png", "x_b/film.png"], id="a folder named like another's path")]
+
+
+@pytest.mark.parametrize("pair", overlapping_pairs())
+def test_films_of_the_same_stem_do_not_overwrite_each_other(segmenter, tmp_path, pair):
+    for seed, name in enumerate(pair):
+        write_raw(tmp_path / "films" / name, phantom(40 + seed, 32, seed).image)
+    table = predict([tmp_path / "films"], tmp_path / "out", segmenter)
+    assert table["mask"].nunique() == 2
+    assert [cv2.imread(path).shape[:2] for path in table["mask"]] == list(zip(table["height"].astype(int), table["width"].astype(int)))
+
+
+def test_overlay_draws_the_prediction_orange_and_the_truth_blue():
+    film, mask = phantom(64, 64), np.zeros((64, 64), np.uint8)
+    mask[10:40, 10:30] = 1
+    for arguments, colour in (((mask,), infer.PRED_COLOUR), ((mask * 0, mask), infer.TRUTH_COLOUR)):
+        overlay = infer.draw_overlay(film.image, *arguments)
+        np.testing.assert_allclose(overlay[10, 20], colour, atol=40)  # the line is antialiased
+        np.testing.assert_array_equal(overlay[50], cv2.cvtColor(film.image, cv2.COLOR_GRAY2BGR)[50])
+
+
+# --- evaluate --------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def two_sources(tmp_path):
+    """Montgomery, which the weights know, and JSRT, which they don't."""
+    root = write_prepared(tmp_path / "set", {"train": 2, "val": 1, "test": 3})
+    return write_prepared(root, {"train": 4, "test": 2, "unlabelled": 1}, source="jsrt", first=50)
+
+
+def test_foreign_source_is_scored_on_all_its_films_besides_the_split(two_sources, segmenter):
+    scores = evaluate(two_sources, segmenter, sizes=[32])
+    counts = scores.groupby(["source", "protocol"]).size().to_dict()
+    assert counts == {("montgomery", "test"): 3, ("jsrt", "test"): 2, ("jsrt", "all"): 6}
+
+
+def test_known_source_is_scored_on_the_split_alone(two_sources, segmenter):
+    scores = evaluate(two_sources, segmenter, split="val", sizes=[32])
+    assert scores[scores["source"] == "montgomery"]["protocol"].tolist() == ["val"]
+
+
+def test_scores_have_a_row_a_film_and_size(two_sources, segmenter):
+    scores = evaluate(two_sources, segmenter, sizes=[16, 32])
+    known = scores[scores["source"] == "montgomery"]
+    assert known.groupby("size")["name"].nunique().to_dict() == {16: 3, 32: 3}
+    assert known["dice"].between(0.85, 1).all()
+
+
+def test_scores_do_not_depend_on_the_batch(two_sources, segmenter):
+    pd.testing.assert_frame_equal(*(evaluate(two_sources, segmenter, sizes=[32], batch=batch) for batch in (1, 4)))
+
+
+def test_split_without_films_is_an_error_in_words(tmp_path, segmenter):
+    with pytest.raises(ValueError, match="val"):
+        evaluate(write_prepared(tmp_path / "set", {"train": 2}), segmenter, split="val")

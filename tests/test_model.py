@@ -1,0 +1,216 @@
+"""model.py: shapes, gradients, the untrained network, and weights on disk."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from kaggle_utils import model as models
+from kaggle_utils.model import UNet, count_parameters, load_weights, read_header, save_weights
+
+NORMS, UPS = ("batch", "group", "instance"), ("bilinear", "transposed")
+
+
+@pytest.fixture
+def unet() -> UNet:
+    torch.manual_seed(0)
+    return UNet(width=2, depth=2).eval()
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (33, 47), (64, 50), (16, 100), (5, 7), (1, 1)], ids=str)
+def test_logits_have_the_films_shape_whatever_it_is(shape):
+    assert UNet(width=2, depth=4).eval()(torch.zeros(2, 1, *shape)).shape == (2, 1, *shape)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("up", UPS)
+@pytest.mark.parametrize("dims, size", [(2, (16, 20)), (3, (8, 12, 9))], ids=["2-D", "3-D"])
+def test_every_norm_and_up_in_2_and_3_dimensions(norm, up, dims, size):
+    net = UNet(2, 3, width=2, depth=2, dims=dims, norm=norm, up=up)
+    logits = net(torch.randn(2, 2, *size))
+    assert logits.shape == (2, 3, *size)
+    logits.sum().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters())
+
+
+@pytest.mark.parametrize("patch", [2, 4])
+@pytest.mark.parametrize("shape", [(64, 64), (33, 47), (5, 7)], ids=str)
+def test_patches_still_give_a_logit_to_every_pixel(patch, shape):
+    logits = UNet(2, 3, width=2, depth=2, patch=patch).eval()(torch.randn(1, 2, *shape))
+    assert logits.shape == (1, 3, *shape)
+
+
+def test_patches_put_every_pixel_back_in_its_place():
+    """With the identity between them, folding pixels into channels and back moves none."""
+    net = UNet(width=2, depth=1, patch=2).eval()
+    net.inc, net.down, net.up, net.outc = nn.Identity(), nn.ModuleList(), nn.ModuleList(), nn.Identity()
+    film = torch.randn(1, 1, 9, 6)
+    torch.testing.assert_close(net(film), film)
+
+
+def test_padding_reaches_only_the_far_edges_of_the_film(unet):
+    """A film of odd size gives the logits of the same film padded by hand: cropping takes the right corner."""
+    film = torch.randn(1, 1, 30, 29)
+    by_hand = unet(nn.functional.pad(film, (0, 3, 0, 2), mode="replicate"))[..., :30, :29]
+    torch.testing.assert_close(unet(film), by_hand)
+
+
+def test_default_has_at_most_2_million_parameters():
+    assert count_parameters(UNet()) <= 2_000_000
+
+
+def test_parameters_are_counted_by_hand():
+    # 1→2 channels, depth 1: convolutions 3·3 without bias, two numbers a normalised channel, 1×1 with bias.
+    double = lambda i, o: 9 * i * o + 2 * o + 9 * o * o + 2 * o
+    assert count_parameters(UNet(width=2, depth=1)) == double(1, 2) + double(2, 4) + (4 * 2 + 2) + double(4, 2) + (2 + 1)
+
+
+@pytest.mark.parametrize("prior", [0.1, 0.25, 0.5])
+def test_output_bias_is_the_logit_of_the_prior(prior):
+    assert UNet(width=2, depth=1, prior=prior).outc.bias.item() == pytest.approx(math.log(prior / (1 - prior)))
+
+
+def test_untrained_networks_predict_about_the_prior():
+    def share(seed):
+        torch.manual_seed(seed)
+        return UNet(width=4, depth=2, prior=0.25).train()(torch.randn(2, 1, 32, 32)).sigmoid().mean().item()
+    assert sum(map(share, range(20))) / 20 == pytest.approx(0.25, abs=0.1)
+
+
+def test_he_initialisation():
+    torch.manual_seed(0)
+    weight = UNet(width=32, depth=1).down[0][1][0].weight  # 32 → 64 channels
+    assert weight.std().item() == pytest.approx(math.sqrt(2 / (32 * 9)), rel=0.05)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_batch_of_one_trains(norm):
+    torch.manual_seed(0)
+    net = UNet(width=4, depth=2, norm=norm).train()
+    film = torch.randn(1, 1, 16, 16)
+    truth = (film > 0.3).float()
+    optimizer = torch.optim.Adam(net.parameters(), 0.01)
+    values = []
+    for _ in range(30):
+        value = nn.functional.binary_cross_entropy_with_logits(net(film), truth)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        values.append(value.item())
+    assert values[-1] < 0.5 * values[0]
+
+
+@pytest.mark.parametrize("norm", ["group", "instance"])
+def test_norms_without_running_statistics_see_each_film_alone(norm):
+    torch.manual_seed(0)
+    net = UNet(width=4, depth=2, norm=norm).train()
+    films = torch.randn(3, 1, 16, 16)
+    torch.testing.assert_close(net(films)[:1], net(films[:1]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 8, 8), (1, 8, 8), (1, 1, 8, 8, 8)], ids=str)
+def test_wrong_input_shape_is_refused_in_words(unet, shape):
+    with pytest.raises(ValueError, match=r"takes \(B, C, H, W\) with C = 1"):
+        unet(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("setting", [{"norm": "layer"}, {"up": "nearest"}, {"dims": 4}], ids=str)
+def test_unknown_choice_is_refused_with_the_choices(setting):
+    name, value = next(iter(setting.items()))
+    with pytest.raises(ValueError, match=f"{name} is one of .*{value}"):
+        UNet(**setting)
+
+
+# --- weights on disk -------------------------------------------------------------------------------------------------
+
+def filled(**architecture) -> UNet:
+    """A network whose running statistics aren't the initial ones either."""
+    torch.manual_seed(1)
+    net = UNet(width=2, depth=2, **architecture).train()
+    with torch.no_grad():
+        net(torch.randn(2, 1, *[16] * net.architecture["dims"]))
+    return net.eval()
+
+
+@pytest.mark.parametrize("architecture", [{}, {"norm": "group", "up": "transposed"}, {"dims": 3, "norm": "instance"}], ids=str)
+def test_weights_come_back_bit_equal_with_their_architecture(tmp_path, architecture):
+    net = filled(**architecture)
+    save_weights(tmp_path / "w.safetensors", net)
+    loaded = load_weights(tmp_path / "w.safetensors")
+    assert loaded.architecture == net.architecture and not loaded.training
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), loaded.state_dict().values(), strict=True))
+
+
+def test_half_is_half_the_bytes_and_loads_as_float32(tmp_path):
+    net = UNet(width=16, depth=2)
+    save_weights(tmp_path / "full.safetensors", net)
+    save_weights(tmp_path / "half.safetensors", net, half=True)
+    assert (tmp_path / "half.safetensors").stat().st_size < 0.55 * (tmp_path / "full.safetensors").stat().st_size
+    loaded = load_weights(tmp_path / "half.safetensors")
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    torch.testing.assert_close(loaded.inc[0].weight, net.inc[0].weight, rtol=1e-3, atol=1e-4)
+
+
+def test_header_comes_back_as_it_was(tmp_path, unet):
+    header = {"size": 256, "sources": ["montgomery"], "validation": {"dice": 0.97}, "licence": ["CC BY-NC-SA 4.0"]}
+    save_weights(tmp_path / "w.safetensors", unet, header)
+    assert read_header(tmp_path / "w.safetensors") == {"architecture": unet.architecture, **header}
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, -1], ids=["empty", "4 bytes", "in the header", "one byte short"])
+def test_truncated_weights_are_refused(tmp_path, unet, kept):
+    path = tmp_path / "w.safetensors"
+    save_weights(path, unet)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match="w.safetensors: not a whole safetensors file"):
+        load_weights(path)
+
+
+def test_foreign_safetensors_are_refused(tmp_path, unet):
+    save_file(unet.state_dict(), tmp_path / "foreign.safetensors")
+    with pytest.raises(ValueError, match="foreign.safetensors: .*not written by this project"):
+        load_weights(tmp_path / "foreign.safetensors")
+
+
+def test_a_pickle_is_refused(tmp_path, unet):
+    torch.save(unet.state_dict(), tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="model.pt: not a whole safetensors file"):
+        load_weights(tmp_path / "model.pt")
+
+
+def test_tensors_of_another_architecture_are_refused(tmp_path, unet):
+    unet.architecture = {**unet.architecture, "width": 3}
+    save_weights(tmp_path / "w.safetensors", unet)
+    with pytest.raises(ValueError, match="w.safetensors: the tensors don't fit the architecture"):
+        load_weights(tmp_path / "w.safetensors")
+
+
+def test_architecture_this_version_does_not_know_is_refused_with_the_files_name(tmp_path, unet):
+    unet.architecture = {**unet.architecture, "norm": "layer"}
+    save_weights(tmp_path / "w.safetensors", unet)
+    with pytest.raises(ValueError, match="w.safetensors"):
+        load_weights(tmp_path / "w.safetensors")
+
+
+def test_missing_weights_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.safetensors"):
+        load_weights(tmp_path / "nowhere.safetensors")
+
+
+def test_failed_save_leaves_the_old_weights(tmp_path, unet, monkeypatch):
+    path = tmp_path / "w.safetensors"
+    save_weights(path, unet, {"version": 1})
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("killed")))
+    with pytest.raises(OSError):
+        save_weights(path, filled(), {"version": 2})
+    assert read_header(path)["version"] == 1
+    load_file(path)
+
+
+def test_format_is_declared(tmp_path, unet):
+    from safetensors import safe_open
+    save_weights(tmp_path / "w.safetensors", unet)
+    with safe_open(tmp_path / "w.safetensors", "pt") as file:
+        assert file.metadata()["format"] == models.FORMAT

@@ -1,0 +1,519 @@
+"""prep.py: the raw public sets, in every layout they come in, to the prepared folder."""
+
+import json
+import os
+import random
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kaggle_utils import image as files
+from kaggle_utils import prep
+from phantoms import phantom, write_raw
+
+SIZE = 32
+MONTGOMERY = ["MCUCXR_0001_0", "MCUCXR_0108_1"]
+SHENZHEN = ["CHNCXR_0001_0", "CHNCXR_0327_1"]
+JSRT = ["JPCLN001", "JPCNN002"]
+
+
+def film_of(name):
+    """The phantom that goes by a name; films of the sets are not square, and the sets differ in shape."""
+    height, width = {"M": (48, 40), "C": (40, 48), "J": (44, 44)}[name[0]]
+    return phantom(height, width, seed=int.from_bytes(name.encode(), "big") % 2**31)
+
+
+def write_text(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def montgomery(root, names=MONTGOMERY):
+    for name in names:
+        film = film_of(name)
+        write_raw(root / "CXR_png" / f"{name}.png", film.image)
+        write_raw(root / "ManualMask" / "leftMask" / f"{name}.png", film.left * 255)
+        write_raw(root / "ManualMask" / "rightMask" / f"{name}.png", film.right * 255)
+        write_text(root / "ClinicalReadings" / f"{name}.txt", "Patient's Sex: F \nPatient's Age: 027Y\nnormal\n")
+
+
+def shenzhen(images, masks, names=SHENZHEN, unmasked=("CHNCXR_0025_0",)):
+    for name in (*names, *unmasked):
+        write_raw(images / "CXR_png" / f"{name}.png", film_of(name).image)
+        write_text(images / "ClinicalReadings" / f"{name}.txt", "male 45yrs\nnormal")
+    for name in names:
+        write_raw(masks / f"{name}_mask.png", film_of(name).mask * 255)
+
+
+def jsrt(root, names=JSRT):
+    for name in names:
+        film = film_of(name)
+        write_raw(root / "images" / f"{name}.png", film.image)
+        for organ, mask in (("left lung", film.left), ("right lung", film.right), ("heart", film.left), ("left clavicle", film.left),
+                            ("right clavicle", film.left)):
+            write_raw(root / "scratch" / "fold1" / "masks" / organ / f"{name}.png", mask * 255)
+
+
+def merged(root, names=(*MONTGOMERY, *SHENZHEN)):
+    """chest-xray-masks-and-labels: whole masks, named like the film (Montgomery) or with _mask (Shenzhen)."""
+    for name in names:
+        film = film_of(name)
+        write_raw(root / "CXR_png" / f"{name}.png", film.image)
+        write_raw(root / "masks" / f"{name}{'_mask' if name[0] == 'C' else ''}.png", film.mask * 255)
+        write_text(root / "ClinicalReadings" / f"{name}.txt", "Patient's Sex: F\nPatient's Age: 027Y" if name[0] == "M" else "male 45yrs")
+    write_raw(root / "CXR_png" / "CHNCXR_0025_0.png", film_of("CHNCXR_0025_0").image)
+    write_raw(root / "test" / "CHNCXR_0025_0.png", film_of("CHNCXR_0025_0").image)  # the same pixels once more, no mask
+    write_text(root / "ClinicalReadings" / "CHNCXR_0025_0.txt", "male 45yrs")
+
+
+def single(root):
+    montgomery(root / "pulmonary" / "MontgomerySet")
+    shenzhen(root / "pulmonary" / "ChinaSet_AllFiles", root / "shcxr-lung-mask" / "mask")
+
+
+def double(root):
+    montgomery(root / "pulmonary" / "Montgomery" / "MontgomerySet")
+    shenzhen(root / "pulmonary" / "ChinaSet_AllFiles" / "ChinaSet_AllFiles", root / "shcxr-lung-mask" / "mask" / "mask")
+
+
+def new_mount(root):
+    owner = root / "datasets"
+    montgomery(owner / "kmader" / "pulmonary" / "Montgomery" / "MontgomerySet")
+    shenzhen(owner / "kmader" / "pulmonary" / "ChinaSet_AllFiles" / "ChinaSet_AllFiles", owner / "yoctoman" / "shcxr-lung-mask" / "mask")
+
+
+def merged_twice(root):
+    merged(root / "masks-and-labels" / "Lung Segmentation")
+    merged(root / "masks-and-labels" / "data" / "Lung Segmentation")
+
+
+def all_datasets(root):
+    double(root)
+    merged_twice(root)
+
+
+def with_junk(root):
+    double(root)
+    for folder in [root, *(p for p in root.rglob("*") if p.is_dir())]:
+        (folder / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0")
+        (folder / "._MCUCXR_0001_0.png").write_bytes(b"a Mac's resource fork")
+        write_text(folder / ".ipynb_checkpoints" / "MCUCXR_0009_0.png", "not even an image")
+        write_text(folder / "README.md", "about")
+
+
+LAYOUTS = [single, double, new_mount, merged_twice, all_datasets, with_junk]
+EXPECTED = sorted([*MONTGOMERY, *SHENZHEN, "CHNCXR_0025_0"])
+
+
+@pytest.fixture(params=LAYOUTS, ids=lambda layout: layout.__name__)
+def layout(request, tmp_path):
+    request.param(tmp_path / "input")
+    return tmp_path / "input"
+
+
+@pytest.fixture
+def raw(tmp_path):
+    double(tmp_path / "input")
+    return tmp_path / "input"
+
+
+def problems_in(out):
+    return pd.read_csv(out / "problems.csv").set_index("name")["reason"].to_dict()
+
+
+def prepare(root, out, **options):
+    return prep.prepare(root, out, size=SIZE, workers=2, **options)
+
+
+def count_films(monkeypatch):
+    """Counts the films that are really read, by name."""
+    done, original = [], prep.prepare_film
+    monkeypatch.setattr(prep, "prepare_film", lambda film, *rest: done.append(film.name) or original(film, *rest))
+    return done
+
+
+# --- layouts ---------------------------------------------------------------------------------------------------------
+
+def test_every_layout_gives_the_same_films(layout, tmp_path):
+    frame = prepare(layout, tmp_path / "out")
+    assert frame["name"].tolist() == EXPECTED
+    assert problems_in(tmp_path / "out") == {}
+
+
+def test_every_layout_gives_each_film_its_own_pixels_and_mask(layout, tmp_path):
+    out = tmp_path / "out"
+    for row in prepare(layout, out).itertuples():
+        film = film_of(row.name)
+        np.testing.assert_array_equal(files.read_image(out / row.split / "image" / f"{row.name}.png"),
+                                      files.resize_image(film.image, SIZE))
+        if row.split != "unlabelled":
+            np.testing.assert_array_equal(files.read_mask(out / row.split / "mask" / f"{row.name}.png"),
+                                          files.resize_mask(film.mask, SIZE))
+
+
+def test_every_layout_gives_the_same_clinical_data(layout, tmp_path):
+    frame = prepare(layout, tmp_path / "out").set_index("name")
+    assert frame.loc["MCUCXR_0001_0", ["sex", "age", "tb"]].tolist() == ["F", 27, 0]
+    assert frame.loc["CHNCXR_0327_1", ["sex", "age", "tb"]].tolist() == ["M", 45, 1]
+
+
+def test_jsrt_takes_the_lungs_and_no_other_organ(tmp_path):
+    jsrt(tmp_path / "input")
+    frame = prepare(tmp_path / "input", tmp_path / "out")
+    assert frame["name"].tolist() == JSRT and set(frame["source"]) == {"jsrt"} and frame["tb"].isna().all()
+    for row in frame.itertuples():
+        mask = files.read_mask(tmp_path / "out" / row.split / "mask" / f"{row.name}.png")
+        np.testing.assert_array_equal(mask, files.resize_mask(film_of(row.name).mask, SIZE))
+
+
+def test_manifest_says_where_a_film_comes_from(raw, tmp_path):
+    row = prepare(raw, tmp_path / "out").set_index("name").loc["MCUCXR_0001_0"]
+    assert (row["source"], row["height"], row["width"]) == ("montgomery", 48, 40)
+    import hashlib
+    path = next(raw.rglob("CXR_png/MCUCXR_0001_0.png"))
+    assert row["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_manifest_on_disk_is_the_one_returned(raw, tmp_path):
+    frame = prepare(raw, tmp_path / "out")
+    stored = pd.read_csv(tmp_path / "out" / "manifest.csv")
+    assert list(stored) == list(prep.COLUMNS)
+    assert stored["name"].tolist() == frame["name"].tolist() and stored["split"].tolist() == frame["split"].tolist()
+
+
+def test_prepared_folder_holds_the_films_of_the_manifest_and_no_other_image(raw, tmp_path):
+    out = tmp_path / "out"
+    frame = prepare(raw, out)
+    expected = {f"{s}/image/{n}.png" for s, n in zip(frame["split"], frame["name"])}
+    expected |= {p.replace("/image/", "/mask/") for p in expected if not p.startswith("unlabelled")}
+    assert {str(p.relative_to(out)) for p in out.rglob("*.png")} == expected
+
+
+@pytest.mark.parametrize("names", [MONTGOMERY], ids=["montgomery"])
+def test_pairs_are_made_by_stem_in_shuffled_directories(tmp_path, monkeypatch, names):
+    montgomery(tmp_path / "input", names)
+    walk = os.walk
+
+    def shuffled(*args, **options):
+        for folder, folders, inside in walk(*args, **options):
+            random.Random(folder).shuffle(folders)
+            random.Random(folder + "x").shuffle(inside)
+            yield folder, folders, inside
+
+    monkeypatch.setattr(prep.os, "walk", shuffled)
+    for film in prep.find_films(tmp_path / "input"):
+        assert {path.stem for path in film.files.values()} == {film.name}
+        assert {role: path.parent.name for role, path in film.files.items()} == {
+            "image": "CXR_png", "left": "leftMask", "right": "rightMask", "text": "ClinicalReadings"}
+
+
+def test_left_and_right_are_combined_with_or_where_they_overlap(tmp_path):
+    root = tmp_path / "input"
+    montgomery(root, MONTGOMERY[:1])
+    left, right = np.zeros((48, 40), np.uint8), np.zeros((48, 40), np.uint8)
+    left[10:40, 5:25], right[10:40, 15:35] = 255, 255
+    write_raw(root / "ManualMask" / "leftMask" / f"{MONTGOMERY[0]}.png", left)
+    write_raw(root / "ManualMask" / "rightMask" / f"{MONTGOMERY[0]}.png", right)
+    split = prepare(root, tmp_path / "out")["split"].iloc[0]
+    expected = files.resize_mask((left | right) // 255, SIZE)
+    np.testing.assert_array_equal(files.read_mask(tmp_path / "out" / split / "mask" / f"{MONTGOMERY[0]}.png"), expected)
+
+
+def test_folder_without_films_says_what_it_looked_for(tmp_path):
+    write_raw(tmp_path / "holiday.png", phantom().image)
+    with pytest.raises(FileNotFoundError, match="no film of Montgomery .*Shenzhen .*JSRT"):
+        prep.find_films(tmp_path)
+
+
+def test_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+        prep.find_films(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("prepared_first", ["a_prepared", "z_prepared"], ids=["before the raw sets", "after them"])
+def test_a_prepared_set_among_the_inputs_is_not_taken_for_raw_films(raw, tmp_path, prepared_first):
+    """On Kaggle the output of the preparation is attached beside the raw sets."""
+    prepare(raw, raw / prepared_first)
+    assert not any(prepared_first in str(path) for film in prep.find_films(raw) for path in film.files.values())
+
+
+# --- problems --------------------------------------------------------------------------------------------------------
+
+def break_film(root, kind):
+    image = root / "CXR_png" / "MCUCXR_0001_0.png"
+    left, right = (root / "ManualMask" / side / image.name for side in ("leftMask", "rightMask"))
+    if kind == "truncated":
+        image.write_bytes(image.read_bytes()[:500])
+    elif kind == "empty file":
+        image.write_bytes(b"")
+    elif kind == "not an image":
+        image.write_text("404: not found")
+    elif kind == "truncated mask":
+        left.write_bytes(left.read_bytes()[:60])
+    elif kind == "mask without image":
+        image.unlink()
+    elif kind == "size mismatch":
+        write_raw(right, np.full((40, 48), 255, np.uint8))
+    elif kind == "empty mask":
+        write_raw(right, np.zeros((48, 40), np.uint8))
+    elif kind == "half a mask":
+        left.unlink()
+
+
+@pytest.mark.parametrize("kind, reason", [
+    ("truncated", "CXR_png.MCUCXR_0001_0.png: the file is truncated"), ("empty file", "the file is empty"),
+    ("not an image", "not an image"), ("truncated mask", "leftMask.MCUCXR_0001_0.png: the file is truncated"),
+    ("mask without image", "mask without image"), ("size mismatch", "size mismatch"), ("empty mask", "the mask is empty"),
+    ("half a mask", "the other lung's mask is missing")])
+def test_unusable_film_is_listed_with_its_reason_and_the_rest_goes_on(tmp_path, kind, reason):
+    import re
+    montgomery(tmp_path / "input")
+    break_film(tmp_path / "input", kind)
+    frame = prepare(tmp_path / "input", tmp_path / "out")
+    assert frame["name"].tolist() == ["MCUCXR_0108_1"]
+    problems = problems_in(tmp_path / "out")
+    assert list(problems) == ["MCUCXR_0001_0"] and re.search(reason, problems["MCUCXR_0001_0"])
+
+
+def test_no_usable_film_at_all_is_an_error_with_the_first_reason(tmp_path):
+    montgomery(tmp_path / "input", MONTGOMERY[:1])
+    break_film(tmp_path / "input", "truncated")
+    with pytest.raises(ValueError, match="none of 1 films .*truncated"):
+        prepare(tmp_path / "input", tmp_path / "out")
+
+
+def test_twins_by_pixels_are_reported_and_only_the_first_is_kept(tmp_path):
+    root = tmp_path / "input"
+    montgomery(root, ["MCUCXR_0001_0", "MCUCXR_0002_0"])
+    for folder in ("CXR_png", "ManualMask/leftMask", "ManualMask/rightMask"):
+        first, second = (root / folder / f"MCUCXR_000{n}_0.png" for n in (1, 2))
+        second.write_bytes(first.read_bytes())
+    frame = prepare(root, tmp_path / "out")
+    assert frame["name"].tolist() == ["MCUCXR_0001_0"]
+    assert problems_in(tmp_path / "out") == {"MCUCXR_0002_0": "the same pixels as MCUCXR_0001_0"}
+
+
+@pytest.mark.parametrize("column", ["name", "pixels"])
+def test_a_film_that_is_in_two_splits_is_refused(column):
+    frame = pd.DataFrame({"name": ["a", "b"], "pixels": ["1", "2"], "split": ["train", "test"]})
+    prep.check_disjoint(frame)
+    frame[column] = frame[column].iloc[0]
+    with pytest.raises(ValueError, match=f"twice by their {column}"):
+        prep.check_disjoint(frame)
+
+
+# --- clinical text ---------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("text, sex, age", [
+    ("Patient's Sex: F \nPatient's Age: 027Y\nnormal", "F", 27), ("Patient's Sex: M\r\nPatient's Age: 4Y\r\n", "M", 4),
+    ("Patient's Sex: O\nPatient's Age: 052Y", "O", 52), ("male 45yrs\nnormal", "M", 45), ("femal 32yrs", "F", 32),
+    ("Female, 28yrs", "F", 28), ("female24yrs", "F", 24), ("male , 29yrs", "M", 29), ("male 42", "M", 42), ("male 42 \nleft", "M", 42),
+    ("male 16month", "M", 1.33), ("female 64days", "F", 0.18), ("  \n MALE 30YRS", "M", 30), ("male", "M", None), ("35yrs", None, 35),
+    ("", None, None), ("no clinical data", None, None)], ids=repr)
+def test_clinical_text_however_it_is_spelt(tmp_path, text, sex, age):
+    path = tmp_path / "text.txt"
+    path.write_bytes(text.encode())
+    assert prep.read_clinical(path) == (sex, age)
+
+
+def test_clinical_text_of_another_encoding_is_read(tmp_path):
+    (tmp_path / "text.txt").write_bytes(b"male 45yrs\n\xff\xfe opacity")
+    assert prep.read_clinical(tmp_path / "text.txt") == ("M", 45)
+
+
+def test_film_without_clinical_text_has_none(tmp_path):
+    jsrt(tmp_path / "input")
+    assert prepare(tmp_path / "input", tmp_path / "out")[["sex", "age"]].isna().all(axis=None)
+
+
+# --- a second run ----------------------------------------------------------------------------------------------------
+
+def test_second_run_reads_no_film_and_writes_the_same_manifest(raw, tmp_path, monkeypatch):
+    first = prepare(raw, tmp_path / "out")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.png")}
+    done = count_films(monkeypatch)
+    second = prepare(raw, tmp_path / "out")
+    assert done == []
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.png")} == before
+    pd.testing.assert_frame_equal(first, second, check_dtype=False)
+
+
+@pytest.mark.parametrize("kind", ["image", "mask"])
+def test_second_run_makes_what_was_deleted(raw, tmp_path, monkeypatch, kind):
+    frame = prepare(raw, tmp_path / "out").set_index("name")
+    lost = tmp_path / "out" / frame.loc["MCUCXR_0001_0", "split"] / kind / "MCUCXR_0001_0.png"
+    lost.unlink()
+    done = count_films(monkeypatch)
+    prepare(raw, tmp_path / "out")
+    assert done == ["MCUCXR_0001_0"] and lost.exists()
+
+
+@pytest.mark.parametrize("role", ["CXR_png", "leftMask", "ClinicalReadings"])
+def test_changed_raw_file_is_prepared_again(raw, tmp_path, monkeypatch, role):
+    prepare(raw, tmp_path / "out")
+    path = next(raw.rglob(f"{role}/MCUCXR_0001_0.*"))
+    changed = phantom(48, 40, seed=99)
+    if role == "ClinicalReadings":
+        path.write_text("Patient's Sex: M\nPatient's Age: 099Y")
+    else:
+        write_raw(path, changed.image if role == "CXR_png" else changed.left * 255)
+    done = count_films(monkeypatch)
+    row = prepare(raw, tmp_path / "out").set_index("name").loc["MCUCXR_0001_0"]
+    assert done == ["MCUCXR_0001_0"]
+    if role == "CXR_png":
+        stored = files.read_image(tmp_path / "out" / row["split"] / "image" / "MCUCXR_0001_0.png")
+        np.testing.assert_array_equal(stored, files.resize_image(changed.image, SIZE))
+    elif role == "leftMask":
+        stored = files.read_mask(tmp_path / "out" / row["split"] / "mask" / "MCUCXR_0001_0.png")
+        np.testing.assert_array_equal(stored, files.resize_mask(changed.left | film_of("MCUCXR_0001_0").right, SIZE))
+    else:
+        assert (row["sex"], row["age"]) == ("M", 99)
+
+
+def test_film_that_gains_its_mask_leaves_unlabelled(raw, tmp_path):
+    prepare(raw, tmp_path / "out")
+    write_raw(next(raw.rglob("CHNCXR_0001_0_mask.png")).with_name("CHNCXR_0025_0_mask.png"), film_of("CHNCXR_0025_0").mask * 255)
+    split = prepare(raw, tmp_path / "out").set_index("name").loc["CHNCXR_0025_0", "split"]
+    assert split in prep.SPLITS
+    assert sorted(p.parts[-3] for p in (tmp_path / "out").rglob("CHNCXR_0025_0.png")) == [split, split]
+
+
+def test_film_that_loses_its_mask_becomes_unlabelled(raw, tmp_path):
+    prepare(raw, tmp_path / "out")
+    next(raw.rglob("CHNCXR_0001_0_mask.png")).unlink()
+    assert prepare(raw, tmp_path / "out").set_index("name").loc["CHNCXR_0001_0", "split"] == "unlabelled"
+    assert [str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("CHNCXR_0001_0.png")] == [
+        "unlabelled/image/CHNCXR_0001_0.png"]
+
+
+def test_another_size_does_everything_again(raw, tmp_path):
+    prepare(raw, tmp_path / "out")
+    prep.prepare(raw, tmp_path / "out", size=16, workers=1)
+    assert {files.read_image(p).shape for p in (tmp_path / "out").glob("*/image/*.png")} == {(16, 16)}
+
+
+class Killed(BaseException):
+    """Stands for the signal: nothing in the code may catch it."""
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_killed_run_goes_on_where_it_was(raw, tmp_path, monkeypatch, after):
+    reference = prepare(raw, tmp_path / "reference")
+    with monkeypatch.context() as patch:
+        original, done = prep.prepare_film, []
+
+        def dies(film, *rest):
+            if len(done) == after:
+                raise Killed
+            row = original(film, *rest)
+            done.append(film.name)
+            return row
+
+        patch.setattr(prep, "prepare_film", dies)
+        with pytest.raises(Killed):
+            prep.prepare(raw, tmp_path / "out", size=SIZE, workers=1)
+    again = count_films(monkeypatch)
+    frame = prepare(raw, tmp_path / "out")
+    assert sorted([*done, *again]) == EXPECTED  # none twice, none forgotten
+    pd.testing.assert_frame_equal(frame, reference, check_dtype=False)
+
+
+def test_run_killed_while_moving_films_goes_on(raw, tmp_path, monkeypatch):
+    reference = prepare(raw, tmp_path / "reference")
+    with monkeypatch.context() as patch:
+        replace, moved = os.replace, []
+
+        def dies(source, target):
+            if str(target).endswith(".png") and "new" in str(source).split(os.sep):
+                moved.append(target)
+                if len(moved) == 3:
+                    raise Killed
+            replace(source, target)
+
+        patch.setattr(prep.os, "replace", dies)
+        with pytest.raises(Killed):
+            prepare(raw, tmp_path / "out")
+    pd.testing.assert_frame_equal(prepare(raw, tmp_path / "out"), reference, check_dtype=False)
+
+
+def test_journal_cut_in_mid_line_is_read_up_to_there(raw, tmp_path, monkeypatch):
+    prepare(raw, tmp_path / "out")
+    journal = tmp_path / "out" / "films.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(lines[:-1]) + lines[-1][:30])
+    lost = json.loads(lines[-1])["name"]
+    done = count_films(monkeypatch)
+    prepare(raw, tmp_path / "out")
+    assert done == [lost]
+    done.clear()
+    prepare(raw, tmp_path / "out")
+    assert done == []
+
+
+def test_changing_the_split_moves_files_and_reads_none(raw, tmp_path, monkeypatch):
+    prepare(raw, tmp_path / "out")
+    done = count_films(monkeypatch)
+    monkeypatch.setattr(prep, "random_split", lambda frame, **_: pd.Series("val", frame.index))
+    frame = prepare(raw, tmp_path / "out", split="random")
+    assert done == []
+    assert set(frame.loc[frame["split"] != "unlabelled", "split"]) == {"val"}
+    assert {p.parts[-3] for p in (tmp_path / "out").rglob("*.png")} == {"val", "unlabelled"}
+
+
+# --- splits ----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("source, counts", [("montgomery", (96, 14, 28)), ("shenzhen", (396, 56, 114)), ("jsrt", (172, 25, 50))])
+def test_published_lists_have_the_published_counts(source, counts):
+    from pathlib import Path
+    names = pd.read_csv(Path(prep.__file__).parent / "splits" / f"segmentation_{source}.csv")["name"]
+    split = prep.published_split(pd.DataFrame({"name": names}))
+    assert names.is_unique
+    assert tuple(split.value_counts()[list(prep.SPLITS)]) == counts
+
+
+def test_published_split_does_not_know_other_names():
+    assert prep.published_split(pd.DataFrame({"name": ["MCUCXR_9999_0"]})).isna().all()
+
+
+def many(n, source="shenzhen", first=0):
+    return pd.DataFrame({"name": [f"{source}{i:04d}" for i in range(first, first + n)], "source": source,
+                         "tb": [i % 3 == 0 for i in range(n)], "masked": True}).astype({"tb": int})
+
+
+def test_random_split_puts_50_aside_and_deals_the_rest_80_to_20():
+    split = prep.random_split(pd.concat([many(600), many(104, "montgomery")], ignore_index=True))
+    assert split.value_counts().to_dict() == {"train": 523, "val": 131, "test": 50}
+
+
+def test_random_split_of_a_small_set_gives_a_fifth_to_the_test():
+    assert prep.random_split(many(100)).value_counts().to_dict() == {"train": 64, "val": 16, "test": 20}
+
+
+def test_random_split_is_stratified_by_source_and_tb():
+    frame = pd.concat([many(600), many(300, "montgomery")], ignore_index=True)
+    share = frame.assign(split=prep.random_split(frame)).groupby(["source", "tb"])["split"].value_counts(normalize=True).unstack()
+    assert (share.max() - share.min() < 0.02).all()
+
+
+def test_random_split_is_decided_by_its_seed_alone():
+    frame = many(300)
+    assert prep.random_split(frame, seed=1).equals(prep.random_split(frame, seed=1))
+    assert not prep.random_split(frame, seed=1).equals(prep.random_split(frame, seed=2))
+
+
+def test_names_outside_the_published_lists_are_dealt_out_at_random():
+    known = pd.DataFrame({"name": ["MCUCXR_0393_1"], "source": "montgomery", "tb": 1, "masked": True})
+    split = prep.assign_splits(pd.concat([known, many(100)], ignore_index=True))
+    assert split.iloc[0] == "train"
+    assert split.iloc[1:].value_counts().to_dict() == {"train": 64, "val": 16, "test": 20}
+
+
+def test_jsrt_outside_its_lists_is_for_testing():
+    frame = many(10, "jsrt").assign(tb=None)
+    assert set(prep.assign_splits(frame)) == {"test"}
+
+
+def test_unknown_split_is_refused_with_the_choices():
+    with pytest.raises(ValueError, match="'published' or 'random', not 'fold1'"):
+        prep.assign_splits(many(3), split="fold1")

@@ -1,0 +1,526 @@
+"""train.py: what training does, when it stops, and that a killed run goes on to the same weights."""
+
+import json
+import math
+import multiprocessing
+import random
+import time
+from dataclasses import asdict, replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from kaggle_utils import train as training
+from kaggle_utils.data import LungDataset, make_loader, read_manifest
+from kaggle_utils.loss import make_loss
+from kaggle_utils.model import UNet, load_weights, read_header
+from kaggle_utils.train import TrainConfig, Trainer, check_batch, choose_precision, ema_with_warmup
+from phantoms import phantom, train_in_child, write_prepared
+
+TINY = TrainConfig(size=32, batch=3, width=2, depth=2, epochs=3, lr=1e-2, precision="fp32", device="cpu", augment="light")
+
+
+def loaders(root, config):
+    frame = read_manifest(root)
+    return [make_loader(LungDataset(frame[frame["split"] == split], config.size, config.augment if split == "train" else "none",
+                                    seed=config.seed), config.batch, shuffle=split == "train") for split in ("train", "val")]
+
+
+def trainer(root, out=None, **changes) -> Trainer:
+    config = replace(TINY, **changes)
+    torch.manual_seed(config.seed)
+    model = UNet(width=config.width, depth=config.depth, norm=config.norm, up=config.up)
+    return Trainer(model, make_loss(config.loss), *loaders(root, config), config, out)
+
+
+def weights_of(path):
+    state = torch.load(path, weights_only=True)
+    return {f"{part} {name}": tensor for part in ("model", "ema") for name, tensor in state[part].items()}
+
+
+def assert_bit_equal(left, right):
+    assert left.keys() == right.keys()
+    different = [name for name in left if not torch.equal(torch.as_tensor(left[name]), torch.as_tensor(right[name]))]
+    assert not different
+
+
+# --- it learns -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_overfits_one_batch_to_dice_above_0_95(tmp_path, norm):
+    write_prepared(tmp_path / "set", {"train": 4})
+    frame = read_manifest(tmp_path / "set")
+    films = LungDataset(frame, 32)
+    config = replace(TINY, epochs=60, batch=4, width=8, norm=norm, ema=0.9, augment="none")
+    torch.manual_seed(0)
+    fitted = Trainer(UNet(width=8, depth=2, norm=norm), make_loss("bce_dice"), make_loader(films, 4, shuffle=True),
+                     make_loader(films, 4), config)
+    assert fitted.fit()["val_dice"].max() > 0.95
+
+
+def test_history_has_a_row_an_epoch_with_the_documented_columns(prepared):
+    history = trainer(prepared).fit()
+    assert list(history) == ["epoch", "lr", "train_loss", "val_loss", "val_dice", "val_iou", "val_accuracy", "val_foreground",
+                             "films_s", "seconds"]
+    assert history["epoch"].tolist() == [0, 1, 2] and history["seconds"].is_monotonic_increasing
+
+
+def test_run_leaves_its_files(prepared, tmp_path):
+    run = trainer(prepared, tmp_path / "run")
+    history = run.fit()
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {"last.pt", "best.safetensors", "history.csv", "config.json"}
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "run" / "history.csv"), history)
+    assert TrainConfig.from_dict(json.loads((tmp_path / "run" / "config.json").read_text())) == run.config
+
+
+def test_best_weights_are_those_of_the_best_epoch(prepared, tmp_path):
+    run = trainer(prepared, tmp_path / "run", epochs=8)
+    history = run.fit()
+    header = read_header(tmp_path / "run" / "best.safetensors")
+    best = history["val_dice"].idxmax()
+    assert header["validation"] == {"dice": round(history["val_dice"][best], 5), "epoch": best}
+    assert run.validate(load_weights(tmp_path / "run" / "best.safetensors"))["val_dice"] == pytest.approx(history["val_dice"][best])
+
+
+def test_header_of_the_weights_says_what_a_user_must_know(prepared, tmp_path):
+    training.train(prepared, tmp_path / "run", replace(TINY, sources=("montgomery",), epochs=1))
+    header = read_header(tmp_path / "run" / "best.safetensors")
+    assert header["size"] == 32 and header["sources"] == ["montgomery"] and "Montgomery" in header["licence"][0]
+    assert TrainConfig.from_dict(header["config"]).epochs == 1
+
+
+def test_header_names_only_the_sources_that_were_trained_on(prepared, tmp_path):
+    """The set holds Montgomery alone; evaluate() must later treat Shenzhen as foreign."""
+    training.train(prepared, tmp_path / "run", replace(TINY, sources=("montgomery", "shenzhen"), epochs=1))
+    assert read_header(tmp_path / "run" / "best.safetensors")["sources"] == ["montgomery"]
+
+
+def test_same_seed_gives_the_same_weights_and_another_seed_others(prepared, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        trainer(prepared, tmp_path / name, seed=seed, epochs=1).fit()
+    assert_bit_equal(weights_of(tmp_path / "a" / "last.pt"), weights_of(tmp_path / "b" / "last.pt"))
+    with pytest.raises(AssertionError):
+        assert_bit_equal(weights_of(tmp_path / "a" / "last.pt"), weights_of(tmp_path / "c" / "last.pt"))
+
+
+# --- learning rate, EMA, gradient ------------------------------------------------------------------------------------
+
+def test_learning_rate_rises_then_falls_to_a_hundredth(prepared):
+    run = trainer(prepared, lr=1.0, warmup=0.1)
+    assert [run.learning_rate(p) for p in (0, 0.05, 0.1, 0.55, 1)] == pytest.approx([0, 0.5, 1, 0.505, 0.01])
+
+
+@pytest.mark.parametrize("step, decay", [(1, 2 / 11), (10, 11 / 20), (10_000, 0.99)])
+def test_average_forgets_fast_at_first(step, decay):
+    averaged, current = [torch.zeros(3)], [torch.ones(3)]
+    ema_with_warmup(0.99)(averaged, current, torch.tensor(step))
+    torch.testing.assert_close(averaged[0], torch.full((3,), 1 - decay))
+
+
+def test_without_average_the_trained_weights_are_kept(prepared):
+    run = trainer(prepared, ema=0.0, epochs=1)
+    run.fit()
+    assert run.best_model is run.model
+
+
+def test_average_differs_from_the_weights_and_is_what_is_validated(prepared):
+    run = trainer(prepared, ema=0.99)
+    history = run.fit()
+    assert not torch.equal(run.ema.module.outc.weight, run.model.outc.weight)
+    assert run.validate(run.ema.module)["val_loss"] == pytest.approx(history["val_loss"].iloc[-1], rel=1e-5)
+
+
+def test_gradient_is_clipped(prepared, monkeypatch):
+    seen = []
+    clip = nn.utils.clip_grad_norm_
+
+    def spy(parameters, limit):
+        parameters = list(parameters)
+        norm = clip(parameters, limit)
+        seen.append((float(norm), float(torch.cat([p.grad.flatten() for p in parameters]).norm())))
+        return norm
+
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", spy)
+    trainer(prepared, clip=0.01, epochs=1).fit()
+    assert all(before > 0.01 and after <= 0.0101 for before, after in seen)
+
+
+# --- validation ------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_validation_does_not_depend_on_the_batch_size(tmp_path, batch):
+    write_prepared(tmp_path, {"train": 3, "val": 8})
+    reference, run = trainer(tmp_path, batch=4), trainer(tmp_path, batch=batch)
+    assert run.validate(run.model) == pytest.approx(reference.validate(reference.model), rel=1e-5)
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_validation_puts_the_mode_back(prepared, is_training):
+    run = trainer(prepared)
+    run.model.train(is_training)
+    run.validate(run.model)
+    assert all(module.training is is_training for module in run.model.modules())
+
+
+def test_validation_changes_no_weight_and_no_statistic(prepared):
+    run = trainer(prepared)
+    before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    run.validate(run.model)
+    assert_bit_equal(before, run.model.state_dict())
+
+
+def test_validation_is_the_mean_over_films_of_a_plain_loop(prepared):
+    run = trainer(prepared)
+    run.model.eval()
+    rows = []
+    for item in run.val_loader.dataset:
+        pred = (run.model(item["image"][None])[0] > 0).numpy()
+        truth = item["mask"].numpy() > 0
+        rows.append({"dice": 2 * (pred & truth).sum() / (pred.sum() + truth.sum()), "foreground": pred.mean()})
+    result = run.validate(run.model)
+    assert result["val_dice"] == pytest.approx(np.mean([r["dice"] for r in rows]))
+    assert result["val_foreground"] == pytest.approx(np.mean([r["foreground"] for r in rows]))
+
+
+def test_training_goes_on_in_training_mode_after_a_caller_left_it_in_evaluation_mode(prepared):
+    run = trainer(prepared, epochs=1)
+    run.model.eval()
+    before = run.model.inc[1].running_mean.clone()
+    run.fit()
+    assert not torch.equal(before, run.model.inc[1].running_mean)
+
+
+# --- resume is exact -------------------------------------------------------------------------------------------------
+
+class Killed(BaseException):
+    """Stands for the signal: nothing in the code may catch it."""
+
+
+@pytest.mark.parametrize("step", [1, 3, 5, 8], ids=lambda s: f"step {s}")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_run_stopped_in_any_step_resumes_to_bit_equal_weights(prepared, tmp_path, step, precision):
+    trainer(prepared, tmp_path / "whole", precision=precision).fit()
+    stopped = trainer(prepared, tmp_path / "stopped", precision=precision)
+    one_step = stopped._train_step
+
+    def dies(batch):
+        if stopped.step == step:
+            raise Killed
+        return one_step(batch)
+
+    stopped._train_step = dies
+    with pytest.raises(Killed):
+        stopped.fit()
+    resumed = trainer(prepared, tmp_path / "stopped", precision=precision)
+    if (tmp_path / "stopped" / "last.pt").exists():  # else it died in its first epoch, and starts anew
+        resumed.resume(tmp_path / "stopped" / "last.pt")
+    resumed.fit()
+    assert_bit_equal(weights_of(tmp_path / "whole" / "last.pt"), weights_of(tmp_path / "stopped" / "last.pt"))
+
+
+LONG = {**asdict(TINY), "epochs": 8, "sources": ["montgomery"], "augment": "full"}
+
+
+@pytest.fixture(scope="module")
+def forkserver():
+    """Children that start in milliseconds: the server has imported torch once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["kaggle_utils.train"])
+    return context
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(forkserver, tmp_path_factory):
+    """For each seed: the set, the folder of the uninterrupted run, and how long it took."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    root = write_prepared(folder / "set", {"train": 12, "val": 4})
+
+    def run(seed, epochs=LONG["epochs"]):
+        start, values = time.monotonic(), {**LONG, "seed": seed, "epochs": epochs}
+        child = forkserver.Process(target=train_in_child, args=(str(root), str(folder / str(seed)), values, False))
+        child.start()
+        child.join()
+        assert child.exitcode == 0
+        return root, folder / str(seed), time.monotonic() - start
+
+    run(99, epochs=1)  # starts the server, so that the times below are those of training
+    return {seed: run(seed) for seed in (0, 1)}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("attempt", range(2))
+def test_run_killed_by_sigkill_again_and_again_ends_with_bit_equal_weights(forkserver, uninterrupted, tmp_path, seed, attempt):
+    root, whole, seconds = uninterrupted[seed]
+    chance, kills = random.Random(f"{seed} {attempt}"), 0
+    values, out = {**LONG, "seed": seed}, tmp_path / "run"
+    for last_try in [False] * 3 + [True]:
+        child = forkserver.Process(target=train_in_child, args=(str(root), str(out), values, True))
+        child.start()
+        child.join(None if last_try else chance.uniform(0.2, 0.9) * seconds)
+        kills += child.exitcode is None
+        child.kill()
+        child.join()
+        for checkpoint in out.glob("last.pt"):
+            weights_of(checkpoint)  # whole at any moment
+        for best in out.glob("best.safetensors"):
+            load_weights(best)
+    assert kills and child.exitcode == 0
+    assert_bit_equal(weights_of(whole / "last.pt"), weights_of(out / "last.pt"))
+    assert_bit_equal(*(load_weights(folder / "best.safetensors").state_dict() for folder in (whole, out)))
+    assert read_header(whole / "best.safetensors") == read_header(out / "best.safetensors")
+    clock = ["films_s", "seconds"]
+    pd.testing.assert_frame_equal(pd.read_csv(whole / "history.csv").drop(columns=clock),
+                                  pd.read_csv(out / "history.csv").drop(columns=clock), check_exact=True)
+
+
+def test_failed_write_keeps_the_old_checkpoint(prepared, tmp_path, monkeypatch):
+    run = trainer(prepared, tmp_path / "run", epochs=1)
+    run.fit()
+    before = weights_of(tmp_path / "run" / "last.pt")
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
+    with pytest.raises(OSError):
+        run._save(improved=True)
+    assert_bit_equal(before, weights_of(tmp_path / "run" / "last.pt"))
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_finished_run_resumes_to_nothing_left_to_do(prepared, tmp_path):
+    trainer(prepared, tmp_path / "run").fit()
+    before = (tmp_path / "run" / "last.pt").read_bytes()
+    again = trainer(prepared, tmp_path / "run")
+    again.resume(tmp_path / "run" / "last.pt")
+    assert len(again.fit()) == 3 and (tmp_path / "run" / "last.pt").read_bytes() == before
+
+
+def test_more_epochs_may_be_asked_for_on_resuming(prepared, tmp_path):
+    trainer(prepared, tmp_path / "run").fit()
+    longer = trainer(prepared, tmp_path / "run", epochs=5)
+    longer.resume(tmp_path / "run" / "last.pt")
+    assert len(longer.fit()) == 5
+
+
+@pytest.mark.parametrize("change", [{"lr": 0.5}, {"augment": "none"}, {"seed": 7}], ids=str)
+def test_other_settings_than_the_checkpoints_are_refused_by_name(prepared, tmp_path, change):
+    trainer(prepared, tmp_path / "run", epochs=1).fit()
+    with pytest.raises(ValueError, match=f"another {next(iter(change))}: "):
+        trainer(prepared, **change).resume(tmp_path / "run" / "last.pt")
+
+
+@pytest.mark.parametrize("kept", [0, 200, -1], ids=["empty", "200 bytes", "one byte short"])
+def test_truncated_checkpoint_is_refused(prepared, tmp_path, kept):
+    run = trainer(prepared, tmp_path / "run", epochs=1)
+    run.fit()
+    path = tmp_path / "run" / "last.pt"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match="last.pt: not a whole checkpoint"):
+        run.resume(path)
+
+
+def write_text_file(path):
+    path.write_text("hello")
+
+
+def write_pickle_of_code(path):
+    torch.save({"config": training.LICENCES.get}, path)
+
+
+def write_other_dict(path):
+    torch.save({"state_dict": {}}, path)
+
+
+@pytest.mark.parametrize("write", [write_text_file, write_pickle_of_code, write_other_dict], ids=lambda f: f.__name__)
+def test_foreign_checkpoint_is_refused_with_its_name(prepared, tmp_path, write):
+    write(tmp_path / "last.pt")
+    with pytest.raises(ValueError, match="last.pt"):
+        trainer(prepared).resume(tmp_path / "last.pt")
+
+
+def test_folder_of_another_run_is_not_overwritten(prepared, tmp_path):
+    config = replace(TINY, sources=("montgomery",), epochs=1)
+    training.train(prepared, tmp_path / "run", config)
+    with pytest.raises(FileExistsError, match="--resume"):
+        training.train(prepared, tmp_path / "run", config)
+
+
+# --- when it stops ---------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Every look at the clock takes a second."""
+    ticks = iter(range(10**9))
+    monkeypatch.setattr(training.time, "perf_counter", lambda: float(next(ticks)))
+
+
+def test_time_budget_ends_in_mid_epoch_saves_and_is_resumable(prepared, tmp_path, clock):
+    short = trainer(prepared, tmp_path / "run", epochs=1000, minutes=10 / 60)
+    history = short.fit()
+    assert 10 <= history["seconds"].iloc[-1] <= 12
+    assert load_weights(tmp_path / "run" / "best.safetensors")
+    longer = trainer(prepared, tmp_path / "run", epochs=1000, minutes=20 / 60)
+    longer.resume(tmp_path / "run" / "last.pt")
+    assert longer.seconds == short.seconds
+    resumed = longer.fit()
+    assert len(resumed) > len(history) and 20 <= resumed["seconds"].iloc[-1] <= 22
+
+
+def test_learning_rate_reaches_its_end_with_the_time_budget(prepared, clock):
+    history = trainer(prepared, epochs=1000, minutes=1).fit()
+    assert history["lr"].iloc[-1] < 0.05 * TINY.lr
+
+
+def test_used_up_budget_stops_at_once_on_resuming(prepared, tmp_path, clock):
+    first = trainer(prepared, tmp_path / "run", epochs=1000, minutes=0.1)
+    n = len(first.fit())
+    again = trainer(prepared, tmp_path / "run", epochs=1000, minutes=0.1)
+    again.resume(tmp_path / "run" / "last.pt")
+    assert len(again.fit()) == n
+
+
+def test_early_stopping_counts_epochs_since_the_best(prepared, monkeypatch):
+    run = trainer(prepared, epochs=50, patience=3)
+    dice = iter([0.1, 0.5, 0.4, 0.5, 0.3, 0.9])
+    zeros = dict.fromkeys(("val_loss", "val_iou", "val_accuracy", "val_foreground"), 0.0)
+    monkeypatch.setattr(run, "validate", lambda: {**zeros, "val_dice": next(dice)})
+    assert run.fit()["val_dice"].tolist() == [0.1, 0.5, 0.4, 0.5, 0.3]
+
+
+# --- what goes wrong -------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_loss_that_is_not_finite_stops_with_the_films_names(prepared, value):
+    class Broken(nn.Module):
+        def forward(self, logits, truth):
+            return logits.sum() * 0 + value
+
+    run = trainer(prepared)
+    run.loss = Broken()
+    with pytest.raises(FloatingPointError, match=rf"the loss is {value} at step 0, on (MONTGOMERY_\d{{4}}_\d(, )?){{3}}: "):
+        run.fit()
+
+
+def good_batch():
+    films = [phantom(32, 32, seed) for seed in range(3)]
+    images = torch.stack([(torch.from_numpy(f.image[None]).float() - 128) / 50 for f in films])
+    return {"image": images, "mask": torch.stack([torch.from_numpy(f.mask[None]).float() for f in films]), "name": ["a", "b", "c"]}
+
+
+def test_good_batch_passes():
+    check_batch(good_batch())
+
+
+@pytest.mark.parametrize("break_it, message", [
+    (lambda b: b.update(mask=b["mask"][:, 0]), r"masks \(3, 32, 32\); both should be \(B, 1, H, W\)"),
+    (lambda b: b.update(mask=b["mask"] * 255), r"masks hold \[0.0, 255.0\]"),
+    (lambda b: b.update(mask=b["mask"] * 0.5), r"masks hold \[0.0, 0.5\]"),
+    (lambda b: b.update(image=b["image"] * 100 + 128), "data.normalise"),
+    (lambda b: b["image"].fill_(math.nan), "films go from nan"),
+    (lambda b: b.update(mask=1 - b["mask"]), r"inverted, empty or paired with the wrong films\? \(a, b, c"),
+    (lambda b: b["mask"].zero_(), "lungs cover 0.0%")],
+    ids=["shape", "0/255", "soft", "not normalised", "nan", "inverted masks", "empty masks"])
+def test_batch_that_can_not_be_learned_from_is_refused_in_words(break_it, message):
+    batch = good_batch()
+    break_it(batch)
+    with pytest.raises(ValueError, match=message):
+        check_batch(batch)
+
+
+def test_first_batch_is_checked_before_any_step(prepared):
+    run = trainer(prepared)
+    run.train_loader.dataset.masks[:] = 0
+    with pytest.raises(ValueError, match="lungs cover"):
+        run.fit()
+    assert run.step == 0
+
+
+def test_several_prepared_sets_are_trained_on_and_the_first_one_validates(prepared, tmp_path):
+    other = write_prepared(tmp_path / "other", {"train": 5, "val": 3}, first=100)
+    run = training.train([prepared, other], tmp_path / "run", replace(TINY, sources=("montgomery",), epochs=1))
+    assert len(run.train_loader.dataset) == 8 + 5 and len(run.val_loader.dataset) == 4
+
+
+def test_film_put_aside_in_one_set_may_not_be_trained_on_in_another(prepared, tmp_path):
+    other = write_prepared(tmp_path / "other", {"train": 14})  # the first set's films again, those to validate among them
+    with pytest.raises(ValueError, match="twice"):
+        training.train([prepared, other], tmp_path / "run", replace(TINY, sources=("montgomery",), epochs=1))
+
+
+def test_a_choice_of_films_is_drawn_by_the_seed(prepared, tmp_path):
+    names = [training.train(prepared, tmp_path / str(i), replace(TINY, sources=("montgomery",), epochs=1, films=3, seed=seed)
+                            ).train_loader.dataset.frame["name"].tolist() for i, seed in enumerate((0, 0, 1))]
+    assert len(names[0]) == 3 and names[0] == names[1] != names[2]
+
+
+def test_no_film_of_the_wanted_sources_is_an_error(prepared, tmp_path):
+    with pytest.raises(ValueError, match="no film to load"):
+        training.train(prepared, tmp_path / "run", replace(TINY, sources=("shenzhen",)))
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+def test_unknown_setting_is_an_error_that_lists_the_known():
+    with pytest.raises(ValueError, match="unknown setting learning_rate; there are sources, "):
+        TrainConfig.from_dict({"learning_rate": 0.1})
+
+
+def test_settings_survive_json():
+    assert TrainConfig.from_dict(json.loads(json.dumps(asdict(TINY)))) == TINY
+
+
+@pytest.mark.parametrize("setting", [{"size": 8}, {"batch": 0}, {"epochs": 0}, {"dice_weight": 2}, {"ema": 1.5}, {"minutes": -1}], ids=str)
+def test_setting_out_of_range_is_refused_by_name(setting):
+    with pytest.raises(ValueError, match=f"{next(iter(setting))} is in"):
+        TrainConfig(**setting)
+
+
+@pytest.mark.parametrize("setting", [{"precision": "fp8"}, {"warmup": 1.5}, {"warmup": -0.1}], ids=str)
+def test_setting_that_makes_no_sense_is_refused_by_name(setting):
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        TrainConfig(**setting)
+
+
+def test_every_setting_explains_itself():
+    from dataclasses import fields
+    assert all(len(f.metadata["about"]) > 5 for f in fields(TrainConfig))
+
+
+# --- precision -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("flags, expected", [("fma avx2 avx512f", "fp32"), ("avx512f avx512_bf16", "bf16"), ("amx_bf16 amx_tile", "bf16")])
+def test_precision_on_a_cpu_follows_its_flags(monkeypatch, tmp_path, flags, expected):
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : {flags}\n")
+    path = training.Path
+    monkeypatch.setattr(training, "Path", lambda p: path(tmp_path / "cpuinfo" if p == "/proc/cpuinfo" else p))
+    assert choose_precision(torch.device("cpu")) == expected
+
+
+def test_precision_on_a_machine_without_cpuinfo_is_float32(monkeypatch, tmp_path):
+    path = training.Path
+    monkeypatch.setattr(training, "Path", lambda p: path(tmp_path / "none"))
+    assert choose_precision(torch.device("cpu")) == "fp32"
+
+
+@pytest.mark.parametrize("gpu, capability, expected", [("T4", (7, 5), "fp16"), ("P100", (6, 0), "fp16"), ("A100", (8, 0), "bf16"),
+                                                       ("H100", (9, 0), "bf16")])
+def test_precision_on_a_gpu_follows_its_generation(monkeypatch, gpu, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert choose_precision(torch.device("cuda")) == expected
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_loss_and_weights_are_float32_in_any_precision(prepared, precision):
+    run, seen = trainer(prepared, precision=precision, epochs=1), []
+    loss = run.loss
+    run.loss = lambda logits, truth: seen.append((logits.dtype, (value := loss(logits, truth)).dtype)) or value
+    run.fit()
+    assert {dtype for dtype, _ in seen} == {{"fp32": torch.float32, "bf16": torch.bfloat16}[precision]}
+    assert {dtype for _, dtype in seen} == {torch.float32}
+    assert {p.dtype for p in run.model.parameters()} == {torch.float32}
+
+
+def test_scaler_works_for_float16_alone(prepared):
+    assert not trainer(prepared, precision="bf16").scaler.is_enabled()
+    assert not trainer(prepared, precision="fp32").scaler.is_enabled()
+    assert trainer(prepared, precision="fp16").scaler.is_enabled()
