@@ -4,6 +4,7 @@ DATA    ?=
 NAME    ?= $(if $(DATA),real,builtin)
 MINUTES ?= $(if $(DATA),14,4)
 RUN     := runs/$(NAME)
+RAW     := $(or $(DATA),$(RUN)/raw)
 PY      := .venv/bin/python
 CLI     := $(PY) -m kaggle_utils
 
@@ -16,9 +17,10 @@ help:
 run: .venv/run.stamp
 	@mkdir -p $(RUN)
 	$(if $(DATA),,test -d $(RUN)/raw || $(CLI) synth --n 200 --out $(RUN)/raw)
-	$(CLI) prep --input "$(or $(DATA),$(RUN)/raw)" --out $(RUN)/segmentation
+	$(CLI) prep --input "$(RAW)" --out $(RUN)/segmentation
 	$(CLI) train --data $(RUN)/segmentation --out $(RUN) --minutes $(MINUTES) --resume
-	$(CLI) evaluate --data $(RUN)/segmentation --weights $(RUN)/best.safetensors --split test --out results/pipeline_$(NAME)
+	$(CLI) evaluate --data $(RUN)/segmentation --weights $(RUN)/best.safetensors --input "$(RAW)" \
+	  --split test --out results/pipeline_$(NAME)
 	$(CLI) predict $(RUN)/segmentation/test/image --weights $(RUN)/best.safetensors --out $(RUN)/predictions
 
 test: .venv/dev.stamp

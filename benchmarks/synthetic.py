@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from kaggle_utils.appearance import FitConfig
 from kaggle_utils.data import read_manifest
 from kaggle_utils.infer import LungSegmenter, evaluate
 from kaggle_utils.metrics import summarise
@@ -78,9 +79,11 @@ def number(data: Path, steps: int) -> dict:
 
 def modes(data: Path, steps: int) -> dict:
     result = {}
-    for count in (0, 10):
-        model = fit_prepared(data, linked_modes=count, global_modes=max(count, 1))
-        result[str(count)] = tested(trained(f"modes_{count}", [samples(800, model=model, name=f"modes_{count}")], steps // 2), data)
+    for texture, windows, linked in ((10, 60, 10), (30, 250, 40)):
+        config = FitConfig(texture=texture, windows=windows, linked=linked)
+        set_ = samples(800, model=fit_prepared(data, config), name=f"modes_{texture}")
+        result[f"{texture} global, {windows} local"] = tested(trained(f"modes_{texture}", [set_], steps // 2), data)
+    result["100 global, 860 local"] = tested(trained("number_800", [samples()], steps // 2, films=800), data)
     return result
 
 

@@ -24,11 +24,12 @@ from torch import nn
 from tqdm import tqdm
 
 from kaggle_utils.data import LungDataset, make_loader, read_manifest
+from kaggle_utils.hardware import choose_device, choose_precision
 from kaggle_utils.loss import make_loss
 from kaggle_utils.model import UNet, count_parameters
 from kaggle_utils.prep import prepare
 from kaggle_utils.synthetic import write_raw
-from kaggle_utils.train import TrainConfig, Trainer, choose_device, choose_precision
+from kaggle_utils.train import TrainConfig, Trainer
 
 ROOT = Path(__file__).parents[1]
 BATCH = 8

@@ -38,7 +38,7 @@ def evaluate(args: argparse.Namespace) -> int:
     from .infer import LungSegmenter, evaluate
     from .metrics import summarise
     segmenter = LungSegmenter(args.weights, device=args.device, flip=args.flip, clean=not args.raw)
-    scores = evaluate(args.data, segmenter, split=args.split, sizes=args.sizes)
+    scores = evaluate(args.data, segmenter, split=args.split, sizes=args.sizes, raw=args.input)
     summary = summarise(scores, ["source", "protocol", "size"])
     print(summary.to_string(index=False, float_format="{:.4f}".format))
     if args.out:
@@ -72,6 +72,15 @@ def fit_synth(args: argparse.Namespace) -> int:
     out = Path(args.out or ASSET)
     fit_prepared(args.data).save(out)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+def protocol(args: argparse.Namespace) -> int:
+    from .protocol import run_protocol
+    for name in args.name:
+        out = Path(args.out) / name
+        summary = run_protocol(name, args.data, out, steps=args.steps, raw=args.input, flip=not args.no_flip)
+        print(summary.to_string(index=False, float_format="{:.4f}".format))
     return 0
 
 
@@ -114,8 +123,17 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--data", default="segmentation", help="prepared folder")
     sub.add_argument("--split", choices=("train", "val", "test"), default="test", help="which films")
     sub.add_argument("--sizes", type=int, nargs="+", default=[256, 512], help="px at which masks are compared")
+    sub.add_argument("--input", help="folder with the raw sets: compare at each film's own size too (size 0)")
     sub.add_argument("--out", help="write OUT.csv, a row a film, and OUT_summary.csv")
     _add_weights(sub)
+
+    sub = command(protocol, "train and test by the published protocols; writes results/protocols.csv and its summary")
+    sub.add_argument("name", nargs="+", help="both, montgomery, shenzhen or jsrt: whose training lists are trained on")
+    sub.add_argument("--data", default="segmentation", help="prepared folder")
+    sub.add_argument("--input", help="folder with the raw sets: compare at each film's own size too (size 0)")
+    sub.add_argument("--out", default="runs/protocols", help="folder of the runs; a stopped one goes on")
+    sub.add_argument("--steps", type=int, default=3600, help="optimiser steps of each training, about")
+    sub.add_argument("--no-flip", action="store_true", help="test without averaging with the mirrored film")
 
     sub = command(predict, "masks, overlays and a table for films; exit status 3 if some could not be read")
     sub.add_argument("path", nargs="+", help="files, folders (searched below) and globs")

@@ -29,7 +29,7 @@ class Acquisition:
     """How far films are moved and spoilt; sd unless said otherwise, lengths in parts of the film's side."""
 
     rotation: float = 2.0  # degrees
-    zoom: float = 0.06  # of the logarithm
+    zoom: float = 0.05  # of the logarithm
     shift: float = 0.02
     tight: float = 0.25  # chance of a film cropped around the lungs, as in JSRT
     wide: float = 0.12  # chance of a film taken from further away
@@ -37,7 +37,8 @@ class Acquisition:
     contrast: float = 0.10  # of the logarithm
     brightness: float = 8.0  # gray levels
     grain: tuple[float, float] = (0.5, 3.0)  # gray levels, range
-    collimated: float = 0.30  # chance of black borders
+    collimated: float = 0.25  # chance of black borders that cut into the film
+    framed: float = 0.35  # chance that a film taken from further away ends in black, not in more of its surroundings
     marker: float = 0.85  # chance of a printed side marker
 
 
@@ -71,7 +72,8 @@ def place(outlines: np.ndarray, rng: np.random.Generator, settings: Acquisition 
     return {"a": a, "b": b, "outlines": outline.move(outlines, a, b)}
 
 
-def take(image: np.ndarray, placed: dict, rng: np.random.Generator, settings: Acquisition = Acquisition()) -> np.ndarray:
+def take(image: np.ndarray, placed: dict, rng: np.random.Generator,
+         settings: Acquisition = Acquisition()) -> np.ndarray:
     """Exposes the film, adds grain and borders, prints on it.
 
     Args:
@@ -112,9 +114,11 @@ def _collimate(image, placed, rng, settings):
     sides = rng.random(4) < (0.35, 0.5, 0.35, 0.9)  # top, right, left and bottom edge: Montgomery's is the last
     depth, slant, doit = rng.uniform(0.01, 0.25, 4), rng.normal(0, 0.008, 4), rng.random() < settings.collimated
     level, size = rng.uniform(0, 12), len(image)
+    more = 0 if rng.random() < settings.framed else 0.08
     x, y = np.meshgrid(*[(np.arange(size) + 0.5) / size] * 2)
     back = (x + 1j * y - placed["b"]) / placed["a"]
-    inside = np.minimum.reduce([back.real, 1 - back.real, back.imag, 1 - back.imag]) * abs(placed["a"])
+    inside = np.minimum.reduce([back.real, 1 - back.real, back.imag, 1 - back.imag])
+    inside = (inside + more) * abs(placed["a"])
     low, high = _bounds(placed["outlines"])
     free = (low[1], 1 - high[0], low[0], 1 - high[1])
     for k in np.flatnonzero(sides & doit):

@@ -9,6 +9,7 @@ N counts films, C is the mean frame's side in px, K counts modes.
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -30,73 +31,80 @@ LOOSE_MASKS = tuple(f"CHNCXR_{name}" for name in (
 _log = logging.getLogger(__name__)
 
 
-def fit_arrays(images: list[np.ndarray], masks: list[np.ndarray], tb: np.ndarray, *, shape_modes: int = 20,
-               flow_modes: int = 40, global_modes: int = 100, local_modes: int = 860, linked_modes: int = 110,
-               max_spread: float = 1.6) -> dict[str, np.ndarray]:
+@dataclass(frozen=True)
+class FitConfig:
+    """How many modes of each kind are kept, and which films are."""
+
+    shape: int = 20
+    flow: int = 40
+    texture: int = 100  # of the whole frame, at half resolution
+    windows: int = 860  # of all windows together; this number makes the file's size
+    linked: int = 110  # of the windows' scores together: what the detail of distant windows has in common
+    max_spread: float = 1.6  # sd, rms over shape modes: beyond are masks with half a lung out or the heart in
+
+
+def fit_arrays(images: list[np.ndarray], masks: list[np.ndarray], tb: np.ndarray,
+               config: FitConfig = FitConfig()) -> dict[str, np.ndarray]:
     """Fits every part of the model.
 
     Args:
-        images: N films ``uint8 (H, W)``, square.
-        masks: N masks ``uint8 (H, W)`` in {0, 1}, both lungs.
+        images: N films ``uint8 (H, H)``.
+        masks: N masks ``uint8 (H, H)`` in {0, 1}, both lungs.
         tb: ``(N,)`` 0 or 1.
-        shape_modes, flow_modes, global_modes, local_modes, linked_modes: how many modes of each kind are kept.
-        max_spread: a film whose outline's rms score exceeds this many sd is dropped: a mask that leaves half a lung
-            out, or takes the heart in, is far outside of the others.
+        config: numbers of modes.
 
     Returns:
         The arrays of :class:`synthetic.AppearanceModel`, by name.
 
     Raises:
-        ValueError: fewer than 12 films are left.
+        ValueError: fewer than 12 films have two lungs.
     """
-    shapes, kept = _shapes(masks, shape_modes, max_spread)
-    fitted = outline.align(shapes)
-    frame = _mean_frame(fitted["mean"], fitted["pose"])
+    shapes, kept = _shapes(masks, config)
+    aligned = outline.align(shapes)
+    frame = _mean_frame(aligned["mean"], aligned["pose"])
     tones, density, valid = _mean_frame_films([images[k] for k in kept], shapes, frame)
     density, flows = register(complete(density, valid), frame)
-    return _modes(fitted, frame, tones, density, flows, np.asarray(tb)[kept],
-                  (shape_modes, flow_modes, global_modes, local_modes, linked_modes))
+    return {"frame": frame} | fit_modes(aligned, tones, density, flows, np.asarray(tb)[kept], config)
 
 
-def _modes(fitted, frame, tones, density, flows, tb, counts) -> dict[str, np.ndarray]:
-    count = len(tb)
-    shape_modes, flow_modes, global_modes, local_modes, linked_modes = counts
-    parts = {"shape": pca((fitted["aligned"] - fitted["mean"]).reshape(count, -1), shape_modes),
-             "flow": pca(flows.reshape(count, -1), flow_modes)}
-    mean = density.mean(0)
-    half = np.stack([_resize(d - mean, SIZE // 2) for d in density])
-    parts["global"] = pca(half.reshape(count, -1), global_modes, centre=False)
-    rest = density - mean - np.stack([_resize(h, SIZE) for h in
-                                      (parts["global"]["scores"] @ parts["global"]["modes"]).reshape(half.shape)])
-    windows = window_pca(rest, local_modes)
-    parts["linked"] = pca(windows["scores"] / windows["sd"], linked_modes)
-    codes = np.hstack([parts["shape"]["scores"], fitted["pose"], tones, parts["flow"]["scores"],
-                       parts["global"]["scores"], parts["linked"]["scores"]])
-    unlinked = windows["scores"] / windows["sd"] - parts["linked"]["scores"] @ parts["linked"]["modes"]
-    noise = rest - window_sum(windows["scores"], windows, len(rest))
+def fit_modes(aligned: dict, tones, density, flows, tb, config: FitConfig) -> dict[str, np.ndarray]:
+    """Principal modes of aligned shapes, flows and registered textures, and the Gaussians of their scores."""
+    count, mean = len(tb), density.mean(0)
+    half = np.stack([_resize(film - mean, SIZE // 2) for film in density]).reshape(count, -1)
+    parts = {"shape": pca((aligned["aligned"] - aligned["mean"]).reshape(count, -1), config.shape),
+             "flow": pca(flows.reshape(count, -1), config.flow),
+             "global": pca(half, config.texture, centre=False)}
+    told = (parts["global"]["scores"] @ parts["global"]["modes"]).reshape(count, SIZE // 2, SIZE // 2)
+    rest = density - mean - np.stack([_resize(film, SIZE) for film in told])
+    windows = window_pca(rest, config.windows)
+    scores = windows["scores"] / windows["sd"]
+    parts["linked"] = pca(scores, config.linked)
+    noise = rest - window_sum(windows["scores"], windows, count)
+    codes = [parts["shape"]["scores"], aligned["pose"], tones,
+             *(parts[kind]["scores"] for kind in ("flow", "global", "linked"))]
     return {
-        "frame": frame, "shape_mean": fitted["mean"], "texture_mean": mean,
-        **{f"{name}_modes": part["modes"] for name, part in parts.items()},
-        "shape_centre": parts["shape"]["mean"], "flow_centre": parts["flow"]["mean"],
+        "shape_mean": aligned["mean"], "shape_centre": parts["shape"]["mean"], "flow_centre": parts["flow"]["mean"],
+        "texture_mean": mean, **{f"{name}_modes": part["modes"] for name, part in parts.items()},
         "window_at": windows["at"], "window_modes": windows["modes"], "window_sd": windows["sd"],
-        "unlinked_sd": unlinked.std(0), "noise_sd": _resize(np.sqrt(_blur(noise.var(0), 4)), 64),
-        "noise_spectrum": _spectrum(noise), **_classes(codes, tb),
-        "sizes": np.array([parts["shape"]["modes"].shape[0], 4, 3, *(len(parts[k]["modes"]) for k in ("flow", "global", "linked"))]),
+        "unlinked_sd": (scores - parts["linked"]["scores"] @ parts["linked"]["modes"]).std(0),
+        "noise_sd": _resize(np.sqrt(_blur(noise.var(0), 4)), 64), "noise_spectrum": _spectrum(noise),
+        **_classes(np.hstack(codes), tb), "sizes": np.array([code.shape[1] for code in codes]),
         "share": np.array([_share(part["scores"]) for part in (*parts.values(), windows)]), "films": np.array(count),
     }
 
 
-def _shapes(masks, modes: int, max_spread: float) -> tuple[np.ndarray, np.ndarray]:
+def _shapes(masks, config: FitConfig) -> tuple[np.ndarray, np.ndarray]:
     found = [outline.landmarks(mask) for mask in masks]
     kept = np.array([k for k, shape in enumerate(found) if shape is not None])
     if len(kept) < 12:
         raise ValueError(f"{len(kept)} of {len(masks)} masks have two lungs, a model needs at least 12 films")
     shapes = np.stack([found[k] for k in kept])
     fitted = outline.align(shapes)
-    scores = pca((fitted["aligned"] - fitted["mean"]).reshape(len(kept), -1), min(modes, len(kept) // 2))["scores"]
+    offsets = (fitted["aligned"] - fitted["mean"]).reshape(len(kept), -1)
+    scores = pca(offsets, min(config.shape, len(kept) // 2))["scores"]
     spread = np.sqrt(((scores / scores.std(0)) ** 2).mean(1))
-    inside = spread < max_spread
-    _log.info("dropped %d of %d films: no two lungs or an odd outline", len(masks) - inside.sum(), len(masks))
+    inside = spread < config.max_spread
+    _log.info("%d of %d films left out: no two lungs, or an odd outline", len(masks) - inside.sum(), len(masks))
     return shapes[inside], kept[inside]
 
 
@@ -184,16 +192,15 @@ def decode_tone(code: np.ndarray) -> np.ndarray:
 def tone_curve(tone: np.ndarray):
     """Gray to density: monotone through the three anchors, straight on beyond them."""
     slope = np.diff(TONES) / np.diff(tone)
-    x = np.r_[tone[0] - 60, tone, tone[-1] + 120]
-    y = np.r_[TONES[0] - 60 * min(slope), TONES, TONES[-1] + 120 * slope.mean()]
+    x = np.r_[tone[0] - 300, tone, tone[-1] + 400]
+    y = np.r_[TONES[0] - 300 * min(slope), TONES, TONES[-1] + 400 * slope.mean()]
     return PchipInterpolator(x, y)
 
 
 def complete(density: np.ndarray, valid: np.ndarray, *, rounds: int = 12, modes: int = 30) -> np.ndarray:
     """Fills what a film doesn't show from the modes of those that do.
 
-    Works at a quarter of the resolution, because what lies outside a film needs no detail. After half of the rounds,
-    spots outside the expected by 4 sd count as unseen too: print that the top-hat missed, tubes, jewellery.
+    Works at a quarter of the resolution, because what lies outside a film needs no detail.
 
     Source: Roweis 1998, EM algorithms for PCA and SPCA, section 4 (missing data).
     """
@@ -203,7 +210,7 @@ def complete(density: np.ndarray, valid: np.ndarray, *, rounds: int = 12, modes:
     count = seen.sum(0)
     mean = np.where(count > 0, (small * seen).sum(0) / np.maximum(count, 1), small.mean())
     filled = np.where(seen, small, mean)
-    for k in range(rounds):
+    for _ in range(rounds):
         part = pca(filled, min(modes, len(filled) // 3))
         guess = part["mean"] + part["scores"] @ part["modes"]
         filled = np.where(seen, small, guess)
@@ -260,7 +267,10 @@ def _shift(film: np.ndarray, flow: np.ndarray) -> np.ndarray:
 
 
 def fingerprints(images, masks, frame: np.ndarray) -> np.ndarray:
-    """Films as numbers to compare, ``(N, 64 * 64)``, see :func:`synthetic.check_privacy`; films without lungs left out."""
+    """Films as numbers to compare, ``(N, 64 * 64)``; those without two lungs are left out.
+
+    See :func:`synthetic.check_privacy` for what is compared.
+    """
     found = [(image, outline.landmarks(mask)) for image, mask in zip(images, masks, strict=True)]
     found = [(image, shape) for image, shape in found if shape is not None]
     _, density, _ = _mean_frame_films([image for image, _ in found], [shape for _, shape in found], frame)
@@ -284,7 +294,7 @@ def pca(data: np.ndarray, count: int, *, centre: bool = True) -> dict[str, np.nd
     data = data - mean
     if data.shape[1] > len(data):
         values, vectors = np.linalg.eigh((data @ data.T).astype(np.float64))
-        order = np.argsort(values)[::-1][: min(count, len(data) - 1)]
+        order = np.argsort(values)[::-1][: min(count, len(data) - centre)]
         modes = (vectors[:, order].T / np.sqrt(np.maximum(values[order, None], 1e-12))) @ data
     else:
         values, vectors = np.linalg.eigh((data.T @ data).astype(np.float64))
@@ -299,7 +309,7 @@ def window_fade() -> np.ndarray:
     return np.outer(line, line)
 
 
-def window_pca(rest: np.ndarray, count: int) -> dict[str, np.ndarray]:
+def window_pca(rest: np.ndarray, count: int, *, max_share: float = MAX_SHARE) -> dict[str, np.ndarray]:
     """Modes of each overlapping window of ``rest (N, C, C)``; the ``count`` strongest of all windows are kept.
 
     Returns:
@@ -319,7 +329,7 @@ def window_pca(rest: np.ndarray, count: int) -> dict[str, np.ndarray]:
             modes.append(part["modes"])
             scores.append(part["scores"])
     modes, scores, at = np.vstack(modes), np.hstack(scores), np.array(at)
-    common = (scores**2).max(0) < MAX_SHARE * (scores**2).sum(0)
+    common = (scores**2).max(0) < max_share * (scores**2).sum(0)
     modes, scores, at = modes[common], scores[:, common], at[common]
     best = np.sort(np.argsort(-scores.std(0), kind="stable")[:count])
     return {"at": at[best], "modes": modes[best], "scores": scores[:, best], "sd": scores[:, best].std(0)}

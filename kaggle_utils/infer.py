@@ -18,11 +18,12 @@ from scipy.ndimage import binary_fill_holes
 from tqdm import tqdm
 
 from .data import normalise, read_manifest
+from .hardware import choose_device, choose_precision
 from .image import (IMAGE_SUFFIXES, read_image, read_mask, resize_image, resize_mask, resize_prob, write_bytes, write_image,
                     write_mask)
 from .metrics import score
 from .model import load_weights, read_header
-from .train import choose_device, choose_precision
+from .prep import combined_mask, find_films
 
 DEFAULT_WEIGHTS = Path(__file__).with_name("weights") / "lungs.safetensors"
 # Blue and orange of Okabe & Ito's palette, told apart by colour-blind eyes; BGR, as OpenCV draws.
@@ -82,9 +83,12 @@ class LungSegmenter:
         Returns:
             Each ``uint8 (H, W)`` in {0, 1}.
         """
-        masks = [(resize_prob(prob, film.shape) > self.threshold).astype(np.uint8)
-                 for prob, film in zip(self.probabilities(films), films)]
-        return [clean_mask(mask) for mask in masks] if self.clean else masks
+        return [self.finish(prob, film.shape) for prob, film in zip(self.probabilities(films), films)]
+
+    def finish(self, prob: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+        """Probabilities ``(size, size)`` to a mask of any ``shape``: resized, thresholded, cleaned."""
+        mask = (resize_prob(prob, shape) > self.threshold).astype(np.uint8)
+        return clean_mask(mask) if self.clean else mask
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,7 @@ def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegm
 
 
 def evaluate(data: str | Path, segmenter: LungSegmenter, *, split: str = "test", sizes: Iterable[int] = (256, 512),
-             batch: int = 8) -> pd.DataFrame:
+             raw: str | Path | None = None, batch: int = 8) -> pd.DataFrame:
     """Scores a prepared set, film by film.
 
     A source that the weights were not trained on is foreign: then all its films count, besides those of the split.
@@ -176,6 +180,7 @@ def evaluate(data: str | Path, segmenter: LungSegmenter, *, split: str = "test",
         segmenter: with which weights and switches.
         split: train, val or test.
         sizes: px at which prediction and truth are compared; the published tables use 256.
+        raw: folder with the raw sets, to compare at each film's own size too (size 0 in the table).
         batch: films a forward pass.
 
     Returns:
@@ -186,16 +191,19 @@ def evaluate(data: str | Path, segmenter: LungSegmenter, *, split: str = "test",
     frame = frame[frame["split"] != "unlabelled"]
     foreign = ~frame["source"].isin(segmenter.header["sources"])
     frame = frame[(frame["split"] == split) | foreign]
+    own = {film.name: film for film in find_films(raw)} if raw else {}
     rows = []
     bar = tqdm(total=len(frame), desc="evaluate", unit="film", disable=None)
     for films in _batches(frame.itertuples(), batch):
         probs = segmenter.probabilities([read_image(film.image) for film in films])
         for film, prob in zip(films, probs):
             truth = read_mask(film.mask)
+            truths = {size: resize_mask(truth, size) for size in sizes}
+            if film.name in own:
+                truths[0] = combined_mask(own[film.name], (film.height, film.width))
             protocols = [split] * (film.split == split) + ["all"] * (film.source not in segmenter.header["sources"])
-            for size in sizes:
-                pred = (resize_prob(prob, (size, size)) > segmenter.threshold).astype(np.uint8)
-                scores = score(clean_mask(pred) if segmenter.clean else pred, resize_mask(truth, size))
+            for size, truth in truths.items():
+                scores = score(segmenter.finish(prob, truth.shape), truth)
                 rows += [{"name": film.name, "source": film.source, "protocol": p, "size": size, **scores} for p in protocols]
         bar.update(len(films))
     bar.close()

@@ -59,7 +59,7 @@ def draw_synthetic(path: str | Path | None = None, *, columns: int = 7, seed: in
     model = AppearanceModel.load()
     figure, axes = plt.subplots(4, 1, figsize=(1.6 * columns, 6.6), layout="constrained")
     for k, (label, tb) in enumerate((("normal", 0), ("tuberculosis", 1))):
-        films = model.sample(columns, seed, tb=tb)
+        films = model.sample(columns, seed + tb, tb=tb)
         contact_sheet(films, columns=columns, outlines=False, ax=axes[2 * k])
         contact_sheet(films, columns=columns, ax=axes[2 * k + 1])
         axes[2 * k].set_title(f"{label}: films of nobody, below them with their lungs", loc="left", fontsize=9)

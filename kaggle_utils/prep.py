@@ -154,7 +154,7 @@ def prepare_film(film: RawFilm, folder: str | Path, size: int = 512) -> dict[str
     if "image" not in film.files:
         raise ValueError("mask without image")
     image = read_image(film.files["image"])
-    mask = _combined_mask(film, image.shape)
+    mask = combined_mask(film, image.shape)
     small = resize_image(image, size)
     if mask is not None:
         write_mask(Path(folder) / "mask" / f"{film.name}.png", resize_mask(mask, size))
@@ -166,6 +166,31 @@ def prepare_film(film: RawFilm, folder: str | Path, size: int = 512) -> dict[str
         "sha256": hashlib.sha256(film.files["image"].read_bytes()).hexdigest(),
         "pixels": hashlib.sha256(small.tobytes()).hexdigest()[:16],
     }
+
+
+def combined_mask(film: RawFilm, shape: tuple[int, int]) -> np.ndarray | None:
+    """The film's mask of both lungs, ``uint8 (H, W)`` in {0, 1}, or None if it has none.
+
+    Args:
+        film: its files.
+        shape: (H, W) of the film, which the mask must have too.
+
+    Raises:
+        ValueError: a mask is damaged, empty, of another size, or lacks its other half.
+    """
+    files = film.mask_files
+    if not files:
+        return None
+    if len(files) == 1 and "mask" not in film.files:
+        raise ValueError(f"{files[0]}: the other lung's mask is missing")
+    masks = [read_mask(path) for path in files]
+    for path, mask in zip(files, masks):
+        if mask.shape != shape:
+            raise ValueError(f"{path}: size mismatch, the mask is {mask.shape} and the film {shape}")
+        if not mask.any():
+            raise ValueError(f"{path}: the mask is empty")
+    # OR, not a sum: 255 + 255 wraps round to 254 in 8 bits.
+    return np.bitwise_or.reduce(masks)
 
 
 def read_clinical(path: str | Path) -> tuple[str | None, float | None]:
@@ -256,22 +281,6 @@ def _role(path: Path) -> str | None:
         return None
     roles = [_ROLES[name] for name in reversed(folders) if name in _ROLES]
     return roles[0] if roles else "mask" if path.stem.lower().endswith("_mask") else "image"
-
-
-def _combined_mask(film: RawFilm, shape: tuple[int, int]) -> np.ndarray | None:
-    files = film.mask_files
-    if not files:
-        return None
-    if len(files) == 1 and "mask" not in film.files:
-        raise ValueError(f"{files[0]}: the other lung's mask is missing")
-    masks = [read_mask(path) for path in files]
-    for path, mask in zip(files, masks):
-        if mask.shape != shape:
-            raise ValueError(f"{path}: size mismatch, the mask is {mask.shape} and the film {shape}")
-        if not mask.any():
-            raise ValueError(f"{path}: the mask is empty")
-    # OR, not a sum: 255 + 255 wraps round to 254 in 8 bits.
-    return np.bitwise_or.reduce(masks)
 
 
 def _prepare_all(films: list[RawFilm], out: Path, size: int, workers: int) -> tuple[list[dict], list[Problem]]:

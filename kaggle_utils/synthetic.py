@@ -71,17 +71,20 @@ class AppearanceModel:
         ends = np.cumsum(arrays["sizes"])
         self._slices = {name: slice(end - size, end) for name, end, size in
                         zip(_PARTS, ends, arrays["sizes"], strict=True)}
+        self._least_scale = abs(outline.similarity(arrays["shape_mean"], arrays["frame"])[0])
         at = arrays["window_at"]
         self._windows = [(row, column, np.flatnonzero((at == (row, column)).all(1))) for row, column in
                          np.unique(at, axis=0)]
         self._fade = appearance.window_fade()
+        edge = np.clip(np.arange(appearance.SIZE) / 12, 0, 1).astype(np.float32)
+        self._sharp = np.minimum.outer(np.minimum(edge, edge[::-1]), np.minimum(edge, edge[::-1]))
         self._free = appearance.freedom(arrays["frame"])
         self._noise_sd = cv2.resize(arrays["noise_sd"], (appearance.SIZE,) * 2, interpolation=cv2.INTER_LINEAR)
 
     @classmethod
-    def fit(cls, images, masks, tb, **modes) -> AppearanceModel:
+    def fit(cls, images, masks, tb, config: appearance.FitConfig = appearance.FitConfig()) -> AppearanceModel:
         """Fits a model, see :func:`appearance.fit_arrays` for the arguments."""
-        return cls(appearance.fit_arrays(images, masks, tb, **modes))
+        return cls(appearance.fit_arrays(images, masks, tb, config))
 
     def save(self, path: str | Path) -> None:
         """Writes the model: modes as int8 with a scale each, the rest as 16-bit or 32-bit floats."""
@@ -117,11 +120,14 @@ class AppearanceModel:
         except (ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError) as error:
             raise ValueError(f"{path}: not a whole appearance model ({error}); {advice}") from None
         found = packed.pop("version", None)
-        if found is None or int(found) != VERSION:
+        if found is None or found != VERSION:
             raise ValueError(f"{path}: appearance model of version {found}, this code reads {VERSION}; {advice}")
-        for name in _MODES:
-            packed[name] = packed[name].astype(np.float32) * packed.pop(f"{name}_scale")
-        return cls({k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in packed.items()})
+        try:
+            for name in _MODES:
+                packed[name] = packed[name].astype(np.float32) * packed.pop(f"{name}_scale")
+            return cls({k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in packed.items()})
+        except KeyError as error:
+            raise ValueError(f"{path}: the appearance model lacks {error}; {advice}") from None
 
     def sample(self, n: int, seed: int, *, size: int = 256, tb: float = 0.5, acquire: bool = True) -> list[Film]:
         """Draws n films, see :meth:`stream`."""
@@ -166,7 +172,9 @@ class AppearanceModel:
             parts = {name: code[where] for name, where in self._slices.items()}
             shape = a["shape_mean"] + (a["shape_centre"] + parts["shape"] @ a["shape_modes"]).reshape(2, -1, 2)
             log_scale, turn, x, y = parts["pose"]
-            shape = outline.move(shape, np.exp(log_scale + 1j * turn), complex(x, y))
+            # Further away than this, the film would show what lies outside the mean frame.
+            scale = max(np.exp(log_scale), self._least_scale)
+            shape = outline.move(shape, scale * np.exp(1j * turn), complex(x, y))
             apart = shape[1, :, 0].min() - shape[0, :, 0].max()
             if shape.min() > 0.005 and shape.max() < 0.995 and apart > 0.005 and all(map(outline.is_simple, shape)):
                 return shape, parts
@@ -184,7 +192,9 @@ class AppearanceModel:
             patch = (scores[which] @ a["window_modes"][which]).reshape(window, window)
             total[row : row + window, column : column + window] += patch * self._fade
         noise = appearance.colour(rng.standard_normal((side, side), np.float32), a["noise_spectrum"])
-        return texture + total[step:-step, step:-step] + noise * (_NOISE * self._noise_sd)
+        texture = texture + total[step:-step, step:-step] + noise * (_NOISE * self._noise_sd)
+        # Beyond the mean frame its last pixels go on for ever: as streaks, if they were sharp.
+        return self._sharp * texture + (1 - self._sharp) * cv2.GaussianBlur(texture, (0, 0), 12)
 
     def _render(self, shape, code, rng, size: int) -> np.ndarray:
         """The film in gray levels, ``float32 (size, size)``, around the outline ``shape``."""
@@ -206,18 +216,19 @@ class AppearanceModel:
         return np.where(gray > 190, 190 + 65 * np.tanh((gray - 190) / 65), gray)
 
 
-def fit_prepared(root: str | Path) -> AppearanceModel:
+def fit_prepared(root: str | Path, config: appearance.FitConfig = appearance.FitConfig()) -> AppearanceModel:
     """Fits a model on the training films of Montgomery and Shenzhen in a prepared folder, and on no other.
 
     Args:
         root: a prepared set: ``manifest.csv`` and ``train/{image,mask}/NAME.png``.
+        config: numbers of modes.
 
     Raises:
         FileNotFoundError: the manifest or one of its films is missing.
         ValueError: fewer than 12 films have usable lungs.
     """
     films = _training_films(root)
-    return AppearanceModel.fit(films["images"], films["masks"], films["tb"])
+    return AppearanceModel.fit(films["images"], films["masks"], films["tb"], config)
 
 
 def _training_films(root: str | Path) -> dict:
@@ -299,7 +310,8 @@ def write_raw(out: str | Path, n: int, seed: int, *, model: AppearanceModel | No
             image.write_image(montgomery / "CXR_png" / f"{name}.png", film.image)
             image.write_mask(montgomery / "ManualMask/leftMask" / f"{name}.png", film.left)
             image.write_mask(montgomery / "ManualMask/rightMask" / f"{name}.png", film.right)
-            text = f"Patient's Sex: {patient['sex'][0].upper()}\nPatient's Age: {patient['age']:03d}Y\n{patient['finding']}\n"
+            sex = patient["sex"][0].upper()
+            text = f"Patient's Sex: {sex}\nPatient's Age: {patient['age']:03d}Y\n{patient['finding']}\n"
             image.write_bytes(montgomery / "ClinicalReadings" / f"{name}.txt", text.encode())
             continue
         name = f"CHNCXR_{9001 + index}_{film.tb}"

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .data import LungDataset, make_loader, read_manifest
+from .hardware import choose_device, choose_precision
 from .image import write_bytes
 from .loss import make_loss
 from .metrics import confusion, overlap
@@ -48,16 +49,16 @@ class TrainConfig:
     batch: int = setting(8, "films a step")
     workers: int = setting(0, "loader processes; 0 is right on a CPU, the number of cores beside a GPU")
     # model
-    width: int = setting(16, "channels of the first level, doubled at each level below")
-    depth: int = setting(4, "how many times the resolution is halved")
+    width: int = setting(24, "channels of the first level, doubled at each level below")
+    depth: int = setting(3, "how many times the resolution is halved")
     norm: str = setting("batch", "batch, group or instance")
     up: str = setting("bilinear", "bilinear or transposed")
-    patch: int = setting(1, "px, side of the patches the first convolution sees as channels; 2 is 3 times faster")
+    patch: int = setting(2, "px, side of the patches that the first convolution sees as channels; 1 is the paper's U-Net")
     # loss
     loss: str = setting("bce_dice", "bce, dice, bce_dice, tversky or focal")
     dice_weight: float = setting(0.5, "in [0, 1], the rest is cross-entropy's")
     # optimisation
-    epochs: int = setting(40, "passes over the training films")
+    epochs: int = setting(60, "passes over the training films")
     minutes: float = setting(0.0, "time budget; the learning rate falls with it, 0 is none")
     lr: float = setting(2e-3, "peak learning rate of AdamW")
     weight_decay: float = setting(1e-2, "of AdamW, decoupled")
@@ -340,26 +341,6 @@ def ema_with_warmup(decay: float) -> Callable:
     def average(averaged: list[torch.Tensor], current: list[torch.Tensor], n: torch.Tensor) -> None:
         get_ema_multi_avg_fn(min(decay, (1 + int(n)) / (10 + int(n))))(averaged, current, n)
     return average
-
-
-def choose_device(name: str = "auto") -> torch.device:
-    """The GPU if there is one, else the CPU; or the one that is named."""
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def choose_precision(device: torch.device) -> str:
-    """The fastest number format that the hardware computes in itself.
-
-    bf16 on a GPU from Ampere on and on a CPU with AVX512-BF16 or AMX; fp16 on an older GPU (a T4 only emulates bf16);
-    fp32 on any other CPU, where bf16 is emulated and slower.
-    """
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
-    return "bf16" if device.type == "cpu" and ("avx512_bf16" in flags or "amx_bf16" in flags) else "fp32"
 
 
 def check_batch(batch: dict) -> None:

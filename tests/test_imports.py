@@ -10,10 +10,10 @@ import kaggle_utils
 ROWS = {
     5: ["__main__"],
     4: ["kaggle", "s3", "cluster", "app"],
-    3: ["tune", "tb", "plot"],
+    3: ["tune", "tb", "plot", "protocol"],
     2: ["train", "infer"],
     1: ["model", "loss", "metrics", "data", "prep", "synthetic"],
-    0: ["image", "__init__"],
+    0: ["image", "hardware", "__init__"],
 }
 # One module in several files, from its face down to its depths: a file may import those to its right.
 CHAPTERS = {"synthetic": ["synthetic", "acquire", "appearance", "outline"]}
