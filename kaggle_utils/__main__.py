@@ -97,16 +97,16 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command(prep, "raw public sets to a prepared folder")
     sub.add_argument("--input", required=True, help="folder with the raw sets, in any nesting")
     sub.add_argument("--out", default="segmentation", help="folder to write; a second run does what is missing")
-    sub.add_argument("--size", type=int, default=512, help="px, side of the prepared films")
-    sub.add_argument("--workers", type=int, help="threads, one a core if not given")
+    sub.add_argument("--size", type=_positive, default=512, help="px, side of the prepared films")
+    sub.add_argument("--workers", type=_positive, help="threads, one a core if not given")
     sub.add_argument("--split", choices=("published", "random"), default="published",
                      help="the frozen published lists, or 50 films for the test and the rest 80:20")
     sub.add_argument("--seed", type=int, default=0, help="of the random split")
 
     sub = command(synth, "write built-in films, drawn from a statistical model, in the layout of the raw sets")
-    sub.add_argument("--n", type=int, default=200, help="how many films")
+    sub.add_argument("--n", type=_positive, default=200, help="how many films")
     sub.add_argument("--out", required=True, help="folder to write")
-    sub.add_argument("--size", type=int, default=512, help="px, side of the films")
+    sub.add_argument("--size", type=_positive, default=512, help="px, side of the films")
     sub.add_argument("--seed", type=int, default=0, help="the same seed gives the same films on every machine")
 
     sub = command(fit_synth, "fit the statistical model of the built-in films again")
@@ -122,7 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command(evaluate, "score weights on a prepared folder, film by film")
     sub.add_argument("--data", default="segmentation", help="prepared folder")
     sub.add_argument("--split", choices=("train", "val", "test"), default="test", help="which films")
-    sub.add_argument("--sizes", type=int, nargs="+", default=[256, 512], help="px at which masks are compared")
+    sub.add_argument("--sizes", type=_positive, nargs="+", default=[256, 512], help="px at which masks are compared")
     sub.add_argument("--input", help="folder with the raw sets: compare at each film's own size too (size 0)")
     sub.add_argument("--out", help="write OUT.csv, a row a film, and OUT_summary.csv")
     _add_weights(sub)
@@ -132,15 +132,22 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--data", default="segmentation", help="prepared folder")
     sub.add_argument("--input", help="folder with the raw sets: compare at each film's own size too (size 0)")
     sub.add_argument("--out", default="runs/protocols", help="folder of the runs; a stopped one goes on")
-    sub.add_argument("--steps", type=int, default=3600, help="optimiser steps of each training, about")
+    sub.add_argument("--steps", type=_positive, default=3600, help="optimiser steps of each training, about")
     sub.add_argument("--no-flip", action="store_true", help="test without averaging with the mirrored film")
 
     sub = command(predict, "masks, overlays and a table for films; exit status 3 if some could not be read")
     sub.add_argument("path", nargs="+", help="files, folders (searched below) and globs")
     sub.add_argument("--out", required=True, help="folder to write")
-    sub.add_argument("--batch", type=int, default=8, help="films a forward pass")
+    sub.add_argument("--batch", type=_positive, default=8, help="films a forward pass")
     _add_weights(sub)
     return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
+    return number
 
 
 def _add_weights(parser: argparse.ArgumentParser) -> None:

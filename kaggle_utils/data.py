@@ -43,9 +43,7 @@ def read_manifest(root: str | Path) -> pd.DataFrame:
     missing = {"name", "source", "split", "tb", "pixels"} - set(frame)
     if missing:
         raise ValueError(f"{path}: no column {', '.join(sorted(missing))}; it was not written by this version's prep")
-    twice = frame["name"].duplicated(keep=False) | frame["pixels"].duplicated(keep=False)
-    if twice.any():
-        raise ValueError(f"{path}: films that are in the set twice: {', '.join(frame['name'][twice][:6])}")
+    check_disjoint(frame)
     frame["image"] = [str(root / s / "image" / f"{n}.png") for s, n in zip(frame["split"], frame["name"])]
     frame["mask"] = [str(root / s / "mask" / f"{n}.png") if s != "unlabelled" else ""
                      for s, n in zip(frame["split"], frame["name"])]
@@ -53,6 +51,14 @@ def read_manifest(root: str | Path) -> pd.DataFrame:
     if gone:
         raise FileNotFoundError(f"{gone} is in {path} but not on the disk: run prep again")
     return frame
+
+
+def check_disjoint(frame: pd.DataFrame) -> None:
+    """Raises ValueError if a film, by its name or by its pixels, is there twice: it might be trained on and tested on."""
+    for column in ("name", "pixels"):
+        twice = frame.loc[frame.duplicated(column, keep=False), "name"]
+        if len(twice):
+            raise ValueError(f"films that are in the set twice by their {column}: {', '.join(map(str, twice[:6]))}")
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,9 @@ import cv2
 import numpy as np
 
 
+# OpenCV logs to stderr what read_image says in one line with the file's name.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif")
 # A whole PNG ends in its IEND chunk and a whole JPEG in its EOI marker. OpenCV returns the rows it could decode of a
 # truncated file, the rest black, as if nothing had happened.
@@ -99,7 +102,10 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
         ValueError: the array can't be encoded in the format that the suffix names.
     """
     path = Path(path)
-    done, data = cv2.imencode(path.suffix, image)
+    try:
+        done, data = cv2.imencode(path.suffix, image)
+    except cv2.error:  # an unknown suffix
+        done = False
     if not done:
         raise ValueError(f"{path}: {image.dtype} {image.shape} can't be written as {path.suffix}")
     write_bytes(path, data.tobytes())
@@ -162,8 +168,9 @@ def check_mask(mask: np.ndarray) -> None:
     """Raises ValueError unless the mask is 2-D with values in {0, 1} only."""
     if mask.ndim != 2:
         raise ValueError(f"a mask is (H, W), this one is {mask.shape}")
-    if mask.size and mask.max() > 1:
-        raise ValueError(f"a mask holds 0 and 1, this one reaches {mask.max()}: read it with read_mask")
+    if mask.dtype.kind not in "bui" or (mask.size and (mask.min() < 0 or mask.max() > 1)):
+        raise ValueError(f"a mask holds whole 0 and 1, this one is {mask.dtype} from {mask.min()} to {mask.max()}: "
+                         "read it with read_mask, or threshold it")
 
 
 def _decode(path: str | Path) -> np.ndarray:

@@ -18,7 +18,7 @@ from scipy.ndimage import binary_fill_holes
 from tqdm import tqdm
 
 from .data import normalise, read_manifest
-from .hardware import choose_device, choose_precision
+from .hardware import choose_device, choose_precision, keep_memory
 from .image import (IMAGE_SUFFIXES, read_image, read_mask, resize_image, resize_mask, resize_prob, write_bytes, write_image,
                     write_mask)
 from .metrics import score
@@ -51,8 +51,13 @@ class LungSegmenter:
         if weights is None and not path.exists():
             raise FileNotFoundError(f"{path} is not there: train one (`python -m kaggle_utils train`) and name it with --weights")
         self.header = read_header(path)
+        missing = {"size", "sources"} - set(self.header)
+        if missing:
+            raise ValueError(f"{path}: no {' and no '.join(sorted(missing))} in the header, so films can't be given to it as in training")
         self.size = self.header["size"]  # px, the side of the square that the network was trained on
         self.device = choose_device(device)
+        if self.device.type == "cpu":
+            keep_memory()
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(choose_precision(self.device))
         self.model = load_weights(path).to(self.device, memory_format=torch.channels_last)
         self.flip, self.clean, self.threshold = flip, clean, threshold
@@ -115,8 +120,12 @@ def clean_mask(mask: np.ndarray, components: int = 2) -> np.ndarray:
     return binary_fill_holes(keep[labels]).astype(np.uint8)
 
 
-def find_files(patterns: Iterable[str | Path]) -> list[Path]:
-    """The image files that files, folders (searched below) and globs name, sorted, each once.
+def find_files(patterns: Iterable[str | Path], *, skip: str | Path | None = None) -> list[Path]:
+    """The image files that files, folders (searched below, not in hidden ones) and globs name, sorted, each once.
+
+    Args:
+        patterns: files, folders and globs.
+        skip: a folder not to search, such as the one that an earlier call wrote its own pictures to.
 
     Raises:
         FileNotFoundError: a pattern names nothing.
@@ -125,9 +134,11 @@ def find_files(patterns: Iterable[str | Path]) -> list[Path]:
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES
+                           and not any(part.startswith(".") for part in p.relative_to(path).parts))
         else:
-            files = [path] if path.exists() else sorted(map(Path, glob(str(pattern), recursive=True)))
+            files = [path] if path.exists() else sorted(p for p in map(Path, glob(str(pattern), recursive=True)) if p.is_file())
+        files = [p for p in files if skip is None or Path(skip).absolute() not in p.absolute().parents]
         if not files:
             raise FileNotFoundError(f"{pattern}: no such file, or no image ({', '.join(IMAGE_SUFFIXES)}) in it")
         found.update(dict.fromkeys(files))
@@ -153,7 +164,7 @@ def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegm
     out = Path(out)
     for folder in ("masks", "overlays"):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    files = find_files(patterns)
+    files = find_files(patterns, skip=out)
     names = _unique_names(files)
     rows = []
     bar = tqdm(total=len(files), desc="predict", unit="film", disable=None)
@@ -192,6 +203,8 @@ def evaluate(data: str | Path, segmenter: LungSegmenter, *, split: str = "test",
     foreign = ~frame["source"].isin(segmenter.header["sources"])
     frame = frame[(frame["split"] == split) | foreign]
     own = {film.name: film for film in find_films(raw)} if raw else {}
+    if frame.empty:
+        raise ValueError(f"{data}: no film with a mask in its {split} split")
     rows = []
     bar = tqdm(total=len(frame), desc="evaluate", unit="film", disable=None)
     for films in _batches(frame.itertuples(), batch):
@@ -263,7 +276,9 @@ def _unique_names(files: list[Path]) -> list[str]:
     """Stems; films that share one are named by their whole path below the folder common to all."""
     twice = pd.Series([path.stem.lower() for path in files]).duplicated(keep=False)
     common = os.path.commonpath([path.absolute().parent for path in files])
-    return [re.sub(r"[/\\.]", "_", os.path.relpath(path, common)) if two else path.stem for path, two in zip(files, twice)]
+    names = [re.sub(r"[/\\.]", "_", os.path.relpath(path, common)) if two else path.stem for path, two in zip(files, twice)]
+    nth = pd.Series(names).str.lower().groupby(pd.Series(names).str.lower()).cumcount()  # a/b.png and a_b.png still meet
+    return [f"{name}_{n + 1}" if n else name for name, n in zip(names, nth)]
 
 
 def _batches(items: Iterable, size: int) -> Iterator[list]:

@@ -69,6 +69,9 @@ class UNet(nn.Module):
             Up(deep, shallow, dims, norm, up) for shallow, deep in zip(widths[-2::-1], widths[:0:-1]))
         self.outc = _CONV[dims](widths[0], classes * patch**2, 1)
         self.apply(_initialise)
+        if patch > 1:  # a patch's pixels start alike, else the first predictions are a checkerboard (Aitken et al. 2017)
+            with torch.no_grad():
+                self.outc.weight.copy_(self.outc.weight[::patch**2].repeat_interleave(patch**2, dim=0))
         nn.init.constant_(self.outc.bias, math.log(prior / (1 - prior)))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -175,7 +178,7 @@ def load_weights(path: str | Path) -> UNet:
         model = UNet(**header["architecture"])
         with safe_open(str(path), "pt") as file:
             model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
-    except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{path}: the tensors don't fit the architecture in the header ({error})") from None
     return model.eval()
 

@@ -15,7 +15,7 @@ import json
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import cv2
@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from .image import IMAGE_SUFFIXES, read_image, read_mask, resize_image, resize_mask, write_image, write_mask
+from .image import IMAGE_SUFFIXES, read_image, read_mask, resize_image, resize_mask, write_bytes, write_image, write_mask
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ("name", "source", "split", "tb", "sex", "age", "height", "width", "sha256", "pixels")
@@ -44,7 +44,6 @@ class Problem:
 
     name: str
     source: str
-    path: str
     reason: str
 
 
@@ -123,17 +122,17 @@ def prepare(root: str | Path, out: str | Path, *, size: int = 512, workers: int 
     twins = frame[frame.duplicated("pixels")]
     for twin in twins.itertuples():
         first = frame.loc[frame.pixels == twin.pixels, "name"].iloc[0]
-        problems.append(Problem(twin.name, twin.source, "", f"the same pixels as {first}"))
+        problems.append(Problem(twin.name, twin.source, f"the same pixels as {first}"))
     frame = frame.drop(twins.index).reset_index(drop=True)
-    _write_table(out / "problems.csv", pd.DataFrame([asdict(p) for p in problems], columns=Problem.__dataclass_fields__))
+    table = pd.DataFrame([asdict(p) for p in problems], columns=[f.name for f in fields(Problem)])
+    write_bytes(out / "problems.csv", table.to_csv(index=False).encode())
     if frame.empty:
         raise ValueError(f"{root}: none of {len(films)} films could be prepared, see {out / 'problems.csv'}; "
                          f"the first: {problems[0].name}: {problems[0].reason}")
     frame["split"] = assign_splits(frame, split=split, seed=seed)
     _move_to_splits(frame, out)
     manifest = frame[list(COLUMNS)].astype({"tb": "Int64"})
-    check_disjoint(manifest)
-    _write_table(out / "manifest.csv", manifest)
+    write_bytes(out / "manifest.csv", manifest.to_csv(index=False).encode())
     return manifest
 
 
@@ -258,16 +257,11 @@ def assign_splits(frame: pd.DataFrame, *, split: str = "published", seed: int = 
     return result
 
 
-def check_disjoint(frame: pd.DataFrame) -> None:
-    """Raises ValueError if a film, by its name or by its pixels, is in the manifest twice (and so in two splits)."""
-    for column in ("name", "pixels"):
-        twice = frame.loc[frame.duplicated(column, keep=False), "name"]
-        if len(twice):
-            raise ValueError(f"films that are in the set twice by their {column}: {', '.join(map(str, twice[:6]))}")
-
-
 def _files(root: Path):
     for folder, folders, names in os.walk(root, followlinks=True):
+        if "prep.json" in names:  # a prepared set, which would be taken for raw films of 512 px
+            folders.clear()
+            continue
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         yield from (Path(folder, name) for name in sorted(names)
                     if not name.startswith(".") and Path(name).suffix.lower() in (*IMAGE_SUFFIXES, ".txt"))
@@ -287,6 +281,8 @@ def _prepare_all(films: list[RawFilm], out: Path, size: int, workers: int) -> tu
     """Rows and problems of all films. ``films.jsonl`` grows with each one finished, so a killed run goes on there."""
     journal = _start_journal(out, size)
     known = _finished(journal, out)
+    # Written anew: a kill may have cut the last line, and the next row would be appended to the stump.
+    write_bytes(journal, "".join(json.dumps(row) + "\n" for row in known.values()).encode())
     rows, problems, todo = [], [], []
     for film in films:
         row = known.get(film.name)
@@ -306,8 +302,7 @@ def _prepare_all(films: list[RawFilm], out: Path, size: int, workers: int) -> tu
                     log.flush()
                     rows.append(row)
                 except (ValueError, OSError) as error:
-                    path = next(iter([*film.files.values()]), "")
-                    problems.append(Problem(film.name, film.source, str(path), str(error)))
+                    problems.append(Problem(film.name, film.source, str(error)))
     finally:
         cv2.setNumThreads(threads)
     return rows, sorted(problems, key=lambda p: p.name)
@@ -346,14 +341,11 @@ def _move_to_splits(frame: pd.DataFrame, out: Path) -> None:
         split = target.get(path.stem)
         if split is None or path.parts[-3] not in ("new", "unlabelled", *SPLITS):
             continue
-        os.replace(path, out / split / path.parts[-2] / path.name)
+        if split == "unlabelled" and path.parts[-2] == "mask":
+            path.unlink()  # of an earlier run: its raw mask is gone
+        else:
+            os.replace(path, out / split / path.parts[-2] / path.name)
     for path in out.glob("new/*/*.png"):
         path.unlink()
     for folder in ("new/image", "new/mask", "new"):
         (out / folder).rmdir()
-
-
-def _write_table(path: Path, frame: pd.DataFrame) -> None:
-    temporary = path.with_suffix(".part")
-    frame.to_csv(temporary, index=False)
-    os.replace(temporary, path)

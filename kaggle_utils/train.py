@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import pickle
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
@@ -18,8 +19,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .data import LungDataset, make_loader, read_manifest
-from .hardware import choose_device, choose_precision
+from .data import LungDataset, check_disjoint, make_loader, read_manifest
+from .hardware import choose_device, choose_precision, keep_memory
 from .image import write_bytes
 from .loss import make_loss
 from .metrics import confusion, overlap
@@ -73,7 +74,9 @@ class TrainConfig:
     compile: bool = setting(False, "torch.compile: minutes of waiting for some 10-30 percent on long runs")
 
     def __post_init__(self):
-        for name, low, high in (("size", 16, 4096), ("batch", 1, 4096), ("epochs", 1, 100_000), ("width", 1, 1024),
+        if self.precision not in ("auto", "fp32", "bf16", "fp16"):
+            raise ValueError(f"precision is auto, fp32, bf16 or fp16, not {self.precision!r}")
+        for name, low, high in (("warmup", 0, 0.9), ("clip", 1e-6, 1e6), ("size", 16, 4096), ("batch", 1, 4096), ("epochs", 1, 100_000), ("width", 1, 1024),
                                 ("depth", 1, 8), ("minutes", 0, 1e6), ("lr", 0, 10), ("dice_weight", 0, 1), ("ema", 0, 1)):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} is in [{low}, {high}], not {getattr(self, name)}")
@@ -105,6 +108,8 @@ class Trainer:
         self.config, self.loss = config, loss
         self.train_loader, self.val_loader = train_loader, val_loader
         self.device = choose_device(config.device)
+        if self.device.type == "cpu":
+            keep_memory()
         self.precision = choose_precision(self.device) if config.precision == "auto" else config.precision
         self.model = model.to(self.device, memory_format=torch.channels_last)
         self.step_model = torch.compile(self.model) if config.compile else self.model
@@ -183,9 +188,9 @@ class Trainer:
         """
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
-        except (RuntimeError, EOFError, OSError, KeyError) as error:
-            raise ValueError(f"{path}: not a whole checkpoint ({error})") from None
-        stored = TrainConfig.from_dict(state["config"])
+            stored = TrainConfig.from_dict(state["config"])
+        except (RuntimeError, EOFError, KeyError, IndexError, TypeError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{path}: not a whole checkpoint of this project ({type(error).__name__})") from None
         # How long to go on may change; what is learned, and how, may not.
         free = {"epochs", "minutes", "patience", "workers", "device"}
         changed = [f.name for f in fields(stored) if f.name not in free
@@ -313,12 +318,13 @@ def train(data: str | Path | list[str | Path], out: str | Path, config: TrainCon
     last = Path(out) / "last.pt"
     if last.exists() and not resume:
         raise FileExistsError(f"{last} is there: resume that run (--resume) or choose another folder")
-    sets = {split: [] for split in ("train", "val")}
-    for root in [data] if isinstance(data, (str, Path)) else data:
-        frame = read_manifest(root)
-        for split, parts in sets.items():
-            parts.append(frame[(frame["split"] == split) & frame["source"].isin(config.sources)])
-    films, held_out = pd.concat(sets["train"]), sets["val"][0]
+    frames = [read_manifest(root) for root in ([data] if isinstance(data, (str, Path)) else data)]
+    frame = pd.concat(frames)
+    check_disjoint(frame)
+    absent = set(config.sources) - set(frame["source"])
+    if absent:
+        raise ValueError(f"no film of {', '.join(sorted(absent))} in {data}: choose --sources from {', '.join(frame['source'].unique())}")
+    films, held_out = (f[(f["split"] == split) & f["source"].isin(config.sources)] for f, split in ((frame, "train"), (frames[0], "val")))
     if config.films:
         films = films.sample(min(config.films, len(films)), random_state=config.seed)
     loaders = [

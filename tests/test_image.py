@@ -180,14 +180,12 @@ def test_what_is_not_a_mask_is_refused(mask, function):
         function(mask)
 
 
-@pytest.mark.xfail(strict=True, reason="check_mask looks at the maximum only")
 @pytest.mark.parametrize("mask", [np.full((4, 4), 0.5, np.float32), np.full((4, 4), -1)], ids=["probabilities", "negative"])
 def test_fractions_and_negative_numbers_are_no_mask(mask):
     with pytest.raises(ValueError):
         files.check_mask(mask)
 
 
-@pytest.mark.xfail(strict=True, reason="cv2.error comes through write_image")
 def test_unknown_suffix_is_a_value_error_with_the_file(tmp_path, film):
     with pytest.raises(ValueError, match="film.xyz"):
         files.write_image(tmp_path / "film.xyz", film.image)

@@ -240,12 +240,11 @@ def test_missing_folder_is_named(tmp_path):
         prep.find_films(tmp_path / "nowhere")
 
 
-@pytest.mark.xfail(strict=True, reason="find_films walks into prepared sets")
 @pytest.mark.parametrize("prepared_first", ["a_prepared", "z_prepared"], ids=["before the raw sets", "after them"])
 def test_a_prepared_set_among_the_inputs_is_not_taken_for_raw_films(raw, tmp_path, prepared_first):
     """On Kaggle the output of the preparation is attached beside the raw sets."""
     prepare(raw, raw / prepared_first)
-    assert not any(prepared_first in str(path) for film in prep.find_films(raw) for path in film.files.values())
+    assert not any(prepared_first in path.relative_to(raw).parts for film in prep.find_films(raw) for path in film.files.values())
 
 
 # --- problems --------------------------------------------------------------------------------------------------------
@@ -302,15 +301,6 @@ def test_twins_by_pixels_are_reported_and_only_the_first_is_kept(tmp_path):
     frame = prepare(root, tmp_path / "out")
     assert frame["name"].tolist() == ["MCUCXR_0001_0"]
     assert problems_in(tmp_path / "out") == {"MCUCXR_0002_0": "the same pixels as MCUCXR_0001_0"}
-
-
-@pytest.mark.parametrize("column", ["name", "pixels"])
-def test_a_film_that_is_in_two_splits_is_refused(column):
-    frame = pd.DataFrame({"name": ["a", "b"], "pixels": ["1", "2"], "split": ["train", "test"]})
-    prep.check_disjoint(frame)
-    frame[column] = frame[column].iloc[0]
-    with pytest.raises(ValueError, match=f"twice by their {column}"):
-        prep.check_disjoint(frame)
 
 
 # --- clinical text ---------------------------------------------------------------------------------------------------
@@ -389,7 +379,6 @@ def test_film_that_gains_its_mask_leaves_unlabelled(raw, tmp_path):
     assert sorted(p.parts[-3] for p in (tmp_path / "out").rglob("CHNCXR_0025_0.png")) == [split, split]
 
 
-@pytest.mark.xfail(strict=True, reason="its old mask is moved to unlabelled/mask, which doesn't exist")
 def test_film_that_loses_its_mask_becomes_unlabelled(raw, tmp_path):
     prepare(raw, tmp_path / "out")
     next(raw.rglob("CHNCXR_0001_0_mask.png")).unlink()
@@ -450,7 +439,6 @@ def test_run_killed_while_moving_films_goes_on(raw, tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(prepare(raw, tmp_path / "out"), reference, check_dtype=False)
 
 
-@pytest.mark.xfail(strict=True, reason="the next run appends to the cut line, and the one after it can't parse that")
 def test_journal_cut_in_mid_line_is_read_up_to_there(raw, tmp_path, monkeypatch):
     prepare(raw, tmp_path / "out")
     journal = tmp_path / "out" / "films.jsonl"
