@@ -16,7 +16,7 @@ help:
 
 run: .venv/run.stamp
 	@mkdir -p $(RUN)
-	$(if $(DATA),,test -d $(RUN)/raw || $(CLI) synth --n 200 --out $(RUN)/raw)
+	$(if $(DATA),,test -f $(RUN)/raw/.done || { $(CLI) synth --n 200 --out $(RUN)/raw && touch $(RUN)/raw/.done; })
 	$(CLI) prep --input "$(RAW)" --out $(RUN)/segmentation
 	$(CLI) train --data $(RUN)/segmentation --out $(RUN) --minutes $(MINUTES) --resume
 	$(CLI) evaluate --data $(RUN)/segmentation --weights $(RUN)/best.safetensors --input "$(RAW)" \

@@ -84,6 +84,14 @@ def protocol(args: argparse.Namespace) -> int:
     return 0
 
 
+def plots(args: argparse.Namespace) -> int:
+    from .plot import FIGURES
+    for name, draw in FIGURES.items():
+        draw(Path(args.out) / name)
+        print(Path(args.out) / name)
+    return 0
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser, with a subcommand for each function above."""
     parser = argparse.ArgumentParser(prog="kaggle_utils", description="Lung segmentation in chest radiographs with a U-Net.")
@@ -140,6 +148,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", required=True, help="folder to write")
     sub.add_argument("--batch", type=_positive, default=8, help="films a forward pass")
     _add_weights(sub)
+
+    sub = command(plots, "draw the README's pictures again")
+    sub.add_argument("--out", default="images", help="folder to write")
     return parser
 
 

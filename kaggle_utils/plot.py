@@ -66,3 +66,6 @@ def draw_synthetic(path: str | Path | None = None, *, columns: int = 7, seed: in
     if path is not None:
         figure.savefig(path, dpi=130)
     return figure
+
+
+FIGURES = {"synthetic.png": draw_synthetic}  # what `python -m kaggle_utils plots` makes
