@@ -1,4 +1,4 @@
-# make run [DATA=folder with the raw sets] · make test · make bench DATA=…
+# make run [DATA=folder with the raw sets] · make test · make bench
 PYTHON  ?= python3
 DATA    ?=
 NAME    ?= $(if $(DATA),real,builtin)
@@ -12,7 +12,7 @@ CLI     := $(PY) -m kaggle_utils
 help:
 	@echo "make run [DATA=folder]  prepare, train, evaluate, predict, into runs/NAME; built-in films without DATA"
 	@echo "make test               all tests"
-	@echo "make bench DATA=folder  speed beside peers, into results/"
+	@echo "make bench              speed beside peers, into results/"
 
 run: .venv/run.stamp
 	@mkdir -p $(RUN)
@@ -32,7 +32,7 @@ bench: .venv/dev.stamp
 
 # Debian keeps venv in a package of its own; as root we can fetch it, else say so.
 .venv/bin/python:
-	$(PYTHON) -m venv .venv || { rm -rf .venv; apt-get install -y python3-venv && $(PYTHON) -m venv .venv; } \
+	$(PYTHON) -m venv .venv || { rm -rf .venv; apt-get update -q && apt-get install -y python3-venv && $(PYTHON) -m venv .venv; } \
 	  || { rm -rf .venv; echo "python3-venv is missing: apt-get install python3-venv"; exit 1; }
 
 .venv/run.stamp: requirements.txt | .venv/bin/python

@@ -10,8 +10,11 @@ from pathlib import Path
 import pandas as pd
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults after each option, and descriptions with their line breaks."""
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """The default after each option that has one worth saying."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return action.help if action.default is None or action.default is False else super()._get_help_string(action)
 
 
 def prep(args: argparse.Namespace) -> int:
@@ -26,7 +29,8 @@ def prep(args: argparse.Namespace) -> int:
 
 
 def train(args: argparse.Namespace) -> int:
-    from .train import TrainConfig, train
+    from .config import TrainConfig
+    from .train import train
     config = TrainConfig.from_dict({f.name: getattr(args, f.name) for f in fields(TrainConfig)})
     trainer = train(args.data, args.out, config, resume=args.resume)
     print(f"{len(trainer.history)} epochs in {trainer.seconds / 60:.1f} min, {trainer.precision} on {trainer.device}; "
@@ -170,7 +174,7 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
     """An option for each setting of TrainConfig, with its default and its help text."""
-    from .train import TrainConfig
+    from .config import TrainConfig
     for setting in fields(TrainConfig):
         assert setting.default is not MISSING
         option = {"help": setting.metadata["about"].replace("%", "%%"), "default": setting.default}
@@ -190,6 +194,14 @@ def main(argv: list[str] | None = None) -> int:
         return args.function(args)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"kaggle_utils {args.command}: {error}", file=sys.stderr)
+        return 1
+    except ImportError as error:
+        print(f"kaggle_utils {args.command}: {error}: pip install -r requirements.txt", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for every command
+            raise
+        print(f"kaggle_utils {args.command}: the GPU's memory is full: try a smaller --batch or --size", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"kaggle_utils {args.command}: stopped"

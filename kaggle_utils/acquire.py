@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from kaggle_utils import outline
+from . import outline
 
 # Letters as strokes in a box of width 0.7 and height 1: OpenCV's fonts differ from one version to the next.
 _LETTERS = {

@@ -8,7 +8,6 @@ N counts films, C is the mean frame's side in px, K counts modes.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import cv2
@@ -16,7 +15,7 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator
 from tqdm import tqdm
 
-from kaggle_utils import outline
+from . import outline
 
 SIZE = 256  # px a side of the mean frame
 MARGIN = 1.16  # the mean frame shows this much more than the mean film, for films taken from further away
@@ -28,7 +27,6 @@ MAX_SHARE = 0.2  # a window's mode with more of its squared scores in one film i
 LOOSE_MASKS = tuple(f"CHNCXR_{name}" for name in (
     "0513_1 0297_0 0511_1 0339_1 0294_0 0295_0 0059_0 0178_0 0635_1 0002_0 0243_0 0253_0 0028_0 0242_0 0020_0 0289_0 "
     "0292_0 0475_1 0281_0 0361_1 0043_0 0622_1 0155_0 0610_1 0522_1").split())
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ def _shapes(masks, config: FitConfig) -> tuple[np.ndarray, np.ndarray]:
     scores = pca(offsets, min(config.shape, len(kept) // 2))["scores"]
     spread = np.sqrt(((scores / scores.std(0)) ** 2).mean(1))
     inside = spread < config.max_spread
-    _log.info("%d of %d films left out: no two lungs, or an odd outline", len(masks) - inside.sum(), len(masks))
+    tqdm.write(f"{len(masks) - inside.sum()} of {len(masks)} films left out: no two lungs, or an odd outline")
     return shapes[inside], kept[inside]
 
 

@@ -5,11 +5,11 @@ Axes: B films, 1 channel, H rows, W columns. Arrays are ``uint8 (H, W)``; tensor
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import albumentations as A
 import cv2
 import numpy as np
 import pandas as pd
@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .image import read_image, read_mask, resize_image, resize_mask
 
-AUGMENTATIONS = ("none", "light", "full")
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks the network for a newer version
+import albumentations as A  # noqa: E402
 
 
 def read_manifest(root: str | Path) -> pd.DataFrame:
@@ -105,7 +106,7 @@ def augmentation(preset: str) -> A.Compose:
         ],
     }
     if preset not in steps:
-        raise ValueError(f"augment is one of {', '.join(AUGMENTATIONS)}, not {preset!r}")
+        raise ValueError(f"augment is one of {', '.join(steps)}, not {preset!r}")
     return A.Compose(steps[preset])
 
 
@@ -179,4 +180,8 @@ def make_loader(dataset: LungDataset, batch: int, *, shuffle: bool = False, work
     """
     sampler = EpochSampler(len(dataset), dataset.seed) if shuffle else None
     return DataLoader(dataset, batch, sampler=sampler, num_workers=workers, persistent_workers=workers > 0,
-                      pin_memory=torch.cuda.is_available())
+                      pin_memory=torch.cuda.is_available(), worker_init_fn=_one_thread)
+
+
+def _one_thread(worker: int) -> None:
+    cv2.setNumThreads(0)  # OpenCV's thread pool doesn't survive a fork

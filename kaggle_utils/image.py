@@ -41,7 +41,7 @@ def read_image(path: str | Path, *, fix_polarity: bool = True) -> np.ndarray:
         FileNotFoundError: there is no such file.
         ValueError: the file is empty, truncated or not an image; the message names it and says which.
     """
-    gray = _to_gray(_decode(path))
+    gray = _decode(path)
     if gray.dtype != np.uint8:
         low, high = np.percentile(gray[::4, ::4], (0.1, 99.9))
         gray = np.clip((gray.astype(np.float32) - low) * (255 / max(high - low, 1)), 0, 255).round().astype(np.uint8)
@@ -63,7 +63,7 @@ def read_mask(path: str | Path) -> np.ndarray:
         FileNotFoundError: there is no such file.
         ValueError: the file is empty, truncated or not an image.
     """
-    gray = _to_gray(_decode(path))
+    gray = _decode(path)
     top = int(gray.max())
     return (gray > top // 2).astype(np.uint8) if top else np.zeros(gray.shape, np.uint8)
 
@@ -183,15 +183,19 @@ def _decode(path: str | Path) -> np.ndarray:
         raise ValueError(f"{path}: the file is truncated ({len(data):,} bytes, no end mark)")
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:
-        raise ValueError(f"{path}: {error.err or error}") from None
-    if image is None:
+        gray = None if image is None else _to_gray(image)
+    except (cv2.error, KeyError) as error:  # colour of a depth or a number of channels that has no gray
+        raise ValueError(f"{path}: {getattr(error, 'err', None) or error}") from None
+    if gray is None:
         raise ValueError(f"{path}: not an image that OpenCV can read")
-    return image
+    if not np.isfinite(gray).all():
+        raise ValueError(f"{path}: it has pixels that are not finite numbers")
+    return gray
 
 
 def _to_gray(image: np.ndarray) -> np.ndarray:
     if image.ndim == 2:
         return image
-    code = {1: None, 3: cv2.COLOR_BGR2GRAY, 4: cv2.COLOR_BGRA2GRAY}[image.shape[2]]
-    return image[..., 0] if code is None else cv2.cvtColor(image, code)
+    if image.shape[2] == 1:
+        return image[..., 0]
+    return cv2.cvtColor(image, {3: cv2.COLOR_BGR2GRAY, 4: cv2.COLOR_BGRA2GRAY}[image.shape[2]])

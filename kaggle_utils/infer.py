@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from glob import glob
@@ -25,13 +25,14 @@ from .metrics import score
 from .model import load_weights, read_header
 from .prep import combined_mask, find_films
 
+COLUMNS = ("name", "path", "height", "width", "lung_px", "lung_share", "mask", "overlay", "error")
 DEFAULT_WEIGHTS = Path(__file__).with_name("weights") / "lungs.safetensors"
 # Blue and orange of Okabe & Ito's palette, told apart by colour-blind eyes; BGR, as OpenCV draws.
 TRUTH_COLOUR, PRED_COLOUR = (178, 114, 0), (0, 159, 230)
 
 
 class LungSegmenter:
-    """A trained U-Net that takes films of any size.
+    """A trained U-Net that takes films of any size. On a CPU it calls :func:`hardware.keep_memory` for the process.
 
     Args:
         weights: a file of ``model.save_weights``; None is the one that ships with the package.
@@ -97,7 +98,7 @@ class LungSegmenter:
 
 
 @dataclass(frozen=True)
-class Film:
+class ReadFilm:
     """A film read from a file, or the reason why it could not be."""
 
     name: str
@@ -175,12 +176,12 @@ def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegm
             rows += pool.map(lambda film: _write_film(film, masks.get(film.name), out), films)
             bar.update(len(films))
     bar.close()
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(("height", "width", "lung_px"), "Int64"))
     write_bytes(out / "predictions.csv", table.to_csv(index=False).encode())
     return table
 
 
-def evaluate(data: str | Path, segmenter: LungSegmenter, *, split: str = "test", sizes: Iterable[int] = (256, 512),
+def evaluate(data: str | Path, segmenter: LungSegmenter, *, split: str = "test", sizes: Sequence[int] = (256, 512),
              raw: str | Path | None = None, batch: int = 8) -> pd.DataFrame:
     """Scores a prepared set, film by film.
 
@@ -191,12 +192,17 @@ def evaluate(data: str | Path, segmenter: LungSegmenter, *, split: str = "test",
         segmenter: with which weights and switches.
         split: train, val or test.
         sizes: px at which prediction and truth are compared; the published tables use 256.
-        raw: folder with the raw sets, to compare at each film's own size too (size 0 in the table).
+        raw: folder with the raw sets, to compare at each film's own size too (size 0 in the table), and to take the
+            truth of the other sizes from there.
         batch: films a forward pass.
 
     Returns:
         One row a film, protocol and size: name, source, protocol (``test``, or ``all`` where the source is foreign),
         size and the scores of :func:`metrics.score` in px of that size.
+
+    Raises:
+        FileNotFoundError: no prepared set, or no raw film.
+        ValueError: the split has no film with a mask.
     """
     frame = read_manifest(data)
     frame = frame[frame["split"] != "unlabelled"]
@@ -211,11 +217,12 @@ def evaluate(data: str | Path, segmenter: LungSegmenter, *, split: str = "test",
         probs = segmenter.probabilities([read_image(film.image) for film in films])
         for film, prob in zip(films, probs):
             truth = read_mask(film.mask)
-            truths = {size: resize_mask(truth, size) for size in sizes}
-            if film.name in own:
-                truths[0] = combined_mask(own[film.name], (film.height, film.width))
+            truth_at = {}
+            if film.name in own and own[film.name].mask_files:
+                truth = truth_at[0] = combined_mask(own[film.name], (film.height, film.width))
+            truth_at |= {size: resize_mask(truth, size) for size in sizes}
             protocols = [split] * (film.split == split) + ["all"] * (film.source not in segmenter.header["sources"])
-            for size, truth in truths.items():
+            for size, truth in truth_at.items():
                 scores = score(segmenter.finish(prob, truth.shape), truth)
                 rows += [{"name": film.name, "source": film.source, "protocol": p, "size": size, **scores} for p in protocols]
         bar.update(len(films))
@@ -243,7 +250,7 @@ def draw_overlay(image: np.ndarray, pred: np.ndarray, truth: np.ndarray | None =
     return canvas
 
 
-def _read_ahead(files: list[Path], names: list[str], pool: ThreadPoolExecutor, ahead: int) -> Iterator[Film]:
+def _read_ahead(files: list[Path], names: list[str], pool: ThreadPoolExecutor, ahead: int) -> Iterator[ReadFilm]:
     """Films in order, the next ones being decoded while the network works; never more than ``ahead`` in memory."""
     jobs = [pool.submit(_read_film, *item) for item in zip(files[:ahead], names)]
     for n in range(len(files)):
@@ -253,14 +260,14 @@ def _read_ahead(files: list[Path], names: list[str], pool: ThreadPoolExecutor, a
         yield film
 
 
-def _read_film(path: Path, name: str) -> Film:
+def _read_film(path: Path, name: str) -> ReadFilm:
     try:
-        return Film(name, path, read_image(path))
+        return ReadFilm(name, path, read_image(path))
     except (ValueError, OSError) as error:
-        return Film(name, path, error=str(error))
+        return ReadFilm(name, path, error=str(error))
 
 
-def _write_film(film: Film, mask: np.ndarray | None, out: Path) -> dict[str, object]:
+def _write_film(film: ReadFilm, mask: np.ndarray | None, out: Path) -> dict[str, object]:
     row = {"name": film.name, "path": str(film.path)}
     if mask is None:
         return {**row, "error": film.error}
@@ -275,7 +282,7 @@ def _write_film(film: Film, mask: np.ndarray | None, out: Path) -> dict[str, obj
 def _unique_names(files: list[Path]) -> list[str]:
     """Stems; films that share one are named by their whole path below the folder common to all."""
     twice = pd.Series([path.stem.lower() for path in files]).duplicated(keep=False)
-    common = os.path.commonpath([path.absolute().parent for path in files])
+    common = os.path.commonpath([path.absolute().parent for path in files]) if twice.any() else ""
     names = [re.sub(r"[/\\.]", "_", os.path.relpath(path, common)) if two else path.stem for path, two in zip(files, twice)]
     nth = pd.Series(names).str.lower().groupby(pd.Series(names).str.lower()).cumcount()  # a/b.png and a_b.png still meet
     return [f"{name}_{n + 1}" if n else name for name, n in zip(names, nth)]

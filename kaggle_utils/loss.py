@@ -45,7 +45,12 @@ class DiceLoss(nn.Module):
 class TverskyLoss(nn.Module):
     """Dice with a price of its own for false positives (``alpha``) and false negatives (``beta``).
 
-    ``alpha = beta = 0.5`` is Dice with half the smoothing.
+    ``alpha = beta = 0.5`` is Dice with twice the smoothing.
+
+    Args:
+        alpha: price of a false positive, ≥ 0.
+        beta: price of a false negative, ≥ 0.
+        smooth: px, as in :class:`DiceLoss`.
 
     Shape: logits, truth ``(B, 1, H, W)`` → scalar in [0, 1].
 
@@ -63,6 +68,9 @@ class TverskyLoss(nn.Module):
 
 class FocalLoss(nn.Module):
     """Cross-entropy that looks away from easy pixels: each is weighed by ``(1 - p_of_its_class)**gamma``.
+
+    Args:
+        gamma: ≥ 0; 0 is cross-entropy.
 
     Shape: logits, truth ``(B, 1, H, W)`` → scalar ≥ 0.
 
@@ -99,17 +107,14 @@ class BCEDiceLoss(nn.Module):
         return (1 - self.dice_weight) * self.bce(logits, truth) + self.dice_weight * self.dice(logits, truth)
 
 
-LOSSES = ("bce", "dice", "bce_dice", "tversky", "focal")
+LOSSES = {"bce": BCEWithLogitsLoss, "dice": DiceLoss, "bce_dice": BCEDiceLoss, "tversky": TverskyLoss, "focal": FocalLoss}
 
 
 def make_loss(name: str, *, dice_weight: float = 0.5) -> nn.Module:
     """The loss of that name; ``dice_weight`` is for ``bce_dice``."""
-    if name == "bce_dice":
-        return BCEDiceLoss(dice_weight)
-    classes = {"bce": BCEWithLogitsLoss, "dice": DiceLoss, "tversky": TverskyLoss, "focal": FocalLoss}
-    if name not in classes:
+    if name not in LOSSES:
         raise ValueError(f"loss is one of {', '.join(LOSSES)}, not {name!r}")
-    return classes[name]()
+    return BCEDiceLoss(dice_weight) if name == "bce_dice" else LOSSES[name]()
 
 
 def soft_counts(logits: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

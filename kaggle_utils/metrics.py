@@ -13,8 +13,6 @@ from scipy.stats import bootstrap
 
 from .image import check_mask
 
-OVERLAP_SCORES = ("dice", "iou", "accuracy", "sensitivity", "specificity")
-
 
 def confusion(pred: np.ndarray, truth: np.ndarray) -> dict[str, int]:
     """Counts pixels: tp, fp, fn, tn.

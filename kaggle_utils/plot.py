@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from kaggle_utils.synthetic import AppearanceModel, Film
+from .synthetic import AppearanceModel, Film
 
 # Two of Okabe and Ito's colours, which the colour-blind tell apart, on gray too.
 RIGHT, LEFT = "#E69F00", "#56B4E9"
@@ -64,6 +64,7 @@ def draw_synthetic(path: str | Path | None = None, *, columns: int = 7, seed: in
         contact_sheet(films, columns=columns, ax=axes[2 * k + 1])
         axes[2 * k].set_title(f"{label}: films of nobody, below them with their lungs", loc="left", fontsize=9)
     if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=130)
     return figure
 

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -24,12 +25,13 @@ import pandas as pd
 from tqdm import tqdm
 
 from .image import IMAGE_SUFFIXES, read_image, read_mask, resize_image, resize_mask, write_bytes, write_image, write_mask
+from .splits import SAME_PATIENT, published_split
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ("name", "source", "split", "tb", "sex", "age", "height", "width", "sha256", "pixels")
 _PATTERNS = {
-    "montgomery": re.compile(r"MCUCXR_\d{4}_(?P<tb>[01])", re.I),
-    "shenzhen": re.compile(r"CHNCXR_\d{4}_(?P<tb>[01])", re.I),
+    "montgomery": re.compile(r"MCUCXR_\d{4,6}_(?P<tb>[01])", re.I),
+    "shenzhen": re.compile(r"CHNCXR_\d{4,6}_(?P<tb>[01])", re.I),
     "jsrt": re.compile(r"JPC(LN|NN)\d{3}", re.I),
 }
 _ROLES = {"leftmask": "left", "left lung": "left", "rightmask": "right", "right lung": "right",
@@ -133,6 +135,7 @@ def prepare(root: str | Path, out: str | Path, *, size: int = 512, workers: int 
     _move_to_splits(frame, out)
     manifest = frame[list(COLUMNS)].astype({"tb": "Int64"})
     write_bytes(out / "manifest.csv", manifest.to_csv(index=False).encode())
+    shutil.rmtree(out / "new")  # twins, and what a kill left half-written
     return manifest
 
 
@@ -207,22 +210,11 @@ def read_clinical(path: str | Path) -> tuple[str | None, float | None]:
     return sex and sex[1].upper(), round(years, 2)
 
 
-def published_split(frame: pd.DataFrame, task: str = "segmentation") -> pd.Series:
-    """The frozen published split of each film by its name, missing where the lists don't know it.
-
-    Args:
-        frame: with a ``name`` column.
-        task: ``segmentation`` or ``tb`` (step two has lists of its own).
-    """
-    lists = [pd.read_csv(path) for path in sorted((Path(__file__).parent / "splits").glob(f"{task}_*.csv"))]
-    return frame["name"].map(pd.concat(lists).set_index("name")["split"])
-
-
 def random_split(frame: pd.DataFrame, *, test: int = 50, seed: int = 0) -> pd.Series:
     """The walk-through's own split: ``test`` films put aside, of the rest 80 % train and 20 % validation.
 
     Films are shuffled within each group of source and TB label and the groups dealt out in proportion. A set of fewer
-    than 250 films gives a fifth of them to the test.
+    than 250 films gives a fifth of them to the test. Films known to be of one patient stay together.
     """
     test_share = min(test / max(len(frame), 1), 0.2)
     shares = {"test": test_share, "val": 0.2 * (1 - test_share)}
@@ -234,6 +226,8 @@ def random_split(frame: pd.DataFrame, *, test: int = 50, seed: int = 0) -> pd.Se
     split = pd.Series("train", index=frame.index)
     n_test, n_val = round(shares["test"] * len(frame)), round(shares["val"] * len(frame))
     split[place[:n_test]], split[place[n_test:n_test + n_val]] = "test", "val"
+    for first, *others in SAME_PATIENT:
+        split[frame["name"].isin(others)] = next(iter(split[frame["name"] == first]), "train")
     return split
 
 
@@ -259,7 +253,7 @@ def assign_splits(frame: pd.DataFrame, *, split: str = "published", seed: int = 
 
 def _files(root: Path):
     for folder, folders, names in os.walk(root, followlinks=True):
-        if "prep.json" in names:  # a prepared set, which would be taken for raw films of 512 px
+        if {"prep.json", "predictions.csv"} & set(names):  # our own outputs are neither raw films nor anybody's truth
             folders.clear()
             continue
         folders[:] = sorted(f for f in folders if not f.startswith("."))
@@ -303,6 +297,9 @@ def _prepare_all(films: list[RawFilm], out: Path, size: int, workers: int) -> tu
                     rows.append(row)
                 except (ValueError, OSError) as error:
                     problems.append(Problem(film.name, film.source, str(error)))
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)
+                    raise
     finally:
         cv2.setNumThreads(threads)
     return rows, sorted(problems, key=lambda p: p.name)
@@ -313,9 +310,10 @@ def _start_journal(out: Path, size: int) -> Path:
     for name in ("new/image", "new/mask", *(f"{s}/{kind}" for s in SPLITS for kind in ("image", "mask")), "unlabelled/image"):
         (out / name).mkdir(parents=True, exist_ok=True)
     journal, settings = out / "films.jsonl", out / "prep.json"
-    if not settings.exists() or json.loads(settings.read_text()) != {"size": size}:
+    wanted = json.dumps({"size": size}).encode()
+    if not settings.exists() or settings.read_bytes() != wanted:
         journal.unlink(missing_ok=True)
-        settings.write_text(json.dumps({"size": size}))
+        write_bytes(settings, wanted)
     return journal
 
 
@@ -331,7 +329,8 @@ def _finished(journal: Path, out: Path) -> dict[str, dict]:
 
 def _stamp(film: RawFilm) -> list:
     """Changes when one of the film's raw files does, as make's rule would have it."""
-    return [[role, str(path), path.stat().st_size, path.stat().st_mtime_ns] for role, path in sorted(film.files.items())]
+    return [[role, str(path), path.stat().st_size, path.stat().st_mtime_ns] for role, path in sorted(film.files.items())
+            if path.exists()]  # not so with a dangling link, which prepare_film will report
 
 
 def _move_to_splits(frame: pd.DataFrame, out: Path) -> None:
@@ -345,7 +344,3 @@ def _move_to_splits(frame: pd.DataFrame, out: Path) -> None:
             path.unlink()  # of an earlier run: its raw mask is gone
         else:
             os.replace(path, out / split / path.parts[-2] / path.name)
-    for path in out.glob("new/*/*.png"):
-        path.unlink()
-    for folder in ("new/image", "new/mask", "new"):
-        (out / folder).rmdir()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,9 @@ import pandas as pd
 from scipy.ndimage import map_coordinates
 from tqdm import tqdm
 
-from kaggle_utils import acquire as acquisition
-from kaggle_utils import appearance, image, outline
+from . import acquire as acquisition
+from . import appearance, image, outline
+from .splits import SAME_PATIENT, published_split
 
 ASSET = Path(__file__).with_name("assets") / "appearance.npz"
 VERSION = 1
@@ -117,7 +119,7 @@ class AppearanceModel:
         try:
             with np.load(path, allow_pickle=False) as file:
                 packed = {name: file[name] for name in file.files}
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError) as error:
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, KeyError) as error:
             raise ValueError(f"{path}: not a whole appearance model ({error}); {advice}") from None
         found = packed.pop("version", None)
         if found is None or found != VERSION:
@@ -234,13 +236,14 @@ def fit_prepared(root: str | Path, config: appearance.FitConfig = appearance.Fit
 def _training_films(root: str | Path) -> dict:
     root = Path(root)
     table = pd.read_csv(root / "manifest.csv")
-    table = table[(table.split == "train") & table.source.isin(["montgomery", "shenzhen"])].sort_values("name")
+    # By the published lists, whatever the set's own split: no film of a validation or test list may get in.
+    table = table[(published_split(table) == "train") & table.source.isin(["montgomery", "shenzhen"])].sort_values("name")
     table = table[~table.name.isin(appearance.LOOSE_MASKS)]
-    folder = root / "train"
     read = tqdm(table.name, desc="read", disable=None)
+    folders = root / table.split
     pairs = [(image.read_image(folder / "image" / f"{name}.png", fix_polarity=False),
-              image.read_mask(folder / "mask" / f"{name}.png")) for name in read]
-    return {"images": [p[0] for p in pairs], "masks": [p[1] for p in pairs], "tb": table.tb.to_numpy(int)}
+              image.read_mask(folder / "mask" / f"{name}.png")) for folder, name in zip(folders, read, strict=True)]
+    return {"names": list(table.name), "images": [p[0] for p in pairs], "masks": [p[1] for p in pairs], "tb": table.tb.to_numpy(int)}
 
 
 def check_privacy(model: AppearanceModel, root: str | Path, *, n: int = 500, seed: int = 0) -> dict:
@@ -263,6 +266,9 @@ def check_privacy(model: AppearanceModel, root: str | Path, *, n: int = 500, see
         the two most alike films are to each other, and no share reaches a half.
     """
     films = _training_films(root)
+    again = {name for _, *others in SAME_PATIENT for name in others}  # one person's films may well be alike
+    kept = [k for k, name in enumerate(films["names"]) if name not in again]
+    films = {key: [values[k] for k in kept] for key, values in films.items()}
     train = appearance.fingerprints(films["images"], films["masks"], model.arrays["frame"])
     drawn = list(model.stream(n, seed, size=2 * appearance.SIZE, acquire=False))
     samples = appearance.fingerprints([f.image for f in drawn], [f.mask for f in drawn], model.arrays["frame"])

@@ -1,14 +1,16 @@
-"""Training: one frozen configuration, one Trainer, checkpoints from which a killed run goes on to the same weights."""
+"""Training: a Trainer, and checkpoints from which a killed run goes on to the same weights."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
+import os
 import pickle
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from .config import TrainConfig
 from .data import LungDataset, check_disjoint, make_loader, read_manifest
 from .hardware import choose_device, choose_precision, keep_memory
 from .image import write_bytes
@@ -33,63 +36,6 @@ LICENCES = {
 }
 
 
-def setting(default: object, about: str) -> object:
-    """A field of the configuration with its unit, range or reason, which is also its help text on the command line."""
-    return field(default=default, metadata={"about": about})
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Everything that decides a run. Stored whole in each checkpoint, and rebuilt from there."""
-
-    # data
-    sources: tuple[str, ...] = setting(("montgomery", "shenzhen"), "sets to train on; JSRT is for testing across sets")
-    films: int = setting(0, "train on this many films, drawn by the seed; 0 is all")
-    size: int = setting(256, "px, side of the square the network sees")
-    augment: str = setting("full", "none, light or full, see data.augmentation")
-    batch: int = setting(8, "films a step")
-    workers: int = setting(0, "loader processes; 0 is right on a CPU, the number of cores beside a GPU")
-    # model
-    width: int = setting(24, "channels of the first level, doubled at each level below")
-    depth: int = setting(3, "how many times the resolution is halved")
-    norm: str = setting("batch", "batch, group or instance")
-    up: str = setting("bilinear", "bilinear or transposed")
-    patch: int = setting(2, "px, side of the patches that the first convolution sees as channels; 1 is the paper's U-Net")
-    # loss
-    loss: str = setting("bce_dice", "bce, dice, bce_dice, tversky or focal")
-    dice_weight: float = setting(0.5, "in [0, 1], the rest is cross-entropy's")
-    # optimisation
-    epochs: int = setting(60, "passes over the training films")
-    minutes: float = setting(0.0, "time budget; the learning rate falls with it, 0 is none")
-    lr: float = setting(2e-3, "peak learning rate of AdamW")
-    weight_decay: float = setting(1e-2, "of AdamW, decoupled")
-    warmup: float = setting(0.05, "share of the run in which the learning rate rises")
-    clip: float = setting(1.0, "largest norm of the gradient")
-    ema: float = setting(0.99, "decay per step of the averaged weights, which are the ones kept; 0 is none")
-    patience: int = setting(0, "epochs without a better validation Dice before stopping, 0 is never")
-    # the machine
-    seed: int = setting(0, "of initial weights, order and augmentation")
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
-    precision: str = setting("auto", "auto, fp32, bf16 or fp16; auto is the fastest the hardware has")
-    compile: bool = setting(False, "torch.compile: minutes of waiting for some 10-30 percent on long runs")
-
-    def __post_init__(self):
-        if self.precision not in ("auto", "fp32", "bf16", "fp16"):
-            raise ValueError(f"precision is auto, fp32, bf16 or fp16, not {self.precision!r}")
-        for name, low, high in (("warmup", 0, 0.9), ("clip", 1e-6, 1e6), ("size", 16, 4096), ("batch", 1, 4096), ("epochs", 1, 100_000), ("width", 1, 1024),
-                                ("depth", 1, 8), ("minutes", 0, 1e6), ("lr", 0, 10), ("dice_weight", 0, 1), ("ema", 0, 1)):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} is in [{low}, {high}], not {getattr(self, name)}")
-
-    @classmethod
-    def from_dict(cls, values: dict[str, object]) -> TrainConfig:
-        """Rebuilds a stored configuration; an unknown key is an error, not a default in silence."""
-        unknown = set(values) - {f.name for f in fields(cls)}
-        if unknown:
-            raise ValueError(f"unknown setting {', '.join(sorted(unknown))}; there are {', '.join(f.name for f in fields(cls))}")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
-
-
 class Trainer:
     """Fits a model, keeps the best and the last checkpoint, and goes on where a killed run stopped.
 
@@ -101,10 +47,11 @@ class Trainer:
         config: see :class:`TrainConfig`.
         out: folder for ``last.pt`` (to resume), ``best.safetensors`` (to use), ``history.csv`` and ``config.json``;
             None writes nothing.
+        about: of the data: kept in the weights' header, and compared when a run is resumed.
     """
 
     def __init__(self, model: nn.Module, loss: nn.Module, train_loader: DataLoader, val_loader: DataLoader,
-                 config: TrainConfig, out: str | Path | None = None):
+                 config: TrainConfig, out: str | Path | None = None, about: dict[str, object] | None = None):
         self.config, self.loss = config, loss
         self.train_loader, self.val_loader = train_loader, val_loader
         self.device = choose_device(config.device)
@@ -118,10 +65,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.history: list[dict[str, float]] = []
         self.step, self.seconds = 0, 0.0
-        self.out = Path(out) if out else None
-        if self.out:
-            self.out.mkdir(parents=True, exist_ok=True)
-            write_bytes(self.out / "config.json", json.dumps(asdict(config), indent=2).encode())
+        self.out, self.about = Path(out) if out else None, about or {}
 
     @property
     def best_model(self) -> nn.Module:
@@ -144,6 +88,9 @@ class Trainer:
             ValueError: the first batch is not what a network can learn from; the message says what is wrong.
             FloatingPointError: the loss is not finite; the message names the films.
         """
+        if self.out:
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_bytes(self.out / "config.json", json.dumps(asdict(self.config), indent=2).encode())
         if not self.history:
             check_batch(next(iter(self.train_loader)))
         bar = tqdm(total=self.config.epochs, initial=len(self.history), desc="train", unit="epoch", disable=None)
@@ -184,7 +131,7 @@ class Trainer:
         Only a time budget breaks that: its learning rate follows the clock.
 
         Raises:
-            ValueError: the checkpoint is damaged or was made with other settings.
+            ValueError: the checkpoint is damaged or was made with other settings or other films.
         """
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
@@ -198,8 +145,11 @@ class Trainer:
         if changed:
             raise ValueError(f"{path} was made with another {', '.join(changed)}: "
                              + ", ".join(f"{n} = {getattr(stored, n)!r}" for n in changed))
+        if state["about"] != self.about:
+            raise ValueError(f"{path} was trained on other films ({state['about']}, now {self.about}): choose another folder")
         for name in ("model", "ema", "optimizer", "scaler"):
-            getattr(self, name).load_state_dict(state[name])
+            if state[name]:  # a scaler that was not needed on the machine before is empty
+                getattr(self, name).load_state_dict(state[name])
         self.history, self.step, self.seconds = state["history"], state["step"], state["seconds"]
         torch.set_rng_state(state["rng"].cpu())
 
@@ -279,7 +229,7 @@ class Trainer:
         if not self.out:
             return
         state = {"config": asdict(self.config), "history": self.history, "step": self.step, "seconds": self.seconds,
-                 "rng": torch.get_rng_state(),
+                 "about": self.about, "rng": torch.get_rng_state(),
                  **{name: getattr(self, name).state_dict() for name in ("model", "ema", "optimizer", "scaler")}}
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -295,7 +245,7 @@ class Trainer:
             "size": self.config.size, "normalisation": "zero mean, unit deviation of each film (data.normalise)",
             "sources": list(self.config.sources), "parameters": count_parameters(self.best_model),
             "validation": {"dice": round(last["val_dice"], 5), "epoch": last["epoch"]}, "config": asdict(self.config),
-            "licence": [LICENCES[source] for source in self.config.sources if source in LICENCES],
+            **self.about, "licence": [LICENCES[source] for source in self.config.sources if source in LICENCES],
         }
 
 
@@ -325,14 +275,16 @@ def train(data: str | Path | list[str | Path], out: str | Path, config: TrainCon
     if absent:
         raise ValueError(f"no film of {', '.join(sorted(absent))} in {data}: choose --sources from {', '.join(frame['source'].unique())}")
     films, held_out = (f[(f["split"] == split) & f["source"].isin(config.sources)] for f, split in ((frame, "train"), (frames[0], "val")))
+    device = choose_device(config.device)
+    workers = config.workers if config.workers >= 0 else (os.cpu_count() if device.type == "cuda" else 0)
     if config.films:
         films = films.sample(min(config.films, len(films)), random_state=config.seed)
     loaders = [
-        make_loader(LungDataset(films, config.size, config.augment, seed=config.seed), config.batch, shuffle=True, workers=config.workers),
-        make_loader(LungDataset(held_out, config.size), config.batch, workers=config.workers)]
+        make_loader(LungDataset(films, config.size, config.augment, seed=config.seed), config.batch, shuffle=True, workers=workers),
+        make_loader(LungDataset(held_out, config.size), config.batch, workers=workers)]
     torch.manual_seed(config.seed)
     model = UNet(width=config.width, depth=config.depth, norm=config.norm, up=config.up, patch=config.patch)
-    trainer = Trainer(model, make_loss(config.loss, dice_weight=config.dice_weight), *loaders, config, out)
+    trainer = Trainer(model, make_loss(config.loss, dice_weight=config.dice_weight), *loaders, config, out, _about(films, held_out))
     if resume and last.exists():
         trainer.resume(last)
     trainer.fit()
@@ -347,6 +299,14 @@ def ema_with_warmup(decay: float) -> Callable:
     def average(averaged: list[torch.Tensor], current: list[torch.Tensor], n: torch.Tensor) -> None:
         get_ema_multi_avg_fn(min(decay, (1 + int(n)) / (10 + int(n))))(averaged, current, n)
     return average
+
+
+def _about(films: pd.DataFrame, held_out: pd.DataFrame) -> dict[str, object]:
+    """How many films of each set there are, how many of them are built-in ones, and a fingerprint of them all."""
+    both = pd.concat([films, held_out])[["name", "pixels"]].astype(str).to_csv(index=False)
+    return {"films": films["source"].value_counts().sort_index().to_dict(),
+            "built_in": int(films["name"].str.fullmatch(r"(MCUCXR|CHNCXR)_(9\d{3}|\d{5,6})_[01]").sum()),
+            "fingerprint": hashlib.sha256(both.encode()).hexdigest()[:16]}
 
 
 def check_batch(batch: dict) -> None:

@@ -11,7 +11,7 @@ from kaggle_utils import data
 from kaggle_utils import image as files
 from phantoms import phantom, write_prepared
 
-PRESETS = data.AUGMENTATIONS
+PRESETS = ("none", "light", "full")
 
 
 def dataset(root, split="train", **options):

@@ -13,7 +13,7 @@ ROWS = {
     3: ["tune", "tb", "plot", "protocol"],
     2: ["train", "infer"],
     1: ["model", "loss", "metrics", "data", "prep", "synthetic"],
-    0: ["image", "hardware", "__init__"],
+    0: ["image", "hardware", "config", "__init__"],
 }
 # One module in several files, from its face down to its depths: a file may import those to its right.
 CHAPTERS = {"synthetic": ["synthetic", "acquire", "appearance", "outline"]}

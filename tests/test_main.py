@@ -64,7 +64,7 @@ def test_help_states_the_defaults(command, capsys):
         main([command, "--help"])
     text = " ".join(capsys.readouterr().out.split())
     for action in COMMANDS[command]._actions:
-        if action.option_strings and not action.required and action.default not in (None, argparse.SUPPRESS):
+        if action.option_strings and not action.required and action.default not in (None, argparse.SUPPRESS) and action.default is not False:
             assert f"(default: {action.default})" in text
 
 

@@ -1,9 +1,11 @@
 """synthetic.py (with outline.py, appearance.py and acquire.py): films of nobody, without any real film at hand."""
 
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.ndimage import binary_erosion, label
 
@@ -11,6 +13,7 @@ from kaggle_utils import acquire, appearance, outline, plot
 from kaggle_utils import image as files
 from kaggle_utils import synthetic
 from kaggle_utils.appearance import FitConfig
+from kaggle_utils.splits import SAME_PATIENT
 from kaggle_utils.synthetic import ASSET, AppearanceModel
 
 
@@ -261,11 +264,14 @@ def write_prepared(root, drawn, source="montgomery"):
     for kind in ("image", "mask"):
         (root / "train" / kind).mkdir(parents=True, exist_ok=True)
     rows = ["name,source,split,tb"]
-    for film in drawn:
-        files.write_image(root / "train/image" / f"{film.name}.png", film.image)
-        files.write_mask(root / "train/mask" / f"{film.name}.png", film.mask)
-        rows.append(f"{film.name},{source},train,{film.tb}")
-    rows += ["held_out,montgomery,test,0", "other,jsrt,train,0"]  # neither has a file: touching one would raise
+    lists = pd.read_csv(Path(synthetic.__file__).parent / "splits/segmentation_montgomery.csv")
+    training = lists["name"][lists["split"] == "train"]
+    for film, name in zip(drawn, training[~training.isin([n for group in SAME_PATIENT for n in group])]):
+        files.write_image(root / "train/image" / f"{name}.png", film.image)
+        files.write_mask(root / "train/mask" / f"{name}.png", film.mask)
+        rows.append(f"{name},{source},train,{film.tb}")
+    # None of these has a file: touching one would raise. The first is on the published test list, whatever this set says.
+    rows += ["MCUCXR_0166_1,montgomery,train,1", "held_out,montgomery,test,0", "JPCLN049,jsrt,train,0"]
     (root / "manifest.csv").write_text("\n".join(rows))
 
 

@@ -1,0 +1,62 @@
+"""Everything that decides a training run, in one frozen dataclass; it needs nothing but Python."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+
+def setting(default: object, about: str) -> object:
+    """A field of the configuration with its unit, range or reason, which is also its help text on the command line."""
+    return field(default=default, metadata={"about": about})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a run. Stored whole in each checkpoint, and rebuilt from there."""
+
+    # data
+    sources: tuple[str, ...] = setting(("montgomery", "shenzhen"), "sets to train on; JSRT is for testing across sets")
+    films: int = setting(0, "train on this many films, drawn by the seed; 0 is all")
+    size: int = setting(256, "px, side of the square the network sees")
+    augment: str = setting("full", "none, light or full, see data.augmentation")
+    batch: int = setting(8, "films a step")
+    workers: int = setting(-1, "loader processes; -1 is none on a CPU, which they would take from training, and all cores beside a GPU")
+    # model
+    width: int = setting(24, "channels of the first level, doubled at each level below")
+    depth: int = setting(3, "how many times the resolution is halved")
+    norm: str = setting("batch", "batch, group or instance")
+    up: str = setting("bilinear", "bilinear or transposed")
+    patch: int = setting(2, "px, side of the patches that the first convolution sees as channels; 1 is the paper's U-Net")
+    # loss
+    loss: str = setting("bce_dice", "bce, dice, bce_dice, tversky or focal")
+    dice_weight: float = setting(0.5, "in [0, 1], the rest is cross-entropy's")
+    # optimisation
+    epochs: int = setting(60, "passes over the training films")
+    minutes: float = setting(0.0, "time budget; the learning rate falls with it, 0 is none")
+    lr: float = setting(2e-3, "peak learning rate of AdamW")
+    weight_decay: float = setting(1e-2, "of AdamW, decoupled")
+    warmup: float = setting(0.05, "share of the run in which the learning rate rises")
+    clip: float = setting(1.0, "largest norm of the gradient")
+    ema: float = setting(0.99, "decay per step of the averaged weights, which are the ones kept; 0 is none")
+    patience: int = setting(0, "epochs without a better validation Dice before stopping, 0 is never")
+    # the machine
+    seed: int = setting(0, "of initial weights, order and augmentation")
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    precision: str = setting("auto", "auto, fp32, bf16 or fp16; auto is the fastest the hardware has")
+    compile: bool = setting(False, "torch.compile: minutes of waiting for some 10-30 percent on long runs")
+
+    def __post_init__(self):
+        if self.precision not in ("auto", "fp32", "bf16", "fp16"):
+            raise ValueError(f"precision is auto, fp32, bf16 or fp16, not {self.precision!r}")
+        for name, low, high in (("warmup", 0, 0.9), ("clip", 1e-6, 1e6), ("size", 16, 4096), ("batch", 1, 4096), ("epochs", 1, 100_000), ("width", 1, 1024),
+                                ("depth", 1, 8), ("minutes", 0, 1e6), ("lr", 0, 10), ("dice_weight", 0, 1), ("ema", 0, 1)):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} is in [{low}, {high}], not {getattr(self, name)}")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, object]) -> TrainConfig:
+        """Rebuilds a stored configuration; an unknown key is an error, not a default in silence."""
+        unknown = set(values) - {f.name for f in fields(cls)}
+        if unknown:
+            raise ValueError(f"unknown setting {', '.join(sorted(unknown))}; there are {', '.join(f.name for f in fields(cls))}")
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})

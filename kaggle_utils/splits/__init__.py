@@ -1,0 +1,22 @@
+"""The published, frozen splits as lists of film names, and what they don't know: films of one patient."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+# Montgomery's clinical texts and films show that these are one person each. The published lists put MCUCXR_0166_1 into the
+# test and the other two into training, and MCUCXR_0113_1 into training and 0117 into validation.
+SAME_PATIENT = (("MCUCXR_0113_1", "MCUCXR_0117_1"), ("MCUCXR_0162_1", "MCUCXR_0166_1", "MCUCXR_0170_1"))
+
+
+def published_split(frame: pd.DataFrame, task: str = "segmentation") -> pd.Series:
+    """The frozen published split of each film by its name, missing where the lists don't know it.
+
+    Args:
+        frame: with a ``name`` column.
+        task: ``segmentation`` or ``tb`` (step two has lists of its own).
+    """
+    lists = [pd.read_csv(path) for path in sorted(Path(__file__).parent.glob(f"{task}_*.csv"))]
+    return frame["name"].map(pd.concat(lists).set_index("name")["split"])
