@@ -8,7 +8,7 @@ RAW     := $(or $(DATA),$(RUN)/raw)
 PY      := .venv/bin/python
 CLI     := $(PY) -m kaggle_utils
 
-.PHONY: run test bench clean help
+.PHONY: run weights test bench clean help
 help:
 	@echo "make run [DATA=folder]  prepare, train, evaluate, predict, into runs/NAME; built-in films without DATA"
 	@echo "make test               all tests"
@@ -22,6 +22,11 @@ run: .venv/run.stamp
 	$(CLI) evaluate --data $(RUN)/segmentation --weights $(RUN)/best.safetensors --input "$(RAW)" \
 	  --split test --out results/pipeline_$(NAME)
 	$(CLI) predict $(RUN)/segmentation/test/image --weights $(RUN)/best.safetensors --out $(RUN)/predictions
+
+# The weights that predict takes when none are named: those of a finished run, as float16.
+weights: .venv/run.stamp
+	$(PY) -c "from kaggle_utils.model import load_weights, read_header, save_weights; run = '$(RUN)/best.safetensors'; \
+	  save_weights('kaggle_utils/weights/lungs.safetensors', load_weights(run), read_header(run), half=True)"
 
 test: .venv/dev.stamp
 	$(PY) -m pytest -q tests
