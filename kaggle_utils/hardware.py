@@ -41,8 +41,8 @@ def choose_precision(device: torch.device) -> str:
 def keep_memory() -> bool:
     """Tells glibc to keep freed memory for the next tensor instead of giving it back to the kernel.
 
-    Every activation above 32 MB would otherwise be mapped afresh at each step, page by page: a quarter of the time of
-    a training step on a CPU, see ``benchmarks/train.py``. Says whether the C library knows how.
+    Every activation above 32 MB would otherwise be mapped afresh at each step, page by page: a tenth of the time of a
+    training step on a CPU, see ``results/bench_train.csv``. Says whether the C library knows how.
     """
     m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
     try:
