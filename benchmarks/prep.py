@@ -14,7 +14,7 @@ import json
 import multiprocessing
 import os
 import platform
-import resource
+import re
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -64,9 +64,14 @@ def timed(job, *args) -> dict[str, float]:
 
 
 def _measure(job, args) -> dict[str, float]:
-    start, base = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start, base = time.perf_counter(), _peak_mb()
     job(*args)
-    return {"seconds": time.perf_counter() - start, "mb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1024}
+    return {"seconds": time.perf_counter() - start, "mb": _peak_mb() - base}
+
+
+def _peak_mb() -> float:
+    """Peak resident memory of this process. getrusage would count the parent's too, which a child inherits."""
+    return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 
 
 def main() -> None:

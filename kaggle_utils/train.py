@@ -145,8 +145,8 @@ class Trainer:
         if changed:
             raise ValueError(f"{path} was made with another {', '.join(changed)}: "
                              + ", ".join(f"{n} = {getattr(stored, n)!r}" for n in changed))
-        if state["about"] != self.about:
-            raise ValueError(f"{path} was trained on other films ({state['about']}, now {self.about}): choose another folder")
+        if state.get("about") != self.about:
+            raise ValueError(f"{path} was trained on other films ({state.get('about')}, now {self.about}): choose another folder")
         for name in ("model", "ema", "optimizer", "scaler"):
             if state[name]:  # a scaler that was not needed on the machine before is empty
                 getattr(self, name).load_state_dict(state[name])
