@@ -29,7 +29,8 @@ weights: .venv/run.stamp
 	  save_weights('kaggle_utils/weights/lungs.safetensors', load_weights(run), read_header(run), half=True)"
 
 test: .venv/dev.stamp
-	$(PY) -m pytest -q tests
+	@mkdir -p .cache
+	$(PY) -m pytest -q tests --basetemp .cache/tests
 
 bench: .venv/dev.stamp
 	$(PY) -m benchmarks.prep
