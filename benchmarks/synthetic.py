@@ -32,7 +32,7 @@ from kaggle_utils.train import train
 
 ROOT = Path(__file__).parents[1]
 RESULT, RUNS = ROOT / "results/synthetic.json", ROOT / "runs/synthetic"
-SAMPLES = 1600  # drawn; one in ten has no mask, and a fifth each go to validation and test
+SAMPLES = 1600  # drawn; one in ten has no mask, 50 go to the test and a fifth of the rest to validation
 
 
 def samples(n: int = SAMPLES, *, seed: int = 1, model: AppearanceModel | None = None, name: str = "samples") -> Path:
