@@ -27,6 +27,7 @@ class TrainConfig:
     norm: str = setting("batch", "batch, group or instance")
     up: str = setting("bilinear", "bilinear or transposed")
     patch: int = setting(2, "px, side of the patches that the first convolution sees as channels; 1 is the paper's U-Net")
+    conv: str = setting("plain", "plain, or separable: depthwise and 1x1 convolutions")
     # loss
     loss: str = setting("bce_dice", "bce, dice, bce_dice, tversky or focal")
     dice_weight: float = setting(0.5, "in [0, 1], the rest is cross-entropy's")

@@ -41,6 +41,7 @@ class UNet(nn.Module):
         up: ``bilinear`` (after a 1×1 convolution; trilinear in 3-D) or ``transposed`` (2×2 up-convolution, as the paper).
         patch: px, side of the patches that become channels before the first convolution, and come back as pixels after
             the last (films only). 2 quarters the work of every level and still gives a logit to every pixel.
+        conv: ``plain``, or ``separable``: each 3×3 convolution a depthwise and a 1×1 one, with a ninth of the weights.
         prior: the lungs' share of a film, where the output bias starts: an untrained network predicts it everywhere.
 
     Shape:
@@ -48,25 +49,26 @@ class UNet(nn.Module):
 
     Source: Ronneberger, Fischer & Brox 2015, "U-Net: Convolutional Networks for Biomedical Image Segmentation", fig. 1;
     Çiçek et al. 2016 for 3-D; Shi et al. 2016 (sub-pixel convolution)
-    for ``patch``; He et al. 2015 for the initialisation.
+    for ``patch``; Howard et al. 2017 (MobileNets) for ``separable``; He et al. 2015 for the initialisation.
     """
 
     def __init__(self, in_channels: int = 1, classes: int = 1, width: int = 16, depth: int = 4, *, dims: int = 2,
-                 norm: str = "batch", up: str = "bilinear", patch: int = 1, prior: float = 0.25):
+                 norm: str = "batch", up: str = "bilinear", patch: int = 1, conv: str = "plain", prior: float = 0.25):
         super().__init__()
         _check_choice("dims", dims, (2, 3))
         _check_choice("norm", norm, ("batch", "group", "instance"))
         _check_choice("up", up, ("bilinear", "transposed"))
+        _check_choice("conv", conv, ("plain", "separable"))
         if patch > 1 and dims == 3:
             raise ValueError("patch > 1 is for films (dims=2)")
         self.architecture = dict(in_channels=in_channels, classes=classes, width=width, depth=depth,
-                                 dims=dims, norm=norm, up=up, patch=patch)
+                                 dims=dims, norm=norm, up=up, patch=patch, conv=conv)
         widths = [width * 2**level for level in range(depth + 1)]
-        self.inc = DoubleConv(in_channels * patch**2, widths[0], dims, norm)
+        self.inc = DoubleConv(in_channels * patch**2, widths[0], dims, norm, conv)
         self.down = nn.ModuleList(
-            nn.Sequential(_POOL[dims](2), DoubleConv(shallow, deep, dims, norm)) for shallow, deep in zip(widths, widths[1:]))
+            nn.Sequential(_POOL[dims](2), DoubleConv(shallow, deep, dims, norm, conv)) for shallow, deep in zip(widths, widths[1:]))
         self.up = nn.ModuleList(
-            Up(deep, shallow, dims, norm, up) for shallow, deep in zip(widths[-2::-1], widths[:0:-1]))
+            Up(deep, shallow, dims, norm, up, conv) for shallow, deep in zip(widths[-2::-1], widths[:0:-1]))
         self.outc = _CONV[dims](widths[0], classes * patch**2, 1)
         self.apply(_initialise)
         if patch > 1:  # a patch's pixels start alike, else the first predictions are a checkerboard (Aitken et al. 2017)
@@ -101,17 +103,17 @@ class UNet(nn.Module):
 class DoubleConv(nn.Sequential):
     """(3×3 convolution, normalisation, ReLU) twice."""
 
-    def __init__(self, in_channels: int, out_channels: int, dims: int = 2, norm: str = "batch"):
-        # The normalisation that follows takes the mean away, and with it a bias.
+    def __init__(self, in_channels: int, out_channels: int, dims: int = 2, norm: str = "batch", conv: str = "plain"):
         layers = [layer for channels in (in_channels, out_channels) for layer in (
-            _CONV[dims](channels, out_channels, 3, padding=1, bias=False), _norm(norm, dims, out_channels), nn.ReLU(inplace=True))]
+            *_conv3(conv, dims, channels, out_channels), _norm(norm, dims, out_channels), nn.ReLU(inplace=True))]
         super().__init__(*layers)
 
 
 class Up(nn.Module):
     """Doubles the resolution, appends the skip connection's channels and convolves."""
 
-    def __init__(self, in_channels: int, out_channels: int, dims: int = 2, norm: str = "batch", up: str = "bilinear"):
+    def __init__(self, in_channels: int, out_channels: int, dims: int = 2, norm: str = "batch", up: str = "bilinear",
+                 conv: str = "plain"):
         super().__init__()
         if up == "transposed":
             self.up = _UP_CONV[dims](in_channels, out_channels, 2, stride=2)
@@ -119,7 +121,7 @@ class Up(nn.Module):
             # The 1×1 convolution commutes with the interpolation and is four times cheaper before it.
             self.up = nn.Sequential(_CONV[dims](in_channels, out_channels, 1),
                                     nn.Upsample(scale_factor=2, mode="bilinear" if dims == 2 else "trilinear"))
-        self.conv = DoubleConv(2 * out_channels, out_channels, dims, norm)
+        self.conv = DoubleConv(2 * out_channels, out_channels, dims, norm, conv)
 
     def forward(self, features: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
         return self.conv(torch.cat([skip, self.up(features)], dim=1))
@@ -181,6 +183,14 @@ def load_weights(path: str | Path) -> UNet:
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{path}: the tensors don't fit the architecture in the header ({error})") from None
     return model.eval()
+
+
+def _conv3(conv: str, dims: int, in_channels: int, out_channels: int) -> list[nn.Module]:
+    # The normalisation that follows takes the mean away, and with it a bias.
+    if conv == "plain":
+        return [_CONV[dims](in_channels, out_channels, 3, padding=1, bias=False)]
+    return [_CONV[dims](in_channels, in_channels, 3, padding=1, groups=in_channels, bias=False),
+            _CONV[dims](in_channels, out_channels, 1, bias=False)]
 
 
 def _norm(norm: str, dims: int, channels: int) -> nn.Module:

@@ -283,7 +283,7 @@ def train(data: str | Path | list[str | Path], out: str | Path, config: TrainCon
         make_loader(LungDataset(films, config.size, config.augment, seed=config.seed), config.batch, shuffle=True, workers=workers),
         make_loader(LungDataset(held_out, config.size), config.batch, workers=workers)]
     torch.manual_seed(config.seed)
-    model = UNet(width=config.width, depth=config.depth, norm=config.norm, up=config.up, patch=config.patch)
+    model = UNet(width=config.width, depth=config.depth, norm=config.norm, up=config.up, patch=config.patch, conv=config.conv)
     trainer = Trainer(model, make_loss(config.loss, dice_weight=config.dice_weight), *loaders, config, out, _about(films, held_out))
     if resume and last.exists():
         trainer.resume(last)

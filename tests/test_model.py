@@ -35,6 +35,15 @@ def test_every_norm_and_up_in_2_and_3_dimensions(norm, up, dims, size):
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters())
 
 
+@pytest.mark.parametrize("dims, size", [(2, (16, 20)), (3, (8, 12, 9))], ids=["2-D", "3-D"])
+def test_separable_convolutions_have_about_a_ninth_of_the_weights_and_learn(dims, size):
+    net = UNet(1, 2, width=16, depth=1, dims=dims, conv="separable")
+    plain = UNet(1, 2, width=16, depth=1, dims=dims)
+    assert count_parameters(net) < count_parameters(plain) / 4
+    net(torch.randn(2, 1, *size)).sum().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters())
+
+
 @pytest.mark.parametrize("patch", [2, 4])
 @pytest.mark.parametrize("shape", [(64, 64), (33, 47), (5, 7)], ids=str)
 def test_patches_still_give_a_logit_to_every_pixel(patch, shape):
