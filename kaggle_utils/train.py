@@ -265,8 +265,15 @@ def train(data: str | Path | list[str | Path], out: str | Path, config: TrainCon
         FileExistsError: the folder holds another run and ``resume`` is not asked for.
         ValueError: no film is left of the wanted sources, or see :meth:`Trainer.fit`.
     """
-    last = Path(out) / "last.pt"
-    if last.exists() and not resume:
+    trainer = make_trainer(data, out, config, resume=resume)
+    trainer.fit()
+    return trainer
+
+
+def make_trainer(data: str | Path | list[str | Path], out: str | Path | None, config: TrainConfig, *, resume: bool = False) -> Trainer:
+    """The trainer that :func:`train` runs, its films loaded and its run not begun; ``out`` None writes nothing."""
+    last = Path(out) / "last.pt" if out else None
+    if last and last.exists() and not resume:
         raise FileExistsError(f"{last} is there: resume that run (--resume) or choose another folder")
     frames = [read_manifest(root) for root in ([data] if isinstance(data, (str, Path)) else data)]
     frame = pd.concat(frames)
@@ -285,9 +292,8 @@ def train(data: str | Path | list[str | Path], out: str | Path, config: TrainCon
     torch.manual_seed(config.seed)
     model = UNet(width=config.width, depth=config.depth, norm=config.norm, up=config.up, patch=config.patch, conv=config.conv)
     trainer = Trainer(model, make_loss(config.loss, dice_weight=config.dice_weight), *loaders, config, out, _about(films, held_out))
-    if resume and last.exists():
+    if resume and last and last.exists():
         trainer.resume(last)
-    trainer.fit()
     return trainer
 
 
