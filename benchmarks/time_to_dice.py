@@ -1,0 +1,241 @@
+"""Seconds of training to a validation Dice of 0.95: this trainer, MONAI's U-Nets and the classic 31M U-Net.
+
+    python -m benchmarks.time_to_dice --data segmentation [--only NAME …]
+
+The published Montgomery and Shenzhen lists at 256 px, one after the other, with all cores. The clock runs while a batch
+is loaded, augmented and learned from; it stands still while films are decoded at the start and while anyone is validated.
+All are validated every 30 steps, so that each time is known to about the same share of itself, by the same function, in
+the precision they train in: mean over the 70 films of each film's Dice at probability 0.5.
+
+ours      the Trainer with TrainConfig's defaults and a budget (3 minutes: room for several passes over the films, and no
+          finer tuned), to whose end it is run because the learning rate falls with it; the averaged weights are validated
+MONAI     the 2-D tutorials' loop: CacheDataset, dictionary transforms, Adam at 1e-3, DiceCELoss, float32, and in bf16 for
+          the comparison to be of more than the precision; stopped at 0.95 or at the cap
+classic   the same loop for a few minutes; its time is extrapolated with the films that the quickest learner needed
+
+Writes ``results/time_to_dice.csv``, one row a validation, and ``.json``. Contestants that are not run again keep their
+rows if machine, versions and films are the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import monai
+import numpy as np
+import pandas as pd
+import torch
+from monai import transforms as T
+from monai.networks import nets
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from kaggle_utils.config import TrainConfig
+from kaggle_utils.data import LungDataset
+from kaggle_utils.model import UNet, count_parameters
+from kaggle_utils.train import Trainer, make_trainer
+
+ROOT = Path(__file__).parents[1]
+TARGET = 0.95  # mean validation Dice
+EVERY = 30  # steps between validations
+CLASSIC_MINUTES = 2.0  # enough for its speed, which is all that is measured
+BATCH = TrainConfig().batch
+NETWORKS = {  # as MONAI's 2d_segmentation/torch/unet_training_dict.py and BasicUNet's own defaults have them
+    "MONAI UNet": lambda: nets.UNet(2, 1, 1, channels=(16, 32, 64, 128, 256), strides=(2, 2, 2, 2), num_res_units=2),
+    "MONAI BasicUNet": lambda: nets.BasicUNet(spatial_dims=2, in_channels=1, out_channels=1),
+    "classic U-Net": lambda: UNet(width=64, up="transposed"),
+}
+CONTESTANTS = ("ours", "MONAI UNet", "MONAI UNet bf16", "MONAI BasicUNet", "MONAI BasicUNet bf16", "classic U-Net")
+
+
+@dataclass
+class Contestant:
+    """One who learns: ``step`` takes a batch and the seconds trained so far, ``judged`` has the weights that are validated."""
+
+    model: nn.Module
+    judged: nn.Module
+    loader: DataLoader
+    step: Callable[[dict, float], None]
+    precision: str
+
+
+def ours(trainer: Trainer) -> Contestant:
+    """The shipped trainer by this file's clock."""
+    def step(batch: dict, seconds: float) -> None:
+        trainer.seconds = seconds
+        trainer._train_step(batch)
+
+    return Contestant(trainer.model, trainer.best_model, trainer.train_loader, step, trainer.precision)
+
+
+def standard(model: nn.Module, films: LungDataset, precision: str) -> Contestant:
+    """The loop of MONAI's tutorials on the same decoded films."""
+    data = [{"image": image[None], "mask": mask[None]} for image, mask in zip(films.images, films.masks)]
+    cached = monai.data.CacheDataset(data, monai_augmentation(films.size), progress=False)
+    loader = monai.data.DataLoader(cached, batch_size=BATCH, shuffle=True)
+    loss, optimizer = monai.losses.DiceCELoss(sigmoid=True), torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    def step(batch: dict, _: float) -> None:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            logits = model(batch["image"])
+        value = loss(logits.float(), batch["mask"])
+        value.backward()
+        optimizer.step()
+        value.item()
+
+    return Contestant(model, model, loader, step, precision)
+
+
+def monai_augmentation(size: int) -> T.Compose:
+    """The ``full`` preset of ``data.augmentation`` in MONAI's transforms, step by step, and our normalisation."""
+    both = ["image", "mask"]
+    return T.Compose([
+        T.ScaleIntensityRanged("image", 0, 255, 0, 1),  # what comes before the first random transform is cached
+        T.CastToTyped("mask", np.float32),
+        T.RandFlipd(both, prob=0.5, spatial_axis=1),
+        T.RandAffined(both, prob=0.9, rotate_range=math.radians(12), translate_range=0.1 * size, scale_range=(0.25, 0.25),
+                      mode=("bilinear", "nearest"), padding_mode="zeros"),
+        # Displaces by 0.8 px on average (root mean square), as the preset does.
+        T.Rand2DElasticd(both, spacing=17, magnitude_range=(0.5, 1.2), prob=0.15, mode=("bilinear", "nearest"),
+                         padding_mode="zeros"),
+        T.RandScaleIntensityd("image", factors=0.4, prob=0.7),
+        T.RandShiftIntensityd("image", offsets=0.3, prob=0.7),
+        T.ScaleIntensityRanged("image", 0, 1, 0, 1, clip=True),  # as a detector, and uint8, saturate
+        T.RandAdjustContrastd("image", prob=0.5, gamma=(0.5, 2)),
+        T.OneOf([T.RandGaussianSmoothd("image", prob=0.3), T.RandGaussianSharpend("image", alpha=(5, 15), prob=0.3),
+                 T.RandHistogramShiftd("image", prob=0.3)]),
+        T.RandGaussianNoised("image", prob=0.2, std=0.06),
+        T.RandCoarseDropoutd("image", holes=1, max_holes=4, spatial_size=round(0.03 * size), max_spatial_size=round(0.15 * size),
+                             fill_value=(0, 1), prob=0.25),
+        T.NormalizeIntensityd("image"),
+    ])
+
+
+def race(name: str, contestant: Contestant, judge: Trainer, cap: float, *, stop: bool) -> list[dict]:
+    """Trains for ``cap`` seconds, or to the target if ``stop`` says so; one row a validation."""
+    rows, seconds, films, steps, dice = [], 0.0, 0, 0, 0.0
+    batches, parameters = forever(contestant.loader), count_parameters(contestant.model)
+    judge.precision = contestant.precision
+    contestant.model.train()
+    with tqdm(total=math.ceil(cap), desc=name, unit="s", disable=None) as bar:
+        while seconds < cap and not (stop and dice >= TARGET):
+            start = time.perf_counter()
+            batch = next(batches)
+            contestant.step(batch, seconds)
+            seconds += time.perf_counter() - start
+            films, steps = films + len(batch["image"]), steps + 1
+            bar.update(min(int(seconds), bar.total) - bar.n)
+            if steps % EVERY == 0 or seconds >= cap:
+                dice = judge.validate(contestant.judged)["val_dice"]
+                bar.set_postfix(dice=f"{dice:.4f}", films=films)
+                rows.append({"contestant": name, "parameters": parameters, "precision": contestant.precision,
+                             "seconds": round(seconds, 2), "films": films, "val_dice": round(dice, 5)})
+    return rows
+
+
+def forever(loader: DataLoader) -> Iterator[dict]:
+    """Batches of one epoch after the other."""
+    for epoch in itertools.count():
+        if hasattr(loader.sampler, "epoch"):
+            loader.sampler.epoch = epoch
+        yield from loader
+
+
+def summarise(table: pd.DataFrame) -> dict[str, dict]:
+    """Of each contestant: the first validation at the target, or that there was none, its best Dice and its speed."""
+    result = {}
+    for name, rows in table.groupby("contestant", sort=False):
+        there, last = rows[rows["val_dice"] >= TARGET], rows.iloc[-1]
+        result[name] = {
+            "parameters": int(last["parameters"]), "precision": last["precision"], "reached": bool(len(there)),
+            "seconds_to_target": float(there["seconds"].iloc[0]) if len(there) else None,
+            "films_to_target": int(there["films"].iloc[0]) if len(there) else None, "extrapolated": False,
+            "best_dice": float(rows["val_dice"].max()), "trained_seconds": float(last["seconds"]),
+            "films_s": round(float(last["films"] / last["seconds"]), 2),
+        }
+    reached = {name: row["films_to_target"] for name, row in result.items() if row["reached"]}
+    classic = result.get("classic U-Net")
+    if classic and not classic["reached"] and reached:
+        quickest = min(reached, key=reached.get)
+        seconds = classic["trained_seconds"] / table.loc[table["contestant"] == "classic U-Net", "films"].max() * reached[quickest]
+        classic.update(extrapolated=True, seconds_to_target=round(seconds, 1), films_to_target=reached[quickest],
+                       assumes=f"needs as many films as {quickest}, the quickest learner by films")
+    base = result.get("ours", {}).get("seconds_to_target")
+    for row in result.values():
+        row["times_ours"] = round(row["seconds_to_target"] / base, 2) if base and row["seconds_to_target"] else None
+    return result
+
+
+def write(out: Path, rows: list[dict], setup: dict) -> dict[str, dict]:
+    """Puts the rows into the CSV, beside those of other contestants in the same setup, and the summary beside it."""
+    paths = out / "time_to_dice.csv", out / "time_to_dice.json"
+    kept, run = pd.DataFrame(), [name for name in CONTESTANTS if name in {row["contestant"] for row in rows}]
+    if all(path.exists() for path in paths) and json.loads(paths[1].read_text())["setup"] == setup:
+        kept = pd.read_csv(paths[0])
+        kept = kept[~kept["contestant"].isin(run)]
+    table = pd.concat([kept, pd.DataFrame(rows)]).sort_values("contestant", key=lambda c: c.map(CONTESTANTS.index), kind="stable")
+    contestants = summarise(table)
+    out.mkdir(parents=True, exist_ok=True)
+    table.to_csv(paths[0], index=False)
+    paths[1].write_text(json.dumps({
+        "target": f"mean validation Dice {TARGET}",
+        "clock": "seconds of training with loading and augmentation; validation excluded",
+        "setup": setup, "command": shlex.join(["python", "-m", "benchmarks.time_to_dice", *sys.argv[1:]]),
+        "kept_from_an_earlier_run": [name for name in contestants if name not in run], "contestants": contestants,
+    }, indent=2) + "\n")
+    return contestants
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", required=True, help="the prepared set")
+    parser.add_argument("--only", nargs="+", choices=CONTESTANTS, metavar="NAME", help=f"of {', '.join(CONTESTANTS)}; "
+                        "by default all but BasicUNet in bf16, and bf16 only where the processor computes in it")
+    parser.add_argument("--minutes-each", type=float, default=10, help="of training, after which a contestant has failed")
+    parser.add_argument("--ours-minutes", type=float, default=3, help="our time budget, over which the learning rate falls")
+    parser.add_argument("--films", type=int, default=0, help="train on so many, 0 is all: to try it out")
+    parser.add_argument("--size", type=int, default=256, help="px, side of the square the networks see")
+    parser.add_argument("--out", default=ROOT / "results", help="folder to write")
+    args = parser.parse_args()
+
+    # The trainer decodes the films for all, is everyone's judge, and has the process keep its memory, whoever runs first.
+    trainer = make_trainer(args.data, None, TrainConfig(minutes=args.ours_minutes, films=args.films, size=args.size, device="cpu"))
+    films, bf16 = trainer.train_loader.dataset, trainer.precision == "bf16"
+    wanted = args.only or [name for name in CONTESTANTS if name != "MONAI BasicUNet bf16" and (bf16 or "bf16" not in name)]
+    setup = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores{', AVX512-BF16' if bf16 else ''}",
+        "threads": torch.get_num_threads(),
+        "versions": {m.__name__: m.__version__ for m in (torch, monai, np)}, "training_films": len(films),
+        "validation_films": len(trainer.val_loader.dataset), "size_px": args.size, "batch": BATCH,
+        "steps_between_validations": EVERY,
+    }
+    rows: list[dict] = []
+    for name in sorted(set(wanted), key=CONTESTANTS.index):  # ours first: the judge takes on others' precision
+        monai.utils.set_determinism(0)
+        if name == "ours":
+            contestant, minutes = ours(trainer), args.ours_minutes
+        else:
+            network = name.removesuffix(" bf16")
+            contestant = standard(NETWORKS[network](), films, "bf16" if name.endswith("bf16") else "fp32")
+            minutes = min(args.minutes_each, CLASSIC_MINUTES) if network == "classic U-Net" else args.minutes_each
+        rows += race(name, contestant, trainer, 60 * minutes, stop=name != "ours")
+        contestants = write(Path(args.out), rows, setup)  # after each: a stopped run keeps what it has
+    table = pd.DataFrame(contestants).T.drop(columns=["assumes", "reached"], errors="ignore")
+    print(table.fillna("not reached").to_string())
+
+
+if __name__ == "__main__":
+    main()
