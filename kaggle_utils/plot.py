@@ -7,12 +7,15 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from .synthetic import AppearanceModel, Film
 
-# Two of Okabe and Ito's colours, which the colour-blind tell apart, on gray too.
-RIGHT, LEFT = "#E69F00", "#56B4E9"
+RESULTS = Path(__file__).parents[1] / "results"
+# Okabe and Ito's colours, which the colour-blind tell apart; the last two on gray too.
+OKABE_ITO = ("#0072B2", "#D55E00", "#CC79A7", "#009E73", "#000000", "#E69F00", "#56B4E9")
+RIGHT, LEFT = OKABE_ITO[-2:]
 
 
 def contact_sheet(films: Sequence[Film], *, columns: int = 7, outlines: bool = True, ax=None):
@@ -69,4 +72,42 @@ def draw_synthetic(path: str | Path | None = None, *, columns: int = 7, seed: in
     return figure
 
 
-FIGURES = {"synthetic.png": draw_synthetic}  # what `python -m kaggle_utils plots` makes
+def draw_time_to_dice(path: str | Path | None = None, *, table: str | Path = RESULTS / "time_to_dice.csv") -> Figure:
+    """Makes ``images/time_to_dice.png``: validation Dice against seconds of training, a curve for each contestant.
+
+    Args:
+        path: where to save it, if at all.
+        table: what ``python -m benchmarks.time_to_dice`` wrote.
+
+    Raises:
+        FileNotFoundError: the benchmark was not run.
+    """
+    if not Path(table).exists():
+        raise FileNotFoundError(f"{table} is not there: python -m benchmarks.time_to_dice writes it")
+    figure, ax = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    frame = pd.read_csv(table)
+    low, ticks = 0.9 * min(0.5, frame["val_dice"].min()), [0.2, 0.5, 0.8, 0.9, 0.95, 0.97]
+    curves = dict(zip(OKABE_ITO, frame.groupby("contestant", sort=False)))
+    height = 0.97
+    for colour, (name, rows) in sorted(curves.items(), key=lambda curve: curve[1][1]["seconds"].max()):
+        ax.plot(rows["seconds"], rows["val_dice"], color=colour, marker="o", markersize=3, linewidth=2.5 if name == "ours" else 1.3)
+        last = rows.iloc[-1]
+        end, y, axes = (last["seconds"], last["val_dice"]), last["val_dice"], "data"
+        if y > 0.85:  # such curves end close together: labels stand above them, the first to end the highest, and don't meet
+            y, axes, height = height, ("data", "axes fraction"), height - 0.055
+        ax.annotate(f"  {name.removesuffix(' bf16')}, {last['parameters'] / 1e6:.1f}M, {last['precision']}", end, (end[0], y),
+                    textcoords=axes, color=colour, fontsize=9, va="center",
+                    arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 0})
+    ax.axhline(0.95, color="0.6", linewidth=0.8, linestyle="--")
+    ax.set(xscale="log", yscale="logit", yticks=ticks, yticklabels=map(str, ticks), xlabel="seconds of training",
+           ylabel="validation Dice", xlim=(None, 5 * frame["seconds"].max()), ylim=(low, 0.998))
+    ax.spines["left"].set_bounds(low, 0.97)
+    ax.minorticks_off()
+    ax.spines[["top", "right"]].set_visible(False)
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=130)
+    return figure
+
+
+FIGURES = {"synthetic.png": draw_synthetic, "time_to_dice.png": draw_time_to_dice}  # what `python -m kaggle_utils plots` makes
