@@ -41,7 +41,7 @@ def train(args: argparse.Namespace) -> int:
 def evaluate(args: argparse.Namespace) -> int:
     from .infer import LungSegmenter, evaluate
     from .metrics import summarise
-    segmenter = LungSegmenter(args.weights, device=args.device, flip=args.flip, clean=not args.raw)
+    segmenter = LungSegmenter(args.weights, device=args.device, flip=args.flip, clean=not args.raw, head=args.head)
     scores = evaluate(args.data, segmenter, split=args.split, sizes=args.sizes, raw=args.input)
     summary = summarise(scores, ["source", "protocol", "size"])
     print(summary.to_string(index=False, float_format="{:.4f}".format))
@@ -55,7 +55,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def predict(args: argparse.Namespace) -> int:
     from .infer import LungSegmenter, predict
-    segmenter = LungSegmenter(args.weights, device=args.device, flip=args.flip, clean=not args.raw)
+    segmenter = LungSegmenter(args.weights, device=args.device, flip=args.flip, clean=not args.raw, head=args.head)
     table = predict(args.path, args.out, segmenter, batch=args.batch)
     failed = table[table["error"] != ""]
     print(f"{len(table) - len(failed)} masks in {args.out}, {len(failed)} files could not be read")
@@ -172,6 +172,7 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", help="safetensors file; the one shipped with the package if not given")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--flip", action="store_true", help="average with the mirrored film: twice the time")
+    parser.add_argument("--head", help="set whose annotators' rules the masks follow, of those in the weights' header")
     parser.add_argument("--raw", action="store_true", help="leave small components and holes in the masks")
 
 

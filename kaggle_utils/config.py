@@ -16,6 +16,8 @@ class TrainConfig:
 
     # data
     sources: tuple[str, ...] = setting(("montgomery", "shenzhen"), "sets to train on; JSRT is for testing across sets")
+    suspects: bool = setting(False, "train on the masks of splits/suspect_masks.csv too, which include heart or stomach or are displaced")
+    heads: bool = setting(True, "an output for each set, whose masks alone it learns: each set's annotators drew by rules of their own")
     films: int = setting(0, "train on this many films, drawn by the seed; 0 is all")
     size: int = setting(256, "px, side of the square the network sees")
     augment: str = setting("full", "none, light or full, see data.augmentation")

@@ -141,7 +141,7 @@ class LungDataset(Dataset):
         return len(self.frame)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, object]:
-        """One film: image and mask ``float32 (1, size, size)`` and name. ``key`` is an index or (epoch, index)."""
+        """One film: image and mask ``float32 (1, size, size)``, name and source. ``key`` is an index or (epoch, index)."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
         image, mask = self.images[index], self.masks[index]
         if self.augment:
@@ -152,6 +152,7 @@ class LungDataset(Dataset):
             "image": normalise(torch.from_numpy(image[None])),
             "mask": torch.from_numpy(mask[None]).float(),
             "name": self.frame["name"][index],
+            "source": self.frame["source"][index],
         }
 
 

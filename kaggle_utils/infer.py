@@ -40,14 +40,16 @@ class LungSegmenter:
         flip: average the prediction with that of the mirrored film: twice the time for a little accuracy.
         clean: keep the two largest components and fill holes, see :func:`clean_mask`.
         threshold: probability above which a pixel is lung.
+        head: the set whose annotators' rules the masks follow, where the network has an output for each set that it was
+            trained on (``heads`` in the header); the first one if None.
 
     Raises:
         FileNotFoundError: no such weights.
-        ValueError: a damaged or foreign weights file.
+        ValueError: a damaged or foreign weights file, or no such head.
     """
 
     def __init__(self, weights: str | Path | None = None, *, device: str = "auto", flip: bool = False, clean: bool = True,
-                 threshold: float = 0.5):
+                 threshold: float = 0.5, head: str | None = None):
         path = Path(weights or DEFAULT_WEIGHTS)
         if weights is None and not path.exists():
             raise FileNotFoundError(f"{path} is not there: train one (`python -m kaggle_utils train`) and name it with --weights")
@@ -62,12 +64,17 @@ class LungSegmenter:
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(choose_precision(self.device))
         self.model = load_weights(path).to(self.device, memory_format=torch.channels_last)
         self.flip, self.clean, self.threshold = flip, clean, threshold
+        self.heads = self.header.get("heads") or [""]
+        self.head = head or self.heads[0]
+        if self.head not in self.heads:
+            raise ValueError(f"{path}: no head {head!r}, it has {', '.join(filter(None, self.heads)) or 'a single one'}")
 
-    def probabilities(self, films: list[np.ndarray]) -> np.ndarray:
+    def probabilities(self, films: list[np.ndarray], heads: Sequence[str] | None = None) -> np.ndarray:
         """Probability of lung at the network's own size.
 
         Args:
             films: each ``uint8 (H, W)``, of any size.
+            heads: for each film, the head to use instead of the segmenter's own.
 
         Returns:
             ``float32 (B, size, size)``.
@@ -78,7 +85,8 @@ class LungSegmenter:
             prob = self.model(images).float().sigmoid()
             if self.flip:
                 prob = (prob + self.model(images.flip(-1)).float().sigmoid().flip(-1)) / 2
-        return prob[:, 0].cpu().numpy()
+        channels = [self.heads.index(head) for head in heads or [self.head] * len(films)]
+        return prob[range(len(films)), channels].cpu().numpy()
 
     def masks(self, films: list[np.ndarray]) -> list[np.ndarray]:
         """Masks of the films' own sizes: the probability is resized, then thresholded.
@@ -186,6 +194,7 @@ def evaluate(data: str | Path, segmenter: LungSegmenter, *, split: str = "test",
     """Scores a prepared set, film by film.
 
     A source that the weights were not trained on is foreign: then all its films count, besides those of the split.
+    Films of a source that the network has a head for are segmented by its rules, others by the segmenter's head.
 
     Args:
         data: the prepared set.
@@ -214,7 +223,8 @@ def evaluate(data: str | Path, segmenter: LungSegmenter, *, split: str = "test",
     rows = []
     bar = tqdm(total=len(frame), desc="evaluate", unit="film", disable=None)
     for films in _batches(frame.itertuples(), batch):
-        probs = segmenter.probabilities([read_image(film.image) for film in films])
+        heads = [film.source if film.source in segmenter.heads else segmenter.head for film in films]
+        probs = segmenter.probabilities([read_image(film.image) for film in films], heads)
         for film, prob in zip(films, probs):
             truth = read_mask(film.mask)
             truth_at = {}

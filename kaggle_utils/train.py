@@ -28,6 +28,7 @@ from .image import write_bytes
 from .loss import make_loss
 from .metrics import confusion, overlap
 from .model import UNet, count_parameters, save_weights
+from .splits import suspect_masks
 
 LICENCES = {
     "montgomery": "Montgomery: research use with acknowledgement (Jaeger et al. 2014, Candemir et al. 2014)",
@@ -40,9 +41,10 @@ class Trainer:
     """Fits a model, keeps the best and the last checkpoint, and goes on where a killed run stopped.
 
     Args:
-        model: a network from images ``(B, 1, H, W)`` to logits of the masks' shape.
-        loss: a module of ``(logits, truth)``.
-        train_loader: yields dicts of image, mask and name.
+        model: a network from images ``(B, 1, H, W)`` to logits ``(B, C, H, W)``: C is 1, or one for each of the
+            configuration's sources, of which a film's own is compared with its mask.
+        loss: a module of ``(logits, truth)``, both ``(B, 1, H, W)``.
+        train_loader: yields dicts of image, mask, name and source.
         val_loader: the same, in a fixed order.
         config: see :class:`TrainConfig`.
         out: folder for ``last.pt`` (to resume), ``best.safetensors`` (to use), ``history.csv`` and ``config.json``;
@@ -116,7 +118,7 @@ class Trainer:
             for batch in self.val_loader:
                 images, truth = self._to_device(batch)
                 with self._autocast():
-                    logits = model(images)
+                    logits = self._own_head(model(images), batch)
                 loss += self.loss(logits, truth).item() * len(truth)  # losses are means over films
                 for pred, true in zip((logits > 0).cpu().numpy()[:, 0], truth.cpu().numpy()[:, 0]):
                     counts = confusion(pred.astype(np.uint8), true.astype(np.uint8))
@@ -200,7 +202,7 @@ class Trainer:
         self.optimizer.param_groups[0]["lr"] = self.learning_rate(self.progress())
         images, truth = self._to_device(batch)
         with self._autocast():
-            logits = self.step_model(images)
+            logits = self._own_head(self.step_model(images), batch)
         loss = self.loss(logits, truth)
         value = loss.item()
         if not math.isfinite(value):
@@ -220,6 +222,13 @@ class Trainer:
     def _to_device(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
         images = batch["image"].to(self.device, memory_format=torch.channels_last, non_blocking=True)
         return images, batch["mask"].to(self.device, non_blocking=True)
+
+    def _own_head(self, logits: torch.Tensor, batch: dict) -> torch.Tensor:
+        """Of each film's logits those of its own set, ``(B, 1, H, W)``."""
+        if logits.shape[1] == 1:
+            return logits
+        heads = [self.config.sources.index(source) for source in batch["source"]]
+        return logits[range(len(heads)), heads].unsqueeze(1)
 
     def _autocast(self) -> torch.autocast:
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision, torch.float32)
@@ -241,9 +250,10 @@ class Trainer:
 
     def _header(self) -> dict[str, object]:
         last = self.history[-1]
+        heads = list(self.config.sources) if self.best_model.architecture["classes"] > 1 else []
         return {
             "size": self.config.size, "normalisation": "zero mean, unit deviation of each film (data.normalise)",
-            "sources": list(self.config.sources), "parameters": count_parameters(self.best_model),
+            "sources": list(self.config.sources), "heads": heads, "parameters": count_parameters(self.best_model),
             "validation": {"dice": round(last["val_dice"], 5), "epoch": last["epoch"]}, "config": asdict(self.config),
             **self.about, "licence": [LICENCES[source] for source in self.config.sources if source in LICENCES],
         }
@@ -282,6 +292,8 @@ def make_trainer(data: str | Path | list[str | Path], out: str | Path | None, co
     if absent:
         raise ValueError(f"no film of {', '.join(sorted(absent))} in {data}: choose --sources from {', '.join(frame['source'].unique())}")
     films, held_out = (f[(f["split"] == split) & f["source"].isin(config.sources)] for f, split in ((frame, "train"), (frames[0], "val")))
+    if not config.suspects:
+        films = films[~films["name"].isin(suspect_masks()["name"])]
     device = choose_device(config.device)
     workers = config.workers if config.workers >= 0 else (os.cpu_count() if device.type == "cuda" else 0)
     if config.films:
@@ -290,7 +302,8 @@ def make_trainer(data: str | Path | list[str | Path], out: str | Path | None, co
         make_loader(LungDataset(films, config.size, config.augment, seed=config.seed), config.batch, shuffle=True, workers=workers),
         make_loader(LungDataset(held_out, config.size), config.batch, workers=workers)]
     torch.manual_seed(config.seed)
-    model = UNet(width=config.width, depth=config.depth, norm=config.norm, up=config.up, patch=config.patch, conv=config.conv)
+    classes = len(config.sources) if config.heads else 1
+    model = UNet(classes=classes, width=config.width, depth=config.depth, norm=config.norm, up=config.up, patch=config.patch, conv=config.conv)
     trainer = Trainer(model, make_loss(config.loss, dice_weight=config.dice_weight), *loaders, config, out, _about(films, held_out))
     if resume and last and last.exists():
         trainer.resume(last)

@@ -74,6 +74,45 @@ def test_exposure_does_not_change_the_probability(segmenter):
     np.testing.assert_allclose(segmenter.probabilities([film // 2 + 60]), segmenter.probabilities([film]), atol=0.15)
 
 
+@pytest.fixture
+def two_heads(tmp_path):
+    """One head finds dark pixels, the other bright ones."""
+    path = tmp_path / "two.safetensors"
+    save_weights(path, UNet(classes=2, width=2, depth=2), {"size": 32, "sources": ["montgomery", "shenzhen"],
+                                                           "heads": ["montgomery", "shenzhen"]})
+    dark = DarkIsLung()
+
+    def segmenter(**options):
+        made = LungSegmenter(path, device="cpu", **options)
+        made.model, made.dtype = (lambda images: torch.cat([dark(images), -dark(images)], dim=1)), None
+        return made
+    return segmenter
+
+
+def test_head_decides_whose_rules_the_masks_follow(two_heads):
+    film = phantom(32, 32).image
+    first, second = two_heads().probabilities([film]), two_heads(head="shenzhen").probabilities([film])
+    np.testing.assert_allclose(first, two_heads(head="montgomery").probabilities([film]))
+    np.testing.assert_allclose(first + second, 1, atol=1e-6)
+    both = two_heads().probabilities([film, film], ["shenzhen", "montgomery"])
+    np.testing.assert_allclose(both, np.concatenate([second, first]))
+
+
+def test_unknown_head_is_an_error_that_names_those_there(two_heads, weights):
+    with pytest.raises(ValueError, match="montgomery, shenzhen"):
+        two_heads(head="jsrt")
+    with pytest.raises(ValueError, match="a single one"):
+        LungSegmenter(weights, device="cpu", head="shenzhen")
+
+
+def test_films_of_a_set_with_a_head_are_scored_by_that_head(tmp_path, two_heads):
+    root = write_prepared(tmp_path / "set", {"test": 2})
+    for source, first in (("shenzhen", 20), ("jsrt", 40)):
+        write_prepared(root, {"test": 2}, source=source, first=first)
+    dice = evaluate(root, two_heads(), sizes=[32]).groupby("source")["dice"].mean()
+    assert dice["montgomery"] > 0.9 and dice["jsrt"] > 0.9 > 0.5 > dice["shenzhen"]
+
+
 def test_flip_averages_with_the_mirrored_film(weights):
     plain, flipped = (LungSegmenter(weights, device="cpu", flip=flip) for flip in (False, True))
     plain.dtype = flipped.dtype = None

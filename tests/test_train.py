@@ -15,8 +15,10 @@ from torch import nn
 
 from kaggle_utils import train as training
 from kaggle_utils.data import LungDataset, make_loader, read_manifest
+from kaggle_utils.image import write_mask
 from kaggle_utils.loss import make_loss
 from kaggle_utils.model import UNet, count_parameters, load_weights, read_header
+from kaggle_utils.splits import published_split, suspect_masks
 from kaggle_utils.train import TrainConfig, Trainer, check_batch, ema_with_warmup
 from phantoms import phantom, train_in_child, write_prepared
 
@@ -472,6 +474,46 @@ def test_a_choice_of_films_is_drawn_by_the_seed(prepared, tmp_path):
     names = [training.train(prepared, tmp_path / str(i), replace(TINY, sources=("montgomery",), epochs=1, films=3, seed=seed)
                             ).train_loader.dataset.frame["name"].tolist() for i, seed in enumerate((0, 0, 1))]
     assert len(names[0]) == 3 and names[0] == names[1] != names[2]
+
+
+@pytest.fixture
+def two_sources(tmp_path):
+    """Two sets whose annotators disagree: the second one's masks are the films' right halves."""
+    root = write_prepared(tmp_path / "two", {"train": 4, "val": 2})
+    write_prepared(root, {"train": 4, "val": 2}, source="shenzhen", first=50)
+    for path in root.glob("*/mask/SHENZHEN*.png"):
+        write_mask(path, np.repeat([[0, 1]], 16, axis=1).repeat(32, axis=0).astype(np.uint8))
+    return root
+
+
+def test_each_set_has_a_head_that_learns_its_masks_alone(two_sources, tmp_path):
+    config = replace(TINY, sources=("montgomery", "shenzhen"), width=8, epochs=40, batch=4, augment="none")
+    fitted = training.train(two_sources, tmp_path / "run", config)
+    assert fitted.best_model.architecture["classes"] == 2 and fitted.best_dice > 0.85
+    assert read_header(tmp_path / "run" / "best.safetensors")["heads"] == ["montgomery", "shenzhen"]
+    with torch.inference_mode():
+        images = next(iter(fitted.val_loader))["image"]
+        ours, theirs = ((fitted.best_model(images) > 0).float().mean((0, 2)).unbind())
+    assert theirs[16:].mean() > theirs[:16].mean() + 0.4
+    assert abs(ours[16:].mean() - ours[:16].mean()) < 0.2  # the other set's half says nothing about these lungs
+
+
+def test_without_heads_all_sets_share_one_output(two_sources, tmp_path):
+    fitted = training.train(two_sources, tmp_path / "run", replace(TINY, sources=("montgomery", "shenzhen"), heads=False, epochs=1))
+    assert fitted.best_model.architecture["classes"] == 1
+    assert read_header(tmp_path / "run" / "best.safetensors")["heads"] == []
+
+
+@pytest.mark.parametrize("suspects, films", [(False, 6), (True, 8)])
+def test_masks_known_to_be_bad_are_trained_on_only_if_asked_for(prepared, tmp_path, monkeypatch, suspects, films):
+    bad = read_manifest(prepared)["name"].iloc[[0, 3, -1]]  # the last one is a test film
+    monkeypatch.setattr(training, "suspect_masks", lambda: pd.DataFrame({"name": bad, "reason": "heart"}))
+    fitted = training.train(prepared, tmp_path / "run", replace(TINY, sources=("montgomery",), epochs=1, suspects=suspects))
+    assert len(fitted.train_loader.dataset) == films
+
+
+def test_only_masks_of_the_published_training_lists_are_called_bad():
+    assert (published_split(suspect_masks()) == "train").all()
 
 
 def test_no_film_of_the_wanted_sources_is_an_error(prepared, tmp_path):
