@@ -41,7 +41,8 @@ def train(args: argparse.Namespace) -> int:
 def evaluate(args: argparse.Namespace) -> int:
     from .infer import LungSegmenter, evaluate
     from .metrics import summarise
-    segmenter = LungSegmenter(args.weights, device=args.device, flip=args.flip, clean=not args.raw, head=args.head)
+    segmenter = LungSegmenter(args.weights, device=args.device, flip=args.flip, clean=not args.raw, head=args.head,
+                              backend=args.backend)
     scores = evaluate(args.data, segmenter, split=args.split, sizes=args.sizes, raw=args.input)
     summary = summarise(scores, ["source", "protocol", "size"])
     print(summary.to_string(index=False, float_format="{:.4f}".format))
@@ -55,13 +56,24 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def predict(args: argparse.Namespace) -> int:
     from .infer import LungSegmenter, predict
-    segmenter = LungSegmenter(args.weights, device=args.device, flip=args.flip, clean=not args.raw, head=args.head)
+    segmenter = LungSegmenter(args.weights, device=args.device, flip=args.flip, clean=not args.raw, head=args.head,
+                              backend=args.backend)
     table = predict(args.path, args.out, segmenter, batch=args.batch)
     failed = table[table["error"] != ""]
     print(f"{len(table) - len(failed)} masks in {args.out}, {len(failed)} files could not be read")
     for film in failed.head(5).itertuples():
         print(f"  {film.error}", file=sys.stderr)
     return 3 if len(failed) else 0
+
+
+def export(args: argparse.Namespace) -> int:
+    from .export import export_onnx
+    from .infer import DEFAULT_WEIGHTS
+    weights = Path(args.weights or DEFAULT_WEIGHTS)
+    out = Path(args.out or f"{weights.stem}.onnx")
+    export_onnx(weights, out)
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, computes what PyTorch does")
+    return 0
 
 
 def synth(args: argparse.Namespace) -> int:
@@ -156,6 +168,11 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--batch", type=_positive, default=8, help="films a forward pass")
     _add_weights(sub)
 
+    sub = command(export, "write the network as a file for runtimes other than PyTorch, and check it against PyTorch")
+    sub.add_argument("--format", choices=("onnx",), default="onnx", help="of the file")
+    sub.add_argument("--weights", help="safetensors file; the one shipped with the package if not given")
+    sub.add_argument("--out", help="file to write; the weights' name with .onnx, in this folder, if not given")
+
     sub = command(plots, "draw the README's pictures again")
     sub.add_argument("--out", default="images", help="folder to write")
     return parser
@@ -169,8 +186,10 @@ def _positive(text: str) -> int:
 
 
 def _add_weights(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--weights", help="safetensors file; the one shipped with the package if not given")
+    parser.add_argument("--weights", help="safetensors file, or one of export; the one shipped with the package if not given")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--backend", choices=("torch", "onnxruntime", "openvino"), default="torch",
+                        help="what computes the network; the others are for CPUs, pip installs them")
     parser.add_argument("--flip", action="store_true", help="average with the mirrored film: twice the time")
     parser.add_argument("--head", help="set whose annotators' rules the masks follow, of those in the weights' header")
     parser.add_argument("--raw", action="store_true", help="leave small components and holes in the masks")
@@ -200,7 +219,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"kaggle_utils {args.command}: {error}", file=sys.stderr)
         return 1
     except ImportError as error:
-        print(f"kaggle_utils {args.command}: {error}: pip install -r requirements.txt", file=sys.stderr)
+        advice = "" if "pip install" in str(error) else ": pip install -r requirements.txt"
+        print(f"kaggle_utils {args.command}: {error}{advice}", file=sys.stderr)
         return 1
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for every command

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from glob import glob
@@ -18,6 +18,7 @@ from scipy.ndimage import binary_fill_holes
 from tqdm import tqdm
 
 from .data import normalise, read_manifest
+from .export import open_graph, read_onnx_header, to_onnx
 from .hardware import choose_device, choose_precision, keep_memory
 from .image import (IMAGE_SUFFIXES, read_image, read_mask, resize_image, resize_mask, resize_prob, write_bytes, write_image,
                     write_mask)
@@ -35,34 +36,37 @@ class LungSegmenter:
     """A trained U-Net that takes films of any size. On a CPU it calls :func:`hardware.keep_memory` for the process.
 
     Args:
-        weights: a file of ``model.save_weights``; None is the one that ships with the package.
-        device: auto, cpu, cuda or cuda:N.
+        weights: a file of ``model.save_weights``, or of ``export.export_onnx`` for a backend other than torch; None is the
+            one that ships with the package.
+        device: auto, cpu, cuda or cuda:N; a backend other than torch has the CPU alone.
         flip: average the prediction with that of the mirrored film: twice the time for a little accuracy.
         clean: keep the two largest components and fill holes, see :func:`clean_mask`.
         threshold: probability above which a pixel is lung.
+        backend: what computes the network: torch, onnxruntime or openvino.
         head: the set whose annotators' rules the masks follow, where the network has an output for each set that it was
             trained on (``heads`` in the header); the first one if None.
 
     Raises:
         FileNotFoundError: no such weights.
-        ValueError: a damaged or foreign weights file, or no such head.
+        ValueError: a damaged or foreign weights file, no such head, or no such backend for this file and device.
+        ImportError: the backend is not installed.
     """
 
     def __init__(self, weights: str | Path | None = None, *, device: str = "auto", flip: bool = False, clean: bool = True,
-                 threshold: float = 0.5, head: str | None = None):
+                 threshold: float = 0.5, backend: str = "torch", head: str | None = None):
         path = Path(weights or DEFAULT_WEIGHTS)
         if weights is None and not path.exists():
             raise FileNotFoundError(f"{path} is not there: train one (`python -m kaggle_utils train`) and name it with --weights")
-        self.header = read_header(path)
+        self.header = read_onnx_header(path) if path.suffix == ".onnx" else read_header(path)
         missing = {"size", "sources"} - set(self.header)
         if missing:
             raise ValueError(f"{path}: no {' and no '.join(sorted(missing))} in the header, so films can't be given to it as in training")
         self.size = self.header["size"]  # px, the side of the square that the network was trained on
-        self.device = choose_device(device)
+        self.device = choose_device("cpu" if device == "auto" and backend != "torch" else device)
         if self.device.type == "cpu":
             keep_memory()
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(choose_precision(self.device))
-        self.model = load_weights(path).to(self.device, memory_format=torch.channels_last)
+        self.model = _open_network(path, backend, self.device, bf16=self.dtype == torch.bfloat16)
         self.flip, self.clean, self.threshold = flip, clean, threshold
         self.heads = self.header.get("heads") or [""]
         self.head = head or self.heads[0]
@@ -258,6 +262,16 @@ def draw_overlay(image: np.ndarray, pred: np.ndarray, truth: np.ndarray | None =
             outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
             cv2.drawContours(canvas, outlines, -1, colour, width, cv2.LINE_AA)
     return canvas
+
+
+def _open_network(path: Path, backend: str, device: torch.device, *, bf16: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+    if backend == "torch" and path.suffix == ".onnx":
+        raise ValueError(f"{path}: PyTorch doesn't compute ONNX files: choose backend onnxruntime or openvino")
+    if backend == "torch":
+        return load_weights(path).to(device, memory_format=torch.channels_last)
+    if device.type != "cpu":
+        raise ValueError(f"backend {backend} is for the CPU, not for {device}: choose device auto or cpu")
+    return open_graph(path.read_bytes() if path.suffix == ".onnx" else to_onnx(load_weights(path)), backend, bf16=bf16)
 
 
 def _read_ahead(files: list[Path], names: list[str], pool: ThreadPoolExecutor, ahead: int) -> Iterator[ReadFilm]:

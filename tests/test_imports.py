@@ -8,10 +8,11 @@ import pytest
 import kaggle_utils
 
 ROWS = {
-    5: ["__main__"],
-    4: ["kaggle", "s3", "cluster", "app"],
-    3: ["tune", "tb", "plot", "protocol"],
-    2: ["train", "infer"],
+    6: ["__main__"],
+    5: ["kaggle", "s3", "cluster", "app"],
+    4: ["tune", "tb", "plot", "protocol"],
+    3: ["train", "infer"],
+    2: ["export"],
     1: ["model", "loss", "metrics", "data", "prep", "synthetic"],
     0: ["image", "hardware", "config", "__init__"],
 }

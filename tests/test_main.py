@@ -82,7 +82,8 @@ def test_every_setting_of_the_configuration_is_an_option():
 
 
 @pytest.mark.parametrize("arguments", [[], ["segment"], ["train"], ["predict", "--out", "x"], ["prep", "--input", "x", "--split", "folds"],
-                                       ["train", "--out", "x", "--epochs", "many"]], ids=" ".join)
+                                       ["train", "--out", "x", "--epochs", "many"], ["export", "--format", "tflite"],
+                                       ["predict", "film.png", "--out", "x", "--backend", "abacus"]], ids=" ".join)
 def test_wrong_usage_has_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as end:
         main(arguments)
@@ -109,6 +110,13 @@ ERRORS = {
     "evaluate: broken weights": (["evaluate", "--data", "set", "--weights", "film.png"], "film.png: not a whole safetensors"),
     "evaluate: no set": (["evaluate", "--data", "nowhere", "--weights", "w.safetensors"], "nowhere"),
     "evaluate: no film in the split": (["evaluate", "--data", "set", "--split", "test", "--weights", "w.safetensors"], "test"),
+    "export: no weights": (["export", "--weights", "nowhere.safetensors"], "nowhere.safetensors: no such weights"),
+    "export: broken weights": (["export", "--weights", "film.png"], "film.png: not a whole safetensors"),
+    "export: no such folder": (["export", "--weights", "w.safetensors", "--out", "nowhere/w.onnx"], "nowhere"),
+    "predict: broken ONNX": (["predict", "film.png", "--out", "o", "--weights", "broken.onnx", "--backend", "openvino"],
+                             "broken.onnx: not a whole ONNX"),
+    "predict: a GPU for ONNX Runtime": (["predict", "film.png", "--out", "o", "--weights", "w.safetensors",
+                                         "--backend", "onnxruntime", "--device", "cuda"], "choose device auto or cpu"),
     "predict: no film": (["predict", "nowhere.png", "--out", "o", "--weights", "w.safetensors"], "nowhere.png: no such file"),
     "predict: no such device": (["predict", "film.png", "--out", "o", "--weights", "w.safetensors", "--device", "abacus"], "abacus"),
 }
@@ -122,6 +130,7 @@ def test_error_is_one_line_on_stderr_and_a_status(case, tmp_path, weights, film_
     write_raw(tmp_path / "raw" / "CXR_png" / "MCUCXR_0001_0.png", phantom().image)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "MCUCXR_0001_0.png").write_bytes(b"")
+    (tmp_path / "broken.onnx").write_text("something else")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "last.pt").write_text("something else")
     arguments, message = ERRORS[case]
@@ -190,6 +199,25 @@ def test_status_is_3_when_one_film_of_several_was_not_read(tmp_path, weights, fi
     assert "1 masks" in output.out and "1 files could not be read" in output.out
     assert output.err.count("\n") == 1 and "bad.png: not an image" in output.err
     assert (tmp_path / "o" / "masks" / "film.png").exists()
+
+
+# --- other runtimes than PyTorch -------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_exported_file_is_evaluated_and_predicted_with(backend, prepared, weights, film_file, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", "--weights", "w.safetensors"]) == 0
+    assert capfd.readouterr().out.startswith("w.onnx: ")
+    assert main(["evaluate", "--data", str(prepared), "--sizes", "32", "--weights", "w.onnx", "--backend", backend]) == 0
+    assert main(["predict", "film.png", "--out", "o", "--weights", "w.onnx", "--backend", backend]) == 0
+    assert cv2.imread("o/masks/film.png").shape[:2] == cv2.imread("film.png").shape[:2] and capfd.readouterr().err == ""
+
+
+def test_runtime_that_is_not_installed_is_one_line_with_the_command(weights, film_file, tmp_path, monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # what import finds where there is none
+    assert main(["predict", str(film_file), "--out", str(tmp_path / "o"), "--weights", str(weights), "--backend", "onnxruntime"]) == 1
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].endswith("pip install onnxruntime")
 
 
 # --- the whole way ---------------------------------------------------------------------------------------------------

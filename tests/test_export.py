@@ -1,0 +1,168 @@
+"""export.py: the ONNX graph computes what PyTorch computes, and the runtimes give PyTorch's masks."""
+
+import json
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from kaggle_utils import export, infer
+from kaggle_utils.export import export_onnx, open_graph, read_onnx_header, to_onnx
+from kaggle_utils.infer import LungSegmenter
+from kaggle_utils.model import UNet, read_header, save_weights
+from phantoms import phantom
+
+RUNTIMES = ("onnxruntime", "openvino")
+HEADER = {"size": 32, "sources": ["montgomery", "shenzhen"], "heads": ["montgomery", "shenzhen"], "licence": "CC BY-NC-SA 4.0, “so”"}
+
+
+def network(**architecture) -> UNet:
+    """A small U-Net whose normalisation does something: random running mean and variance."""
+    torch.manual_seed(0)
+    model = UNet(**{"width": 4, "depth": 2, "prior": 0.5} | architecture)
+    with torch.no_grad():
+        for norm in (module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+    return model.eval()
+
+
+@pytest.fixture
+def weights(tmp_path):
+    save_weights(tmp_path / "w.safetensors", network(classes=2), HEADER)
+    return tmp_path / "w.safetensors"
+
+
+@pytest.fixture
+def exported(weights):
+    export_onnx(weights, weights.with_suffix(".onnx"))
+    return weights.with_suffix(".onnx")
+
+
+@pytest.fixture
+def float32(monkeypatch):
+    monkeypatch.setattr(infer, "choose_precision", lambda device: "fp32")
+
+
+# --- the graph -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("architecture", [{}, {"patch": 2, "classes": 3}, {"up": "transposed"}, {"norm": "group"},
+                                          {"norm": "instance"}, {"conv": "separable"}], ids=str)
+@pytest.mark.parametrize("backend", RUNTIMES)
+def test_any_batch_and_size_gives_pytorchs_logits(backend, architecture):
+    model = network(**architecture)
+    run = open_graph(to_onnx(model), backend)
+    for shape in ((1, 1, 64, 64), (3, 1, 64, 48), (1, 1, 67, 93), (3, 1, 33, 130), (2, 1, 19, 64)):
+        films = torch.randn(shape)
+        with torch.inference_mode():
+            torch.testing.assert_close(run(films), model(films), atol=1e-4, rtol=0)
+
+
+def test_names_types_and_free_axes_are_as_documented(exported):
+    session = onnxruntime.InferenceSession(exported)
+    (films,), (logits,) = session.get_inputs(), session.get_outputs()
+    assert (films.name, films.type, films.shape) == ("films", "tensor(float)", ["batch", 1, "height", "width"])
+    assert (logits.name, logits.type) == ("logits", "tensor(float)") and len(logits.shape) == 4
+
+
+def test_half_precision_weights_become_a_float32_graph(tmp_path):
+    save_weights(tmp_path / "half.safetensors", network(), HEADER, half=True)
+    export_onnx(tmp_path / "half.safetensors", tmp_path / "half.onnx")
+    assert {tensor.data_type for tensor in onnx.load(tmp_path / "half.onnx").graph.initializer} <= {
+        onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}
+
+
+def test_bfloat16_of_openvino_is_near_float32():
+    films, graph = torch.randn(1, 1, 64, 64), to_onnx(network())
+    logits = open_graph(graph, "openvino", bf16=True)(films)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, open_graph(graph, "openvino")(films), atol=0.2, rtol=0)
+
+
+# --- the file --------------------------------------------------------------------------------------------------------
+
+def test_header_travels_along(weights, exported):
+    assert read_onnx_header(exported) == read_header(weights)
+    assert read_onnx_header(exported)["architecture"]["classes"] == 2
+
+
+def test_metadata_are_json_as_in_safetensors(exported):
+    metadata = {entry.key: entry.value for entry in onnx.load(exported).metadata_props}
+    assert metadata.pop("format") == "unet-lung/1"
+    assert json.loads(metadata["sources"]) == HEADER["sources"] and json.loads(metadata["licence"]) == HEADER["licence"]
+
+
+@pytest.mark.parametrize("wrong", [network(prior=0.25), network(prior=float("nan"))], ids=["another network", "not a number"])
+def test_graph_that_is_not_the_network_is_refused_and_no_file_is_left(wrong, weights, tmp_path, monkeypatch):
+    graph = to_onnx(wrong)
+    monkeypatch.setattr(export, "to_onnx", lambda model: graph)
+    with pytest.raises(ValueError, match="w.safetensors.*away from PyTorch"):
+        export_onnx(weights, tmp_path / "w.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def test_network_for_volumes_is_refused(tmp_path):
+    save_weights(tmp_path / "v.safetensors", UNet(width=2, depth=1, dims=3), HEADER)
+    with pytest.raises(ValueError, match=r"\(B, C, D, H, W\)"):
+        export_onnx(tmp_path / "v.safetensors", tmp_path / "v.onnx")
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda data: b"", "not written by this project"), (lambda data: data[:len(data) // 2], "not a whole ONNX"),
+    (lambda data: data[:-3], "not a whole ONNX"), (lambda data: b"something else", "not a whole ONNX"),
+    (lambda data: data.replace(b"Relu", b"Rule"), "not a whole ONNX")], ids=["empty", "half", "end missing", "text", "no such operator"])
+@pytest.mark.parametrize("backend", RUNTIMES)
+def test_damaged_file_is_named(backend, damage, message, exported):
+    exported.write_bytes(damage(exported.read_bytes()))
+    with pytest.raises(ValueError, match=f"w.onnx: .*{message}"):
+        LungSegmenter(exported, backend=backend)
+
+
+def test_foreign_onnx_file_is_named(tmp_path):
+    (tmp_path / "foreign.onnx").write_bytes(to_onnx(network()))
+    with pytest.raises(ValueError, match="foreign.onnx: ONNX, but not written by this project"):
+        read_onnx_header(tmp_path / "foreign.onnx")
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none.onnx"):
+        LungSegmenter(tmp_path / "none.onnx", backend="onnxruntime")
+
+
+# --- the backends ----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("backend", RUNTIMES)
+@pytest.mark.parametrize("head", HEADER["heads"])
+def test_masks_are_those_of_pytorch_from_weights_and_from_the_exported_file(backend, head, weights, exported, float32):
+    films = [phantom(90, 60).image, phantom(50, 71, 1).image]
+    switches = {"device": "cpu", "head": head, "flip": True, "clean": False}
+    switches["threshold"] = float(LungSegmenter(weights, **switches).probabilities(films).mean())  # both lung and not
+    expected = LungSegmenter(weights, **switches).masks(films)
+    for path in (weights, exported):
+        for mask, truth in zip(LungSegmenter(path, backend=backend, **switches).masks(films), expected):
+            assert 0.1 < truth.mean() < 0.9 and (mask != truth).mean() < 1e-3  # a pixel may lie on the threshold
+
+
+def test_unknown_backend_is_an_error_that_lists_them(weights):
+    with pytest.raises(ValueError, match="torch, onnxruntime or openvino, not 'abacus'"):
+        LungSegmenter(weights, backend="abacus")
+
+
+def test_pytorch_is_not_given_an_onnx_file(exported):
+    with pytest.raises(ValueError, match="w.onnx.*choose backend onnxruntime or openvino"):
+        LungSegmenter(exported)
+
+
+@pytest.mark.parametrize("package, backend", [("onnx", "openvino"), ("onnxruntime", "onnxruntime"), ("openvino", "openvino")])
+def test_missing_package_says_what_to_install(package, backend, weights, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)  # what import finds where there is none
+    with pytest.raises(ImportError, match=f"pip install {package}$"):
+        LungSegmenter(weights, backend=backend)
+
+
+def test_openvino_reports_to_nobody():
+    open_graph(to_onnx(network()), "openvino")
+    assert sys.modules["openvino_telemetry"] is None
