@@ -1,0 +1,184 @@
+"""Milliseconds a film: PyTorch, ONNX Runtime and OpenVINO, beside MONAI's U-Nets and the classic 31M U-Net.
+
+    python -m benchmarks.infer [--data segmentation] [--rounds 3] [--quick]
+
+Everyone computes on all cores, in turn, in one run: the network alone on normalised films of 256 and 512 px, one or 32 at a
+time; and from a PNG of 512 or 3000 px to a mask of the film's own size, as ``LungSegmenter`` does with the network at 256 px.
+A batch that would take more than ``LIMIT_S`` is left out. The int8 network is calibrated on training films; the formats
+of this project's network are scored on the validation films too. Writes ``results/bench_infer.csv``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import logging
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from monai.networks.nets import BasicUNet
+from monai.networks.nets import UNet as MonaiUNet
+from torch import nn
+from tqdm import tqdm
+
+from kaggle_utils.data import LungDataset, read_manifest
+from kaggle_utils.export import open_graph, to_onnx
+from kaggle_utils.hardware import choose_device, choose_precision
+from kaggle_utils.image import read_image, resize_image, write_image
+from kaggle_utils.infer import DEFAULT_WEIGHTS, LungSegmenter, evaluate
+from kaggle_utils.model import UNet, count_parameters, load_weights
+from kaggle_utils.prep import prepare
+from kaggle_utils.synthetic import AppearanceModel, write_raw
+
+sys.modules.setdefault("openvino_telemetry", None)  # else both imports report to the vendor over the network
+import nncf  # noqa: E402
+import openvino  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+LIMIT_S = 3.0
+Run = Callable[[torch.Tensor], torch.Tensor]  # normalised films (B, 1, H, W) to logits
+
+
+def pytorch(model: nn.Module, *, bf16: bool) -> Run:
+    """The network as LungSegmenter computes it."""
+    model = model.eval().to(memory_format=torch.channels_last)
+
+    def run(films: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            return model(films).float()
+
+    return run
+
+
+def int8(graph: bytes, films: np.ndarray) -> Run:
+    """OpenVINO after post-training quantisation; ``films`` float32 ``(N, 1, H, W)`` set the ranges of the activations."""
+    nncf.set_log_level(logging.ERROR)
+    core = openvino.Core()
+    quantised = nncf.quantize(core.read_model(graph), nncf.Dataset([film[None] for film in films]), subset_size=len(films))
+    network = core.compile_model(quantised, "CPU", {"INFERENCE_NUM_THREADS": torch.get_num_threads()})
+    return lambda films: torch.from_numpy(network(films.numpy())[0])
+
+
+def networks() -> dict[str, nn.Module]:
+    """This project's weights, and U-Nets that people use, untrained: the time doesn't depend on the weights."""
+    found = {"this project": load_weights(DEFAULT_WEIGHTS),
+             "MONAI UNet": MonaiUNet(2, 1, 1, channels=(16, 32, 64, 128, 256), strides=(2, 2, 2, 2), num_res_units=2),
+             "MONAI BasicUNet": BasicUNet(spatial_dims=2, in_channels=1, out_channels=1),
+             "classic U-Net": UNet(width=64, depth=4, up="transposed")}
+    return {name: model.eval() for name, model in found.items()}
+
+
+def runtimes(name: str, model: nn.Module, calibration: np.ndarray) -> dict[tuple[str, str], Run]:
+    """(network, runtime) to what computes it: PyTorch and ONNX Runtime for all, OpenVINO for this project's network."""
+    ours = name == "this project"
+    graph = to_onnx(model) if ours else to_onnx(model, (1, 1, 256, 256))  # MONAI's pad otherwise, but can't export it
+    found = {"ONNX Runtime float32": open_graph(graph, "onnxruntime")}
+    if ours:
+        found |= {"OpenVINO float32": open_graph(graph, "openvino"), "OpenVINO bfloat16": open_graph(graph, "openvino", bf16=True),
+                  "OpenVINO int8": int8(graph, calibration)}
+    found = {"PyTorch bfloat16": pytorch(model, bf16=True), "PyTorch float32": pytorch(model, bf16=False), **found}
+    return {(name, runtime): run for runtime, run in found.items()}
+
+
+def segmenter_of(run: Run) -> LungSegmenter:
+    """A segmenter with this network in place of its own."""
+    segmenter = LungSegmenter(device="cpu")
+    segmenter.model, segmenter.dtype = run, None
+    return segmenter
+
+
+def jobs(run: Run, pngs: dict[int, Path]) -> dict[tuple[str, int, int], Callable[[], object]]:
+    """(what, px, films) to a call that does it."""
+    segmenter, found = segmenter_of(run), {}
+    for batch in (1, 32):
+        for px in (256, 512):
+            films = torch.randn(batch, 1, px, px)
+            found["network", px, batch] = lambda films=films: run(films)
+        for px, png in pngs.items():
+            found["PNG to mask", px, batch] = lambda png=png, n=batch: segmenter.masks([read_image(png) for _ in range(n)])
+    return found
+
+
+def measure(job: Callable[[], object], seconds: float) -> list[float]:
+    """The seconds of each call, of one at least, for about so long."""
+    times = []
+    while not times or sum(times) + times[0] < seconds:
+        start = time.perf_counter()
+        job()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def write_pngs(folder: Path) -> dict[int, Path]:
+    """Side in px to a built-in film of that size; the large one with the grain of a digitised film."""
+    film = AppearanceModel.load().sample(1, seed=0, size=512)[0].image
+    large = resize_image(film, 3000) + np.random.default_rng(0).normal(0, 1.2, (3000, 3000))
+    pngs = {512: folder / "512.png", 3000: folder / "3000.png"}
+    write_image(pngs[512], film)
+    write_image(pngs[3000], large.clip(0, 255).astype(np.uint8))
+    return pngs
+
+
+def validation_dice(data: Path, run: Run) -> float:
+    """Mean Dice at 256 px over a set's validation films."""
+    scores = evaluate(data, segmenter_of(run), split="val", sizes=[256])
+    return float(scores.loc[scores["protocol"] == "val", "dice"].mean())
+
+
+def versions() -> str:
+    """What ran: packages with their versions."""
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "onnxruntime", "openvino", "nncf", "monai"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, help="prepared set to calibrate and score with; built-in films if not given")
+    parser.add_argument("--rounds", type=int, default=3, help="turns, after one that warms up")
+    parser.add_argument("--quick", action="store_true", help="each job once, and no file: does it work at all?")
+    args = parser.parse_args()
+    torch.set_num_threads(os.cpu_count())
+    limit, share = (0.3, 0) if args.quick else (LIMIT_S, 0.3)  # s a call, s a turn
+    with tempfile.TemporaryDirectory() as folder:
+        pngs, data = write_pngs(Path(folder)), args.data or Path(folder) / "segmentation"
+        if not args.data:
+            write_raw(Path(folder) / "raw", n=160, seed=0)
+            prepare(Path(folder) / "raw", data)
+        frame = read_manifest(data)
+        films = LungDataset(frame[frame["split"] == "train"].iloc[:64], 256)
+        calibration = np.stack([films[i]["image"].numpy() for i in range(len(films))])
+        models = networks()
+        runs = {key: run for name, model in models.items() for key, run in runtimes(name, model, calibration).items()}
+        dice = {key: validation_dice(data, run) for key, run in runs.items() if key[0] == "this project"}
+        todo = {(*key, *what): job for key, run in runs.items() for what, job in jobs(run, pngs).items()}
+        times = {}
+        for turn in tqdm(range(1 if args.quick else args.rounds + 1), desc="rounds", disable=None):
+            for key, job in todo.items():
+                alone = times.get((*key[:-1], 1), [0])  # s, the same with one film
+                if min(alone) * key[-1] < limit or key[-1] == 1:
+                    times[key] = (times[key] if turn > 1 else []) + measure(job, share)  # the first turn warms up
+    table = pd.DataFrame([{
+        "network": key[0], "runtime": key[1], "parameters": count_parameters(models[key[0]]), "what": key[2], "px": key[3],
+        "films": key[4], "median_ms": round(1000 * statistics.median(seconds) / key[4], 2),
+        "min_ms": round(1000 * min(seconds) / key[4], 2), "calls": len(seconds), "validation_dice": round(dice.get(key[:2], np.nan), 5),
+    } for key, seconds in times.items()])
+    bf16 = ", AVX512-BF16" if choose_precision(choose_device("cpu")) == "bf16" else ""
+    table["machine"] = f"{platform.machine()}, {os.cpu_count()} cores{bf16}, {os.cpu_count()} threads, {versions()}"
+    if not args.quick:
+        table.to_csv(ROOT / "results/bench_infer.csv", index=False)
+    print(table.pivot(index=["network", "runtime"], columns=["what", "px", "films"], values="median_ms").to_string())
+    print("validation Dice: " + ", ".join(f"{runtime} {value:.4f}" for (_, runtime), value in dice.items()))
+    lost = dice["this project", "PyTorch float32"] - dice["this project", "OpenVINO int8"]
+    print(f"int8 loses {lost:.4f} of float32's Dice: {'it may be recommended' if lost <= 0.001 else 'more than 0.001, too much'}")
+
+
+if __name__ == "__main__":
+    main()
