@@ -31,7 +31,7 @@ def export_onnx(weights: str | Path, out: str | Path) -> None:
 
     Args:
         weights: a file of ``model.save_weights``, for films.
-        out: the file; written whole or not at all. Its ``metadata_props`` hold the header as safetensors hold it.
+        out: the file; written whole or not at all. The weights' header is JSON in its ``metadata_props``, under ``FORMAT``.
 
     Raises:
         FileNotFoundError: no such weights.
@@ -46,7 +46,7 @@ def export_onnx(weights: str | Path, out: str | Path) -> None:
                          f"{TOLERANCE:.0e}; {out} was not written")
     onnx = _extra("onnx")
     proto = onnx.load_model_from_string(graph)
-    onnx.helper.set_model_props(proto, {"format": FORMAT, **{key: json.dumps(value) for key, value in header.items()}})
+    onnx.helper.set_model_props(proto, {FORMAT: json.dumps(header)})
     write_bytes(out, proto.SerializeToString())
 
 
@@ -86,10 +86,10 @@ def read_onnx_header(path: str | Path) -> dict[str, object]:
     try:
         proto = onnx.load(path)
         metadata = {entry.key: entry.value for entry in proto.metadata_props}
-        if metadata.pop("format", None) != FORMAT:
-            raise ValueError(f"{path}: ONNX, but not written by this project (no format {FORMAT!r} in its metadata)")
+        if FORMAT not in metadata:
+            raise ValueError(f"{path}: ONNX, but not written by this project (no {FORMAT!r} in its metadata)")
         onnx.checker.check_model(proto)
-        return {key: json.loads(value) for key, value in metadata.items()}
+        return json.loads(metadata[FORMAT])
     except (DecodeError, onnx.checker.ValidationError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a whole ONNX file ({str(error).splitlines()[0]})") from None
 
