@@ -56,6 +56,18 @@ class TrainConfig:
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} is in [{low}, {high}], not {getattr(self, name)}")
 
+    @property
+    def command(self) -> str:
+        """The command line of this run: every option that differs from its default."""
+        words = ["python -m kaggle_utils train"]
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if value != f.default:
+                option = f.name.replace("_", "-")
+                words.append(f"--no-{option}" if value is False else f"--{option}" if value is True
+                             else f"--{option} {' '.join(map(str, value)) if isinstance(value, tuple) else value}")
+        return " ".join(words)
+
     @classmethod
     def from_dict(cls, values: dict[str, object]) -> TrainConfig:
         """Rebuilds a stored configuration; an unknown key is an error, not a default in silence."""

@@ -17,7 +17,7 @@ from torch import nn
 
 from .image import write_bytes
 
-FORMAT = "unet-lung/1"
+FORMAT = "unet-lung/2"
 _CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 _UP_CONV = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -71,9 +71,8 @@ class UNet(nn.Module):
             Up(deep, shallow, dims, norm, up, conv) for shallow, deep in zip(widths[-2::-1], widths[:0:-1]))
         self.outc = _CONV[dims](widths[0], classes * patch**2, 1)
         self.apply(_initialise)
-        if patch > 1:  # a patch's pixels start alike, else the first predictions are a checkerboard (Aitken et al. 2017)
-            with torch.no_grad():
-                self.outc.weight.copy_(self.outc.weight[::patch**2].repeat_interleave(patch**2, dim=0))
+        with torch.no_grad():  # all outputs start alike: else a patch's pixels are a checkerboard (Aitken et al. 2017)
+            self.outc.weight.copy_(self.outc.weight[:1].expand_as(self.outc.weight))
         nn.init.constant_(self.outc.bias, math.log(prior / (1 - prior)))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -144,9 +143,8 @@ def save_weights(path: str | Path, model: UNet, header: dict[str, object] | None
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     if half:
         tensors = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
-    about = {"architecture": model.architecture, **(header or {})}
-    metadata = {"format": FORMAT, **{key: json.dumps(value) for key, value in about.items()}}
-    write_bytes(path, save(tensors, metadata))
+    # One entry, since safetensors writes several in an order of its own at each run: equal weights are to be equal files.
+    write_bytes(path, save(tensors, {FORMAT: json.dumps({"architecture": model.architecture, **(header or {})})}))
 
 
 def read_header(path: str | Path) -> dict[str, object]:
@@ -160,10 +158,10 @@ def read_header(path: str | Path) -> dict[str, object]:
         raise FileNotFoundError(f"{path}: no such weights file")
     try:
         with safe_open(str(path), "pt") as file:
-            metadata = dict(file.metadata() or {})
-        if metadata.pop("format", None) != FORMAT:
-            raise ValueError(f"{path}: safetensors, but not written by this project (no format {FORMAT!r} in its header)")
-        return {key: json.loads(value) for key, value in metadata.items()}
+            metadata = file.metadata() or {}
+        if FORMAT not in metadata:
+            raise ValueError(f"{path}: safetensors, but not written by this project (no {FORMAT!r} in its header)")
+        return json.loads(metadata[FORMAT])
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a whole safetensors file ({error})") from None
 

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pickle
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import asdict, fields
@@ -67,7 +68,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.history: list[dict[str, float]] = []
         self.step, self.seconds = 0, 0.0
-        self.out, self.about = Path(out) if out else None, about or {}
+        self.out, self.about, self.commit = Path(out) if out else None, about or {}, _commit()
 
     @property
     def best_model(self) -> nn.Module:
@@ -254,8 +255,9 @@ class Trainer:
         return {
             "size": self.config.size, "normalisation": "zero mean, unit deviation of each film (data.normalise)",
             "sources": list(self.config.sources), "heads": heads, "parameters": count_parameters(self.best_model),
-            "validation": {"dice": round(last["val_dice"], 5), "epoch": last["epoch"]}, "config": asdict(self.config),
-            **self.about, "licence": [LICENCES[source] for source in self.config.sources if source in LICENCES],
+            "validation": {"dice": round(last["val_dice"], 5), "epoch": last["epoch"]}, "command": self.config.command,
+            "commit": self.commit, "config": asdict(self.config), **self.about,
+            "licence": [LICENCES[source] for source in self.config.sources if source in LICENCES],
         }
 
 
@@ -326,6 +328,16 @@ def _about(films: pd.DataFrame, held_out: pd.DataFrame) -> dict[str, object]:
     return {"films": films["source"].value_counts().sort_index().to_dict(),
             "built_in": int(films["name"].str.fullmatch(r"(MCUCXR|CHNCXR)_(9\d{3}|\d{5,6})_[01]").sum()),
             "fingerprint": hashlib.sha256(both.encode()).hexdigest()[:16]}
+
+
+def _commit() -> str:
+    """The commit of this code, with ``-dirty`` if files differ from it; empty where it doesn't lie in a clone."""
+    clone = Path(__file__).parents[1]
+    command = ["git", "-C", str(clone), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() if (clone / ".git").exists() else ""
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def check_batch(batch: dict) -> None:

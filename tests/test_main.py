@@ -17,6 +17,7 @@ import torch
 import kaggle_utils
 from kaggle_utils.__main__ import build_parser, main
 from kaggle_utils.model import UNet, read_header, save_weights
+from kaggle_utils.splits import suspect_masks
 from phantoms import phantom, write_prepared, write_raw
 
 COMMANDS = next(a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
@@ -229,6 +230,7 @@ def write_raw_sets(root):
     seed = 0
     for source, counts in wanted.items():
         table = pd.read_csv(lists / f"segmentation_{source}.csv")
+        table = table[~table["name"].isin(suspect_masks()["name"])]
         for split, n in zip(("train", "val", "test"), counts):
             for name in table.loc[table["split"] == split, "name"].head(n):
                 film, seed = phantom(72, 60, seed), seed + 1

@@ -218,8 +218,14 @@ def test_failed_save_leaves_the_old_weights(tmp_path, unet, monkeypatch):
     load_file(path)
 
 
-def test_format_is_declared(tmp_path, unet):
-    from safetensors import safe_open
-    save_weights(tmp_path / "w.safetensors", unet)
-    with safe_open(tmp_path / "w.safetensors", "pt") as file:
-        assert file.metadata()["format"] == models.FORMAT
+def test_equal_weights_are_equal_files(tmp_path, unet):
+    header = {f"key {i}": i for i in range(20)}
+    for name in ("a", "b"):
+        save_weights(tmp_path / name, unet, header)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_weights_of_another_format_are_refused_by_name(tmp_path, unet):
+    save_file(unet.state_dict(), tmp_path / "old.safetensors", {"format": "unet-lung/1", "architecture": "{}"})
+    with pytest.raises(ValueError, match=models.FORMAT):
+        read_header(tmp_path / "old.safetensors")

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from kaggle_utils import __main__ as cli
 from kaggle_utils import train as training
 from kaggle_utils.data import LungDataset, make_loader, read_manifest
 from kaggle_utils.image import write_mask
@@ -487,7 +488,7 @@ def two_sources(tmp_path):
 
 
 def test_each_set_has_a_head_that_learns_its_masks_alone(two_sources, tmp_path):
-    config = replace(TINY, sources=("montgomery", "shenzhen"), width=8, epochs=40, batch=4, augment="none")
+    config = replace(TINY, sources=("montgomery", "shenzhen"), width=8, epochs=80, batch=4, augment="none")
     fitted = training.train(two_sources, tmp_path / "run", config)
     assert fitted.best_model.architecture["classes"] == 2 and fitted.best_dice > 0.85
     assert read_header(tmp_path / "run" / "best.safetensors")["heads"] == ["montgomery", "shenzhen"]
@@ -547,6 +548,16 @@ def test_setting_that_makes_no_sense_is_refused_by_name(setting):
 def test_default_network_has_at_most_2_million_parameters():
     config = TrainConfig()
     assert count_parameters(UNet(width=config.width, depth=config.depth, norm=config.norm, up=config.up, patch=config.patch)) <= 2_000_000
+
+
+@pytest.mark.parametrize("changed", [{}, {"minutes": 14.0, "sources": ("jsrt",)}, {"heads": False, "suspects": True, "weight_decay": 0.1}])
+def test_command_of_a_run_makes_the_same_configuration(changed, monkeypatch, tmp_path):
+    config, seen = TrainConfig(**changed), []
+    monkeypatch.setattr(training, "train", lambda data, out, config, resume: seen.append(config) or (_ for _ in ()).throw(ValueError))
+    python, dash, package, *arguments = config.command.split()
+    assert (python, dash, package) == ("python", "-m", "kaggle_utils")
+    cli.main([*arguments, "--out", str(tmp_path)])
+    assert seen == [config]
 
 
 def test_every_setting_explains_itself():
