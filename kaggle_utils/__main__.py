@@ -202,7 +202,7 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
         assert setting.default is not MISSING
         option = {"help": setting.metadata["about"].replace("%", "%%"), "default": setting.default}
         if isinstance(setting.default, bool):
-            option["action"] = "store_true"
+            option["action"] = argparse.BooleanOptionalAction
         elif isinstance(setting.default, tuple):
             option["nargs"] = "+"
         else:

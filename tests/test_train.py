@@ -7,6 +7,7 @@ import random
 import time
 from dataclasses import asdict, replace
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,7 +17,7 @@ from torch import nn
 from kaggle_utils import __main__ as cli
 from kaggle_utils import train as training
 from kaggle_utils.data import LungDataset, make_loader, read_manifest
-from kaggle_utils.image import write_mask
+from kaggle_utils.image import read_mask, write_mask
 from kaggle_utils.loss import make_loss
 from kaggle_utils.model import UNet, count_parameters, load_weights, read_header
 from kaggle_utils.splits import published_split, suspect_masks
@@ -479,24 +480,21 @@ def test_a_choice_of_films_is_drawn_by_the_seed(prepared, tmp_path):
 
 @pytest.fixture
 def two_sources(tmp_path):
-    """Two sets whose annotators disagree: the second one's masks are the films' right halves."""
+    """Two sets whose annotators disagree: the second one's draw the lungs 2 px larger."""
     root = write_prepared(tmp_path / "two", {"train": 4, "val": 2})
     write_prepared(root, {"train": 4, "val": 2}, source="shenzhen", first=50)
     for path in root.glob("*/mask/SHENZHEN*.png"):
-        write_mask(path, np.repeat([[0, 1]], 16, axis=1).repeat(32, axis=0).astype(np.uint8))
+        write_mask(path, cv2.dilate(read_mask(path), np.ones((5, 5), np.uint8)))
     return root
 
 
 def test_each_set_has_a_head_that_learns_its_masks_alone(two_sources, tmp_path):
-    config = replace(TINY, sources=("montgomery", "shenzhen"), width=8, epochs=80, batch=4, augment="none")
+    config = replace(TINY, sources=("montgomery", "shenzhen"), width=8, epochs=40, batch=4, augment="none")
     fitted = training.train(two_sources, tmp_path / "run", config)
-    assert fitted.best_model.architecture["classes"] == 2 and fitted.best_dice > 0.85
-    assert read_header(tmp_path / "run" / "best.safetensors")["heads"] == ["montgomery", "shenzhen"]
+    assert fitted.best_dice > 0.85 and read_header(tmp_path / "run" / "best.safetensors")["heads"] == ["montgomery", "shenzhen"]
     with torch.inference_mode():
-        images = next(iter(fitted.val_loader))["image"]
-        ours, theirs = ((fitted.best_model(images) > 0).float().mean((0, 2)).unbind())
-    assert theirs[16:].mean() > theirs[:16].mean() + 0.4
-    assert abs(ours[16:].mean() - ours[:16].mean()) < 0.2  # the other set's half says nothing about these lungs
+        ours, theirs = (fitted.best_model(next(iter(fitted.val_loader))["image"]) > 0).float().mean((0, 2, 3))
+    assert theirs > 1.2 * ours > 0
 
 
 def test_without_heads_all_sets_share_one_output(two_sources, tmp_path):
