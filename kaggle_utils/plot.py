@@ -110,4 +110,39 @@ def draw_time_to_dice(path: str | Path | None = None, *, table: str | Path = RES
     return figure
 
 
-FIGURES = {"synthetic.png": draw_synthetic, "time_to_dice.png": draw_time_to_dice}  # what `python -m kaggle_utils plots` makes
+def draw_pareto(path: str | Path | None = None, *, table: str | Path = RESULTS / "pareto.csv") -> Figure:
+    """Makes ``images/pareto.png``: validation Dice against milliseconds a film, an area for each network's parameters.
+
+    Args:
+        path: where to save it, if at all.
+        table: what ``python -m benchmarks.pareto`` wrote.
+
+    Raises:
+        FileNotFoundError: the study was not run.
+    """
+    if not Path(table).exists():
+        raise FileNotFoundError(f"{table} is not there: python -m benchmarks.pareto writes it")
+    frame = pd.read_csv(table).sort_values("ms", ignore_index=True)
+    front = frame[frame["val_dice"] > frame["val_dice"].cummax().shift(fill_value=0)]
+    figure, ax = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    ax.plot(front["ms"], front["val_dice"], color="0.7", linewidth=1, zorder=0)
+    colours = dict(zip(sorted(frame["size"].unique()), OKABE_ITO))
+    for size, rows in frame.groupby("size"):
+        ax.scatter(rows["ms"], rows["val_dice"], rows["parameters"] / 8e3, color=colours[size], alpha=0.6, label=f"{size} px")
+    for k, row in frame.iterrows():
+        stem = f"patch {row['patch']}, " if row["patch"] > 1 else ""
+        label = f"{stem}width {row['width']}, depth {row['depth']}" + (", separable" if row["conv"] == "separable" else "")
+        ax.annotate(label, (row["ms"], row["val_dice"]), (0, 9 if k % 2 else -13), textcoords="offset points", fontsize=7, ha="center")
+    error = frame["standard_error"].median()
+    ax.set(xscale="log", xlabel="milliseconds a film, PyTorch", ylabel="validation Dice",
+           title=f"area: parameters; standard error of a Dice: {error:.4f}, of a difference less")
+    ax.title.set(fontsize=9)
+    ax.legend(frameon=False, loc="lower right", markerscale=0.5)
+    ax.spines[["top", "right"]].set_visible(False)
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=130)
+    return figure
+
+
+FIGURES = {"pareto.png": draw_pareto, "synthetic.png": draw_synthetic, "time_to_dice.png": draw_time_to_dice}  # what `python -m kaggle_utils plots` makes
