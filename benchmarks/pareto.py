@@ -32,24 +32,24 @@ from kaggle_utils.metrics import confusion, overlap
 from kaggle_utils.train import train
 
 ROOT = Path(__file__).parents[1]
-CANDIDATES = [  # each differs from the default network in what it names
-    dict(),
+CANDIDATES = [dict(conv="plain", depth=3, patch=2, size=256) | changed for changed in (
+    dict(width=24),
     dict(width=16),
     dict(width=16, depth=4),
-    dict(size=384),
-    dict(patch=4, width=32, size=384),
+    dict(width=24, size=384),
+    dict(width=32, patch=4, size=384),
     dict(width=16, size=384),
     dict(width=32),
     dict(width=16, depth=4, size=384),
-    dict(conv="separable", width=32),
-    dict(patch=4, width=32),
-    dict(patch=4, width=24),
-    dict(patch=1, width=8, depth=4),
+    dict(width=32, conv="separable"),
+    dict(width=32, patch=4, size=512),
+    dict(width=32, patch=4),
+    dict(width=24, patch=4),
+    dict(width=16, size=512),
     dict(width=8),
-    dict(patch=1, width=16, depth=4),
-    dict(patch=4, width=32, size=512),
-    dict(size=512),
-]
+    dict(width=8, depth=4, patch=1),
+    dict(width=16, depth=4, patch=1),
+)]
 
 
 def network(config: TrainConfig) -> str:

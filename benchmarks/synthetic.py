@@ -50,7 +50,9 @@ def trained(name: str, data: list[Path], steps: int, *, films: int = 0) -> Path:
     out, batch = RUNS / name, TrainConfig().batch
     n = count(data)
     epochs = max(1, round(steps * batch / min(n, films or n)))
-    train(data, out, TrainConfig(epochs=epochs, films=films, ema=0.995), resume=True)
+    # All settings that the results were taken with and that have other defaults since.
+    config = TrainConfig(epochs=epochs, films=films, ema=0.995, width=24, size=256, heads=False, suspects=True)
+    train(data, out, config, resume=True)
     return out / "best.safetensors"
 
 
