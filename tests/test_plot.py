@@ -1,0 +1,47 @@
+"""plot.py: figures are drawn from tables alone, and a study that was not run is an error in words."""
+
+import matplotlib
+import pandas as pd
+import pytest
+
+matplotlib.use("Agg")
+from kaggle_utils import plot  # noqa: E402
+from kaggle_utils.__main__ import main  # noqa: E402
+
+
+@pytest.fixture
+def pareto(tmp_path):
+    rows = [(f"n{k}", "plain", 2, 16, 3, size, 450_000, ms, dice, 0.004)
+            for k, (size, ms, dice) in enumerate([(256, 5, 0.950), (256, 9, 0.949), (384, 12, 0.953)])]
+    path = tmp_path / "pareto.csv"
+    pd.DataFrame(rows, columns=["network", "conv", "patch", "width", "depth", "size", "parameters", "ms", "val_dice",
+                                "standard_error"]).to_csv(path, index=False)
+    return path
+
+
+def test_pareto_front_leaves_out_what_is_slower_and_no_better(pareto):
+    front = plot.draw_pareto(table=pareto).axes[0].lines[0]
+    assert front.get_xdata().tolist() == [5, 12] and front.get_ydata().tolist() == [0.950, 0.953]
+
+
+def test_time_to_dice_has_a_curve_for_each_contestant(tmp_path):
+    rows = [{"contestant": name, "parameters": 1e6, "precision": "bf16", "seconds": s, "films": s, "val_dice": 0.5 + s / 250}
+            for name in ("ours", "MONAI UNet") for s in (10, 100)]
+    pd.DataFrame(rows).to_csv(tmp_path / "t.csv", index=False)
+    figure = plot.draw_time_to_dice(tmp_path / "t.png", table=tmp_path / "t.csv")
+    assert len(figure.axes[0].lines) == 3  # and the line at 0.95
+    assert (tmp_path / "t.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("draw", [plot.draw_pareto, plot.draw_time_to_dice])
+def test_study_that_was_not_run_is_an_error_with_its_command(draw, tmp_path):
+    with pytest.raises(FileNotFoundError, match="python -m benchmarks"):
+        draw(table=tmp_path / "nowhere.csv")
+
+
+def test_plots_goes_on_after_a_figure_without_results(tmp_path, monkeypatch, capsys):
+    def missing(path):
+        raise FileNotFoundError("x.csv is not there")
+    monkeypatch.setattr(plot, "FIGURES", {"a.png": missing, "b.png": lambda path: path.write_bytes(b"png")})
+    assert main(["plots", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "b.png").exists() and "x.csv is not there" in "".join(capsys.readouterr())
