@@ -10,7 +10,7 @@ import os
 import pickle
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -36,6 +36,7 @@ LICENCES = {
     "shenzhen": "Shenzhen masks: CC BY-NC-SA 4.0 (Stirenko et al. 2018)",
     "jsrt": "JSRT/SCR: research use, registration at the source (Shiraishi et al. 2000, van Ginneken et al. 2006)",
 }
+BUILT_IN = r"(MCUCXR|CHNCXR)_(9\d{3}|\d{5,6})_[01]"  # names of built-in films: numbers that no film of the public sets has
 
 
 class Trainer:
@@ -80,8 +81,11 @@ class Trainer:
         """The highest validation Dice so far."""
         return max((row["val_dice"] for row in self.history), default=-1.0)
 
-    def fit(self) -> pd.DataFrame:
+    def fit(self, on_epoch: Callable[[dict[str, float]], bool] | None = None) -> pd.DataFrame:
         """Trains to the end of the epochs, the time budget or the patience.
+
+        Args:
+            on_epoch: called with each new row of the history; training ends when it says True.
 
         Returns:
             One row an epoch: epoch, lr, train_loss, val_loss, val_dice, val_iou, val_accuracy, val_foreground (predicted
@@ -104,6 +108,8 @@ class Trainer:
             self._save(improved)
             bar.set_postfix(dice=f"{row['val_dice']:.4f}", loss=f"{row['train_loss']:.4f}")
             bar.update()
+            if on_epoch and on_epoch(row):
+                break
         bar.close()
         return pd.DataFrame(self.history)
 
@@ -112,21 +118,30 @@ class Trainer:
 
         The model's mode (training or evaluation) is put back as it was.
         """
-        model = model or self.best_model
-        was_training, rows, loss = model.training, [], 0.0
-        model.eval()
-        with torch.inference_mode():
-            for batch in self.val_loader:
-                images, truth = self._to_device(batch)
-                with self._autocast():
-                    logits = self._own_head(model(images), batch)
-                loss += self.loss(logits, truth).item() * len(truth)  # losses are means over films
-                for pred, true in zip((logits > 0).cpu().numpy()[:, 0], truth.cpu().numpy()[:, 0]):
-                    counts = confusion(pred.astype(np.uint8), true.astype(np.uint8))
-                    rows.append({**overlap(counts), "foreground": pred.mean()})
-        model.train(was_training)
+        rows, loss = [], 0.0
+        for logits, truth in self.outputs(self.val_loader, model):
+            loss += self.loss(logits, truth).item() * len(truth)  # losses are means over films
+            for pred, true in zip((logits > 0).cpu().numpy()[:, 0], truth.cpu().numpy()[:, 0]):
+                counts = confusion(pred.astype(np.uint8), true.astype(np.uint8))
+                rows.append({**overlap(counts), "foreground": pred.mean()})
         means = pd.DataFrame(rows).mean()
         return {"val_loss": loss / len(rows), **{f"val_{key}": float(means[key]) for key in ("dice", "iou", "accuracy", "foreground")}}
+
+    @torch.inference_mode()
+    def outputs(self, loader: DataLoader, model: nn.Module | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Logits and truth of each batch, both ``(B, 1, H, W)``; a film of a set not trained on gets the first set's head.
+
+        The model's mode (training or evaluation) is put back as it was.
+        """
+        model = model or self.best_model
+        was_training = model.training
+        model.eval()
+        for batch in loader:
+            images, truth = self._to_device(batch)
+            with self._autocast():
+                logits = self._own_head(model(images), batch)
+            yield logits, truth
+        model.train(was_training)
 
     def resume(self, path: str | Path) -> None:
         """Takes everything from a checkpoint: a resumed run ends as the uninterrupted one would have, bit for bit on a CPU.
@@ -228,7 +243,8 @@ class Trainer:
         """Of each film's logits those of its own set, ``(B, 1, H, W)``."""
         if logits.shape[1] == 1:
             return logits
-        heads = [self.config.sources.index(source) for source in batch["source"]]
+        sources = self.config.sources
+        heads = [sources.index(source) if source in sources else 0 for source in batch["source"]]
         return logits[range(len(heads)), heads].unsqueeze(1)
 
     def _autocast(self) -> torch.autocast:
@@ -326,7 +342,7 @@ def _about(films: pd.DataFrame, held_out: pd.DataFrame) -> dict[str, object]:
     """How many films of each set there are, how many of them are built-in ones, and a fingerprint of them all."""
     both = pd.concat([films, held_out])[["name", "pixels"]].astype(str).to_csv(index=False)
     return {"films": films["source"].value_counts().sort_index().to_dict(),
-            "built_in": int(films["name"].str.fullmatch(r"(MCUCXR|CHNCXR)_(9\d{3}|\d{5,6})_[01]").sum()),
+            "built_in": int(films["name"].str.fullmatch(BUILT_IN).sum()),
             "fingerprint": hashlib.sha256(both.encode()).hexdigest()[:16]}
 
 
