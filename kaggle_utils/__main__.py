@@ -100,6 +100,15 @@ def protocol(args: argparse.Namespace) -> int:
     return 0
 
 
+def tune(args: argparse.Namespace) -> int:
+    from .config import TrainConfig
+    from .tune import run_study, summarise_runs
+    table = run_study(args.study, args.data, seeds=args.seeds, config=TrainConfig(size=args.size, epochs=args.epochs), jobs=args.jobs,
+                      trials=args.trials, storage=args.storage, out=args.out)
+    print(summarise_runs(table).to_string(index=False, float_format="{:.4f}".format))
+    return 0
+
+
 def plots(args: argparse.Namespace) -> int:
     from .plot import FIGURES
     for name, draw in FIGURES.items():
@@ -161,6 +170,17 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", default="runs/protocols", help="folder of the runs; a stopped one goes on")
     sub.add_argument("--steps", type=_positive, default=3600, help="optimiser steps of each training, about")
     sub.add_argument("--no-flip", action="store_true", help="test without averaging with the mirrored film")
+
+    sub = command(tune, "do a study's runs, into results/tuning/STUDY.csv; the same command goes on with a stopped study")
+    sub.add_argument("study", help="bugs, augmentation, loss, capacity, optimisation, data, check or search")
+    sub.add_argument("--data", default="segmentation", help="prepared folder")
+    sub.add_argument("--seeds", type=_positive, default=3, help="how often each run is repeated; a search repeats nothing")
+    sub.add_argument("--size", type=_positive, default=128, help="px, where the study doesn't vary it")
+    sub.add_argument("--epochs", type=_positive, default=8, help="of each run, where the study doesn't vary them")
+    sub.add_argument("--jobs", type=_positive, help="single-threaded trainings beside each other, one a core if not given")
+    sub.add_argument("--trials", type=_positive, default=60, help="of the search, those of earlier calls included")
+    sub.add_argument("--storage", help="of the search, a URL of SQLAlchemy's; runs/tuning/search.db if not given")
+    sub.add_argument("--out", default="results/tuning", help="folder of the tables")
 
     sub = command(predict, "masks, overlays and a table for films; exit status 3 if some could not be read")
     sub.add_argument("path", nargs="+", help="files, folders (searched below) and globs")
@@ -228,8 +248,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"kaggle_utils {args.command}: the GPU's memory is full: try a smaller --batch or --size", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"kaggle_utils {args.command}: stopped"
-              + ("; --resume goes on from the last finished epoch" if args.command == "train" else ""), file=sys.stderr)
+        way_on = {"train": "; --resume goes on from the last finished epoch", "tune": "; the same command goes on with the study"}
+        print(f"kaggle_utils {args.command}: stopped{way_on.get(args.command, '')}", file=sys.stderr)
         return 130
 
 

@@ -17,7 +17,8 @@ ROWS = {
     0: ["image", "hardware", "config", "__init__"],
 }
 # One module in several files, from its face down to its depths: a file may import those to its right.
-CHAPTERS = {"synthetic": ["synthetic", "acquire", "appearance", "outline"]}
+CHAPTERS = {"synthetic": ["synthetic", "acquire", "appearance", "outline"],
+            "tune": ["tune", "search", "mistakes", "study"], "plot": ["plot", "plot_tuning"]}
 
 ROW = {name: row for row, names in ROWS.items() for name in names}
 FACE = {chapter: face for face, chapters in CHAPTERS.items() for chapter in chapters}
