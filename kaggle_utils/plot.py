@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from .plot_tuning import FIGURES as TUNING
 from .synthetic import AppearanceModel, Film
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -145,4 +146,5 @@ def draw_pareto(path: str | Path | None = None, *, table: str | Path = RESULTS /
     return figure
 
 
-FIGURES = {"pareto.png": draw_pareto, "synthetic.png": draw_synthetic, "time_to_dice.png": draw_time_to_dice}  # what `python -m kaggle_utils plots` makes
+FIGURES = {  # what `python -m kaggle_utils plots` makes
+    "pareto.png": draw_pareto, "synthetic.png": draw_synthetic, "time_to_dice.png": draw_time_to_dice, **TUNING}

@@ -1,0 +1,83 @@
+"""Figures of the studies, from tables of made-up numbers."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+
+from kaggle_utils import plot, plot_tuning
+from kaggle_utils.config import TrainConfig
+from kaggle_utils.study import COLUMNS, SETTINGS, write_rows
+from kaggle_utils.tune import STUDIES
+
+CONFIG = TrainConfig(size=128, epochs=8)
+NAMES = [*STUDIES, "search"]
+
+
+def made_up(name, *, jsrt=True, seeds=2, epochs=3):
+    """A table as ``tune`` writes it."""
+    rng, rows = np.random.default_rng(0), []
+    runs = [(run.name, run.settings) for run in STUDIES.get(name, [])] or [
+        (f"trial {n}", {"lr": 10 ** rng.uniform(-3, -2), "width": int(rng.choice([8, 16])), "augment": str(rng.choice(["none", "full"]))})
+        for n in range(6)]
+    for run, settings in runs:
+        n = run.split()[0]
+        films = int(n) if n.isdigit() else 452
+        for seed in range(seeds if name != "search" else 1):
+            common = {"study": name, "run": run, **{key: getattr(CONFIG, key) for key in SETTINGS}, **settings, "seed": seed,
+                      "real": 0 if run.endswith(" built-in") else films, "built_in": 468 if "built-in" in run else 0,
+                      "parameters": 1_000_000, "data": "0", "commit": "0", "status": "pruned" if run == "trial 3" else "finished"}
+            for epoch in range(epochs):
+                dice = 0.9 + 0.02 * epoch + rng.normal(0, 0.01)
+                ends = {"dice_256": dice, "jsrt_256": dice if jsrt else None} if epoch == epochs - 1 else {}
+                rows.append({**common, "epoch": epoch, "val_dice": dice, "reported": 1.5 * dice,
+                             "seconds": (1 + epoch) * rng.uniform(8, 12), **ends})
+    return rows
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tuning")
+    for name in NAMES:
+        write_rows(folder / f"{name}.csv", made_up(name))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_study_has_a_figure(name, tables, tmp_path):
+    draw = plot.FIGURES[f"tuning_{name}.png"]
+    draw(tmp_path / "new" / "figure.png", tables=tables)
+    assert (tmp_path / "new" / "figure.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_study_that_was_not_run_is_named_with_its_command(name, tmp_path):
+    with pytest.raises(FileNotFoundError, match="kaggle_utils tune "):
+        plot.FIGURES[f"tuning_{name}.png"](tables=tmp_path)
+
+
+@pytest.mark.parametrize("name, panels", [("augmentation", 3), ("loss", 2), ("data", 2)])
+def test_a_set_without_jsrt_has_no_panel_for_it(name, panels, tmp_path):
+    for jsrt in (True, False):
+        write_rows(tmp_path / f"{name}.csv", made_up(name, jsrt=jsrt))
+        assert len(plot.FIGURES[f"tuning_{name}.png"](tables=tmp_path).axes) == panels - (not jsrt)
+
+
+def test_curves_count_epochs_from_1(tables):
+    assert plot_tuning.read_study("bugs", tables)["epoch"].unique().tolist() == [1, 2, 3]
+
+
+def test_the_curve_of_films_has_their_number_where_built_in_ones_are_added(tables):
+    axes = plot.FIGURES["tuning_data.png"](tables=tables).axes[0]
+    lines = [line.get_xdata() for line in axes.lines if len(line.get_xdata()) == 6]
+    assert [list(x) for x in lines] == [[10, 25, 50, 100, 200, 452], [10, 25, 50, 100, 200, 468], [10, 25, 50, 100, 200, 452]]
+
+
+def test_made_up_tables_are_what_studies_write(tables):
+    assert all(tuple(pd.read_csv(tables / f"{name}.csv")) == COLUMNS for name in NAMES)
