@@ -48,7 +48,6 @@ CANDIDATES = [dict(conv="plain", depth=3, patch=2, size=256) | changed for chang
     dict(width=16, size=512),
     dict(width=8),
     dict(width=8, depth=4, patch=1),
-    dict(width=16, depth=4, patch=1),
 )]
 
 

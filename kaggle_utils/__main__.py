@@ -168,7 +168,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--data", default="segmentation", help="prepared folder")
     sub.add_argument("--input", help="folder with the raw sets: compare at each film's own size too (size 0)")
     sub.add_argument("--out", default="runs/protocols", help="folder of the runs; a stopped one goes on")
-    sub.add_argument("--steps", type=_positive, default=3600, help="optimiser steps of each training, about")
+    sub.add_argument("--steps", type=_positive, default=3000, help="optimiser steps of each training, about")
     sub.add_argument("--no-flip", action="store_true", help="test without averaging with the mirrored film")
 
     sub = command(tune, "do a study's runs, into results/tuning/STUDY.csv; the same command goes on with a stopped study")

@@ -22,7 +22,7 @@ PROTOCOLS = {  # name: the sets whose training lists are trained on
 GROUPS = ["trained_on", "source", "protocol", "size"]
 
 
-def run_protocol(name: str, data: str | Path, out: str | Path, *, steps: int = 3600, config: TrainConfig | None = None,
+def run_protocol(name: str, data: str | Path, out: str | Path, *, steps: int = 3000, config: TrainConfig | None = None,
                  raw: str | Path | None = None, flip: bool = True, results: str | Path = "results") -> pd.DataFrame:
     """Trains on the training lists of some sets and tests on the test lists of all, and on the whole of foreign sets.
 
