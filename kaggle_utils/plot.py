@@ -131,13 +131,14 @@ def draw_pareto(path: str | Path | None = None, *, table: str | Path = RESULTS /
     for size, rows in frame.groupby("size"):
         ax.scatter(rows["ms"], rows["val_dice"], rows["parameters"] / 8e3, color=colours[size], alpha=0.6, label=f"{size} px")
     for k, row in frame.iterrows():
-        stem = f"patch {row['patch']}, " if row["patch"] > 1 else ""
-        label = f"{stem}width {row['width']}, depth {row['depth']}" + (", separable" if row["conv"] == "separable" else "")
+        label = f"p{row['patch']} w{row['width']} d{row['depth']}" + (" separable" if row["conv"] == "separable" else "")
         ax.annotate(label, (row["ms"], row["val_dice"]), (0, 9 if k % 2 else -13), textcoords="offset points", fontsize=7, ha="center")
     error = frame["standard_error"].median()
     ax.set(xscale="log", xlabel="milliseconds a film, PyTorch", ylabel="validation Dice",
-           title=f"area: parameters; standard error of a Dice: {error:.4f}, of a difference less")
-    ax.title.set(fontsize=9)
+           xticks=(ticks := [5, 7, 10, 15, 20]), xticklabels=map(str, ticks))
+    ax.minorticks_off()
+    ax.set_title(f"p patch, w width, d depth; area: parameters; standard error of a Dice {error:.4f}, of a difference less",
+                 fontsize=9, loc="left")
     ax.legend(frameon=False, loc="lower right", markerscale=0.5)
     ax.spines[["top", "right"]].set_visible(False)
     if path is not None:
