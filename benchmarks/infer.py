@@ -3,8 +3,8 @@
     python -m benchmarks.infer [--data segmentation] [--rounds 3] [--quick]
 
 Everyone computes on all cores, in turn, in one run: the network alone on normalised films of 256 and 512 px, one or 32 at a
-time; and from a PNG of 512 or 3000 px to a mask of the film's own size, as ``LungSegmenter`` does with the network at the shipped weights' size.
-A batch that would take more than ``LIMIT_S`` is left out. The int8 network is calibrated on training films; the formats
+time; and from a PNG of 512 or 3000 px to a mask of the film's own size, as ``LungSegmenter`` does at the shipped weights'
+size. A batch that would take more than ``LIMIT_S`` is left out. The int8 network is calibrated on training films; the formats
 of this project's network are scored on the validation films too. Writes ``results/bench_infer.csv``.
 """
 
