@@ -35,8 +35,9 @@ test: .venv/dev.stamp
 bench: .venv/dev.stamp
 	$(PY) -m benchmarks.prep
 	$(PY) -m benchmarks.train
-	$(PY) -m benchmarks.infer
-	$(if $(DATA),$(CLI) prep --input "$(RAW)" --out $(RUN)/segmentation && $(PY) -m benchmarks.time_to_dice --data $(RUN)/segmentation)
+	$(if $(DATA),$(CLI) prep --input "$(RAW)" --out $(RUN)/segmentation)
+	$(PY) -m benchmarks.infer $(if $(DATA),--data $(RUN)/segmentation)
+	$(if $(DATA),$(PY) -m benchmarks.time_to_dice --data $(RUN)/segmentation)
 
 # Debian keeps venv in a package of its own; as root we can fetch it, else say so.
 .venv/bin/python:

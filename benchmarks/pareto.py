@@ -3,7 +3,7 @@
     python -m benchmarks.pareto [--data segmentation] [--epochs 6]
 
 Each candidate is trained alike on the published training lists of Montgomery and Shenzhen, one thread each and as many
-beside each other as there are cores (two single-threaded trainings pass over a third more films than one on two cores).
+beside each other as there are cores (for two, that was faster than one after the other).
 A killed study goes on where it was. Then, alone on the machine, in turn: the time of one film through the network.
 Writes ``results/pareto.csv``; ``python -m kaggle_utils plots`` draws it.
 """
@@ -66,8 +66,11 @@ def validation_dice(data: str, segmenter: LungSegmenter) -> tuple[float, float]:
     """Mean Dice of the validation films, and its standard error; at 512 px, so that input sizes can be compared."""
     frame = read_manifest(data)
     frame = frame[(frame["split"] == "val") & frame["source"].isin(segmenter.header["sources"])]
-    dice = [overlap(confusion(segmenter.masks([read_image(film.image)])[0], read_mask(film.mask)))["dice"]
-            for film in frame.itertuples()]
+    dice = []
+    for film in frame.itertuples():  # each by the head of its own set
+        truth = read_mask(film.mask)
+        prob = segmenter.probabilities([read_image(film.image)], [film.source])[0]
+        dice.append(overlap(confusion(segmenter.finish(prob, truth.shape), truth))["dice"])
     return float(np.mean(dice)), float(np.std(dice, ddof=1) / len(dice) ** 0.5)
 
 

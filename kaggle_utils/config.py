@@ -28,7 +28,7 @@ class TrainConfig:
     depth: int = setting(3, "how many times the resolution is halved")
     norm: str = setting("batch", "batch, group or instance")
     up: str = setting("bilinear", "bilinear or transposed")
-    patch: int = setting(2, "px, side of the patches that the first convolution sees as channels; 1 is the paper's U-Net")
+    patch: int = setting(2, "px, side of the patches that the first convolution sees as channels; 1 is none, as in the paper")
     conv: str = setting("plain", "plain, or separable: depthwise and 1x1 convolutions")
     # loss
     loss: str = setting("bce_dice", "bce, dice, bce_dice, tversky or focal")
@@ -58,7 +58,7 @@ class TrainConfig:
 
     @property
     def command(self) -> str:
-        """The command line of this run: every option that differs from its default."""
+        """The command line of this run: every option that differs from its default, without --data and --out."""
         words = ["python -m kaggle_utils train"]
         for f in fields(self):
             value = getattr(self, f.name)

@@ -29,7 +29,7 @@ class UNet(nn.Module):
     """U-Net: a contracting path, an expanding path, and a skip connection at every resolution between them.
 
     Differs from the paper in that convolutions are padded, so that the output has the input's shape, and normalised.
-    Any H and W are taken: the input is padded to a multiple of ``2**depth`` and the logits are cropped back.
+    Any H and W are taken: the input is padded to a multiple of ``patch * 2**depth`` and the logits are cropped back.
 
     Args:
         in_channels: channels of the input.
