@@ -69,7 +69,10 @@ def int8(graph: bytes, films: np.ndarray) -> Run:
 
 
 def networks() -> dict[str, nn.Module]:
-    """This project's weights, and U-Nets that people use, untrained: the time doesn't depend on the weights."""
+    """This project's weights, and U-Nets that people use, untrained: the network's time doesn't depend on the weights.
+
+    Cleaning a mask does take longer the noisier it is, so an untrained network's PNG to mask is no measure of a trained one's.
+    """
     found = {"this project": load_weights(DEFAULT_WEIGHTS),
              "MONAI UNet": MonaiUNet(2, 1, 1, channels=(16, 32, 64, 128, 256), strides=(2, 2, 2, 2), num_res_units=2),
              "MONAI BasicUNet": BasicUNet(spatial_dims=2, in_channels=1, out_channels=1),

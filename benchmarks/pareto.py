@@ -11,11 +11,9 @@ Writes ``results/pareto.csv``; ``python -m kaggle_utils plots`` draws it.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +27,7 @@ from kaggle_utils.data import read_manifest
 from kaggle_utils.image import read_image, read_mask
 from kaggle_utils.infer import LungSegmenter
 from kaggle_utils.metrics import confusion, overlap
+from kaggle_utils.study import beside
 from kaggle_utils.train import train
 
 ROOT = Path(__file__).parents[1]
@@ -57,8 +56,7 @@ def network(config: TrainConfig) -> str:
 
 
 def run(data: str, out: Path, config: TrainConfig) -> None:
-    """One training on one thread."""
-    torch.set_num_threads(1)
+    """One training, or what is left of it."""
     train(data, out, config, resume=True)
 
 
@@ -96,11 +94,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings beside each other")
     args = parser.parse_args(argv)
     configs = {network(c): c for c in (replace(TrainConfig(epochs=args.epochs), **changed) for changed in CANDIDATES)}
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the trainings; they start as processes of their own
-    with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        jobs = {name: pool.submit(run, args.data, Path(args.out) / name, config) for name, config in configs.items()}
-        for job in tqdm(jobs.values(), desc="candidates"):
-            job.result()
+    tasks = [(args.data, Path(args.out) / name, config) for name, config in configs.items()]
+    for _ in tqdm(beside(run, tasks, args.jobs), "candidates", len(tasks)):
+        pass
     weights = {name: Path(args.out) / name / "best.safetensors" for name in configs}
     segmenters = {name: LungSegmenter(path) for name, path in weights.items()}
     ms = milliseconds(segmenters, args.repeats)

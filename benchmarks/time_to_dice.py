@@ -7,7 +7,7 @@ is loaded, augmented and learned from; it stands still while films are decoded a
 All are validated every 30 steps, so that each time is known to the same number of films, by the same function, in
 the precision they train in: mean over the 70 films of each film's Dice at probability 0.5.
 
-ours      the Trainer with TrainConfig's defaults and a budget (1.25 minutes: about the six passes over the films in which
+ours      the Trainer with TrainConfig's defaults and a budget (1.25 minutes, set beforehand: room for more than the six passes in which
           benchmarks.pareto saw this network reach 0.95), to whose end it is run because the learning rate falls with it; the averaged weights are validated
 MONAI     the 2-D tutorials' loop: CacheDataset, dictionary transforms, Adam at 1e-3, DiceCELoss, float32, and in bf16 for
           the comparison to be of more than the precision; stopped at 0.95 or at the cap

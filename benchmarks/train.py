@@ -38,7 +38,7 @@ BATCH = 8
 
 
 def network() -> UNet:
-    """The network that TrainConfig's defaults train."""
+    """The network that TrainConfig's defaults train, with one head."""
     config = TrainConfig()
     return UNet(width=config.width, depth=config.depth, patch=config.patch)
 

@@ -24,6 +24,7 @@ WINDOW, STEP = 64, 32  # px; windows overlap by half, so that their fades add up
 FLOW_NODES = 33
 MAX_SHARE = 0.2  # a window's mode with more of its squared scores in one film is that film's detail, and left out
 # Shenzhen masks that take in the heart or the stomach, or are crude: seen by eye, not by the spread of the outline.
+# The asset was fitted without these; training leaves out those of splits/suspect_masks.csv.
 LOOSE_MASKS = tuple(f"CHNCXR_{name}" for name in (
     "0513_1 0297_0 0511_1 0339_1 0294_0 0295_0 0059_0 0178_0 0635_1 0002_0 0243_0 0253_0 0028_0 0242_0 0020_0 0289_0 "
     "0292_0 0475_1 0281_0 0361_1 0043_0 0622_1 0155_0 0610_1 0522_1").split())

@@ -52,7 +52,8 @@ class TrainConfig:
         if self.precision not in ("auto", "fp32", "bf16", "fp16"):
             raise ValueError(f"precision is auto, fp32, bf16 or fp16, not {self.precision!r}")
         for name, low, high in (("warmup", 0, 0.9), ("clip", 1e-6, 1e6), ("size", 16, 4096), ("batch", 1, 4096), ("epochs", 1, 100_000), ("width", 1, 1024),
-                                ("depth", 1, 8), ("minutes", 0, 1e6), ("lr", 0, 10), ("dice_weight", 0, 1), ("ema", 0, 1)):
+                                ("depth", 1, 8), ("patch", 1, 16), ("films", 0, 1e9), ("patience", 0, 1e9),
+                                ("weight_decay", 0, 10), ("minutes", 0, 1e6), ("lr", 0, 10), ("dice_weight", 0, 1), ("ema", 0, 1)):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} is in [{low}, {high}], not {getattr(self, name)}")
 

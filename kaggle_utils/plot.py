@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .plot_tuning import FIGURES as TUNING
+from .plot_tuning import saved
 from .synthetic import AppearanceModel, Film
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -67,10 +68,7 @@ def draw_synthetic(path: str | Path | None = None, *, columns: int = 7, seed: in
         contact_sheet(films, columns=columns, outlines=False, ax=axes[2 * k])
         contact_sheet(films, columns=columns, ax=axes[2 * k + 1])
         axes[2 * k].set_title(f"{label}: films of nobody, below them with their lungs", loc="left", fontsize=9)
-    if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=130)
-    return figure
+    return saved(figure, path)
 
 
 def draw_time_to_dice(path: str | Path | None = None, *, table: str | Path = RESULTS / "time_to_dice.csv") -> Figure:
@@ -104,11 +102,7 @@ def draw_time_to_dice(path: str | Path | None = None, *, table: str | Path = RES
            ylabel="validation Dice", xlim=(None, 5 * frame["seconds"].max()), ylim=(low, 0.998))
     ax.spines["left"].set_bounds(low, 0.97)
     ax.minorticks_off()
-    ax.spines[["top", "right"]].set_visible(False)
-    if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=130)
-    return figure
+    return saved(figure, path)
 
 
 def draw_pareto(path: str | Path | None = None, *, table: str | Path = RESULTS / "pareto.csv") -> Figure:
@@ -140,11 +134,7 @@ def draw_pareto(path: str | Path | None = None, *, table: str | Path = RESULTS /
     ax.set_title(f"p patch, w width, d depth; area: parameters; standard error of a Dice {error:.4f}, of a difference less",
                  fontsize=9, loc="left")
     ax.legend(frameon=False, loc="lower right", markerscale=0.5)
-    ax.spines[["top", "right"]].set_visible(False)
-    if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=130)
-    return figure
+    return saved(figure, path)
 
 
 FIGURES = {  # what `python -m kaggle_utils plots` makes

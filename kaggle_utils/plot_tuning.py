@@ -70,7 +70,7 @@ def draw_bugs(path: str | Path | None = None, *, tables: str | Path = TABLES) ->
     grid.set_axis_labels("epoch", "Dice")
     grid.figure.subplots_adjust(right=0.98)
     sns.move_legend(grid, "lower right", bbox_to_anchor=(0.97, 0.12), title="gray: no mistake")
-    return _saved(grid.figure, path)
+    return saved(grid.figure, path)
 
 
 def draw_augmentation(path: str | Path | None = None, *, tables: str | Path = TABLES) -> Figure:
@@ -91,7 +91,7 @@ def draw_augmentation(path: str | Path | None = None, *, tables: str | Path = TA
         sns.stripplot(last_epochs(table), x="augment", y=score, order=list(colours), hue="augment", palette=colours,
                       legend=False, ax=ax)
         ax.set(xlabel="augmentation", ylabel=label)
-    return _saved(figure, path)
+    return saved(figure, path)
 
 
 def draw_loss(path: str | Path | None = None, *, tables: str | Path = TABLES) -> Figure:
@@ -111,7 +111,7 @@ def draw_loss(path: str | Path | None = None, *, tables: str | Path = TABLES) ->
                         label=run.Index.removeprefix("loss="))
         ax.set(xlabel="weight w of Dice in the loss", ylabel=label, xticks=(0, 0.25, 0.5, 0.75, 1))
         ax.legend(frameon=False, fontsize=8)
-    return _saved(figure, path)
+    return saved(figure, path)
 
 
 def draw_capacity(path: str | Path | None = None, *, tables: str | Path = TABLES) -> Figure:
@@ -135,7 +135,7 @@ def draw_capacity(path: str | Path | None = None, *, tables: str | Path = TABLES
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_formatter("{x:g}")
     ax.legend(frameon=False, title="varied")
-    return _saved(figure, path)
+    return saved(figure, path)
 
 
 def draw_data(path: str | Path | None = None, *, tables: str | Path = TABLES) -> Figure:
@@ -158,7 +158,7 @@ def draw_data(path: str | Path | None = None, *, tables: str | Path = TABLES) ->
         ax.set_xticks(ticks, [f"{n:g}" for n in ticks])
         ax.minorticks_off()
         ax.legend(frameon=False)
-    return _saved(figure, path)
+    return saved(figure, path)
 
 
 def draw_optimisation(path: str | Path | None = None, *, tables: str | Path = TABLES) -> Figure:
@@ -177,7 +177,7 @@ def draw_optimisation(path: str | Path | None = None, *, tables: str | Path = TA
         ax.tick_params("x", labelsize=7)
         ax.set(ylabel=AT_256["dice_256"])
     figure.suptitle("gray: the default", fontsize=9)
-    return _saved(figure, path)
+    return saved(figure, path)
 
 
 def draw_search(path: str | Path | None = None, *, tables: str | Path = TABLES) -> Figure:
@@ -205,7 +205,7 @@ def draw_search(path: str | Path | None = None, *, tables: str | Path = TABLES) 
     low, high = last.loc[finished, "val_dice"].quantile([0.1, 1])
     axes[0].set(ylabel=DICE, ylim=(low - 0.3 * (high - low), None))
     figure.colorbar(points, ax=axes, label="trial; crosses were stopped")
-    return _saved(figure, path)
+    return saved(figure, path)
 
 
 def draw_check(path: str | Path | None = None, *, tables: str | Path = TABLES) -> Figure:
@@ -226,14 +226,15 @@ def draw_check(path: str | Path | None = None, *, tables: str | Path = TABLES) -
     ax.set(xlabel=f"{AT_256['dice_256']}, trained at {small['size'].mode()[0]} px", ylabel="the same, trained at 256 px")
     ax.set_title(f"rank correlation {ranks:.2f}", fontsize=9)
     ax.margins(x=0.25)
-    return _saved(figure, path)
+    return saved(figure, path)
 
 
 FIGURES = {f"tuning_{draw.__name__.removeprefix('draw_')}.png": draw for draw in (
     draw_bugs, draw_augmentation, draw_loss, draw_capacity, draw_data, draw_optimisation, draw_search, draw_check)}
 
 
-def _saved(figure: Figure, path: str | Path | None) -> Figure:
+def saved(figure: Figure, path: str | Path | None) -> Figure:
+    """The figure without a frame above and on the right, written to ``path`` if there is one."""
     for ax in figure.axes:
         ax.spines[["top", "right"]].set_visible(False)
     if path is not None:

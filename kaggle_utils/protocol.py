@@ -32,7 +32,8 @@ def run_protocol(name: str, data: str | Path, out: str | Path, *, steps: int = 3
         name: of :data:`PROTOCOLS`.
         data: prepared set.
         out: folder of the run; a stopped one goes on, a finished one is only tested.
-        steps: optimiser steps, about: small sets are passed over more often, so that all protocols train alike.
+        steps: optimiser steps, about: small sets are passed over more often, so that all protocols train alike. Counted with the
+            bad masks that training leaves out: a few percent fewer where there are any.
         config: of the training, except for its sources and epochs.
         raw: folder with the raw sets, to compare at each film's own size too.
         flip: average with the mirrored film.
