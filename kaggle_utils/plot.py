@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from .plot_tuning import FIGURES as TUNING
 from .plot_tuning import saved
+from .plot_unet import draw_unet
 from .synthetic import AppearanceModel, Film
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -138,4 +139,4 @@ def draw_pareto(path: str | Path | None = None, *, table: str | Path = RESULTS /
 
 
 FIGURES = {  # what `python -m kaggle_utils plots` makes
-    "pareto.png": draw_pareto, "synthetic.png": draw_synthetic, "time_to_dice.png": draw_time_to_dice, **TUNING}
+    "pareto.png": draw_pareto, "synthetic.png": draw_synthetic, "time_to_dice.png": draw_time_to_dice, "unet.png": draw_unet, **TUNING}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
@@ -43,6 +44,26 @@ def scores_of(table: pd.DataFrame) -> dict[str, str]:
     return {score: label for score, label in AT_256.items() if table[score].notna().any()}
 
 
+def draw_impossible(path: str | Path | None = None) -> Figure:
+    """Makes ``images/tuning_impossible.png``: the highest Dice that an accuracy allows, and what the first version reported.
+
+    With a share p of lung and an accuracy a, a mask's errors are 1 - a of the film and it has no more than p right:
+    Dice is at most 2p / (2p + 1 - a).
+
+    Args:
+        path: where to save it, if at all.
+    """
+    share = np.linspace(0.1, 0.45, 100)
+    figure, ax = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    ax.axvspan(0.158, 0.347, color="0.94", label="nine in ten of the training films' lungs")
+    for accuracy, dice, name, colour in ((0.70, 0.80, "without", ORANGE), (0.7832, 0.90, "with", BLUE)):
+        ax.plot(share, 2 * share / (2 * share + 1 - accuracy), color=colour, label=f"the most that accuracy {100 * accuracy:g} % allows")
+        ax.axhline(dice, color=colour, linestyle="--", label=f"reported {name} albumentations: {dice:.2f}")
+    ax.set(xlabel="share of the film that is lung", ylabel="Dice", xlim=(share[0], share[-1]), ylim=(0.35, 1))
+    ax.legend(frameon=False, fontsize=8, loc="lower right")
+    return saved(figure, path)
+
+
 def draw_bugs(path: str | Path | None = None, *, tables: str | Path = TABLES) -> Figure:
     """Makes ``images/tuning_bugs.png``: for each mistake, Dice as it is and as it is reported, epoch by epoch.
 
@@ -74,23 +95,23 @@ def draw_bugs(path: str | Path | None = None, *, tables: str | Path = TABLES) ->
 
 
 def draw_augmentation(path: str | Path | None = None, *, tables: str | Path = TABLES) -> Figure:
-    """Makes ``images/tuning_augmentation.png``: Dice by epoch, and at the end at home and on a foreign set.
+    """Makes ``images/tuning_augmentation.png``: Dice by epoch of short and long runs, and at the end at home and on a foreign set.
 
     Args and Raises: as :func:`draw_bugs`.
     """
-    table = read_study("augmentation", tables)
+    table = pd.concat([read_study("augmentation", tables), read_study("longer", tables)])
     scores = scores_of(table)
     figure, (curves, *ends) = plt.subplots(1, 1 + len(scores), figsize=(11, 3.6), layout="constrained",
                                            width_ratios=(2, *[1] * len(scores)))
     colours = dict(zip(("none", "light", "full"), (ORANGE, GREEN, BLUE)))
-    sns.lineplot(table, x="epoch", y="val_dice", hue="augment", palette=colours, errorbar=RANGE, ax=curves)
-    curves.set(ylabel=DICE)
+    sns.lineplot(table, x="epoch", y="val_dice", hue="augment", style="epochs", palette=colours, errorbar=RANGE, ax=curves)
+    curves.set(ylabel=DICE, ylim=(table.loc[table["epoch"] > 2, "val_dice"].min(), None))
     curves.xaxis.set_major_locator(MaxNLocator(integer=True))
-    curves.legend(title="augmentation", frameon=False)
+    curves.legend(frameon=False, fontsize=8)
     for ax, (score, label) in zip(ends, scores.items()):
-        sns.stripplot(last_epochs(table), x="augment", y=score, order=list(colours), hue="augment", palette=colours,
-                      legend=False, ax=ax)
-        ax.set(xlabel="augmentation", ylabel=label)
+        last = pd.concat([last_epochs(study) for _, study in table.groupby("study")])
+        sns.stripplot(last, x="epochs", y=score, hue="augment", hue_order=list(colours), palette=colours, dodge=True, legend=False, ax=ax)
+        ax.set(ylabel=label)
     return saved(figure, path)
 
 
@@ -230,7 +251,7 @@ def draw_check(path: str | Path | None = None, *, tables: str | Path = TABLES) -
 
 
 FIGURES = {f"tuning_{draw.__name__.removeprefix('draw_')}.png": draw for draw in (
-    draw_bugs, draw_augmentation, draw_loss, draw_capacity, draw_data, draw_optimisation, draw_search, draw_check)}
+    draw_impossible, draw_bugs, draw_augmentation, draw_loss, draw_capacity, draw_data, draw_optimisation, draw_search, draw_check)}
 
 
 def saved(figure: Figure, path: str | Path | None) -> Figure:

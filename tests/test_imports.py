@@ -12,13 +12,13 @@ ROWS = {
     5: ["kaggle", "s3", "cluster", "app"],
     4: ["tune", "tb", "plot", "protocol"],
     3: ["train", "infer"],
-    2: ["export"],
+    2: ["export", "workspace"],
     1: ["model", "loss", "metrics", "data", "prep", "synthetic"],
     0: ["image", "hardware", "config", "__init__"],
 }
 # One module in several files, from its face down to its depths: a file may import those to its right.
 CHAPTERS = {"synthetic": ["synthetic", "acquire", "appearance", "outline"],
-            "tune": ["tune", "search", "mistakes", "study"], "plot": ["plot", "plot_tuning"]}
+            "tune": ["tune", "search", "mistakes", "study"], "plot": ["plot", "plot_tuning", "plot_films", "plot_unet"]}
 
 ROW = {name: row for row, names in ROWS.items() for name in names}
 FACE = {chapter: face for face, chapters in CHAPTERS.items() for chapter in chapters}

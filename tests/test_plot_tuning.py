@@ -12,6 +12,7 @@ from kaggle_utils.tune import STUDIES
 
 CONFIG = TrainConfig(size=128, epochs=8)
 NAMES = [*STUDIES, "search"]
+FIGURES = {name.removeprefix("tuning_").removesuffix(".png"): draw for name, draw in plot_tuning.FIGURES.items() if "impossible" not in name}
 
 
 def made_up(name, *, jsrt=True, seeds=2, epochs=3):
@@ -49,28 +50,40 @@ def closed():
     plt.close("all")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_each_study_has_a_figure(name, tables, tmp_path):
-    draw = plot.FIGURES[f"tuning_{name}.png"]
-    draw(tmp_path / "new" / "figure.png", tables=tables)
+def test_each_study_has_a_figure():
+    assert sorted([*FIGURES, "longer"]) == sorted(NAMES)  # the longer runs are in augmentation's
+    assert plot_tuning.FIGURES.items() <= plot.FIGURES.items()
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_is_drawn_from_its_table(name, tables, tmp_path):
+    FIGURES[name](tmp_path / "new" / "figure.png", tables=tables)
     assert (tmp_path / "new" / "figure.png").stat().st_size > 5000
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FIGURES)
 def test_a_study_that_was_not_run_is_named_with_its_command(name, tmp_path):
     with pytest.raises(FileNotFoundError, match="kaggle_utils tune "):
-        plot.FIGURES[f"tuning_{name}.png"](tables=tmp_path)
+        FIGURES[name](tables=tmp_path)
 
 
 @pytest.mark.parametrize("name, panels", [("augmentation", 3), ("loss", 2), ("data", 2)])
 def test_a_set_without_jsrt_has_no_panel_for_it(name, panels, tmp_path):
     for jsrt in (True, False):
-        write_rows(tmp_path / f"{name}.csv", made_up(name, jsrt=jsrt))
-        assert len(plot.FIGURES[f"tuning_{name}.png"](tables=tmp_path).axes) == panels - (not jsrt)
+        for table in {name, "longer"}:
+            write_rows(tmp_path / f"{table}.csv", made_up(table, jsrt=jsrt))
+        assert len(FIGURES[name](tables=tmp_path).axes) == panels - (not jsrt)
 
 
 def test_curves_count_epochs_from_1(tables):
     assert plot_tuning.read_study("bugs", tables)["epoch"].unique().tolist() == [1, 2, 3]
+
+
+def test_the_reported_pairs_lie_above_what_is_possible():
+    axes = plot_tuning.draw_impossible().axes[0]
+    bounds, reported = [line for line in axes.lines if len(line.get_xdata()) > 2], [line for line in axes.lines if len(line.get_xdata()) == 2]
+    for bound, line, share, dice in zip(bounds, reported, (0.35, 0.35), (0.70, 0.7637)):
+        assert np.interp(share, *bound.get_data()) == pytest.approx(dice, abs=5e-4) and dice < line.get_ydata()[0]
 
 
 def test_the_curve_of_films_has_their_number_where_built_in_ones_are_added(tables):

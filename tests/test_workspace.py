@@ -1,0 +1,87 @@
+"""A notebook's folders, on Kaggle, in a clone, or with nothing."""
+
+import shutil
+
+import pytest
+
+from kaggle_utils import workspace
+from kaggle_utils.data import read_manifest
+from kaggle_utils.synthetic import write_raw
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn")
+    write_raw(folder, 12, seed=3, size=64)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def clone(tmp_path, monkeypatch):
+    monkeypatch.delenv("UNET_LUNG_INPUT", raising=False)
+    monkeypatch.setattr(workspace, "CLONE", tmp_path / "clone")
+    return tmp_path / "clone"
+
+
+@pytest.fixture
+def kaggle(tmp_path):
+    for name in ("input", "working"):
+        (tmp_path / "kaggle" / name).mkdir(parents=True)
+    return tmp_path / "kaggle"
+
+
+def test_with_nothing_films_are_drawn_once(clone, monkeypatch):
+    place = workspace.open_workspace(films=9, kaggle=clone / "nowhere")
+    assert place.built_in and place.work == clone / "runs/notebooks/built_in" and "nobody" in str(place)
+    monkeypatch.setattr(workspace, "write_raw", None)
+    assert workspace.open_workspace(films=9, kaggle=clone / "nowhere") == place
+    assert len(read_manifest(place.prepared())) == 9
+
+
+def test_drawing_that_was_killed_is_done_again(clone, monkeypatch):
+    monkeypatch.setattr(workspace, "write_raw", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        workspace.open_workspace(kaggle=clone / "nowhere")
+    monkeypatch.undo()
+    monkeypatch.setattr(workspace, "CLONE", clone)
+    place = workspace.open_workspace(films=9, kaggle=clone / "nowhere")
+    assert len(list(place.raw.rglob("*CXR_9*_[01].png"))) >= 9
+
+
+def test_a_named_folder_comes_first(clone, drawn, kaggle, monkeypatch):
+    monkeypatch.setenv("UNET_LUNG_INPUT", str(drawn))
+    assert workspace.open_workspace(kaggle=kaggle) == workspace.Workspace(drawn, kaggle / "working", False, kaggle)
+    assert workspace.open_workspace(kaggle=clone / "nowhere").work == clone / "runs/notebooks" / drawn.name
+    monkeypatch.setenv("UNET_LUNG_INPUT", str(kaggle))
+    with pytest.raises(FileNotFoundError, match="no film of Montgomery"):
+        workspace.open_workspace(kaggle=kaggle)
+
+
+@pytest.mark.parametrize("mount", ["chest", "datasets/kmader/chest"])
+def test_attached_sets_are_found_in_either_layout(kaggle, drawn, mount):
+    shutil.copytree(drawn, kaggle / "input" / mount)
+    place = workspace.open_workspace(kaggle=kaggle)
+    assert (place.raw, place.work, place.built_in) == (kaggle / "input", kaggle / "working", False)
+
+
+def test_on_kaggle_with_nothing_attached_films_are_drawn_into_the_output(kaggle):
+    place = workspace.open_workspace(films=9, kaggle=kaggle)
+    assert place.built_in and place.work == kaggle / "working/built_in"
+
+
+@pytest.mark.parametrize("mount", ["lung-unet-01-prep", "notebooks/somebody/lung-unet-01-prep", "notebooks/somebody/lung-unet-01-prep/built_in"])
+def test_an_earlier_kernels_output_is_found(kaggle, drawn, mount):
+    place = workspace.Workspace(drawn, kaggle / "working", False, kaggle)
+    with pytest.raises(FileNotFoundError, match="run 02_training first"):
+        place.find("training/best.safetensors", made_by="02_training")
+    for folder in (kaggle / "input" / mount, place.work):
+        (folder / "training").mkdir(parents=True)
+        (folder / "training" / "best.safetensors").touch()
+        assert place.find("training/best.safetensors", made_by="02_training") == folder / "training" / "best.safetensors"
+
+
+def test_where_the_library_cannot_be_written_the_notebooks_folder_is_used(clone, drawn, tmp_path, monkeypatch):
+    clone.write_text("a file, so that no folder can be made below it")
+    monkeypatch.setenv("UNET_LUNG_INPUT", str(drawn))
+    monkeypatch.chdir(tmp_path)
+    assert workspace.open_workspace(kaggle=tmp_path / "nowhere").work == tmp_path / "runs" / drawn.name
