@@ -1,4 +1,4 @@
-# make run [DATA=folder with the raw sets] · make test · make bench [DATA=…]
+# make run [DATA=folder with the raw sets] · make test · make bench [DATA=…] · make slides
 PYTHON  ?= python3
 DATA    ?=
 NAME    ?= $(if $(DATA),real,builtin)
@@ -8,11 +8,12 @@ RAW     := $(or $(DATA),$(RUN)/raw)
 PY      := .venv/bin/python
 CLI     := $(PY) -m kaggle_utils
 
-.PHONY: run weights test bench clean help
+.PHONY: run weights test bench slides clean help
 help:
 	@echo "make run [DATA=folder]  prepare, train, evaluate, predict, into runs/NAME; built-in films without DATA"
 	@echo "make test               all tests"
 	@echo "make bench [DATA=…]     speed beside peers, and with the raw sets the time to a Dice of 0.95, into results/"
+	@echo "make slides             the notebooks as one deck that opens without a network, runs/slides/unet-lung.html; needs npm"
 
 run: .venv/run.stamp
 	@mkdir -p $(RUN)
@@ -30,6 +31,7 @@ weights: .venv/run.stamp
 
 test: .venv/dev.stamp
 	@mkdir -p .cache
+	@$(PY) -m slides.make --fetch || true  # an install step: without it, or without a browser, the deck's test is skipped and says so
 	$(PY) -m pytest -q tests --basetemp .cache/tests
 
 bench: .venv/dev.stamp
@@ -38,6 +40,9 @@ bench: .venv/dev.stamp
 	$(if $(DATA),$(CLI) prep --input "$(RAW)" --out $(RUN)/segmentation)
 	$(PY) -m benchmarks.infer $(if $(DATA),--data $(RUN)/segmentation)
 	$(if $(DATA),$(PY) -m benchmarks.time_to_dice --data $(RUN)/segmentation)
+
+slides: .venv/dev.stamp
+	$(PY) -m slides.make
 
 # Debian keeps venv in a package of its own; as root we can fetch it, else say so.
 .venv/bin/python:

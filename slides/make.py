@@ -1,0 +1,231 @@
+"""The notebooks as one reveal.js deck, a single HTML file that opens without a network.
+
+    python -m slides.make [--notebooks notebooks] [--out runs/slides/unet-lung.html]
+
+The README's top is the title slide; each notebook is a section. A Markdown heading starts a slide; a slide shows one code
+cell with its output, and the text around it. A cell's own ``slideshow.slide_type`` goes before these rules. What is too
+large for a slide is drawn smaller, or code beside its output, by ``deck.js`` when the deck opens: only a browser knows sizes.
+
+reveal.js and MathJax are fetched by npm, once, into ``.cache/slides``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import mimetypes
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import unquote
+
+import nbformat
+from jinja2 import Template
+from nbconvert import SlidesExporter
+from nbformat import NotebookNode
+from nbformat.v4 import new_markdown_cell, new_notebook
+
+HERE = Path(__file__).resolve().parent
+README = HERE.parent / "README.md"
+CACHE = HERE.parent / ".cache/slides"
+# With their sha512: what a registry sends must be what the deck was tested with, whichever registry npm is set to.
+REVEAL = "reveal.js-6.0.2", "JYIg5D9aoxoaLeb84O+OvAwsKWdIavVgEDScxtYEXFCT6t6TQrhNtSgogcjdCpdLsWglhJn3zyE3fUOwiH5KEg=="
+# The last MathJax with all its glyphs in one file; version 4 asks a server for the rarer ones.
+MATHJAX = "mathjax-3.2.2", "Bt+SSVU8eBG27zChVewOicYs7Xsdt40qm4+UpHyX7k0/O9NliPc+x77k1/FEsPsjKPZGJvtRZM1vO+geW0OhGw=="
+
+HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*$", re.MULTILINE)
+LOADS = re.compile(r"""(<(?:img|script|link|iframe|video|audio|source|object|embed)\b[^>]*?\s(?:src|href|data)=["']?)(?!data:)([^"'\s>]+)""")
+
+
+# --- one deck --------------------------------------------------------------------------------------------------------
+
+def make_deck(notebooks: str | Path, out: str | Path, cache: str | Path = CACHE) -> None:
+    """Writes all notebooks of a folder as one deck, in the order of their names, behind a title slide.
+
+    Args:
+        notebooks: a folder of ``*.ipynb``, with outputs.
+        out: the HTML file.
+        cache: where npm's packages are, or will be.
+
+    Raises:
+        FileNotFoundError: no notebook, or no package in the cache and no npm to fetch it.
+        OSError: npm fetches nothing.
+        ValueError: a notebook or package is damaged, or a slide would load something when it is shown.
+    """
+    paths = sorted(Path(notebooks).glob("*.ipynb"))
+    if not paths:
+        raise FileNotFoundError(f"{notebooks}: there is no notebook (*.ipynb) to make slides of")
+    talk = [read_notebook(path) for path in paths]
+    sections = [to_html(title_slide(talk), README)]
+    sections += [to_html(split(notebook), path) for notebook, path in zip(talk, paths, strict=True)]
+    reveal, mathjax = fetch(*REVEAL, cache), fetch(*MATHJAX, cache)
+    page = Template((HERE / "page.html").read_text(encoding="utf-8")).render(
+        title=first_heading(README.read_text(encoding="utf-8"), "slides"), sections=sections,
+        styles=[packed(reveal, "dist/reveal.css"), (HERE / "deck.css").read_text(encoding="utf-8")],
+        libraries=[("reveal.js", packed(reveal, "LICENSE"), in_script(packed(reveal, "dist/reveal.js"))),
+                   ("reveal.js: speaker notes", "as above", in_script(packed(reveal, "dist/plugin/notes.js"))),
+                   ("MathJax", packed(mathjax, "LICENSE"), in_script(packed(mathjax, "es5/tex-svg-full.js")))],
+        script=(HERE / "deck.js").read_text(encoding="utf-8"))
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    Path(out).write_text(page, encoding="utf-8")
+
+
+def read_notebook(path: Path) -> NotebookNode:
+    """Reads a notebook of any 4.x format.
+
+    Raises:
+        ValueError: it isn't one; says which file.
+    """
+    try:
+        return nbformat.read(path, as_version=4)
+    except (ValueError, TypeError, KeyError, AttributeError, nbformat.ValidationError) as error:
+        raise ValueError(f"{path}: not a notebook, or a damaged one: {str(error).splitlines()[0][:80]}") from error
+
+
+# --- cells to slides -------------------------------------------------------------------------------------------------
+
+def title_slide(talk: list[NotebookNode]) -> NotebookNode:
+    """The README's top, up to its first second-level heading, and links to the notebooks' sections."""
+    top = README.read_text(encoding="utf-8").split("\n## ")[0]
+    titles = [first_heading("\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown"), "Notebook") for notebook in talk]
+    agenda = "\n".join(f"{n}. [{title}](#/{n})" for n, title in enumerate(titles, 1))
+    return new_notebook(cells=[new_markdown_cell(f"{top}\n\n{agenda}", metadata={"tags": ["title"]})])
+
+
+def split(notebook: NotebookNode) -> NotebookNode:
+    """Says in each cell's metadata which cells start a slide; a slide without a heading repeats the last one.
+
+    A slide starts at a heading; at code, if the slide has code already; and at the text before such code, if it
+    follows other text or ends in a colon or a question mark: then it introduces the code rather than ends the slide.
+    """
+    cells, heading, has_code = [], None, False
+    shown = [cell for cell in notebook.cells if slide_type(cell) != "skip" and cell.source.strip()]
+    for before, cell, after in zip([None, *shown], shown, [*shown[1:], None]):
+        own = HEADING.match(cell.source.lstrip()) if cell.cell_type == "markdown" else None
+        introduces = cell.cell_type == "markdown" and after is not None and after.cell_type == "code" and before is not None \
+            and (before.cell_type == "markdown" or cell.source.rstrip().endswith((":", "?")))
+        kind = slide_type(cell) or ("subslide" if own or has_code and (cell.cell_type == "code" or introduces) else "-")
+        if kind in ("slide", "subslide"):
+            has_code = False
+            if heading and not own:
+                cells.append(new_markdown_cell(f"## {heading}", metadata={"slideshow": {"slide_type": kind}, "tags": ["again"]}))
+                kind = "-"
+        cell.metadata["slideshow"] = {"slide_type": kind}
+        heading, has_code = own[1] if own else heading, has_code or cell.cell_type == "code"
+        cells.append(cell)
+    return new_notebook(cells=cells, metadata=notebook.metadata)
+
+
+def slide_type(cell: NotebookNode) -> str | None:
+    """What a cell says itself: slide, subslide, fragment, notes, skip or - (goes on); None if nothing."""
+    return cell.metadata.get("slideshow", {}).get("slide_type") or None
+
+
+def first_heading(markdown: str, otherwise: str) -> str:
+    found = HEADING.search(markdown)
+    return found[1] if found else otherwise
+
+
+def to_html(notebook: NotebookNode, path: Path) -> str:
+    """The slides of a notebook, pictures in them, as a ``<section>`` of ``<section>``s.
+
+    Raises:
+        ValueError: nothing to show, or something that a browser would load from elsewhere.
+    """
+    exporter = SlidesExporter(template_name="cells", extra_template_basedirs=[str(HERE)],
+                              exclude_input_prompt=True, exclude_output_prompt=True, exclude_anchor_links=True)
+    exporter.log.setLevel("ERROR")  # else a warning for each figure without a text alternative
+    if all(slide_type(cell) == "notes" for cell in notebook.cells):
+        raise ValueError(f"{path}: no cell to show; all are empty, or have the slide_type skip or notes")
+    return LOADS.sub(lambda found: found[1] + embedded(found[2], path), exporter.from_notebook_node(notebook)[0])
+
+
+def embedded(source: str, notebook: Path) -> str:
+    """A picture beside a notebook as a ``data:`` address. (nbconvert's ``embed_images`` takes none from ``../images``.)"""
+    picture, kind = notebook.parent / unquote(source), mimetypes.guess_type(source)[0] or ""
+    if not (kind.startswith("image/") and "://" not in source and picture.is_file()):
+        raise ValueError(f"{notebook}: its slides would load {source}, and a deck opens without a network: "
+                         "name a picture on the disk, or give the cell the slide_type skip")
+    return f"data:{kind};base64,{base64.b64encode(picture.read_bytes()).decode()}"
+
+
+# --- libraries of the deck -------------------------------------------------------------------------------------------
+
+def fetch(name: str, sha512: str, cache: str | Path = CACHE) -> Path:
+    """The archive of a package, from the cache, else by npm from the registry that it is set to.
+
+    Args:
+        name: of the archive without its ending, ``package-version``.
+        sha512: of the archive, in base64.
+        cache: a folder, made if it isn't there.
+
+    Raises:
+        FileNotFoundError: neither in the cache nor an npm to fetch it.
+        OSError: npm fetches nothing.
+        ValueError: an archive with another sha512.
+    """
+    kept = Path(cache) / f"{name}.tgz"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=kept.parent) as scratch:  # npm's own cache, too: nothing is left in the home folder
+            run_npm("pack", "@".join(name.rsplit("-", 1)), "--silent", "--pack-destination", scratch, "--cache", scratch)
+            check(Path(scratch) / kept.name, sha512)
+            os.replace(Path(scratch) / kept.name, kept)
+    check(kept, sha512)
+    return kept
+
+
+def run_npm(*arguments: str) -> None:
+    try:
+        done = subprocess.run(["npm", *arguments], capture_output=True, text=True, timeout=300)
+    except FileNotFoundError as error:
+        raise FileNotFoundError("npm is missing, which fetches reveal.js and MathJax: install Node.js (apt-get install npm)") from error
+    except subprocess.TimeoutExpired as error:
+        raise OSError(f"npm {' '.join(arguments[:2])} took more than {error.timeout:.0f} s: is there a network?") from error
+    if done.returncode:
+        raise OSError(f"npm {' '.join(arguments[:2])} failed: {(done.stderr.strip() or 'is there a network?').splitlines()[-1]}")
+
+
+def check(archive: Path, sha512: str) -> None:
+    found = base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
+    if found != sha512:
+        raise ValueError(f"{archive}: its sha512 is {found[:12]}…, expected {sha512[:12]}…; delete it to fetch it again")
+
+
+def packed(archive: Path, name: str) -> str:
+    """A text file of a package."""
+    with tarfile.open(archive) as package:
+        return package.extractfile(f"package/{name}").read().decode("utf-8")
+
+
+def in_script(source: str) -> str:
+    """JavaScript that may stand in a ``<script>``: what would end or nest one there is escaped, as strings and patterns allow."""
+    return source.replace("</script", r"<\/script").replace("<!--", r"\x3c!--")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Makes the deck; what a user can mend is one line on stderr and exit status 1."""
+    parser = argparse.ArgumentParser(prog="python -m slides.make", description=__doc__.splitlines()[0])
+    parser.add_argument("--notebooks", default="notebooks", help="their folder (default: %(default)s)")
+    parser.add_argument("--out", default="runs/slides/unet-lung.html", help="the deck (default: %(default)s)")
+    parser.add_argument("--fetch", action="store_true", help="only fetch reveal.js and MathJax")
+    args = parser.parse_args(argv)
+    try:
+        if args.fetch:
+            fetch(*REVEAL), fetch(*MATHJAX)
+            return 0
+        make_deck(args.notebooks, args.out)
+    except (ValueError, OSError) as error:
+        print(f"slides: {error}", file=sys.stderr)
+        return 1
+    print(args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,300 @@
+"""slides/: which cells share a slide, and the deck in a browser: nothing asked of a network, nothing wider or higher than a slide."""
+
+import base64
+import hashlib
+import io
+import os
+import shutil
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import nbformat
+import pandas as pd
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from slides import make
+from slides.make import CACHE, MATHJAX, REVEAL, embedded, fetch, make_deck, split, to_html
+
+NOTEBOOKS = make.README.parent / "notebooks"
+LEGIBLE = 0.6  # of the usual text size; code is then 11 px on a slide of 720
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+# What a slide shows, and what of it lies outside its slide or is clipped: by the browser, not by deck.js's own reckoning.
+REPORT = """() => {
+  const slide = Reveal.getCurrentSlide(), box = slide.getBoundingClientRect(), inside = [...slide.querySelectorAll(":not(aside, aside *, svg *)")];
+  const outside = e => { const r = e.getBoundingClientRect(); return r.left < box.left - 1 || r.top < box.top - 1 || r.right > box.right + 1 || r.bottom > box.bottom + 1; };
+  const clipped = e => e.matches("pre, div, td, th, table, p, li, section") && e.scrollWidth > e.clientWidth + 1;
+  const figure = slide.querySelector("img");
+  return {text: slide.innerText, heading: slide.querySelector("h1, h2, h3")?.innerText, scale: +slide.style.getPropertyValue("--scale"),
+    beside: slide.classList.contains("columns"), figure: figure ? [figure.clientWidth, figure.clientHeight] : null, last: Reveal.isLastSlide(),
+    wrong: inside.filter(e => outside(e) || clipped(e)).map(e => e.outerHTML.slice(0, 120)),
+    formulas: slide.querySelectorAll("mjx-container > svg").length, bad: slide.querySelectorAll("[data-mjx-error]").length};
+}"""
+
+
+def markdown(text: str, slide_type: str | None = None):
+    return new_markdown_cell(text, metadata={"slideshow": {"slide_type": slide_type}} if slide_type else {})
+
+
+def code(text: str, *outputs, slide_type: str | None = None):
+    return new_code_cell(text, outputs=list(outputs), metadata={"slideshow": {"slide_type": slide_type}} if slide_type else {})
+
+
+def printed(text: str, name: str = "stdout"):
+    return new_output("stream", name=name, text=text)
+
+
+def table(rows: int):
+    frame = pd.DataFrame({metric: [0.9] * rows for metric in ("dice", "iou", "hd95", "assd")}, index=[f"film_{row}" for row in range(rows)])
+    return new_output("execute_result", {"text/html": frame.to_html(), "text/plain": str(frame)}, execution_count=1)
+
+
+def png(width: float, height: float) -> bytes:
+    with matplotlib.rc_context({"backend": "agg"}):
+        figure, axes = plt.subplots(figsize=(width, height))
+    axes.plot([0, 1], [0, 1])
+    figure.savefig(buffer := io.BytesIO(), dpi=100)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def drawn(width: float, height: float):
+    return new_output("display_data", {"image/png": base64.b64encode(png(width, height)).decode()})
+
+
+def starts(*cells) -> list[list[str]]:
+    """The cells' text, slide by slide."""
+    slides = []
+    for cell in split(new_notebook(cells=list(cells))).cells:
+        if cell.metadata.slideshow.slide_type in ("slide", "subslide") or not slides:
+            slides.append([])
+        slides[-1].append(cell.source)
+    return slides
+
+
+# --- cells to slides -------------------------------------------------------------------------------------------------
+
+def test_heading_starts_a_slide_and_code_stays_with_the_text_around_it():
+    assert starts(markdown("# Prep"), markdown("## Films?"), code("a"), markdown("So it is."), markdown("## Masks?"), code("b")) == [
+        ["# Prep"], ["## Films?", "a", "So it is."], ["## Masks?", "b"]]
+
+
+def test_second_code_cell_starts_a_slide_that_repeats_the_heading():
+    assert starts(markdown("## Films?"), code("a"), code("b")) == [["## Films?", "a"], ["## Films?", "b"]]
+
+
+@pytest.mark.parametrize("before, together", [("And the masks?", "b"), ("The masks:", "b")])
+def test_text_that_introduces_code_goes_with_it(before, together):
+    assert starts(markdown("## Films?"), code("a"), markdown(before), code("b")) == [["## Films?", "a"], ["## Films?", before, together]]
+    assert starts(markdown("## Films?"), code("a"), markdown("So it is."), markdown("Next"), code("b"))[1] == ["## Films?", "Next", "b"]
+
+
+def test_text_that_ends_a_slide_stays_on_it():
+    assert starts(markdown("## Films?"), code("a"), markdown("So it is."), code("b")) == [["## Films?", "a", "So it is."], ["## Films?", "b"]]
+
+
+def test_cells_own_slide_type_goes_first():
+    assert starts(markdown("## Films?"), code("a"), code("b", slide_type="-"), markdown("c", "subslide"), code("setup", slide_type="skip"),
+                  markdown("## Masks?", "-")) == [["## Films?", "a", "b"], ["## Films?", "c", "## Masks?"]]
+
+
+def test_slides_of_own_pictures_carry_them_and_those_of_a_server_are_refused(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a b.png").write_bytes(png(1, 1))
+    path = tmp_path / "notebooks/01.ipynb"
+    path.parent.mkdir()
+    assert base64.b64decode(embedded("../images/a%20b.png", path).removeprefix("data:image/png;base64,")) == png(1, 1)
+    html = to_html(split(new_notebook(cells=[markdown("![x](<../images/a b.png>)\n\n<img alt='y' src='../images/a%20b.png'>")])), path)
+    assert html.count("data:image/png;base64,") == 2 and "../images" not in html
+    for source in ("https://example.org/badge.png", "../images/none.png"):
+        with pytest.raises(ValueError, match=f"01.ipynb: its slides would load {source}"):
+            to_html(split(new_notebook(cells=[markdown(f"![x]({source})")])), path)
+
+
+def test_notebooks_folder_that_is_empty_is_one_line(tmp_path, capsys):
+    assert make.main(["--notebooks", str(tmp_path), "--out", str(tmp_path / "deck.html")]) == 1
+    assert capsys.readouterr().err == f"slides: {tmp_path}: there is no notebook (*.ipynb) to make slides of\n"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"cells": 1}'])
+def test_damaged_notebook_is_named(tmp_path, content):
+    (tmp_path / "01.ipynb").write_text(content)
+    with pytest.raises(ValueError, match="01.ipynb: not a notebook"):
+        make_deck(tmp_path, tmp_path / "deck.html")
+
+
+def test_notebook_with_nothing_to_show_is_named(tmp_path):
+    for cells in ([], [code("setup", slide_type="skip")], [markdown("say this", "notes")]):
+        with pytest.raises(ValueError, match="01.ipynb: no cell to show"):
+            to_html(split(new_notebook(cells=cells)), tmp_path / "01.ipynb")
+
+
+# --- npm -------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def npm(tmp_path, monkeypatch):
+    """An npm that packs ``b"package"`` whatever it is asked for."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/npm").write_text('#!/bin/sh\nprintf package > "$5/$(echo "$2" | tr @ -).tgz"\n')
+    (tmp_path / "bin/npm").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+
+
+def sha512(content: bytes) -> str:
+    return base64.b64encode(hashlib.sha512(content).digest()).decode()
+
+
+def test_package_is_fetched_once(npm, tmp_path, monkeypatch):
+    assert fetch("deck.js-1.2", sha512(b"package"), tmp_path / "cache").read_bytes() == b"package"
+    monkeypatch.setenv("PATH", "")
+    assert fetch("deck.js-1.2", sha512(b"package"), tmp_path / "cache") == tmp_path / "cache/deck.js-1.2.tgz"
+    assert os.listdir(tmp_path / "cache") == ["deck.js-1.2.tgz"]
+
+
+def test_another_package_than_the_tested_is_refused_and_not_kept(npm, tmp_path):
+    with pytest.raises(ValueError, match="deck.js-1.2.tgz: its sha512 is"):
+        fetch("deck.js-1.2", sha512(b"tested"), tmp_path / "cache")
+    assert not os.listdir(tmp_path / "cache")
+
+
+def test_damaged_cache_is_named(tmp_path):
+    (tmp_path / "deck.js-1.2.tgz").write_bytes(b"half")
+    with pytest.raises(ValueError, match="delete it to fetch it again"):
+        fetch("deck.js-1.2", sha512(b"package"), tmp_path)
+
+
+def test_missing_npm_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(FileNotFoundError, match="npm is missing.*install Node.js"):
+        fetch("deck.js-1.2", sha512(b"package"), tmp_path)
+
+
+def test_failing_npm_is_one_line(npm, tmp_path):
+    (tmp_path / "bin/npm").write_text("#!/bin/sh\necho error code E404 >&2\necho error last >&2\nexit 1\n")
+    with pytest.raises(OSError, match="^npm pack deck.js@1.2 failed: error last$"):
+        fetch("deck.js-1.2", sha512(b"package"), tmp_path)
+
+
+# --- the deck in a browser -------------------------------------------------------------------------------------------
+
+PREP = [
+    markdown("# Prep\n\nRaw sets become one folder.\n\n- reads `raw/`\n- writes `segmentation/`"),
+    code("import sys", slide_type="skip"),
+    markdown("## What lies there?\n\nSets are known by their layout."),
+    code("sets = find_sets(folder)\nlen(sets)", printed("3 sets cost $5 and $6\n"), printed("  9%|#   \n", "stderr")),
+    markdown("Three of them. [How they are used](02_training.ipynb)."),
+    code("manifest.head(3)", table(3)),
+    markdown("speak slowly", "notes"),
+]
+TRAINING = [
+    markdown("# Training"),
+    markdown("## Why Dice?\n\nWith $p = \\sigma(z)$:\n\n$$1 - \\frac{2\\sum_i p_i y_i}{\\sum_i p_i + \\sum_i y_i}, \\quad \\mathbb{R} \\ni z, "
+             "\\boldsymbol{y}, \\mathcal{L}, \\mathfrak{B}$$"),
+    markdown("## Figure"), code("curves(history)", drawn(9, 3)),
+    markdown("## Tall figure"), code("\n".join(f"axis.plot(history[{n}])" for n in range(12)), drawn(5, 9)), markdown("Taller than a slide."),
+    markdown("## Long code"), code("\n".join(f"setting_{n} = {n}  # px" for n in range(28)), printed("\n".join(f"epoch {n}" for n in range(28)))),
+    markdown("## Wide code"), code("call(" + ", ".join(f"argument_{n}={n}" for n in range(9)) + ")"),
+    markdown("## Long table"), code("worst", table(18)),
+]
+HEADINGS = ["Prep", "What lies there?", "What lies there?", "Training", "Why Dice?", "Figure", "Tall figure", "Long code", "Wide code", "Long table"]
+
+
+def watch(deck: Path, shots: Path) -> dict:
+    """Steps through a deck in a browser without a network: each slide's report, what was asked for, and errors. Saves screenshots."""
+    from playwright.sync_api import sync_playwright
+    shots.mkdir()
+    asked, errors, slides = [], [], []
+    with sync_playwright() as play, play.chromium.launch(executable_path=CHROMIUM, timeout=120_000) as browser:
+        page = browser.new_context(offline=True, viewport={"width": 1280, "height": 720}).new_page()
+        page.set_default_timeout(120_000)
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(deck.as_uri())
+        page.wait_for_function("window.Reveal?.isReady()")
+        while not slides or not slides[-1]["last"]:
+            if slides:
+                page.evaluate("Reveal.next()")
+            slides.append(page.evaluate(REPORT))
+            page.screenshot(path=shots / f"{len(slides):03d}.png")
+            assert len(slides) < 1000
+        return {"slides": slides, "errors": errors, "asked": [url for url in asked if not url.startswith("data:") and url.split("#")[0] != deck.as_uri()],
+                "notes": page.evaluate("[...document.querySelectorAll('aside.notes')].map(e => e.textContent.trim())"),
+                "links": page.evaluate("[...document.querySelectorAll('.slides a[href]')].map(a => a.getAttribute('href'))")}
+
+
+@pytest.fixture(scope="module")
+def viewer(tmp_path_factory):
+    """``watch``, where there is all that it takes."""
+    pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    if not CHROMIUM:
+        pytest.skip("no browser: apt-get install chromium")
+    if not all((CACHE / f"{name}.tgz").exists() for name, _ in (REVEAL, MATHJAX)):
+        pytest.skip("reveal.js and MathJax are not there: python -m slides.make --fetch")
+    return watch
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("slides")
+    for name, cells in (("01_prep", PREP), ("02_training", TRAINING)):
+        nbformat.write(new_notebook(cells=cells), folder / f"{name}.ipynb")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def seen(viewer, folder):
+    make_deck(folder, folder / "deck/unet-lung.html")
+    return viewer(folder / "deck/unet-lung.html", folder / "shots")
+
+
+def test_deck_asks_nothing_of_a_network_and_has_no_errors(seen):
+    assert seen["asked"] == [] and seen["errors"] == []
+
+
+def test_deck_has_all_slides_in_order(seen):
+    assert [slide["heading"] for slide in seen["slides"][1:]] == HEADINGS
+    assert seen["slides"][0]["text"].split()[:1] == ["unet-lung"]
+    assert seen["links"] == ["#/1", "#/2"]  # the title's; a link to a notebook's file would lead nowhere
+
+
+def test_nothing_is_outside_its_slide_or_clipped(seen):
+    assert {n: slide["wrong"] for n, slide in enumerate(seen["slides"]) if slide["wrong"]} == {}
+
+
+def test_text_is_legible_and_figures_are_large(seen):
+    slides = {slide["heading"]: slide for slide in seen["slides"]}
+    assert all(slide["scale"] >= LEGIBLE for slide in slides.values()), slides
+    assert all(slides[heading]["scale"] == 1 for heading in ("Prep", "Why Dice?", "Figure"))
+    assert slides["Long code"]["beside"] and slides["Tall figure"]["beside"] and not slides["Figure"]["beside"]
+    assert slides["Figure"]["figure"] == [900, 300] and slides["Tall figure"]["figure"][1] > 400
+
+
+def test_formulas_are_set_in_text_alone(seen):
+    slides = {slide["heading"]: slide for slide in seen["slides"][3:]}
+    assert slides["Why Dice?"]["formulas"] == 2 and sum(slide["bad"] for slide in seen["slides"]) == 0
+    assert "$" not in slides["Why Dice?"]["text"] and "3 sets cost $5 and $6" in seen["slides"][2]["text"]
+
+
+def test_setup_notes_and_warnings_are_not_shown(seen):
+    text = "\n".join(slide["text"] for slide in seen["slides"])
+    assert "import sys" not in text and "9%" not in text and "speak slowly" not in text
+    assert seen["notes"] == ["speak slowly"]
+
+
+def test_licences_are_in_the_deck(seen, folder):
+    deck = (folder / "deck/unet-lung.html").read_text(encoding="utf-8")
+    assert "Permission is hereby granted, free of charge" in deck and "Hakim El Hattab" in deck
+    assert "Apache License" in deck and "END OF TERMS AND CONDITIONS" in deck
+
+
+@pytest.mark.skipif(not list(NOTEBOOKS.glob("*.ipynb")), reason="no notebooks yet")
+def test_committed_notebooks_make_a_deck_that_can_be_read(viewer, tmp_path):
+    make_deck(NOTEBOOKS, tmp_path / "unet-lung.html")
+    seen = viewer(tmp_path / "unet-lung.html", tmp_path / "shots")
+    assert seen["asked"] == [] and seen["errors"] == []
+    small = {f"{n}: {slide['heading']}": slide["scale"] for n, slide in enumerate(seen["slides"], 1) if slide["scale"] < LEGIBLE}
+    assert not small, f"too much for one slide, split these cells or take lines out: {small}"
+    assert {n: slide["wrong"] for n, slide in enumerate(seen["slides"], 1) if slide["wrong"]} == {}
