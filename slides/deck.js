@@ -1,6 +1,6 @@
 // Sizes what is on each slide, then starts reveal.js. A slide is 1280 x 720 px; lengths in it are in em, so that one number scales it.
 const [WIDTH, HEIGHT] = [1280, 720];
-const SCALES = Array.from({length: 15}, (_, i) => 1 - 0.05 * i);
+const SCALES = Array.from({length: 15}, (_, i) => (20 - i) / 20);
 const FIGURE = 440;  // px of height that satisfy at full text size
 const FOOT = 44;     // px below the content, for the foot line
 
@@ -23,12 +23,17 @@ function figureHeight(slide) {
   return low;
 }
 
+function apply(slide, {layout, scale, figure}) {
+  for (const name of ["columns", "wrapped"]) slide.classList.toggle(name, layout.includes(name));
+  slide.style.setProperty("--scale", scale);
+  slide.style.setProperty("--figure", `${figure}px`);
+}
+
 // Falling text sizes in one layout, until it gets worse: text size times the side of the largest figure, if there are any.
 function best(slide, layout, figures) {
   let found = {score: -1, layout, scale: SCALES.at(-1), figure: 100};
-  slide.classList.toggle("columns", layout === "columns");
   for (const scale of SCALES) {
-    slide.style.setProperty("--scale", scale);
+    apply(slide, {layout, scale, figure: 0});
     const figure = figures.length ? figureHeight(slide) : 0;
     if (!fits(slide)) continue;
     const score = scale * (figures.length ? Math.max(...figures.map(image => Math.sqrt(image.clientWidth * image.clientHeight))) : 1);
@@ -39,17 +44,19 @@ function best(slide, layout, figures) {
   return found;
 }
 
-// Code above its output, or beside it where that shows clearly more.
+// Code above its output; or beside it, or with long lines broken, or both, where that shows clearly more.
 function fit(slide) {
   const figures = [...slide.querySelectorAll("img")];
-  let chosen = best(slide, "stacked", figures);
-  if (slide.querySelector(".jp-CodeCell:not(.jp-mod-noOutputs)") && (chosen.scale < 1 || figures.length && chosen.figure < FIGURE)) {
-    const beside = best(slide, "columns", figures);
-    if (beside.score > 1.15 * chosen.score) chosen = beside;
+  const layouts = [];
+  if (slide.querySelector(".jp-CodeCell:not(.jp-mod-noOutputs)")) layouts.push(["columns"]);
+  if (slide.querySelector("pre")) layouts.push(["wrapped"], ...layouts.map(layout => [...layout, "wrapped"]));
+  let chosen = best(slide, [], figures);
+  for (const layout of layouts) {
+    if (chosen.scale === 1 && (!figures.length || chosen.figure >= FIGURE)) break;
+    const other = best(slide, layout, figures);
+    if (other.score > 1.15 * chosen.score) chosen = other;
   }
-  slide.classList.toggle("columns", chosen.layout === "columns");
-  slide.style.setProperty("--scale", chosen.scale);
-  slide.style.setProperty("--figure", `${chosen.figure}px`);
+  apply(slide, chosen);
 }
 
 async function start() {

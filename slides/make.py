@@ -3,7 +3,7 @@
     python -m slides.make [--notebooks notebooks] [--out runs/slides/unet-lung.html]
 
 The README's top is the title slide; each notebook is a section. A Markdown heading starts a slide; a slide shows one code
-cell with its output, and the text around it. A cell's own ``slideshow.slide_type`` goes before these rules. What is too
+cell with its output, and the text around it (``split`` has the rules). A cell's own ``slideshow.slide_type`` goes before these rules. What is too
 large for a slide is drawn smaller, or code beside its output, by ``deck.js`` when the deck opens: only a browser knows sizes.
 
 reveal.js and MathJax are fetched by npm, once, into ``.cache/slides``.
@@ -20,6 +20,7 @@ import re
 import subprocess
 import sys
 import tarfile
+from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import unquote
@@ -93,32 +94,49 @@ def title_slide(talk: list[NotebookNode]) -> NotebookNode:
     """The README's top, up to its first second-level heading, and links to the notebooks' sections."""
     top = README.read_text(encoding="utf-8").split("\n## ")[0]
     titles = [first_heading("\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown"), "Notebook") for notebook in talk]
-    agenda = "\n".join(f"{n}. [{title}](#/{n})" for n, title in enumerate(titles, 1))
+    agenda = "\n".join(f"- [{title}](#/{n})" for n, title in enumerate(titles, 1))
     return new_notebook(cells=[new_markdown_cell(f"{top}\n\n{agenda}", metadata={"tags": ["title"]})])
 
 
 def split(notebook: NotebookNode) -> NotebookNode:
     """Says in each cell's metadata which cells start a slide; a slide without a heading repeats the last one.
 
-    A slide starts at a heading; at code, if the slide has code already; and at the text before such code, if it
-    follows other text or ends in a colon or a question mark: then it introduces the code rather than ends the slide.
+    A slide starts at a heading, in the middle of a cell too; at code, if the slide has code already or is the notebook's
+    first; and at the text before such code, if it follows other text or ends in a colon or a question mark: then it
+    introduces the code rather than ends the slide.
     """
-    cells, heading, has_code = [], None, False
-    shown = [cell for cell in notebook.cells if slide_type(cell) != "skip" and cell.source.strip()]
+    cells, heading, full = [], None, False
+    shown = [part for cell in notebook.cells if slide_type(cell) != "skip" and cell.source.strip() for part in at_headings(cell)]
     for before, cell, after in zip([None, *shown], shown, [*shown[1:], None]):
-        own = HEADING.match(cell.source.lstrip()) if cell.cell_type == "markdown" else None
-        introduces = cell.cell_type == "markdown" and after is not None and after.cell_type == "code" and before is not None \
+        text = cell.cell_type == "markdown"
+        own = HEADING.match(cell.source.lstrip()) if text else None
+        introduces = text and before and after and after.cell_type == "code" \
             and (before.cell_type == "markdown" or cell.source.rstrip().endswith((":", "?")))
-        kind = slide_type(cell) or ("subslide" if own or has_code and (cell.cell_type == "code" or introduces) else "-")
+        kind = slide_type(cell) or ("subslide" if own or full and (introduces or not text) else "-")
         if kind in ("slide", "subslide"):
-            has_code = False
+            full = False
             if heading and not own:
                 cells.append(new_markdown_cell(f"## {heading}", metadata={"slideshow": {"slide_type": kind}, "tags": ["again"]}))
                 kind = "-"
         cell.metadata["slideshow"] = {"slide_type": kind}
-        heading, has_code = own[1] if own else heading, has_code or cell.cell_type == "code"
+        heading = own[1] if own else heading
+        full = full or not text or bool(own) and own[0].startswith("# ")
         cells.append(cell)
     return new_notebook(cells=cells, metadata=notebook.metadata)
+
+
+def at_headings(cell: NotebookNode) -> list[NotebookNode]:
+    """A Markdown cell cut before each heading; whole if it is code, or says its ``slide_type`` itself."""
+    if cell.cell_type != "markdown" or slide_type(cell):
+        return [cell]
+    parts, fenced = [""], False
+    for line in cell.source.splitlines(keepends=True):
+        fenced ^= line.lstrip().startswith(("```", "~~~"))
+        if HEADING.match(line) and not fenced and parts[-1].strip():
+            parts.append("")
+        parts[-1] += line
+    kept = {key: cell[key] for key in ("metadata", "attachments") if key in cell}
+    return [new_markdown_cell(part, **deepcopy(kept)) for part in parts]
 
 
 def slide_type(cell: NotebookNode) -> str | None:
@@ -142,6 +160,8 @@ def to_html(notebook: NotebookNode, path: Path) -> str:
     exporter.log.setLevel("ERROR")  # else a warning for each figure without a text alternative
     if all(slide_type(cell) == "notes" for cell in notebook.cells):
         raise ValueError(f"{path}: no cell to show; all are empty, or have the slide_type skip or notes")
+    for n, cell in enumerate(notebook.cells):
+        cell["id"] = f"{re.sub('[^a-zA-Z0-9]', '-', path.stem)[:40]}-{n}"  # unique in the deck, and the same in each build
     return LOADS.sub(lambda found: found[1] + embedded(found[2], path), exporter.from_notebook_node(notebook)[0])
 
 

@@ -18,7 +18,7 @@ from slides import make
 from slides.make import CACHE, MATHJAX, REVEAL, embedded, fetch, make_deck, split, to_html
 
 NOTEBOOKS = make.README.parent / "notebooks"
-LEGIBLE = 0.6  # of the usual text size; code is then 11 px on a slide of 720
+LEGIBLE = 0.5  # of the usual text size; code is then 14 px high on a screen of 1080
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 # What a slide shows, and what of it lies outside its slide or is clipped: by the browser, not by deck.js's own reckoning.
@@ -79,6 +79,16 @@ def starts(*cells) -> list[list[str]]:
 def test_heading_starts_a_slide_and_code_stays_with_the_text_around_it():
     assert starts(markdown("# Prep"), markdown("## Films?"), code("a"), markdown("So it is."), markdown("## Masks?"), code("b")) == [
         ["# Prep"], ["## Films?", "a", "So it is."], ["## Masks?", "b"]]
+
+
+def test_heading_in_the_middle_of_a_cell_starts_a_slide_but_none_in_a_fence():
+    assert starts(code("a"), markdown("So it is.\n\n## Masks?\n\n```\n# no heading\n```\n### Left\nand right"), code("b")) == [
+        ["a", "So it is.\n\n"], ["## Masks?\n\n```\n# no heading\n```\n"], ["### Left\nand right", "b"]]
+
+
+def test_notebooks_first_slide_has_no_code():
+    assert starts(markdown("# Prep\n\nReads films."), code("a"))[0] == ["# Prep\n\nReads films."]
+    assert starts(markdown("# Prep"), markdown("Where are we?"), code("a")) == [["# Prep"], ["## Prep", "Where are we?", "a"]]
 
 
 def test_second_code_cell_starts_a_slide_that_repeats_the_heading():
@@ -282,6 +292,11 @@ def test_setup_notes_and_warnings_are_not_shown(seen):
     text = "\n".join(slide["text"] for slide in seen["slides"])
     assert "import sys" not in text and "9%" not in text and "speak slowly" not in text
     assert seen["notes"] == ["speak slowly"]
+
+
+def test_deck_is_the_same_in_each_build(seen, folder):
+    make_deck(folder, folder / "again.html")
+    assert (folder / "again.html").read_bytes() == (folder / "deck/unet-lung.html").read_bytes()
 
 
 def test_licences_are_in_the_deck(seen, folder):
