@@ -21,6 +21,7 @@ from .export import open_graph, read_onnx_header, to_onnx
 from .hardware import choose_device, choose_precision, keep_memory
 from .image import (IMAGE_SUFFIXES, read_image, read_mask, resize_image, resize_mask, resize_prob, write_bytes, write_image,
                     write_mask)
+from .measure import MEASUREMENTS, measure
 from .metrics import score
 from .model import load_weights, read_header
 from .prep import combined_mask, find_films
@@ -116,6 +117,7 @@ class ReadFilm:
     path: Path
     image: np.ndarray | None = None
     error: str = ""
+    spacing_mm: tuple[float, float] | None = None  # between rows and between columns, where the file carries them
 
 
 def clean_mask(mask: np.ndarray, components: int = 2) -> np.ndarray:
@@ -162,12 +164,13 @@ def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegm
 
     Args:
         patterns: files, folders and globs.
-        out: gets ``masks/NAME.png`` (0/255, the film's own size), ``overlays/NAME.png`` and ``predictions.csv``.
+        out: gets ``masks/NAME.png`` (0/255, the film's own size), ``overlays/NAME.png``, ``predictions.csv`` and
+            ``measurements.csv``: for each film with a mask, its name and what :func:`measure.measure` finds, to 4 decimals.
         segmenter: with which weights and switches.
         batch: films a forward pass.
 
     Returns:
-        The table written: name, path, height, width, lung_px, lung_share, mask, overlay, error.
+        The table of predictions: name, path, height, width, lung_px, lung_share, mask, overlay, error.
 
     Raises:
         FileNotFoundError: a pattern names nothing.
@@ -178,17 +181,22 @@ def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegm
         (out / folder).mkdir(parents=True, exist_ok=True)
     files = find_files(patterns, skip=out)
     names = _unique_names(files)
-    rows = []
+    rows, measured = [], []
     bar = tqdm(total=len(files), desc="predict", unit="film", disable=None)
     with ThreadPoolExecutor() as pool:
         for films in _batches(_read_ahead(files, names, pool, 2 * batch), batch):
             good = [film for film in films if film.image is not None]
             masks = dict(zip((film.name for film in good), segmenter.masks([film.image for film in good]) if good else ()))
-            rows += pool.map(lambda film: _write_film(film, masks.get(film.name), out), films)
+            for row, found in pool.map(lambda film: _write_film(film, masks.get(film.name), out), films):
+                rows.append(row)
+                if found:
+                    measured.append({"name": row["name"], **found})
             bar.update(len(films))
     bar.close()
     table = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(("height", "width", "lung_px"), "Int64"))
     write_bytes(out / "predictions.csv", table.to_csv(index=False).encode())
+    measurements = pd.DataFrame(measured, columns=["name", *MEASUREMENTS]).round(4).convert_dtypes()  # whole numbers as such
+    write_bytes(out / "measurements.csv", measurements.to_csv(index=False).encode())
     return table
 
 
@@ -290,16 +298,18 @@ def _read_film(path: Path, name: str) -> ReadFilm:
         return ReadFilm(name, path, error=str(error))
 
 
-def _write_film(film: ReadFilm, mask: np.ndarray | None, out: Path) -> dict[str, object]:
+def _write_film(film: ReadFilm, mask: np.ndarray | None, out: Path) -> tuple[dict[str, object], dict[str, float]]:
+    """Rows of the predictions and, empty without a mask, of the measurements."""
     row = {"name": film.name, "path": str(film.path)}
     if mask is None:
-        return {**row, "error": film.error}
+        return {**row, "error": film.error}, {}
     paths = {kind: out / kind / f"{film.name}.png" for kind in ("masks", "overlays")}
     write_mask(paths["masks"], mask)
     write_image(paths["overlays"], draw_overlay(film.image, mask))
     height, width = mask.shape
-    return {**row, "height": height, "width": width, "lung_px": int(mask.sum()), "lung_share": round(float(mask.mean()), 4),
+    row |= {"height": height, "width": width, "lung_px": int(mask.sum()), "lung_share": round(float(mask.mean()), 4),
             "mask": str(paths["masks"]), "overlay": str(paths["overlays"]), "error": ""}
+    return row, measure(mask, film.spacing_mm)
 
 
 def _unique_names(files: list[Path]) -> list[str]:

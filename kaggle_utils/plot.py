@@ -9,7 +9,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
+from .measure import SIDES, measure, split_lungs
 from .plot_tuning import FIGURES as TUNING
 from .plot_tuning import saved
 from .plot_unet import draw_unet
@@ -19,6 +21,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 # Okabe and Ito's colours, which the colour-blind tell apart; the last two on gray too.
 OKABE_ITO = ("#0072B2", "#D55E00", "#CC79A7", "#009E73", "#000000", "#E69F00", "#56B4E9")
 RIGHT, LEFT = OKABE_ITO[-2:]
+HALO = [withStroke(linewidth=3, foreground="black")]  # a line on a film is seen on white too
 
 
 def contact_sheet(films: Sequence[Film], *, columns: int = 7, outlines: bool = True, ax=None):
@@ -69,6 +72,57 @@ def draw_synthetic(path: str | Path | None = None, *, columns: int = 7, seed: in
         contact_sheet(films, columns=columns, outlines=False, ax=axes[2 * k])
         contact_sheet(films, columns=columns, ax=axes[2 * k + 1])
         axes[2 * k].set_title(f"{label}: films of nobody, below them with their lungs", loc="left", fontsize=9)
+    return saved(figure, path)
+
+
+def measured_film(image: np.ndarray, mask: np.ndarray, *, ax=None):
+    """Draws a film with what :func:`measure.measure` finds in its mask, in px, and the numbers that are not lengths as a title.
+
+    Args:
+        image: ``uint8 (H, W)``.
+        mask: ``uint8 (H, W)`` in {0, 1}, with both lungs.
+        ax: axes to draw on, the current ones by default.
+
+    Returns:
+        The axes.
+    """
+    ax = ax or plt.gca()
+    found = measure(mask)
+    ax.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="antialiased")
+    for side, lung, colour in zip(SIDES, split_lungs(mask), (RIGHT, LEFT), strict=True):
+        ax.contour(lung, levels=[0.5], colors=[colour], linewidths=1.2)
+        rows, columns = np.nonzero(lung)
+        top, bottom, first, last = rows.min(), rows.max(), columns.min(), columns.max()
+        beside, below = (first - 14 if side == "right" else last + 14), bottom + 14
+        _draw_length((beside, top), (beside, bottom), f"height {found[f'{side}_height_px']}", colour, ax)
+        _draw_length((first, below), (last, below), f"width {found[f'{side}_width_px']}", colour, ax)
+        for place, marker in (("apex", "^"), ("costophrenic", "v")):
+            at = found[f"{side}_{place}_column"], found[f"{side}_{place}_row"]
+            ax.plot(*at, marker, color="white", markeredgecolor="black", markersize=8)
+    height, slope = len(image), np.tan(np.radians(found["tilt_deg"]))
+    midline = [found["midline_column"] + slope * height / 2 * end for end in (1, -1)]
+    ax.plot(midline, [0, height], color="white", linewidth=1.2, path_effects=HALO)
+    ax.set_title(f"left/right area {found['left_right_ratio']:.2f}, symmetry {found['symmetry']:.2f}, "
+                 f"tilt {found['tilt_deg']:+.1f}°, lung share {found['lung_share']:.2f}", fontsize=9)
+    ax.set(xlim=(0, image.shape[1] - 1), ylim=(height - 1, 0))
+    ax.set_axis_off()
+    return ax
+
+
+def draw_measurements(path: str | Path | None = None, *, seeds: Sequence[int] = (14, 9), size: int = 512) -> Figure:
+    """Makes ``images/measurements.png``: built-in films, normal and TB, with the measurements of their masks.
+
+    Args:
+        path: where to save it, if at all.
+        seeds: of the normal film and of the one with tuberculosis.
+        size: px a side.
+    """
+    model = AppearanceModel.load()
+    figure, axes = plt.subplots(1, 2, figsize=(10, 5.5), layout="constrained")
+    for tb, (seed, ax) in enumerate(zip(seeds, axes, strict=True)):
+        film = model.sample(1, seed, size=size, tb=tb)[0]
+        measured_film(film.image, film.mask, ax=ax)
+    figure.supxlabel("films of nobody; triangles: apex, costophrenic angle; white line: midline", fontsize=9)
     return saved(figure, path)
 
 
@@ -138,5 +192,13 @@ def draw_pareto(path: str | Path | None = None, *, table: str | Path = RESULTS /
     return saved(figure, path)
 
 
+def _draw_length(start: tuple[float, float], end: tuple[float, float], text: str, colour: str, ax) -> None:
+    """An arrow with two heads between x, y and x, y, its text upon it."""
+    ax.annotate("", start, end, arrowprops={"arrowstyle": "<->", "color": colour, "shrinkA": 0, "shrinkB": 0, "path_effects": HALO})
+    ax.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2, text, color=colour, rotation=90 if start[0] == end[0] else 0,
+            ha="center", va="center", fontsize=9, bbox={"facecolor": "black", "edgecolor": "none", "pad": 1.5})
+
+
 FIGURES = {  # what `python -m kaggle_utils plots` makes
-    "pareto.png": draw_pareto, "synthetic.png": draw_synthetic, "time_to_dice.png": draw_time_to_dice, "unet.png": draw_unet, **TUNING}
+    "measurements.png": draw_measurements, "pareto.png": draw_pareto, "synthetic.png": draw_synthetic,
+    "time_to_dice.png": draw_time_to_dice, "unet.png": draw_unet, **TUNING}

@@ -13,7 +13,7 @@ ROWS = {
     4: ["tune", "tb", "plot", "protocol"],
     3: ["train", "infer"],
     2: ["export", "workspace"],
-    1: ["model", "loss", "metrics", "data", "prep", "synthetic"],
+    1: ["model", "loss", "metrics", "measure", "data", "prep", "synthetic"],
     0: ["image", "hardware", "config", "__init__"],
 }
 # One module in several files, from its face down to its depths: a file may import those to its right.

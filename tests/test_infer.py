@@ -12,6 +12,7 @@ from scipy import ndimage
 from kaggle_utils import image as files
 from kaggle_utils import infer
 from kaggle_utils.infer import LungSegmenter, clean_mask, evaluate, find_files, predict
+from kaggle_utils.measure import MEASUREMENTS, measure
 from kaggle_utils.model import UNet, save_weights
 from phantoms import phantom, write_prepared, write_raw
 
@@ -267,6 +268,31 @@ def test_only_bad_files_still_give_a_table(segmenter, tmp_path):
 def overlapping_pairs():
     return [["left/film.png", "right/film.png"], ["film.png", "film.jpg"], ["a/film.png", "b/FILM.png"],
             pytest.param(["x/b/film.png", "x_b/film.png"], id="a folder named like another's path")]
+
+
+def test_measurements_have_a_row_for_each_film_with_a_mask(folder, segmenter, tmp_path):
+    (folder / "broken.png").write_bytes(b"no film")
+    predict([folder], tmp_path / "out", segmenter, batch=2)
+    table = pd.read_csv(tmp_path / "out" / "measurements.csv")
+    assert table["name"].tolist() == ["a", "b", "c", "d"] and list(table) == ["name", *MEASUREMENTS]
+    for row in table.to_dict("records"):
+        expected = measure(files.read_mask(tmp_path / "out" / "masks" / f"{row['name']}.png"))
+        assert {key: row[key] for key in MEASUREMENTS} == pytest.approx(expected, abs=1e-4, nan_ok=True)
+
+
+def test_measurements_are_in_mm_where_the_film_has_a_spacing(tmp_path, monkeypatch, segmenter):
+    film = phantom(40, 32)
+    monkeypatch.setattr(infer, "_read_film", lambda path, name: infer.ReadFilm(name, path, film.image, spacing_mm=(2.0, 0.5)))
+    write_raw(tmp_path / "a.png", film.image)
+    predict([tmp_path / "a.png"], tmp_path / "out", segmenter)
+    row = pd.read_csv(tmp_path / "out" / "measurements.csv").loc[0]
+    assert row["right_height_mm"] == 2 * row["right_height_px"] > 0 and row["left_width_mm"] == row["left_width_px"] / 2
+
+
+def test_measurements_of_no_mask_are_a_table_without_rows(tmp_path, segmenter):
+    (tmp_path / "broken.png").write_bytes(b"no film")
+    predict([tmp_path / "broken.png"], tmp_path / "out", segmenter)
+    assert pd.read_csv(tmp_path / "out" / "measurements.csv").empty
 
 
 @pytest.mark.parametrize("pair", overlapping_pairs())

@@ -1,12 +1,14 @@
 """plot.py: figures are drawn from tables alone, and a study that was not run is an error in words."""
 
 import matplotlib
+import numpy as np
 import pandas as pd
 import pytest
 
 matplotlib.use("Agg")
 from kaggle_utils import plot  # noqa: E402
 from kaggle_utils.__main__ import main  # noqa: E402
+from kaggle_utils.measure import SIDES, measure  # noqa: E402
 
 
 @pytest.fixture
@@ -31,6 +33,22 @@ def test_time_to_dice_has_a_curve_for_each_contestant(tmp_path):
     figure = plot.draw_time_to_dice(tmp_path / "t.png", table=tmp_path / "t.csv")
     assert len(figure.axes[0].lines) == 3  # and the line at 0.95
     assert (tmp_path / "t.png").stat().st_size > 1000
+
+
+def test_measurements_are_drawn_where_they_were_measured():
+    film = plot.AppearanceModel.load().sample(1, 4, size=128)[0]
+    found, ax = measure(film.mask), plot.measured_film(film.image, film.mask, ax=matplotlib.figure.Figure().subplots())
+    marks = {tuple(float(v) for v in line.get_xydata()[0]) for line in ax.lines if len(line.get_xydata()) == 1}
+    assert marks == {(found[f"{side}_{place}_column"], found[f"{side}_{place}_row"]) for side in SIDES for place in ("apex", "costophrenic")}
+    midline = ax.lines[-1]
+    assert np.interp(64, midline.get_ydata(), midline.get_xdata()) == pytest.approx(found["midline_column"])
+    assert (midline.get_xdata()[0] > midline.get_xdata()[1]) == (found["tilt_deg"] > 0)  # its upper end leans to the right
+
+
+def test_figure_of_measurements_has_a_normal_film_and_one_with_tb(tmp_path):
+    figure = plot.draw_measurements(tmp_path / "m.png", size=96)
+    assert len(figure.axes) == 2 and all("symmetry" in ax.get_title() for ax in figure.axes)
+    assert (tmp_path / "m.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("draw", [plot.draw_pareto, plot.draw_time_to_dice])
