@@ -1,4 +1,4 @@
-# make run [DATA=folder with the raw sets] · make test · make bench [DATA=…] · make slides
+# make run [DATA=folder with the raw sets] · make demo · make test · make test-kaggle · make bench [DATA=…] · make notebooks · make slides
 PYTHON  ?= python3
 DATA    ?=
 NAME    ?= $(if $(DATA),real,builtin)
@@ -8,12 +8,20 @@ RAW     := $(or $(DATA),$(RUN)/raw)
 PY      := .venv/bin/python
 CLI     := $(PY) -m kaggle_utils
 
-.PHONY: run weights test bench slides clean help
+.PHONY: run demo weights test test-kaggle bench notebooks slides clean help
 help:
 	@echo "make run [DATA=folder]  prepare, train, evaluate, predict, into runs/NAME; built-in films without DATA"
+	@echo "make demo               six built-in films and their lungs, into runs/demo"
 	@echo "make test               all tests"
+	@echo "make test-kaggle        the same with the versions of Kaggle's image; PYTHON=python3.12 is what it has"
 	@echo "make bench [DATA=…]     speed beside peers, and with the raw sets the time to a Dice of 0.95, into results/"
+	@echo "make notebooks          all notebooks again, on built-in films, saved with their outputs"
 	@echo "make slides             the notebooks as one deck that opens without a network, runs/slides/unet-lung.html; needs npm"
+
+# Six built-in films, their lungs outlined: overlays in runs/demo.
+demo: .venv/run.stamp
+	$(CLI) synth --n 6 --out runs/demo/raw
+	$(CLI) predict "runs/demo/raw/**/CXR_png/*.png" --out runs/demo
 
 run: .venv/run.stamp
 	@mkdir -p $(RUN)
@@ -34,6 +42,10 @@ test: .venv/dev.stamp
 	@$(PY) -m slides.make --fetch || true  # an install step: without it, or without a browser, the deck's test is skipped and says so
 	$(PY) -m pytest -q tests --basetemp .cache/tests
 
+test-kaggle: .venv-kaggle/dev.stamp
+	@mkdir -p .cache
+	.venv-kaggle/bin/python -m pytest -q tests --basetemp .cache/tests-kaggle
+
 bench: .venv/dev.stamp
 	$(PY) -m benchmarks.prep
 	$(PY) -m benchmarks.train
@@ -41,13 +53,18 @@ bench: .venv/dev.stamp
 	$(PY) -m benchmarks.infer $(if $(DATA),--data $(RUN)/segmentation)
 	$(if $(DATA),$(PY) -m benchmarks.time_to_dice --data $(RUN)/segmentation)
 
+# On built-in films, with their outputs; committed, and compared by make test.
+notebooks: .venv/dev.stamp
+	$(PY) notebooks/run.py
+
 slides: .venv/dev.stamp
 	$(PY) -m slides.make
 
 # Debian keeps venv in a package of its own; as root we can fetch it, else say so.
-.venv/bin/python:
-	$(PYTHON) -m venv .venv || { rm -rf .venv; apt-get update -q && apt-get install -y python3-venv && $(PYTHON) -m venv .venv; } \
-	  || { rm -rf .venv; echo "python3-venv is missing: apt-get install python3-venv"; exit 1; }
+.venv/bin/python .venv-kaggle/bin/python:
+	$(PYTHON) -m venv $(@:/bin/python=) || { rm -rf $(@:/bin/python=); \
+	  apt-get update -q && apt-get install -y python3-venv && $(PYTHON) -m venv $(@:/bin/python=); } \
+	  || { rm -rf $(@:/bin/python=); echo "python3-venv is missing: apt-get install python3-venv"; exit 1; }
 
 .venv/run.stamp: requirements.txt | .venv/bin/python
 	$(PY) -m pip install -q --disable-pip-version-check -r requirements.txt && touch $@
@@ -55,5 +72,8 @@ slides: .venv/dev.stamp
 .venv/dev.stamp: requirements.txt requirements-dev.txt | .venv/bin/python
 	$(PY) -m pip install -q --disable-pip-version-check -r requirements-dev.txt && touch $@ .venv/run.stamp
 
+.venv-kaggle/dev.stamp: requirements.txt requirements-dev.txt requirements-kaggle-image.txt | .venv-kaggle/bin/python
+	.venv-kaggle/bin/python -m pip install -q --disable-pip-version-check -r requirements-kaggle-image.txt && touch $@
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-kaggle runs

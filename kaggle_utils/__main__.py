@@ -109,6 +109,26 @@ def tune(args: argparse.Namespace) -> int:
     return 0
 
 
+def kaggle_check(args: argparse.Namespace) -> int:
+    from .kaggle import check
+    print(f"nothing wrong with {', '.join(check())}")
+    return 0
+
+
+def kaggle_publish(args: argparse.Namespace) -> int:
+    from .kaggle import publish
+    for line in publish(args.owner):
+        print(line, flush=True)
+    return 0
+
+
+def kaggle_push(args: argparse.Namespace) -> int:
+    from .kaggle import push
+    for line in push(args.kernels, args.owner, out=args.out, wait=not args.no_wait):
+        print(line, flush=True)
+    return 0
+
+
 def plots(args: argparse.Namespace) -> int:
     from .plot import FIGURES
     for name, draw in FIGURES.items():
@@ -125,8 +145,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="kaggle_utils", description="Lung segmentation in chest radiographs with a U-Net.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(function, about: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(function.__name__.replace("_", "-"), help=about, description=about, formatter_class=_Help)
+    def command(function, about: str, within=commands) -> argparse.ArgumentParser:
+        name = function.__name__.removeprefix("kaggle_").replace("_", "-")
+        sub = within.add_parser(name, help=about, description=about, formatter_class=_Help)
         sub.set_defaults(function=function)
         return sub
 
@@ -193,6 +214,18 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--weights", help="safetensors file; the one shipped with the package if not given")
     sub.add_argument("--out", help="file to write; the weights' name with .onnx, in this folder, if not given")
 
+    about = "notebooks and code on Kaggle, by Kaggle's own command line; run it in the folder of the clone"
+    within = commands.add_parser("kaggle", help=about, description=about).add_subparsers(
+        dest="action", required=True, metavar="ACTION", help="check, publish or push; each has a --help of its own")
+    command(kaggle_check, "check kernel-metadata.json and what is derived from it for each notebook", within)
+    sub = command(kaggle_publish, "put code and weights up as private datasets, or as new versions of them", within)
+    sub.add_argument("--owner", required=True, help="your name on Kaggle")
+    sub = command(kaggle_push, "push notebooks, wait until each has run, fetch its outputs; publish comes first", within)
+    sub.add_argument("kernels", nargs="*", default=["all"], metavar="KERNEL", help="01 to 05, or all that are there")
+    sub.add_argument("--owner", required=True, help="your name on Kaggle")
+    sub.add_argument("--out", default="runs/kaggle", help="folder to write, a folder below it for each notebook's outputs")
+    sub.add_argument("--no-wait", action="store_true", help="push only; not for notebooks that read one another")
+
     sub = command(plots, "draw the README's pictures again")
     sub.add_argument("--out", default="images", help="folder to write")
     return parser
@@ -248,7 +281,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"kaggle_utils {args.command}: the GPU's memory is full: try a smaller --batch or --size", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        way_on = {"train": "; --resume goes on from the last finished epoch", "tune": "; the same command goes on with the study"}
+        way_on = {"train": "; --resume goes on from the last finished epoch", "tune": "; the same command goes on with the study",
+                  "kaggle": "; what was pushed runs on at Kaggle"}
         print(f"kaggle_utils {args.command}: stopped{way_on.get(args.command, '')}", file=sys.stderr)
         return 130
 

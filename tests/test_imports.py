@@ -18,7 +18,8 @@ ROWS = {
 }
 # One module in several files, from its face down to its depths: a file may import those to its right.
 CHAPTERS = {"synthetic": ["synthetic", "acquire", "appearance", "outline"],
-            "tune": ["tune", "search", "mistakes", "study"], "plot": ["plot", "plot_tuning", "plot_films", "plot_unet"]}
+            "tune": ["tune", "search", "mistakes", "study"], "plot": ["plot", "plot_tuning", "plot_films", "plot_unet"],
+            "kaggle": ["kaggle", "kaggle_metadata"]}
 
 ROW = {name: row for row, names in ROWS.items() for name in names}
 FACE = {chapter: face for face, chapters in CHAPTERS.items() for chapter in chapters}

@@ -83,7 +83,7 @@ def test_every_setting_of_the_configuration_is_an_option():
 
 
 @pytest.mark.parametrize("arguments", [[], ["segment"], ["train"], ["predict", "--out", "x"], ["prep", "--input", "x", "--split", "folds"],
-                                       ["train", "--out", "x", "--epochs", "many"], ["export", "--format", "tflite"],
+                                       ["train", "--out", "x", "--epochs", "many"], ["kaggle"], ["kaggle", "push", "01"], ["export", "--format", "tflite"],
                                        ["predict", "film.png", "--out", "x", "--backend", "abacus"]], ids=" ".join)
 def test_wrong_usage_has_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as end:
