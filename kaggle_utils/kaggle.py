@@ -139,7 +139,7 @@ def push(numbers: Sequence[str], owner: str, *, folder: str | Path = ".", out: s
             start = time.monotonic()
             status = _wait(notebook, lambda: _kernel_status(ref), ENDED)
             if status != "COMPLETE":
-                raise OSError(f"{ref} ended with {status}, the last lines of its log:\n{_log(ref)}")
+                raise OSError(f"https://www.kaggle.com/code/{ref} ended with {status}, the last lines of its log:\n{_log(ref)}")
             yield f"{notebook}: complete after {(time.monotonic() - start) / 60:.1f} min, fetching its outputs"
             _kaggle("kernels", "output", ref, "-p", str(Path(out) / notebook), "--force")
             yield f"{notebook}: outputs in {Path(out) / notebook}"
@@ -174,7 +174,7 @@ def _stage(dataset: Dataset, ref: str, folder: Path, stage: Path) -> None:
 def _wait(name: str, ask: Callable[[], str], ended: Collection[str]) -> str:
     """Asks for a status until it is one of those, and shows it with the time elapsed."""
     failures = 0
-    with tqdm(desc=f"{name}: pushed", bar_format="{desc} {elapsed}", disable=None, leave=False) as bar:
+    with tqdm(desc=f"{name}: sent", bar_format="{desc} {elapsed}", disable=None, leave=False) as bar:
         while True:
             time.sleep(POLL)
             try:
