@@ -30,11 +30,13 @@ def prep(args: argparse.Namespace) -> int:
 
 def train(args: argparse.Namespace) -> int:
     from .config import TrainConfig
+    from .distributed import is_main
     from .train import train
     config = TrainConfig.from_dict({f.name: getattr(args, f.name) for f in fields(TrainConfig)})
     trainer = train(args.data, args.out, config, resume=args.resume)
-    print(f"{len(trainer.history)} epochs in {trainer.seconds / 60:.1f} min, {trainer.precision} on {trainer.device}; "
-          f"best validation Dice {trainer.best_dice:.4f}; weights: {Path(args.out) / 'best.safetensors'}")
+    if is_main():
+        print(f"{len(trainer.history)} epochs in {trainer.seconds / 60:.1f} min, {trainer.precision} on {trainer.device}; "
+              f"best validation Dice {trainer.best_dice:.4f}; weights: {Path(args.out) / 'best.safetensors'}")
     return 0
 
 
@@ -171,6 +173,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", help="file to write; the package's own asset if not given")
 
     sub = command(train, "train a U-Net on a prepared folder")
+    sub.epilog = "On several GPUs: torchrun --nproc-per-node 2 -m kaggle_utils train ...; see kaggle_utils/distributed.py."
     sub.add_argument("--data", nargs="+", default=["segmentation"], help="prepared folders; the first one's validation films count")
     sub.add_argument("--out", required=True, help="folder of the run: weights, checkpoint, history")
     sub.add_argument("--resume", action="store_true", help="go on where a stopped run was")

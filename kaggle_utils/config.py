@@ -21,7 +21,7 @@ class TrainConfig:
     films: int = setting(0, "train on this many films, drawn by the seed; 0 is all")
     size: int = setting(384, "px, side of the square the network sees")
     augment: str = setting("full", "none, light or full, see data.augmentation")
-    batch: int = setting(8, "films a step")
+    batch: int = setting(8, "films a step, of all processes together")
     workers: int = setting(-1, "loader processes; -1 is none on a CPU, which they would take from training, and all cores beside a GPU")
     # model
     width: int = setting(16, "channels of the first level, doubled at each level below")

@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from .distributed import batch_share, share, share_of_batches
 from .image import read_image, read_mask, resize_image, resize_mask
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks the network for a newer version
@@ -140,8 +141,14 @@ class LungDataset(Dataset):
     def __len__(self) -> int:
         return len(self.frame)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, object]:
-        """One film: image and mask ``float32 (1, size, size)``, name and source. ``key`` is an index or (epoch, index)."""
+    def __getitem__(self, key: int | tuple[int, int] | None) -> dict[str, object]:
+        """One film: image and mask ``float32 (1, size, size)``, name and source.
+
+        Args:
+            key: an index or (epoch, index); None gives a film without a name, which doesn't count.
+        """
+        if key is None:
+            return {**self[0], "name": ""}
         epoch, index = key if isinstance(key, tuple) else (0, key)
         image, mask = self.images[index], self.masks[index]
         if self.augment:
@@ -157,30 +164,33 @@ class LungDataset(Dataset):
 
 
 class EpochSampler(Sampler):
-    """Yields (epoch, index) in an order that seed and epoch alone decide; set ``epoch`` before each pass."""
+    """Yields (epoch, index) in an order that seed and epoch alone decide; set ``epoch`` before each pass.
 
-    def __init__(self, n: int, seed: int = 0):
-        self.n, self.seed, self.epoch = n, seed, 0
+    Of several processes each draws its share of every ``batch`` of that order, and a None if it gets no film of the last.
+    """
+
+    def __init__(self, n: int, seed: int = 0, batch: int = 1):
+        self.n, self.seed, self.epoch, self.batch = n, seed, 0, batch
 
     def __len__(self) -> int:
-        return self.n
+        return len(share_of_batches(range(self.n), self.batch))
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[tuple[int, int] | None]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n)
-        return iter([(self.epoch, int(i)) for i in order])
+        return iter(share_of_batches([(self.epoch, int(i)) for i in order], self.batch))
 
 
 def make_loader(dataset: LungDataset, batch: int, *, shuffle: bool = False, workers: int = 0) -> DataLoader:
-    """A loader over the set; the last, smaller batch counts too.
+    """A loader over the set, or over this process's share of it; the last, smaller batch counts too.
 
     Args:
         dataset: what to load.
-        batch: films a batch.
+        batch: films a batch, of all processes together.
         shuffle: draw a new order each epoch (set ``loader.sampler.epoch``).
         workers: processes beside the main one. 0 is right on a CPU, where they would only take cores from training.
     """
-    sampler = EpochSampler(len(dataset), dataset.seed) if shuffle else None
-    return DataLoader(dataset, batch, sampler=sampler, num_workers=workers, persistent_workers=workers > 0,
+    sampler = EpochSampler(len(dataset), dataset.seed, batch) if shuffle else share(range(len(dataset)))
+    return DataLoader(dataset, batch_share(batch), sampler=sampler, num_workers=workers, persistent_workers=workers > 0,
                       pin_memory=torch.cuda.is_available(), worker_init_fn=_one_thread)
 
 

@@ -1,4 +1,7 @@
-"""Training: a Trainer, and checkpoints from which a killed run goes on to the same weights."""
+"""Training: a Trainer, and checkpoints from which a killed run goes on to the same weights.
+
+By one process, or by those that torchrun starts: see :mod:`distributed`.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from . import distributed
 from .config import TrainConfig
 from .data import LungDataset, check_disjoint, make_loader, read_manifest
 from .hardware import choose_device, choose_precision, keep_memory
@@ -62,14 +66,15 @@ class Trainer:
         if self.device.type == "cpu":
             keep_memory()
         self.precision = choose_precision(self.device) if config.precision == "auto" else config.precision
-        self.model = model.to(self.device, memory_format=torch.channels_last)
-        self.step_model = torch.compile(self.model) if config.compile else self.model
+        self.model = distributed.share_statistics(model, self.device).to(self.device, memory_format=torch.channels_last)
+        step_model = distributed.average_gradients(self.model)
+        self.step_model = torch.compile(step_model) if config.compile else step_model
         self.ema = AveragedModel(self.model, multi_avg_fn=ema_with_warmup(config.ema), use_buffers=True)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.history: list[dict[str, float]] = []
         self.step, self.seconds = 0, 0.0
-        self.out, self.about, self.commit = Path(out) if out else None, about or {}, _commit()
+        self.out, self.about, self.commit = Path(out) if out and distributed.is_main() else None, about or {}, _commit()
 
     @property
     def best_model(self) -> nn.Module:
@@ -92,15 +97,18 @@ class Trainer:
             share of lung), films_s (training alone) and seconds (since the start, resumed parts included).
 
         Raises:
-            ValueError: the first batch is not what a network can learn from; the message says what is wrong.
+            ValueError: the first batch is not what a network can learn from; the message says what is wrong. Or there are
+                several processes, and they differ in settings, films or the checkpoint they go on from.
             FloatingPointError: the loss is not finite; the message names the films.
         """
+        distributed.check_alike({**asdict(self.config), "data": self.about, "step": self.step})
         if self.out:
             self.out.mkdir(parents=True, exist_ok=True)
             write_bytes(self.out / "config.json", json.dumps(asdict(self.config), indent=2).encode())
         if not self.history:
             check_batch(next(iter(self.train_loader)))
-        bar = tqdm(total=self.config.epochs, initial=len(self.history), desc="train", unit="epoch", disable=None)
+        silent = None if distributed.is_main() else True  # None: unless this is a terminal
+        bar = tqdm(total=self.config.epochs, initial=len(self.history), desc="train", unit="epoch", disable=silent)
         while not self._finished():
             row = self._epoch(len(self.history), bar)
             improved = row["val_dice"] > self.best_dice
@@ -118,14 +126,14 @@ class Trainer:
 
         The model's mode (training or evaluation) is put back as it was.
         """
-        rows, loss = [], 0.0
+        rows = []
         for logits, truth in self.outputs(self.val_loader, model):
-            loss += self.loss(logits, truth).item() * len(truth)  # losses are means over films
+            loss = self.loss(logits, truth).item()  # the mean over these films
             for pred, true in zip((logits > 0).cpu().numpy()[:, 0], truth.cpu().numpy()[:, 0]):
                 counts = confusion(pred.astype(np.uint8), true.astype(np.uint8))
-                rows.append({**overlap(counts), "foreground": pred.mean()})
-        means = pd.DataFrame(rows).mean()
-        return {"val_loss": loss / len(rows), **{f"val_{key}": float(means[key]) for key in ("dice", "iou", "accuracy", "foreground")}}
+                rows.append({"loss": loss, **overlap(counts), "foreground": pred.mean()})
+        means = pd.DataFrame(distributed.gather(rows)).mean()
+        return {f"val_{key}": float(means[key]) for key in ("loss", "dice", "iou", "accuracy", "foreground")}
 
     @torch.inference_mode()
     def outputs(self, loader: DataLoader, model: nn.Module | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -202,38 +210,43 @@ class Trainer:
         total, films, before = 0.0, 0, self.seconds
         start = time.perf_counter()
         for batch in self.train_loader:
-            total += self._train_step(batch) * len(batch["name"])
-            films += len(batch["name"])
-            self.seconds = before + time.perf_counter() - start
+            loss, n = self._train_step(batch)
+            total, films = total + loss, films + n
+            self.seconds = distributed.of_main(before + time.perf_counter() - start)
             bar.set_postfix(loss=f"{total / films:.4f}", films_s=f"{films / (self.seconds - before):.1f}", refresh=False)
             if self.config.minutes and self.progress() >= 1:
                 break
         films_s = films / (self.seconds - before)
         result = self.validate()
-        self.seconds = before + time.perf_counter() - start
+        self.seconds = distributed.of_main(before + time.perf_counter() - start)
         return {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"], "train_loss": total / films, **result,
                 "films_s": films_s, "seconds": self.seconds}
 
-    def _train_step(self, batch: dict) -> float:
+    def _train_step(self, batch: dict) -> tuple[float, float]:
+        """The sum of the losses of the films, and how many these are, in all processes' batches together."""
         self.optimizer.param_groups[0]["lr"] = self.learning_rate(self.progress())
         images, truth = self._to_device(batch)
         with self._autocast():
             logits = self._own_head(self.step_model(images), batch)
         loss = self.loss(logits, truth)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise FloatingPointError(f"the loss is {value} at step {self.step}, on {', '.join(batch['name'])}: look at these films, "
-                                     f"or try a lower lr than {self.config.lr} or precision fp32 instead of {self.precision}")
+        own = sum(map(bool, batch["name"]))  # a film without a name is there only for this process to take the step too
+        total, films = distributed.sums(loss.item() * own, own)
+        if not math.isfinite(total):
+            names = ", ".join(filter(None, distributed.gather(batch["name"])))
+            raise FloatingPointError(f"the loss is {total / films} at step {self.step}, on {names}: look at these films, or "
+                                     f"try a lower lr than {self.config.lr} or precision fp32 instead of {self.precision}")
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        # Gradients are averaged over processes; weighed by how many films each has, this is the mean over films.
+        self.scaler.scale(loss * (own * distributed.world_size() / films)).backward()
         self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        distributed.average_statistics(self.model)
         if self.config.ema:
             self.ema.update_parameters(self.model)
         self.step += 1
-        return value
+        return total, films
 
     def _to_device(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
         images = batch["image"].to(self.device, memory_format=torch.channels_last, non_blocking=True)
@@ -278,7 +291,7 @@ class Trainer:
 
 
 def train(data: str | Path | list[str | Path], out: str | Path, config: TrainConfig, *, resume: bool = False) -> Trainer:
-    """Trains a U-Net on a prepared set; the whole of ``python -m kaggle_utils train``.
+    """Trains a U-Net on a prepared set; the whole of ``python -m kaggle_utils train``, also where torchrun starts it.
 
     Args:
         data: the prepared set, or several; the first one's validation films decide which weights are kept.
@@ -293,8 +306,9 @@ def train(data: str | Path | list[str | Path], out: str | Path, config: TrainCon
         FileExistsError: the folder holds another run and ``resume`` is not asked for.
         ValueError: no film is left of the wanted sources, or see :meth:`Trainer.fit`.
     """
-    trainer = make_trainer(data, out, config, resume=resume)
-    trainer.fit()
+    with distributed.processes(choose_device(config.device)):
+        trainer = make_trainer(data, out, config, resume=resume)
+        trainer.fit()
     return trainer
 
 
@@ -313,7 +327,7 @@ def make_trainer(data: str | Path | list[str | Path], out: str | Path | None, co
     if not config.suspects:
         films = films[~films["name"].isin(suspect_masks()["name"])]
     device = choose_device(config.device)
-    workers = config.workers if config.workers >= 0 else (os.cpu_count() if device.type == "cuda" else 0)
+    workers = config.workers if config.workers >= 0 else (os.cpu_count() // distributed.machine_size() if device.type == "cuda" else 0)
     if config.films:
         films = films.sample(min(config.films, len(films)), random_state=config.seed)
     loaders = [

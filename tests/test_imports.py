@@ -14,7 +14,7 @@ ROWS = {
     3: ["train", "infer"],
     2: ["export", "workspace"],
     1: ["model", "loss", "metrics", "measure", "data", "prep", "synthetic"],
-    0: ["image", "hardware", "config", "__init__"],
+    0: ["image", "hardware", "config", "distributed", "__init__"],
 }
 # One module in several files, from its face down to its depths: a file may import those to its right.
 CHAPTERS = {"synthetic": ["synthetic", "acquire", "appearance", "outline"],

@@ -1,0 +1,161 @@
+"""One training on several GPUs or machines: ``torchrun --nproc-per-node 2 -m kaggle_utils train --data … --out …``.
+
+torchrun starts a process for each GPU. Each computes its share of every batch, DistributedDataParallel averages their
+gradients, so all hold the same weights, and the first one writes the files. ``--batch`` is that of all processes
+together: the numbers are those of one process within float error. Batch normalisation on CPUs is the exception. On GPUs
+its statistics are those of the whole batch; for CPUs PyTorch has no such thing: there each process normalises by its own
+share, and the running statistics are the processes' mean.
+
+The first process's clock is everybody's: a time budget ends for all at the same step. When a process dies, torchrun
+ends the others, and ``--resume`` goes on with any number of processes (by itself, if torchrun is given
+``--max-restarts`` too). Several machines need the prepared set and the run's folder on a disk that all of them see.
+
+In a process that torchrun didn't start, nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+LONGEST_WAIT = timedelta(minutes=5)  # for a process that hangs, or whose machine is lost; the others then fail too
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return _from_torchrun("WORLD_SIZE", 1)
+
+
+def machine_size() -> int:
+    """How many of them run on this machine."""
+    return _from_torchrun("LOCAL_WORLD_SIZE", 1)
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes files, prints and draws bars."""
+    return _from_torchrun("RANK", 0) == 0
+
+
+@contextmanager
+def processes(device: torch.device) -> Iterator[None]:
+    """Joins the processes that torchrun started, for as long as the block runs.
+
+    Args:
+        device: ``cpu``, or ``cuda``, which then is another GPU in each process.
+
+    Raises:
+        ValueError: there are more processes than GPUs on this machine, or the device is a certain one of them.
+    """
+    if world_size() == 1:
+        yield
+        return
+    if device.type == "cuda":
+        if device.index is not None:
+            raise ValueError(f"{device} is one GPU and there are {world_size()} processes: choose device auto, cuda or cpu")
+        if machine_size() > torch.cuda.device_count():
+            raise ValueError(f"{machine_size()} processes and {torch.cuda.device_count()} GPUs on this machine: "
+                             f"choose --nproc-per-node {torch.cuda.device_count()}, or device cpu")
+        torch.cuda.set_device(_from_torchrun("LOCAL_RANK", 0))
+    # gloo for numbers of Python too: they meet without waiting for what the GPU still computes.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
+    yield
+    dist.destroy_process_group()  # not after an error: this could wait for processes that wait for this one
+
+
+def share(items: Sequence) -> Sequence:
+    """This process's items: of n processes each has every n-th."""
+    return items[_from_torchrun("RANK", 0)::world_size()]
+
+
+def batch_share(batch: int) -> int:
+    """How many films of a whole batch are this process's.
+
+    Raises:
+        ValueError: there are more processes than films.
+    """
+    if batch < world_size():
+        raise ValueError(f"a batch of {batch} is too small for {world_size()} processes: choose a larger --batch or fewer processes")
+    return len(share(range(batch)))
+
+
+def share_of_batches(items: Sequence, batch: int) -> list:
+    """This process's items of every batch, one after the other; a None where the last, smaller batch has none for it."""
+    return [item for start in range(0, len(items), batch) for item in share(items[start:start + batch]) or [None]]
+
+
+def sums(*numbers: float) -> list[float]:
+    """Each number's sum over the processes."""
+    if world_size() == 1:
+        return list(numbers)
+    tensor = torch.tensor(numbers, dtype=torch.float64)
+    dist.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def of_main(number: float) -> float:
+    """The first process's number."""
+    return sums(number if is_main() else 0.0)[0]
+
+
+def gather(items: list) -> list:
+    """The items of all processes, one process after the other."""
+    if world_size() == 1:
+        return items
+    lists = [None] * world_size()
+    dist.all_gather_object(lists, items)
+    return [item for part in lists for item in part]
+
+
+def check_alike(facts: dict[str, object]) -> None:
+    """Raises ValueError if a fact is another one in another process: they'd train different models, or wait for ever."""
+    first, *others = gather([facts])
+    for name, other in ((name, other) for other in others for name in first if other[name] != first[name]):
+        raise ValueError(f"the processes differ in {name} ({first[name]} and {other[name]}): start all with the same command, "
+                         "data and run on a disk that all machines see")
+
+
+def share_statistics(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model, its batch normalisation on GPUs by the statistics of all processes' films."""
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model) if world_size() > 1 and device.type == "cuda" else model
+
+
+def average_gradients(model: nn.Module) -> nn.Module:
+    """What to train in the model's place: its gradients are the mean of the processes', each of which uses every weight."""
+    return DistributedDataParallel(model) if world_size() > 1 else model
+
+
+def average_statistics(model: nn.Module) -> None:
+    """Gives all processes the mean of the running statistics that each has of its own films."""
+    buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    if world_size() == 1 or not buffers:
+        return
+    statistics = torch.cat([buffer.flatten() for buffer in buffers])
+    dist.all_reduce(statistics)
+    for buffer, values in zip(buffers, statistics.split([buffer.numel() for buffer in buffers])):
+        buffer.copy_(values.view_as(buffer) / world_size())
+
+
+def launch_command(*options: object) -> list[str]:
+    """The command that trains on all GPUs of this machine, for a notebook: ``subprocess.run(command, check=True)``.
+
+    A notebook can't share its own process, whose CUDA a fork doesn't survive. Run it where ``kaggle_utils`` is.
+
+    Args:
+        options: of ``python -m kaggle_utils train``, such as ``"--data", folder, "--epochs", 30``.
+    """
+    gpus = torch.cuda.device_count()
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus)] if gpus > 1 else []
+    return [sys.executable, *launcher, "-m", "kaggle_utils", "train", *map(str, options)]
+
+
+def _from_torchrun(name: str, otherwise: int) -> int:
+    # RANK alone may be another launcher's, of processes that train each for itself.
+    return int(os.environ[name]) if "TORCHELASTIC_RUN_ID" in os.environ else otherwise

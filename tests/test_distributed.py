@@ -1,0 +1,172 @@
+"""distributed.py: two processes compute what one does, agree on when to stop, and one that dies ends the run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import kaggle_utils
+from kaggle_utils import distributed
+from kaggle_utils import train as training
+from kaggle_utils.data import EpochSampler
+from phantoms import write_prepared
+from two_processes import ALIKE, BASE, EQUAL, make_trainer, run
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(kaggle_utils.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+CLOCK = ["films_s", "seconds"]
+
+
+def be_process(monkeypatch, rank, world):
+    for name, number in (("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", world), ("LOCAL_WORLD_SIZE", world)):
+        monkeypatch.setenv(name, str(number))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+
+
+def assert_same_run(one, two, epochs):
+    """Checkpoints of one and of two processes: the same weights and history within float error."""
+    one, two = (torch.load(folder / "last.pt", weights_only=True) for folder in (one, two))
+    assert one["step"] == two["step"]
+    for part in ("model", "ema"):
+        torch.testing.assert_close(one[part], two[part], rtol=1e-4, atol=1e-5)
+    histories = [pd.DataFrame(state["history"]).drop(columns=CLOCK) for state in (one, two)]
+    assert len(histories[0]) == epochs
+    pd.testing.assert_frame_equal(*histories, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = write_prepared(tmp_path_factory.mktemp("data"), {"train": 8, "val": 5})
+    return write_prepared(root, {"train": 5, "val": 2}, source="shenzhen", first=50)
+
+
+@pytest.fixture(scope="module")
+def two(data, tmp_path_factory):
+    """The folder of all runs of two processes; ``resumed`` goes on from one process's first epoch."""
+    out = tmp_path_factory.mktemp("two")
+    make_trainer(data, out / "resumed", BASE).fit(lambda row: row["epoch"] == 0)
+    subprocess.run([*TORCHRUN, str(Path(__file__).with_name("two_processes.py")), str(data), str(out)], env=ENVIRONMENT, check=True, timeout=600)
+    return out
+
+
+@pytest.fixture(scope="module")
+def seen(two):
+    """What each of the two processes saw."""
+    return [json.loads((two / f"{rank}.json").read_text()) for rank in (0, 1)]
+
+
+# --- two processes compute what one does -----------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_weights_and_history_are_those_of_one_process(data, two, tmp_path, name):
+    run(data, tmp_path, **EQUAL[name])
+    assert_same_run(tmp_path, two / name, epochs=3)
+
+
+def test_run_of_one_process_goes_on_with_two(data, two, tmp_path):
+    run(data, tmp_path)
+    assert_same_run(tmp_path, two / "resumed", epochs=3)
+
+
+@pytest.mark.parametrize("name", [*EQUAL, *ALIKE, "resumed"])
+def test_both_processes_have_the_same_weights_average_and_history(seen, name):
+    """To the bit, clock included: another statistic, learning rate or best epoch in one of them would show."""
+    first, second = (facts[name] for facts in seen)
+    assert (first["weights"], first["history"]) == (second["weights"], second["history"])
+
+
+def test_each_validation_film_is_scored_once(seen):
+    films = [name for facts in seen for name in facts["heads"]["validated"]]
+    assert len(films) == len(set(films)) == 5 + 2
+
+
+def test_one_process_writes(seen, two):
+    assert seen[0]["writes"] and not seen[1]["writes"]
+    assert {path.name for path in (two / "heads").iterdir()} == {"last.pt", "best.safetensors", "history.csv", "config.json"}
+
+
+def test_both_stop_by_the_first_process_s_clock(seen):
+    assert seen[0]["clock"] == seen[1]["clock"] and 20 <= seen[0]["clock"][-1]["seconds"] <= 22
+
+
+# --- what goes wrong -------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("case, message", [
+    ("diverged", "the loss is nan at step 0, on MONTGOMERY_0002_0, MONTGOMERY_0003_1, MONTGOMERY_0004_0: "),
+    ("other seed", "the processes differ in seed (0 and 1): "), ("small batch", "a batch of 1 is too small for 2 processes")])
+def test_what_one_process_meets_ends_both_in_words(seen, rank, case, message):
+    assert seen[rank][case].startswith(message)
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="finds the processes in /proc")
+def test_process_that_is_killed_ends_the_run_which_another_number_of_processes_finishes(data, tmp_path):
+    config = replace(BASE, epochs=16)
+    options = [*config.command.split()[3:], "--data", str(data), "--out", str(tmp_path / "run")]
+    launched = subprocess.Popen([*TORCHRUN, "-m", "kaggle_utils", *options], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "run" / "last.pt").exists():
+        assert launched.poll() is None
+        time.sleep(0.005)
+    children = Path(f"/proc/{launched.pid}/task/{launched.pid}/children").read_text().split()
+    victim = next(int(pid) for pid in children if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
+    os.kill(victim, signal.SIGKILL)
+    _, errors = launched.communicate(timeout=120)
+    assert launched.returncode != 0 and "SIGKILL" in errors
+    assert not any(Path(f"/proc/{pid}").exists() for pid in children)
+    epochs = len(torch.load(tmp_path / "run" / "last.pt", weights_only=True)["history"])
+    assert 0 < epochs < 16
+    training.train(data, tmp_path / "run", config, resume=True)
+    training.train(data, tmp_path / "undisturbed", config)
+    assert_same_run(tmp_path / "undisturbed", tmp_path / "run", epochs=16)
+
+
+@pytest.mark.parametrize("device, message", [("cuda:0", "cuda:0 is one GPU and there are 3 processes"),
+                                             ("cuda", "3 processes and 2 GPUs on this machine: choose --nproc-per-node 2")])
+def test_processes_without_a_gpu_each_are_refused(monkeypatch, device, message):
+    be_process(monkeypatch, 2, 3)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match=message), distributed.processes(torch.device(device)):
+        pass
+
+
+# --- shares ----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("world, batch, n", [(1, 3, 8), (2, 3, 7), (2, 4, 8), (3, 4, 13), (4, 4, 9), (4, 8, 3)])
+def test_shares_together_are_each_batch_and_all_processes_take_as_many_steps(monkeypatch, world, batch, n):
+    order, steps = list(EpochSampler(n, batch=batch)), [[] for _ in range(-(-n // batch))]
+    for rank in range(world):
+        be_process(monkeypatch, rank, world)
+        sampler, own = EpochSampler(n, batch=batch), distributed.batch_share(batch)
+        keys = list(sampler)
+        assert len(keys) == len(sampler) and -(-len(keys) // own) == len(steps)  # as a loader cuts them
+        for step, films in enumerate(steps):
+            films += filter(None, keys[step * own:(step + 1) * own])
+    assert [sorted(films) for films in steps] == [sorted(order[start:start + batch]) for start in range(0, n, batch)]
+
+
+# --- one process -----------------------------------------------------------------------------------------------------
+
+def test_another_launcher_s_rank_changes_nothing(monkeypatch):
+    be_process(monkeypatch, 1, 2)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    model = torch.nn.BatchNorm2d(1)
+    with distributed.processes(torch.device("cpu")):
+        assert not torch.distributed.is_initialized()
+    assert distributed.is_main() and distributed.world_size() == distributed.machine_size() == 1
+    assert distributed.share([1, 2]) == distributed.gather([1, 2]) == distributed.sums(1, 2) == [1, 2]
+    assert distributed.average_gradients(model) is model is distributed.share_statistics(model, torch.device("cuda"))
+
+
+@pytest.mark.parametrize("gpus, launcher", [(0, []), (1, []), (2, ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"])])
+def test_command_for_a_notebook_takes_all_gpus(monkeypatch, gpus, launcher):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    command = distributed.launch_command("--data", Path("set"), "--epochs", 3)
+    assert command == [sys.executable, *launcher, "-m", "kaggle_utils", "train", "--data", "set", "--epochs", "3"]
