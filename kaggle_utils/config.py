@@ -58,16 +58,21 @@ class TrainConfig:
                 raise ValueError(f"{name} is in [{low}, {high}], not {getattr(self, name)}")
 
     @property
-    def command(self) -> str:
-        """The command line of this run: every option that differs from its default, without --data and --out."""
-        words = ["python -m kaggle_utils train"]
+    def options(self) -> list[str]:
+        """Every option of ``python -m kaggle_utils train`` that differs from its default."""
+        words = []
         for f in fields(self):
-            value = getattr(self, f.name)
-            if value != f.default:
-                option = f.name.replace("_", "-")
-                words.append(f"--no-{option}" if value is False else f"--{option}" if value is True
-                             else f"--{option} {' '.join(map(str, value)) if isinstance(value, tuple) else value}")
-        return " ".join(words)
+            value, option = getattr(self, f.name), f.name.replace("_", "-")
+            if isinstance(value, bool):
+                words += [f"--{option}" if value else f"--no-{option}"] * (value != f.default)
+            elif value != f.default:
+                words += [f"--{option}", *map(str, value if isinstance(value, tuple) else (value,))]
+        return words
+
+    @property
+    def command(self) -> str:
+        """The command line of this run, without --data and --out."""
+        return " ".join(["python -m kaggle_utils train", *self.options])
 
     @classmethod
     def from_dict(cls, values: dict[str, object]) -> TrainConfig:

@@ -12,9 +12,11 @@ import math
 import os
 import pickle
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -308,8 +310,14 @@ def train(data: str | Path | list[str | Path], out: str | Path, config: TrainCon
     """
     with distributed.processes(choose_device(config.device)):
         trainer = make_trainer(data, out, config, resume=resume)
-        trainer.fit()
+        # Logs and notebooks show no bar: a line an epoch instead.
+        trainer.fit(None if sys.stderr.isatty() or not distributed.is_main() else partial(_say_epoch, epochs=config.epochs))
     return trainer
+
+
+def _say_epoch(row: dict[str, float], epochs: int) -> None:
+    print(f"epoch {row['epoch'] + 1}/{epochs}: loss {row['train_loss']:.4f}, validation Dice {row['val_dice']:.4f}, "
+          f"{row['films_s']:.0f} films/s, {row['seconds']:.0f} s", file=sys.stderr, flush=True)
 
 
 def make_trainer(data: str | Path | list[str | Path], out: str | Path | None, config: TrainConfig, *, resume: bool = False) -> Trainer:
