@@ -4,7 +4,8 @@ torchrun starts a process for each GPU. Each computes its share of every batch, 
 gradients, so all hold the same weights, and the first one writes the files. ``--batch`` is that of all processes
 together: the numbers are those of one process within float error. Batch normalisation on CPUs is the exception. On GPUs
 its statistics are those of the whole batch; for CPUs PyTorch has no such thing: there each process normalises by its own
-share, and the running statistics are the processes' mean.
+share, and the running statistics are the processes' mean. (On GPUs, where a last batch has fewer films than there are
+processes, another film or two count in its statistics, and in nothing else.)
 
 The first process's clock is everybody's: a time budget ends for all at the same step. When a process dies, torchrun
 ends the others, and ``--resume`` goes on with any number of processes (by itself, if torchrun is given

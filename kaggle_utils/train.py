@@ -52,7 +52,8 @@ class Trainer:
         model: a network from images ``(B, 1, H, W)`` to logits ``(B, C, H, W)``: C is 1, or one for each of the
             configuration's sources, of which a film's own is compared with its mask.
         loss: a module of ``(logits, truth)``, both ``(B, 1, H, W)``.
-        train_loader: yields dicts of image, mask, name and source.
+        train_loader: yields dicts of image, mask, name and source; of several processes each one's share, as
+            :func:`data.make_loader` gives it.
         val_loader: the same, in a fixed order.
         config: see :class:`TrainConfig`.
         out: folder for ``last.pt`` (to resume), ``best.safetensors`` (to use), ``history.csv`` and ``config.json``;
@@ -109,7 +110,7 @@ class Trainer:
             write_bytes(self.out / "config.json", json.dumps(asdict(self.config), indent=2).encode())
         if not self.history:
             check_batch(next(iter(self.train_loader)))
-        silent = None if distributed.is_main() else True  # None: unless this is a terminal
+        silent = None if distributed.is_main() else True  # None: only where there is no terminal
         bar = tqdm(total=self.config.epochs, initial=len(self.history), desc="train", unit="epoch", disable=silent)
         while not self._finished():
             row = self._epoch(len(self.history), bar)
