@@ -1,4 +1,4 @@
-"""Files to arrays and back: the only module that knows file formats.
+"""Files to arrays and back: with `header` and `dicom`, which it alone imports, the only module that knows file formats.
 
 Inside the project an image is ``uint8 (H, W)`` and a mask is ``uint8 (H, W)`` in {0, 1}; H counts rows, W columns.
 Films are seen as the radiologist hangs them: the **patient's left lung is on the image's right**.
@@ -8,44 +8,90 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+
+from .header import HEAD, MAX_BYTES, MAX_PIXELS, check_size, declared_size, is_dicom
+
+# A second belt: OpenCV reads it when it is imported. An import before this one leaves OpenCV's own limit, 2**30.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
 
 import cv2
 import numpy as np
 
+from .dicom import Film, read_dicom
 
 # OpenCV logs to stderr what read_image says in one line with the file's name.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif")
+DICOM_SUFFIXES = (".dcm", ".dicom")  # of files that claim to be DICOM; most have none
 # A whole PNG ends in its IEND chunk and a whole JPEG in its EOI marker. OpenCV returns the rows it could decode of a
 # truncated file, the rest black, as if nothing had happened.
 _END_MARKS = {b"\x89PNG": b"IEND\xaeB`\x82", b"\xff\xd8\xff": b"\xff\xd9"}
 
 
 def read_image(path: str | Path, *, fix_polarity: bool = True) -> np.ndarray:
-    """Reads a radiograph as 8-bit gray with dark lungs.
+    """The ``image`` of :func:`read_film`: a radiograph as ``uint8 (H, W)`` with dark lungs, with the same arguments and errors."""
+    return read_film(path, fix_polarity=fix_polarity).image
+
+
+def read_film(path: str | Path, *, fix_polarity: bool = True) -> Film:
+    """Reads a radiograph as 8-bit gray with dark lungs, told by its content, not by its name.
 
     16-bit files are scaled so that their 0.1 and 99.9 percentiles become 0 and 255 (a 12-bit film in a 16-bit file
     would come out black otherwise); colour and palette become luminance; an alpha channel is dropped.
 
     Args:
-        path: an image file that OpenCV can decode.
+        path: a PNG, JPEG, TIFF, BMP or GIF, or a DICOM file, see :func:`dicom.read_dicom`.
         fix_polarity: invert a film whose lungs are brighter than its mediastinum, see :func:`is_inverted`.
 
     Returns:
-        ``uint8 (H, W)``.
+        The image, the spacing of its pixels where the file carries one (DICOM), and notes on what was done to it.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is empty, truncated or not an image; the message names it and says which.
+        ValueError: the file is empty, truncated, damaged, no film, or larger than ``header.MAX_PIXELS``; the message names it
+            and says which.
+        ImportError: a DICOM file, and pydicom is not installed.
     """
-    gray = _decode(path)
-    if gray.dtype != np.uint8:
-        low, high = np.percentile(gray[::4, ::4], (0.1, 99.9))
-        gray = np.clip((gray.astype(np.float32) - low) * (255 / max(high - low, 1)), 0, 255).round().astype(np.uint8)
-    return 255 - gray if fix_polarity and is_inverted(gray) else gray
+    path = Path(path)
+    data = _read_bytes(path)
+    try:
+        film = read_dicom(data) if is_dicom(data[:HEAD]) else Film(_to_8_bits(_decode(data)))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    except MemoryError:
+        raise ValueError(f"{path}: this machine's memory is too small for it") from None
+    if fix_polarity and is_inverted(film.image):
+        film = replace(film, image=255 - film.image, notes=(*film.notes, "inverted: its lungs were bright"))
+    border = constant_border(film.image)
+    return replace(film, notes=(*film.notes, "constant border: {} top; {} bottom; {} left; {} right".format(*border))) if any(border) else film
+
+
+def is_image_file(path: str | Path) -> bool:
+    """Says whether a file is for :func:`read_film`: it claims so by its suffix, or is DICOM by its first bytes. No DICOMDIR."""
+    path = Path(path)
+    if path.is_dir() or path.name.upper() == "DICOMDIR":
+        return False
+    if path.suffix.lower() in IMAGE_SUFFIXES + DICOM_SUFFIXES:
+        return True
+    if not path.is_file():  # a pipe would wait for its writer
+        return False
+    try:
+        with path.open("rb") as file:
+            return is_dicom(file.read(HEAD))
+    except OSError:  # not ours to read
+        return False
+
+
+def constant_border(image: np.ndarray) -> tuple[int, int, int, int]:
+    """How many rows and columns of one gray level a film begins and ends with: top, bottom, left, right, in px."""
+    def count(lines) -> int:
+        return next((n for n, line in enumerate(lines) if line.min() != line.max()), 0)
+
+    return count(image), count(image[::-1]), count(image.T), count(image.T[::-1])
 
 
 def read_mask(path: str | Path) -> np.ndarray:
@@ -63,7 +109,11 @@ def read_mask(path: str | Path) -> np.ndarray:
         FileNotFoundError: there is no such file.
         ValueError: the file is empty, truncated or not an image.
     """
-    gray = _decode(path)
+    path = Path(path)
+    try:
+        gray = _decode(_read_bytes(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     top = int(gray.max())
     return (gray > top // 2).astype(np.uint8) if top else np.zeros(gray.shape, np.uint8)
 
@@ -173,24 +223,40 @@ def check_mask(mask: np.ndarray) -> None:
                          "read it with read_mask, or threshold it")
 
 
-def _decode(path: str | Path) -> np.ndarray:
-    path = Path(path)
-    data = path.read_bytes()
-    if not data:
+def _read_bytes(path: Path) -> bytes:
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: not a file")  # a device or a pipe may never end
+    size = path.stat().st_size
+    if not size:
         raise ValueError(f"{path}: the file is empty")
+    if size > MAX_BYTES:
+        raise ValueError(f"{path}: {size:,} bytes, more than {MAX_BYTES:,}: too large for a film")
+    return path.read_bytes()
+
+
+def _decode(data: bytes) -> np.ndarray:
+    """The gray levels as stored: (H, W) of any real type."""
+    check_size(*declared_size(data))
     mark = _END_MARKS.get(data[:4]) or _END_MARKS.get(data[:3])
     if mark and mark not in data[-4096:]:
-        raise ValueError(f"{path}: the file is truncated ({len(data):,} bytes, no end mark)")
+        raise ValueError(f"the file is truncated ({len(data):,} bytes, no end mark)")
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         gray = None if image is None else _to_gray(image)
     except (cv2.error, KeyError) as error:  # colour of a depth or a number of channels that has no gray
-        raise ValueError(f"{path}: {getattr(error, 'err', None) or error}") from None
+        raise ValueError(getattr(error, "err", None) or str(error)) from None
     if gray is None:
-        raise ValueError(f"{path}: not an image that OpenCV can read")
+        raise ValueError("not an image that OpenCV can read")
     if not np.isfinite(gray).all():
-        raise ValueError(f"{path}: it has pixels that are not finite numbers")
+        raise ValueError("it has pixels that are not finite numbers")
     return gray
+
+
+def _to_8_bits(gray: np.ndarray) -> np.ndarray:
+    if gray.dtype == np.uint8:
+        return gray
+    low, high = np.percentile(gray[::4, ::4], (0.1, 99.9))
+    return np.clip((gray.astype(np.float32) - low) * (255 / max(high - low, 1)), 0, 255).round().astype(np.uint8)
 
 
 def _to_gray(image: np.ndarray) -> np.ndarray:

@@ -19,14 +19,14 @@ from tqdm import tqdm
 from .data import normalise, read_manifest
 from .export import open_graph, read_onnx_header, to_onnx
 from .hardware import choose_device, choose_precision, keep_memory
-from .image import (IMAGE_SUFFIXES, read_image, read_mask, resize_image, resize_mask, resize_prob, write_bytes, write_image,
-                    write_mask)
+from .image import (IMAGE_SUFFIXES, is_image_file, read_film, read_image, read_mask, resize_image, resize_mask, resize_prob,
+                    write_bytes, write_image, write_mask)
 from .measure import MEASUREMENTS, measure
 from .metrics import score
 from .model import load_weights, read_header
 from .prep import combined_mask, find_films
 
-COLUMNS = ("name", "path", "height", "width", "lung_px", "lung_share", "mask", "overlay", "error")
+COLUMNS = ("name", "path", "height", "width", "lung_px", "lung_share", "mask", "overlay", "notes", "error")
 DEFAULT_WEIGHTS = Path(__file__).with_name("weights") / "lungs.safetensors"
 # Blue and orange of Okabe & Ito's palette, told apart by colour-blind eyes; BGR, as OpenCV draws.
 TRUTH_COLOUR, PRED_COLOUR = (178, 114, 0), (0, 159, 230)
@@ -118,6 +118,7 @@ class ReadFilm:
     image: np.ndarray | None = None
     error: str = ""
     spacing_mm: tuple[float, float] | None = None  # between rows and between columns, where the file carries them
+    notes: tuple[str, ...] = ()
 
 
 def clean_mask(mask: np.ndarray, components: int = 2) -> np.ndarray:
@@ -137,6 +138,8 @@ def clean_mask(mask: np.ndarray, components: int = 2) -> np.ndarray:
 def find_files(patterns: Iterable[str | Path], *, skip: str | Path | None = None) -> list[Path]:
     """The image files that files, folders (searched below, not in hidden ones) and globs name, sorted, each once.
 
+    In folders, DICOM files are told by their content, whatever their suffix; a DICOMDIR is no film.
+
     Args:
         patterns: files, folders and globs.
         skip: a folder not to search, such as the one that an earlier call wrote its own pictures to.
@@ -148,13 +151,13 @@ def find_files(patterns: Iterable[str | Path], *, skip: str | Path | None = None
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES
-                           and not any(part.startswith(".") for part in p.relative_to(path).parts))
+            files = sorted(p for p in path.rglob("*") if not any(part.startswith(".") for part in p.relative_to(path).parts)
+                           and is_image_file(p))
         else:
             files = [path] if path.exists() else sorted(p for p in map(Path, glob(str(pattern), recursive=True)) if p.is_file())
         files = [p for p in files if skip is None or Path(skip).absolute() not in p.absolute().parents]
         if not files:
-            raise FileNotFoundError(f"{pattern}: no such file, or no image ({', '.join(IMAGE_SUFFIXES)}) in it")
+            raise FileNotFoundError(f"{pattern}: no such file, or no image ({', '.join(IMAGE_SUFFIXES)} or DICOM) in it")
         found.update(dict.fromkeys(files))
     return list(found)
 
@@ -170,7 +173,8 @@ def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegm
         batch: films a forward pass.
 
     Returns:
-        The table of predictions: name, path, height, width, lung_px, lung_share, mask, overlay, error.
+        The table of predictions: name, path, height, width, lung_px, lung_share, mask, overlay, notes (what reading
+        found and did, comma-separated), error.
 
     Raises:
         FileNotFoundError: a pattern names nothing.
@@ -293,8 +297,9 @@ def _read_ahead(files: list[Path], names: list[str], pool: ThreadPoolExecutor, a
 
 def _read_film(path: Path, name: str) -> ReadFilm:
     try:
-        return ReadFilm(name, path, read_image(path))
-    except (ValueError, OSError) as error:
+        film = read_film(path)
+        return ReadFilm(name, path, film.image, spacing_mm=film.spacing_mm, notes=film.notes)
+    except (ValueError, OSError, ImportError) as error:  # a folder may hold DICOM besides what needs no extra
         return ReadFilm(name, path, error=str(error))
 
 
@@ -308,7 +313,7 @@ def _write_film(film: ReadFilm, mask: np.ndarray | None, out: Path) -> tuple[dic
     write_image(paths["overlays"], draw_overlay(film.image, mask))
     height, width = mask.shape
     row |= {"height": height, "width": width, "lung_px": int(mask.sum()), "lung_share": round(float(mask.mean()), 4),
-            "mask": str(paths["masks"]), "overlay": str(paths["overlays"]), "error": ""}
+            "mask": str(paths["masks"]), "overlay": str(paths["overlays"]), "notes": ", ".join(film.notes), "error": ""}
     return row, measure(mask, film.spacing_mm)
 
 

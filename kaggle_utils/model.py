@@ -161,9 +161,12 @@ def read_header(path: str | Path) -> dict[str, object]:
             metadata = file.metadata() or {}
         if FORMAT not in metadata:
             raise ValueError(f"{path}: safetensors, but not written by this project (no {FORMAT!r} in its header)")
-        return json.loads(metadata[FORMAT])
-    except (SafetensorError, json.JSONDecodeError) as error:
+        header = json.loads(metadata[FORMAT])
+    except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not a whole safetensors file ({error})") from None
+    if not isinstance(header, dict):
+        raise ValueError(f"{path}: {FORMAT!r} in its header is no JSON object")
+    return header
 
 
 def load_weights(path: str | Path) -> UNet:
@@ -175,11 +178,16 @@ def load_weights(path: str | Path) -> UNet:
     """
     header = read_header(path)
     try:
-        model = UNet(**header["architecture"])
         with safe_open(str(path), "pt") as file:
-            model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
-    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{path}: the tensors don't fit the architecture in the header ({error})") from None
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        architecture = header["architecture"]
+        if architecture.get("depth", 0) > len(tensors):
+            raise ValueError(f"{len(tensors)} tensors, depth {architecture['depth']}")
+        with torch.device("meta"):  # a damaged header may name a network that no memory holds
+            model = UNet(**architecture)
+        model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}, assign=True)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{path}: the tensors don't fit the architecture in the header ({' '.join(str(error).split())[:400]})") from None
     return model.eval()
 
 

@@ -17,7 +17,7 @@ ROWS = {
     0: ["image", "hardware", "config", "distributed", "__init__"],
 }
 # One module in several files, from its face down to its depths: a file may import those to its right.
-CHAPTERS = {"synthetic": ["synthetic", "acquire", "appearance", "outline"],
+CHAPTERS = {"image": ["image", "dicom", "header"], "synthetic": ["synthetic", "acquire", "appearance", "outline"],
             "tune": ["tune", "search", "mistakes", "study"], "plot": ["plot", "plot_tuning", "plot_films", "plot_unet"],
             "kaggle": ["kaggle", "kaggle_metadata"]}
 

@@ -239,7 +239,7 @@ def test_prediction_writes_masks_overlays_and_a_table(folder, segmenter, tmp_pat
         assert row.lung_px == (mask > 0).sum() and row.lung_share == pytest.approx((mask > 0).mean(), abs=1e-4)
         assert cv2.imread(row.overlay).shape == (40, 32, 3)
     stored = pd.read_csv(tmp_path / "out" / "predictions.csv", keep_default_na=False)
-    assert list(stored) == ["name", "path", "height", "width", "lung_px", "lung_share", "mask", "overlay", "error"]
+    assert list(stored) == ["name", "path", "height", "width", "lung_px", "lung_share", "mask", "overlay", "notes", "error"]
     assert stored["name"].tolist() == table["name"].tolist()
 
 

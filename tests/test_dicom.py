@@ -1,0 +1,278 @@
+"""dicom.py: whatever encodes a radiograph, the gray levels are those of the original; what is none is refused with its reason."""
+
+import builtins
+import subprocess
+
+import cv2
+import numpy as np
+import pytest
+from pydicom import Dataset, uid
+from pydicom.sequence import Sequence
+
+from dicoms import LOSSLESS, dicom
+from kaggle_utils import dicom as reader
+from kaggle_utils import image as files
+from kaggle_utils.dicom import read_dicom
+from kaggle_utils.header import MAX_PIXELS
+from phantoms import phantom
+
+FILM = phantom(64, 48).image
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Decodes where the test runs: these files are whole, and a process takes longer than a test of its own should."""
+    monkeypatch.setattr(reader, "_decode_apart", lambda data: reader._decode(reader._parse(data)))
+
+
+def stored_values(bits: int, signed: bool) -> np.ndarray:
+    """The phantom, filling the middle of the range that so many bits have."""
+    low, span = (-(1 << (bits - 1)) if signed else 0), (1 << bits) - 1
+    kind = f"{'i' if signed else 'u'}{1 if bits <= 8 else 2}"
+    return (low + np.round(FILM / 255.0 * span)).astype(kind)
+
+
+def stretched(shown: np.ndarray) -> np.ndarray:
+    low, high = np.percentile(shown[::4, ::4], (0.1, 99.9))
+    return np.clip((shown - low) / (high - low) * 255, 0, 255)
+
+
+def assert_gray(image: np.ndarray, expected: np.ndarray, tolerance: float = 0.51) -> None:
+    assert image.dtype == np.uint8 and image.shape == expected.shape
+    assert np.abs(image - expected).max() <= tolerance
+
+
+# --- the matrix ------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("syntax", LOSSLESS)
+def test_lossless_pixels_come_out_as_they_went_in(in_process, syntax, bits, signed, photometric):
+    values = stored_values(bits, signed)
+    film = read_dicom(dicom(values, LOSSLESS[syntax], bits=bits, photometric=photometric))
+    expected = FILM if bits == 8 and not signed else stretched(values.astype(float))
+    assert_gray(film.image, 255 - expected if photometric == "MONOCHROME1" else expected)
+    assert ("MONOCHROME1 inverted" in film.notes) == (photometric == "MONOCHROME1")
+
+
+@pytest.mark.parametrize("bits", [8, 12])
+@pytest.mark.parametrize("syntax", [uid.JPEGLSNearLossless, uid.JPEG2000], ids=["JPEG-LS", "JPEG 2000"])
+def test_lossy_syntaxes_are_decoded(in_process, syntax, bits):
+    lossless = {uid.JPEGLSNearLossless: uid.JPEGLSLossless, uid.JPEG2000: uid.JPEG2000Lossless}[syntax]
+    values = stored_values(bits, False)
+    frame = reader_frame(dicom(values, lossless, bits=bits))
+    assert_gray(read_dicom(dicom(values, syntax, bits=bits, frame=frame)).image, FILM if bits == 8 else stretched(values.astype(float)))
+
+
+def reader_frame(data: bytes) -> bytes:
+    from pydicom.encaps import generate_frames
+    return next(generate_frames(reader._parse(data).PixelData, number_of_frames=1))
+
+
+@pytest.mark.parametrize("syntax", [uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit], ids=["baseline", "extended, 8 bits"])
+def test_jpeg_keeps_about_the_gray_levels(in_process, syntax):
+    frame = cv2.imencode(".jpg", FILM, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+    film = read_dicom(dicom(FILM, syntax, frame=frame))
+    assert np.abs(film.image.astype(int) - FILM).mean() < 2
+
+
+@pytest.mark.parametrize("syntax", ["RLE", "JPEG lossless SV1", "JPEG-LS", "JPEG 2000"])
+def test_compressed_pixels_come_back_from_the_process_that_decodes(syntax):
+    assert_gray(read_dicom(dicom(stored_values(12, False), LOSSLESS[syntax], bits=12)).image, stretched(stored_values(12, False) / 1.0))
+
+
+@pytest.mark.parametrize("photometric", ["RGB", "YBR_FULL"])
+def test_colour_secondary_capture_becomes_luminance(photometric):
+    rgb = np.dstack([FILM, FILM // 2, FILM // 4])
+    stored = rgb if photometric == "RGB" else cv2.cvtColor(rgb, cv2.COLOR_RGB2YCrCb)[..., [0, 2, 1]]
+    film = read_dicom(dicom(stored, photometric=photometric, SOPClassUID=uid.SecondaryCaptureImageStorage, Modality="OT"))
+    assert_gray(film.image, rgb @ [0.299, 0.587, 0.114], tolerance=2)
+
+
+@pytest.mark.parametrize("syntax", ["implicit", "explicit"])
+def test_file_without_a_preamble_is_read(syntax):
+    data = dicom(FILM, LOSSLESS[syntax], preamble=False)
+    assert data[128:132] != b"DICM" and files.is_dicom(data)
+    assert_gray(read_dicom(data).image, FILM)
+
+
+# --- values to gray --------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+@pytest.mark.parametrize("high", [11, 13, 15])
+def test_high_bit_says_where_the_value_lies_and_the_rest_of_the_word_is_dropped(high, signed):
+    values = stored_values(12, signed)
+    words = (values.view(np.uint16) & 0xFFF) << (high - 11)
+    junk = np.random.default_rng(0).integers(0, 1 << 16, words.shape, dtype=np.uint16) & ~np.uint16(0xFFF << (high - 11))
+    film = read_dicom(dicom((words | junk).view(values.dtype), bits=12, HighBit=high))
+    assert_gray(film.image, stretched(values.astype(float)))
+
+
+def window(values, center, width):
+    return np.clip((values - (center - 0.5)) / (width - 1) + 0.5, 0, 1)
+
+
+def test_first_window_of_several_is_shown():
+    values = stored_values(12, False)
+    film = read_dicom(dicom(values, bits=12, WindowCenter=["1800", "300"], WindowWidth=["900", "100"]))
+    assert_gray(film.image, stretched(window(values, 1800, 900)))
+    assert "window" in film.notes
+
+
+def test_rescale_comes_before_the_window():
+    values = stored_values(12, True)
+    film = read_dicom(dicom(values, bits=12, RescaleSlope="0.5", RescaleIntercept="1024", WindowCenter="1000", WindowWidth="800"))
+    assert_gray(film.image, stretched(window(values * 0.5 + 1024, 1000, 800)))
+
+
+def test_negative_slope_turns_the_gray_scale():
+    values = stored_values(12, False)
+    assert_gray(read_dicom(dicom(values, bits=12, RescaleSlope="-1", RescaleIntercept="4095")).image, stretched(4095.0 - values))
+
+
+def lut(values, first: int = 0, bits: int = 16) -> Sequence:
+    item = Dataset()
+    item.LUTDescriptor, item.LUTData = [len(values), first, bits], [int(value) for value in values]
+    item["LUTDescriptor"].VR, item["LUTData"].VR = "US", "US"
+    return Sequence([item])
+
+
+@pytest.mark.parametrize("name", ["ModalityLUTSequence", "VOILUTSequence"])
+def test_lut_sequence_is_applied(name):
+    values, curve = stored_values(10, False), np.sqrt(np.arange(1024) / 1023) * 65535
+    extra = {"ModalityLUTSequence": {"RescaleType": "US"}, "VOILUTSequence": {"WindowCenter": "1", "WindowWidth": "2"}}[name]
+    assert_gray(read_dicom(dicom(values, bits=10, **{name: lut(curve)}, **extra)).image, stretched(curve.astype(int)[values]))
+
+
+@pytest.mark.parametrize("tags, ignored", [({"WindowCenter": "", "WindowWidth": ""}, ""), ({"WindowCenter": "9", "WindowWidth": "0"}, "VOI LUT"),
+                                           ({"WindowCenter": "-90000", "WindowWidth": "9"}, "VOI LUT"), ({"VOILUTSequence": Sequence([Dataset()])}, ""),
+                                           ({"ModalityLUTSequence": Sequence([Dataset()])}, "Modality LUT")],
+                         ids=["empty window", "no width", "window beside the values", "empty VOI LUT", "empty modality LUT"])
+def test_damaged_lut_is_left_out_with_a_note(tags, ignored):
+    film = read_dicom(dicom(stored_values(12, False), bits=12, **tags))
+    assert_gray(film.image, stretched(stored_values(12, False) / 1.0))
+    assert film.notes[:-1] == () if not ignored else film.notes[0].startswith(f"{ignored} ignored")
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_padding_is_black_and_has_no_part_in_the_gray_range(photometric):
+    values = stored_values(12, False) // 2 + 1000
+    values[:, :10] = 0
+    film = read_dicom(dicom(values, bits=12, photometric=photometric, PixelPaddingValue=0))
+    assert not film.image[:, :10].any()
+    inner = values[:, 12:].astype(float)
+    low, high = np.percentile(inner[::4, ::4], (0.1, 99.9))
+    expected = np.clip((inner - low) / (high - low) * 255, 0, 255)
+    assert_gray(film.image[:, 12:], 255 - expected if photometric == "MONOCHROME1" else expected)
+
+
+@pytest.mark.parametrize("name", ["Shutter", "Collimator"])
+def test_gray_range_is_that_within_the_shutter(name):
+    values = stored_values(12, False) // 4 + 1000
+    framed = np.pad(values, 8, constant_values=4095)
+    edges = {"UpperHorizontal": 8, "LowerHorizontal": 72, "LeftVertical": 8, "RightVertical": 56}
+    film = read_dicom(dicom(framed, bits=12, **{f"{name}Shape": "RECTANGULAR"}, **{f"{name}{k}Edge": v for k, v in edges.items()}))
+    assert_gray(film.image[8:-8, 8:-8], stretched(values.astype(float)))
+    assert any(name.lower() in note for note in film.notes)
+
+
+# --- spacing and remarks ---------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("tags, spacing, note", [
+    ({"PixelSpacing": [0.2, 0.1], "ImagerPixelSpacing": [0.3, 0.3]}, (0.2, 0.1), "spacing from PixelSpacing"),
+    ({"PixelSpacing": [0, 0], "ImagerPixelSpacing": [0.3, 0.3]}, (0.3, 0.3), "spacing from ImagerPixelSpacing"),
+    ({"ImagerPixelSpacing": [0.3, 0.4]}, (0.3, 0.4), "spacing from ImagerPixelSpacing"),
+    ({"PixelSpacing": None, "NominalScannedPixelSpacing": [0.175, 0.175]}, (0.175, 0.175), "spacing from NominalScannedPixelSpacing"),
+    ({}, None, "no spacing"), ({"PixelSpacing": ""}, None, "no spacing"), ({"PixelSpacing": [-1, -1]}, None, "no spacing")])
+def test_spacing_is_rows_then_columns_from_the_best_tag(tags, spacing, note):
+    film = read_dicom(dicom(FILM, **{k: v for k, v in tags.items() if v is not None}))
+    assert film.spacing_mm == spacing and note in film.notes
+
+
+@pytest.mark.parametrize("tags, note", [({"ViewPosition": "LL"}, "view LL"), ({"PatientOrientation": ["R", "F"]}, "mirrored"),
+                                        ({"BurnedInAnnotation": "YES"}, "burned-in")])
+def test_what_a_reader_of_the_mask_should_know_is_noted(tags, note):
+    assert any(note in text for text in read_dicom(dicom(FILM, **tags)).notes)
+
+
+def test_plain_frontal_film_has_no_other_note():
+    tags = {"ViewPosition": "PA", "PatientOrientation": ["L", "F"], "PixelSpacing": [0.1, 0.1]}
+    assert read_dicom(dicom(FILM, **tags)).notes == ("spacing from PixelSpacing",)
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+REFUSED = {
+    "report": (dicom(FILM, SOPClassUID=uid.BasicTextSRStorage, PixelData=None), "without an image in it .Basic Text SR"),
+    "PDF": (dicom(FILM, SOPClassUID=uid.EncapsulatedPDFStorage, PixelData=None), "without an image in it .Encapsulated PDF"),
+    "CT": (dicom(FILM, Modality="CT"), "modality CT"),
+    "frames": (dicom(FILM, NumberOfFrames=30), "30 frames"),
+    "video": (dicom(FILM, uid.MPEG4HP41, frame=b"\0" * 100), "transfer syntax MPEG-4"),
+    "segmentation": (dicom(FILM, BitsAllocated=1, BitsStored=1, SOPClassUID=uid.SegmentationStorage), "1 bits in 1 .Segmentation"),
+    "32 bits": (dicom(FILM, BitsAllocated=32, BitsStored=32), "32 bits in 32"),
+    "palette": (dicom(FILM, photometric="PALETTE COLOR"), "PALETTE COLOR"),
+    "no photometric": (dicom(FILM, PhotometricInterpretation=None), "no photometric"),
+    "no size": (dicom(FILM, Rows=None, BitsStored=None), "no valid Rows and no BitsStored"),
+    "bomb": (dicom(FILM, Rows=65535, Columns=65535), "65535 x 65535 pixels, more than"),
+    "zero": (dicom(FILM, Rows=0), "48 x 0 pixels"),
+    "short": (dicom(FILM, Rows=65), "damaged DICOM"),
+    "truncated": (dicom(FILM)[:-500], "damaged DICOM"),
+    "deflated": (dicom(FILM, uid.DeflatedExplicitVRLittleEndian), "deflated"),
+    "truncated RLE": (dicom(FILM, uid.RLELossless)[:-500], "damaged DICOM: it is truncated"),
+    "header alone": (dicom(FILM)[:140], "damaged DICOM"),
+    "12-bit extended": (dicom(stored_values(12, False), uid.JPEGExtended12Bit, bits=12, frame=b"\xff\xd9"), "JPEG Extended of 12 bits: .*pip install pylibjpeg "),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_no_film_is_refused_with_its_file_and_reason(tmp_path, case):
+    data, reason = REFUSED[case]
+    (tmp_path / "IM0001").write_bytes(data)
+    with pytest.raises(ValueError, match=reason) as error:
+        files.read_image(tmp_path / "IM0001")
+    assert str(tmp_path / "IM0001") in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("syntax, frame", [(uid.JPEGLosslessSV1, b"\xff\xd8\xff\xd9"), (uid.RLELossless, b"\0" * 64),
+                                           (uid.JPEG2000Lossless, b"\xff\x4f\xff\x51\xff\xd9")], ids=["JPEG", "RLE", "JPEG 2000"])
+def test_frame_that_no_decoder_takes_is_an_error(syntax, frame):
+    with pytest.raises(ValueError, match="damaged DICOM"):
+        read_dicom(dicom(FILM, syntax, frame=frame))
+
+
+@pytest.mark.parametrize("syntax", ["JPEG lossless SV1", "JPEG-LS", "JPEG 2000"])
+def test_truncated_frame_is_not_filled_up(in_process, syntax):
+    frame = reader_frame(dicom(FILM, LOSSLESS[syntax]))
+    with pytest.raises(ValueError, match="no end mark"):
+        read_dicom(dicom(FILM, LOSSLESS[syntax], frame=frame[: len(frame) // 2]))
+
+
+@pytest.mark.parametrize("run, reason", [(lambda *a, **k: subprocess.CompletedProcess(a, -11, b"", b""), "its decoder died .status -11"),
+                                         (lambda *a, timeout, **k: (_ for _ in ()).throw(subprocess.TimeoutExpired("x", timeout)), "120 s")],
+                         ids=["crash", "hang"])
+def test_death_of_the_decoder_is_an_error_of_its_file(monkeypatch, run, reason):
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(ValueError, match=reason):
+        read_dicom(dicom(FILM, uid.JPEGLosslessSV1))
+
+
+def test_without_pydicom_the_error_says_what_to_install(tmp_path, monkeypatch):
+    def missing(name, *arguments):
+        if name.startswith("pydicom"):
+            raise ImportError(name)
+        return real(name, *arguments)
+
+    real = builtins.__import__
+    data = dicom(FILM)
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.raises(ImportError, match="pip install pydicom"):
+        read_dicom(data)
+
+
+def test_largest_film_fits_and_one_more_row_does_not():
+    columns = 10_000
+    with pytest.raises(ValueError, match="damaged DICOM"):  # its pixels aren't there
+        read_dicom(dicom(FILM, Rows=MAX_PIXELS // columns, Columns=columns))
+    with pytest.raises(ValueError, match="too large"):
+        read_dicom(dicom(FILM, Rows=MAX_PIXELS // columns + 1, Columns=columns))
