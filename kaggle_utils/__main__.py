@@ -207,7 +207,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", default="results/tuning", help="folder of the tables")
 
     sub = command(predict, "masks, overlays, measurements and a table for films; exit status 3 if some could not be read")
-    sub.add_argument("path", nargs="+", help="files, folders (searched below) and globs")
+    sub.add_argument("path", nargs="+", help="files, folders (searched below) and globs: PNG, JPEG, TIFF, BMP, GIF, and DICOM under any name")
     sub.add_argument("--out", required=True, help="folder to write")
     sub.add_argument("--batch", type=_positive, default=8, help="films a forward pass")
     _add_weights(sub)

@@ -305,7 +305,7 @@ def _read_film(path: Path, name: str) -> ReadFilm:
 
 def _write_film(film: ReadFilm, mask: np.ndarray | None, out: Path) -> tuple[dict[str, object], dict[str, float]]:
     """Rows of the predictions and, empty without a mask, of the measurements."""
-    row = {"name": film.name, "path": str(film.path)}
+    row = {"name": film.name, "path": str(film.path), "notes": ", ".join(film.notes)}
     if mask is None:
         return {**row, "error": film.error}, {}
     paths = {kind: out / kind / f"{film.name}.png" for kind in ("masks", "overlays")}
@@ -313,7 +313,7 @@ def _write_film(film: ReadFilm, mask: np.ndarray | None, out: Path) -> tuple[dic
     write_image(paths["overlays"], draw_overlay(film.image, mask))
     height, width = mask.shape
     row |= {"height": height, "width": width, "lung_px": int(mask.sum()), "lung_share": round(float(mask.mean()), 4),
-            "mask": str(paths["masks"]), "overlay": str(paths["overlays"]), "notes": ", ".join(film.notes), "error": ""}
+            "mask": str(paths["masks"]), "overlay": str(paths["overlays"]), "error": ""}
     return row, measure(mask, film.spacing_mm)
 
 

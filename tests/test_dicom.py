@@ -1,7 +1,7 @@
 """dicom.py: whatever encodes a radiograph, the gray levels are those of the original; what is none is refused with its reason."""
 
-import builtins
 import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -257,16 +257,19 @@ def test_death_of_the_decoder_is_an_error_of_its_file(monkeypatch, run, reason):
         read_dicom(dicom(FILM, uid.JPEGLosslessSV1))
 
 
-def test_without_pydicom_the_error_says_what_to_install(tmp_path, monkeypatch):
-    def missing(name, *arguments):
-        if name.startswith("pydicom"):
-            raise ImportError(name)
-        return real(name, *arguments)
-
-    real = builtins.__import__
+def test_without_pydicom_the_error_says_what_to_install(monkeypatch):
     data = dicom(FILM)
-    monkeypatch.setattr(builtins, "__import__", missing)
+    monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(ImportError, match="pip install pydicom"):
+        read_dicom(data)
+
+
+@pytest.mark.parametrize("name", ["JPEG lossless SV1", "JPEG 2000"])
+def test_without_a_decoder_the_error_says_what_to_install(in_process, monkeypatch, name):
+    from pydicom.pixels import get_decoder
+    data = dicom(FILM, LOSSLESS[name])
+    monkeypatch.setattr(get_decoder(LOSSLESS[name]), "_available", {})
+    with pytest.raises(ValueError, match="needs a decoder: pip install pydicom python-gdcm"):
         read_dicom(data)
 
 

@@ -1,6 +1,7 @@
 """infer.py: masks for arrays, for files, and the scores of a prepared set."""
 
 import os
+import sys
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ from kaggle_utils import infer
 from kaggle_utils.infer import LungSegmenter, clean_mask, evaluate, find_files, predict
 from kaggle_utils.measure import MEASUREMENTS, measure
 from kaggle_utils.model import UNet, save_weights
+from dicoms import dicom
 from phantoms import phantom, write_prepared, write_raw
 
 
@@ -219,6 +221,31 @@ def test_pattern_that_names_nothing_is_an_error(tmp_path, pattern):
         find_files([tmp_path / pattern])
 
 
+@pytest.fixture
+def study(tmp_path):
+    """A folder as a DICOM viewer exports it: names without suffixes, an index, a report and a film that was cut off."""
+    tags = {"PixelSpacing": [0.2, 0.1], "ViewPosition": "PA"}
+    found = {"ST1/IM2": dicom(phantom(40, 32, seed=1).image, **tags), "ST1/1.2.840.1": dicom(phantom(40, 32, seed=2).image, photometric="MONOCHROME1"),
+             "DICOMDIR": dicom(phantom().image, PixelData=None), "ST1/SR1": dicom(phantom().image, Modality="SR", PixelData=None),
+             "ST2/IM3": dicom(phantom().image, preamble=False)[:-900], "ST2/cut.dcm": b"", "ST2/notes": b"not a film", "ST2/x.txt": b"DICM"}
+    for name, data in found.items():
+        (tmp_path / "study" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "study" / name).write_bytes(data)
+    return tmp_path / "study"
+
+
+def test_dicom_files_are_found_by_their_content(study):
+    write_raw(study / "film.png", phantom().image)
+    assert [str(path.relative_to(study)) for path in find_files([study])] == [
+        "ST1/1.2.840.1", "ST1/IM2", "ST1/SR1", "ST2/IM3", "ST2/cut.dcm", "film.png"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_pipe_in_a_folder_is_not_waited_for(study):
+    os.mkfifo(study / "pipe")
+    assert "pipe" not in names(find_files([study]))
+
+
 def test_hidden_folders_are_not_searched(folder):
     write_raw(folder / ".ipynb_checkpoints" / "b-checkpoint.png", phantom().image)
     assert "b-checkpoint.png" not in names(find_files([folder]))
@@ -258,6 +285,28 @@ def test_one_bad_file_among_many_is_a_row_with_its_error(folder, segmenter, tmp_
     assert "truncated" in table.loc["ab_bad", "error"] and "empty" in table.loc["zz_bad", "error"]
     assert (table.drop(index=["ab_bad", "zz_bad"])["error"] == "").all() and len(table) == 6
     assert sorted(os.listdir(tmp_path / "out" / "masks")) == ["a.png", "b.png", "c.png", "d.png"]
+
+
+def test_folder_of_dicom_is_segmented_with_a_reason_for_what_is_no_film(study, segmenter, tmp_path):
+    table = predict([study], tmp_path / "out", segmenter)
+    table["notes"] = table["notes"].fillna("")
+    errors, notes = dict(zip(table["name"], table["error"])), dict(zip(table["name"], table["notes"]))
+    assert notes["IM2"].split(", ") == ["spacing from PixelSpacing"] and "MONOCHROME1 inverted" in notes["1.2.840"].split(", ")
+    assert errors["IM2"] == errors["1.2.840"] == ""
+    assert "without an image" in errors["SR1"] and "less than expected" in errors["IM3"] and "empty" in errors["cut"]
+    stored = pd.read_csv(tmp_path / "out" / "predictions.csv", keep_default_na=False)
+    assert stored["notes"].tolist() == table["notes"].tolist()
+
+
+def test_spacing_of_a_dicom_film_is_kept(study):
+    assert infer._read_film(study / "ST1/IM2", "x").spacing_mm == (0.2, 0.1)
+
+
+def test_without_pydicom_a_dicom_file_is_a_row_that_says_what_to_install(study, segmenter, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    write_raw(study / "film.png", phantom(40, 32).image)
+    table = predict([study / "ST1", study / "film.png"], tmp_path / "out", segmenter).set_index("name")
+    assert "pip install pydicom" in table.loc["IM2", "error"] and table.loc["film", "error"] == ""
 
 
 def test_only_bad_files_still_give_a_table(segmenter, tmp_path):

@@ -18,6 +18,7 @@ import kaggle_utils
 from kaggle_utils.__main__ import build_parser, main
 from kaggle_utils.model import UNet, read_header, save_weights
 from kaggle_utils.splits import suspect_masks
+from dicoms import dicom
 from phantoms import phantom, write_prepared, write_raw
 
 COMMANDS = next(a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
@@ -200,6 +201,17 @@ def test_status_is_3_when_one_film_of_several_was_not_read(tmp_path, weights, fi
     assert "1 masks" in output.out and "1 files could not be read" in output.out
     assert output.err.count("\n") == 1 and "bad.png: not an image" in output.err
     assert (tmp_path / "o" / "masks" / "film.png").exists()
+
+
+def test_status_is_3_for_a_folder_of_dicom_with_a_report_and_a_bomb(tmp_path, weights, capsys):
+    film = phantom(40, 32).image
+    for name, data in {"IM1": dicom(film), "SR1": dicom(film, Modality="SR", PixelData=None), "IM2": dicom(film, Rows=65535, Columns=65535)}.items():
+        (tmp_path / "study").mkdir(exist_ok=True)
+        (tmp_path / "study" / name).write_bytes(data)
+    assert main(["predict", str(tmp_path / "study"), "--out", str(tmp_path / "o"), "--weights", str(weights)]) == 3
+    output = capsys.readouterr()
+    assert "1 masks" in output.out and "2 files could not be read" in output.out
+    assert output.err.count("\n") == 2 and "IM2: " in output.err and "too large" in output.err and "SR1: DICOM without an image" in output.err
 
 
 # --- other runtimes than PyTorch -------------------------------------------------------------------------------------
