@@ -29,7 +29,6 @@ import numpy as np
 from dicoms import LOSSLESS, dicom
 from kaggle_utils import image as files
 from kaggle_utils.header import MAX_PIXELS
-from kaggle_utils.model import UNet, load_weights, save_weights
 from phantoms import phantom
 
 SECONDS = 10  # of processor time, of one case; a small file that declares 100 megapixels takes 2-3
@@ -43,6 +42,7 @@ Edit = tuple[str, float, int]  # what, where as a share of the file, a number
 @lru_cache(maxsize=1)
 def whole_files() -> dict[str, bytes]:
     """A small file of each format and coding."""
+    from kaggle_utils.model import UNet, save_weights  # PyTorch takes seconds to import
     film = phantom(40, 32).image
     twelve = film.astype(np.uint16) << 4
 
@@ -118,6 +118,7 @@ def check(name: str, data: bytes, folder: Path) -> str:
     path.write_bytes(data)
     try:
         if name == "weights":
+            from kaggle_utils.model import UNet, load_weights
             assert isinstance(load_weights(path), UNet)
             return "read"
         film = files.read_film(path)
