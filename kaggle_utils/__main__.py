@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 import pandas as pd
@@ -103,9 +103,8 @@ def protocol(args: argparse.Namespace) -> int:
 
 
 def tune(args: argparse.Namespace) -> int:
-    from .config import TrainConfig
-    from .tune import run_study, summarise_runs
-    table = run_study(args.study, args.data, seeds=args.seeds, config=TrainConfig(size=args.size, epochs=args.epochs), jobs=args.jobs,
+    from .tune import BASE, run_study, summarise_runs
+    table = run_study(args.study, args.data, seeds=args.seeds, config=replace(BASE, size=args.size, epochs=args.epochs), jobs=args.jobs,
                       trials=args.trials, storage=args.storage, out=args.out)
     print(summarise_runs(table).to_string(index=False, float_format="{:.4f}".format))
     return 0

@@ -17,10 +17,12 @@ In a process that torchrun didn't start, nothing here does anything.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -145,9 +147,7 @@ def average_statistics(model: nn.Module) -> None:
 
 
 def launch_command(*options: object) -> list[str]:
-    """The command that trains on all GPUs of this machine, for a notebook: ``subprocess.run(command, check=True)``.
-
-    A notebook can't share its own process, whose CUDA a fork doesn't survive. Run it where ``kaggle_utils`` is.
+    """The command that trains on all GPUs of this machine, in one process where there is one or none.
 
     Args:
         options: of ``python -m kaggle_utils train``, such as ``"--data", folder, "--epochs", 30``.
@@ -155,6 +155,27 @@ def launch_command(*options: object) -> list[str]:
     gpus = torch.cuda.device_count()
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus)] if gpus > 1 else []
     return [sys.executable, *launcher, "-m", "kaggle_utils", "train", *map(str, options)]
+
+
+def launch(*options: object) -> None:
+    """Trains by :func:`launch_command` from a notebook, and prints what it says line by line.
+
+    A notebook can't share its own process, whose CUDA a fork doesn't survive.
+
+    Args:
+        options: as there.
+
+    Raises:
+        subprocess.CalledProcessError: the training failed; it has said why.
+    """
+    library = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    command = launch_command(*options)
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": library}, text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT) as process:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
 
 
 def _from_torchrun(name: str, otherwise: int) -> int:

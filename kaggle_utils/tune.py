@@ -27,6 +27,7 @@ from .study import SETTINGS, Run, beside, fingerprint, read_table, train_run, wr
 from .synthetic import write_raw
 from .train import Trainer
 
+BASE = TrainConfig(size=128, epochs=8, augment="full", dice_weight=0.5)  # the default before there were studies; runs differ from it
 CACHE = Path("runs/tuning")  # built-in films, and the search's storage
 FILMS = (10, 25, 50, 100, 200, None)  # to learn from; None is all
 
@@ -106,7 +107,7 @@ STUDIES: dict[str, list[Run]] = {
 }
 
 
-def run_study(name: str, data: str | Path, *, seeds: int = 3, config: TrainConfig | None = None, jobs: int | None = None,
+def run_study(name: str, data: str | Path, *, seeds: int = 3, config: TrainConfig = BASE, jobs: int | None = None,
               trials: int = 60, storage: str | None = None, out: str | Path = "results/tuning") -> pd.DataFrame:
     """Does those runs of a study that are still to be done.
 
@@ -114,7 +115,7 @@ def run_study(name: str, data: str | Path, *, seeds: int = 3, config: TrainConfi
         name: of :data:`STUDIES`, or ``search``.
         data: prepared set.
         seeds: each run is repeated with seeds 0, 1, 2 ... A search repeats nothing.
-        config: what the runs differ from; 8 epochs at 128 px if not given.
+        config: what the runs differ from.
         jobs: trainings beside each other on one thread each, one a core if not given: two of them pass over a third
             more films than one on two threads. 1 is one after the other on all threads.
         trials: of the search, see :func:`search.search`.
@@ -129,7 +130,7 @@ def run_study(name: str, data: str | Path, *, seeds: int = 3, config: TrainConfi
     """
     if name not in (*STUDIES, "search"):
         raise ValueError(f"study is one of {', '.join((*STUDIES, 'search'))}, not {name!r}")
-    config = replace(config or TrainConfig(size=128, epochs=8), workers=0)
+    config = replace(config, workers=0)
     path, jobs = Path(out) / f"{name}.csv", jobs or os.cpu_count()
     path.parent.mkdir(parents=True, exist_ok=True)
     if name == "search":
