@@ -8,6 +8,11 @@ RAW     := $(or $(DATA),$(RUN)/raw)
 PY      := .venv/bin/python
 CLI     := $(PY) -m kaggle_utils
 
+# Notebooks' kernels write below the home folder otherwise.
+export IPYTHONDIR := $(CURDIR)/.cache/ipython
+export JUPYTER_DATA_DIR := $(CURDIR)/.cache/jupyter
+export JUPYTER_CONFIG_DIR := $(CURDIR)/.cache/jupyter
+
 .PHONY: run demo weights test test-kaggle bench notebooks slides clean help
 help:
 	@echo "make run [DATA=folder]  prepare, train, evaluate, predict, into runs/NAME; built-in films without DATA"

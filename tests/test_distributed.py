@@ -170,3 +170,12 @@ def test_command_for_a_notebook_takes_all_gpus(monkeypatch, gpus, launcher):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     command = distributed.launch_command("--data", Path("set"), "--epochs", 3)
     assert command == [sys.executable, *launcher, "-m", "kaggle_utils", "train", "--data", "set", "--epochs", "3"]
+
+
+def test_a_notebook_sees_what_the_training_says_and_that_it_failed(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)  # where there is no kaggle_utils
+    distributed.launch("--help")
+    assert "torchrun" in capsys.readouterr().out
+    with pytest.raises(subprocess.CalledProcessError):
+        distributed.launch("--data", tmp_path / "nowhere", "--out", tmp_path / "run")
+    assert "nowhere" in capsys.readouterr().out

@@ -580,3 +580,10 @@ def test_scaler_works_for_float16_alone(prepared):
     assert not trainer(prepared, precision="bf16").scaler.is_enabled()
     assert not trainer(prepared, precision="fp32").scaler.is_enabled()
     assert trainer(prepared, precision="fp16").scaler.is_enabled()
+
+
+def test_without_a_terminal_an_epoch_is_a_line(prepared, tmp_path, capsys):
+    training.train(prepared, tmp_path, replace(TINY, epochs=2, sources=("montgomery",)))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in lines if line.startswith("epoch")] == ["epoch 1/2", "epoch 2/2"]
+    assert all("validation Dice 0." in line and "films/s" in line for line in lines if line.startswith("epoch"))
