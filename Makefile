@@ -16,17 +16,17 @@ export JUPYTER_CONFIG_DIR := $(CURDIR)/.cache/jupyter
 .PHONY: run demo weights test test-kaggle bench notebooks slides clean help
 help:
 	@echo "make run [DATA=folder]  prepare, train, evaluate, predict, into runs/NAME; built-in films without DATA"
-	@echo "make demo               six built-in films and their lungs, into runs/demo"
+	@echo "make demo               six built-in films and their lungs, into runs/demo/lungs"
 	@echo "make test               all tests"
 	@echo "make test-kaggle        the same with the versions of Kaggle's image; PYTHON=python3.12 is what it has"
 	@echo "make bench [DATA=…]     speed beside peers, and with the raw sets the time to a Dice of 0.95, into results/"
 	@echo "make notebooks          all notebooks again, on built-in films, saved with their outputs"
 	@echo "make slides             the notebooks as one deck that opens without a network, runs/slides/unet-lung.html; needs npm"
 
-# Six built-in films, their lungs outlined: overlays in runs/demo.
+# Six built-in films, their lungs outlined: overlays in runs/demo/lungs.
 demo: .venv/run.stamp
 	$(CLI) synth --n 6 --out runs/demo/raw
-	$(CLI) predict "runs/demo/raw/**/CXR_png/*.png" --out runs/demo
+	$(CLI) predict "runs/demo/raw/**/CXR_png/*.png" --out runs/demo/lungs
 
 run: .venv/run.stamp
 	@mkdir -p $(RUN)
