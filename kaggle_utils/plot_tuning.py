@@ -246,7 +246,8 @@ def draw_check(path: str | Path | None = None, *, tables: str | Path = TABLES) -
     ranks = both.corr("spearman").iloc[0, 1]
     ax.set(xlabel=f"{AT_256['dice_256']}, trained at {small['size'].mode()[0]} px", ylabel="the same, trained at 256 px")
     ax.set_title(f"rank correlation {ranks:.2f}", fontsize=9)
-    ax.margins(x=0.25)
+    ax.margins(x=0.4)
+    ax.xaxis.set_major_locator(MaxNLocator(5))
     return saved(figure, path)
 
 
