@@ -195,7 +195,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--no-flip", action="store_true", help="test without averaging with the mirrored film")
 
     sub = command(tune, "do a study's runs, into results/tuning/STUDY.csv; the same command goes on with a stopped study")
-    sub.add_argument("study", help="bugs, augmentation, loss, capacity, optimisation, data, check or search")
+    sub.add_argument("study", help="bugs, augmentation, longer, loss, capacity, optimisation, data, check or search")
     sub.add_argument("--data", default="segmentation", help="prepared folder")
     sub.add_argument("--seeds", type=_positive, default=3, help="how often each run is repeated; a search repeats nothing")
     sub.add_argument("--size", type=_positive, default=128, help="px, where the study doesn't vary it")

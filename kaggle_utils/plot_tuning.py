@@ -151,7 +151,7 @@ def draw_capacity(path: str | Path | None = None, *, tables: str | Path = TABLES
         ax.scatter(line["seconds"], line["dice_256"], line["parameters"] / 1e4, color=colour, alpha=0.5)
         ax.vlines(line["seconds"], spread.loc[varied, "min"], spread.loc[varied, "max"], color=colour, linewidth=1)
     for run in runs.itertuples():
-        ax.annotate(run.Index, (run.seconds, run.dice_256), (6, 5), textcoords="offset points", fontsize=8)
+        ax.annotate(run.Index, (run.seconds, run.dice_256), (6, -12 if run.Index == "default" else 5), textcoords="offset points", fontsize=8)
     ax.set(xscale="log", xlabel="seconds of training, one thread beside others; area: parameters", ylabel=AT_256["dice_256"])
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_formatter("{x:g}")

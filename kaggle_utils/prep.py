@@ -253,7 +253,7 @@ def assign_splits(frame: pd.DataFrame, *, split: str = "published", seed: int = 
 
 def _files(root: Path):
     for folder, folders, names in os.walk(root, followlinks=True):
-        if {"prep.json", "predictions.csv"} & set(names):  # our own outputs are neither raw films nor anybody's truth
+        if {"prep.json", "predictions.csv", "drawn"} & set(names):  # our own outputs are neither raw films nor anybody's truth
             folders.clear()
             continue
         folders[:] = sorted(f for f in folders if not f.startswith("."))

@@ -27,7 +27,8 @@ from .data import LungDataset, make_loader, read_manifest
 from .image import read_mask, resize_mask, resize_prob, write_bytes
 from .metrics import confusion, overlap
 from .model import count_parameters
-from .train import BUILT_IN, Trainer, make_trainer
+from .splits import BUILT_IN
+from .train import Trainer, make_trainer
 
 Outputs = list[tuple[torch.Tensor, torch.Tensor]]  # logits and truth of each validation batch, float32 (B, 1, H, W)
 SETTINGS = ("augment", "width", "depth", "patch", "size", "loss", "dice_weight", "batch", "epochs", "lr", "weight_decay", "ema")

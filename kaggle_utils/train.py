@@ -35,14 +35,13 @@ from .image import write_bytes
 from .loss import make_loss
 from .metrics import confusion, overlap
 from .model import UNet, count_parameters, save_weights
-from .splits import suspect_masks
+from .splits import BUILT_IN, suspect_masks
 
 LICENCES = {
     "montgomery": "Montgomery: research use with acknowledgement (Jaeger et al. 2014, Candemir et al. 2014)",
     "shenzhen": "Shenzhen masks: CC BY-NC-SA 4.0 (Stirenko et al. 2018)",
     "jsrt": "JSRT/SCR: research use, registration at the source (Shiraishi et al. 2000, van Ginneken et al. 2006)",
 }
-BUILT_IN = r"(MCUCXR|CHNCXR)_(9\d{3}|\d{5,6})_[01]"  # names of built-in films: numbers that no film of the public sets has
 
 
 class Trainer:

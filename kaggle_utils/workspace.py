@@ -7,17 +7,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from .prep import find_films, prepare
+from .splits import BUILT_IN
 from .synthetic import write_raw
 
 KAGGLE = Path("/kaggle")
 CLONE = Path(__file__).parents[1]
-DEPTH = 5  # levels below /kaggle/input: notebooks/OWNER/KERNEL/NAME has four
+DEPTH = 4  # most levels between /kaggle/input and what a kernel wrote: notebooks/OWNER/KERNEL/built_in
 
 
 @dataclass(frozen=True)
@@ -50,8 +55,7 @@ class Workspace:
             FileNotFoundError: it is nowhere; the message names that notebook.
         """
         here = self.work / name
-        attached = (path for depth in range(1, DEPTH) for path in sorted(self.kaggle.glob("input/" + "*/" * depth + name)))
-        found = here if here.exists() else next(attached, None)
+        found = here if here.exists() else _find_attached(self.kaggle, name)
         if found is None:
             raise FileNotFoundError(f"{name} is neither in {self.work} nor attached: run {made_by} first, on Kaggle attach its output")
         return found
@@ -59,10 +63,16 @@ class Workspace:
     def prepared(self) -> Path:
         """The prepared set that the first notebook wrote; prepared here where there is none."""
         try:
-            return self.find("segmentation", made_by="01_prep")
+            return self.find("segmentation/manifest.csv", made_by="01_prep").parent
         except FileNotFoundError:
             prepare(self.raw, self.work / "segmentation")
             return self.work / "segmentation"
+
+    def restore(self, folder: str) -> None:
+        """Brings back what an earlier session of this notebook wrote, if its output is attached, so that it can go on there."""
+        found = _find_attached(self.kaggle, folder)
+        if found and not (self.work / folder).exists():
+            shutil.copytree(found, self.work / folder)
 
 
 def open_workspace(*, films: int = 60, kaggle: str | Path = KAGGLE) -> Workspace:
@@ -80,7 +90,7 @@ def open_workspace(*, films: int = 60, kaggle: str | Path = KAGGLE) -> Workspace
     named = os.environ.get("UNET_LUNG_INPUT")
     if named:
         find_films(named)
-    raw = Path(named).absolute() if named else _attached(kaggle / "input")
+    raw = Path(named).resolve() if named else _attached_sets(kaggle)
     if raw is None:
         raw, work = work / "built_in" / "raw", work / "built_in"
         if not (work / "drawn").exists():  # a kill in the middle leaves no mark
@@ -88,15 +98,24 @@ def open_workspace(*, films: int = 60, kaggle: str | Path = KAGGLE) -> Workspace
             (work / "drawn").touch()
         return Workspace(raw, work, True, kaggle)
     if work != kaggle / "working":
-        work = work / raw.name
+        work = work / f"{raw.name}-{hashlib.sha256(str(raw).encode()).hexdigest()[:6]}"  # other sets may lie in a folder of that name
     work.mkdir(parents=True, exist_ok=True)
     return Workspace(raw, work, False, kaggle)
 
 
-def _attached(folder: Path) -> Path | None:
-    """Kaggle's input folder, if a film of a known set is in it."""
+def _find_attached(kaggle: Path, name: str) -> Path | None:
+    """What a kernel wrote by that name, if its output is attached."""
+    paths = (path for depth in range(1, DEPTH + 1) for path in sorted(kaggle.glob("input/" + "*/" * depth + name)))
+    return next(paths, None)
+
+
+def _attached_sets(kaggle: Path) -> Path | None:
+    """Kaggle's input folder, if films of known sets are in it, raw or prepared by the first notebook, and not only built-in ones."""
+    manifest = _find_attached(kaggle, "segmentation/manifest.csv")
+    if manifest and not pd.read_csv(manifest)["name"].str.fullmatch(BUILT_IN).all():
+        return kaggle / "input"
     try:
-        return folder if find_films(folder) else None
+        return kaggle / "input" if find_films(kaggle / "input") else None
     except FileNotFoundError:
         return None
 

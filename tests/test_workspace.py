@@ -51,7 +51,7 @@ def test_drawing_that_was_killed_is_done_again(clone, monkeypatch):
 def test_a_named_folder_comes_first(clone, drawn, kaggle, monkeypatch):
     monkeypatch.setenv("UNET_LUNG_INPUT", str(drawn))
     assert workspace.open_workspace(kaggle=kaggle) == workspace.Workspace(drawn, kaggle / "working", False, kaggle)
-    assert workspace.open_workspace(kaggle=clone / "nowhere").work == clone / "runs/notebooks" / drawn.name
+    assert workspace.open_workspace(kaggle=clone / "nowhere").work.match(f"clone/runs/notebooks/{drawn.name}-*")
     monkeypatch.setenv("UNET_LUNG_INPUT", str(kaggle))
     with pytest.raises(FileNotFoundError, match="no film of Montgomery"):
         workspace.open_workspace(kaggle=kaggle)
@@ -62,6 +62,33 @@ def test_attached_sets_are_found_in_either_layout(kaggle, drawn, mount):
     shutil.copytree(drawn, kaggle / "input" / mount)
     place = workspace.open_workspace(kaggle=kaggle)
     assert (place.raw, place.work, place.built_in) == (kaggle / "input", kaggle / "working", False)
+
+
+def test_a_prepared_set_of_real_films_is_enough_and_built_in_ones_are_not(kaggle, clone):
+    folder = kaggle / "input" / "notebooks" / "somebody" / "lung-unet-01-prep" / "segmentation"
+    folder.mkdir(parents=True)
+    for name, built_in in (("MCUCXR_9001_0", True), ("MCUCXR_0001_0", False)):
+        (folder / "manifest.csv").write_text(f"name\n{name}\n")
+        place = workspace.open_workspace(films=9, kaggle=kaggle)
+        assert place.built_in == built_in and place.prepared() == folder
+
+
+def test_an_interrupted_preparation_goes_on(drawn, kaggle):
+    place = workspace.Workspace(drawn, kaggle / "working", False, kaggle)
+    (place.work / "segmentation" / "train").mkdir(parents=True)
+    assert len(read_manifest(place.prepared())) == 12
+
+
+def test_a_training_goes_on_from_an_attached_output(drawn, kaggle):
+    place = workspace.Workspace(drawn, kaggle / "working", False, kaggle)
+    place.restore("training")
+    assert not (place.work / "training").exists()
+    attached = kaggle / "input" / "lung-unet-02-training" / "training"
+    attached.mkdir(parents=True)
+    for epoch in "12":
+        (attached / "last.pt").write_text(epoch)
+        place.restore("training")
+        assert (place.work / "training" / "last.pt").read_text() == "1"  # what is there is newer
 
 
 def test_on_kaggle_with_nothing_attached_films_are_drawn_into_the_output(kaggle):
@@ -84,4 +111,4 @@ def test_where_the_library_cannot_be_written_the_notebooks_folder_is_used(clone,
     clone.write_text("a file, so that no folder can be made below it")
     monkeypatch.setenv("UNET_LUNG_INPUT", str(drawn))
     monkeypatch.chdir(tmp_path)
-    assert workspace.open_workspace(kaggle=tmp_path / "nowhere").work == tmp_path / "runs" / drawn.name
+    assert workspace.open_workspace(kaggle=tmp_path / "nowhere").work.match(f"{tmp_path.name}/runs/{drawn.name}-*")
