@@ -60,9 +60,11 @@ def predict(args: argparse.Namespace) -> int:
     from .infer import LungSegmenter, predict
     segmenter = LungSegmenter(args.weights, device=args.device, flip=args.flip, clean=not args.raw, head=args.head,
                               backend=args.backend)
-    table = predict(args.path, args.out, segmenter, batch=args.batch)
+    table = predict(args.path, args.out, segmenter, batch=args.batch, force=args.force)
     failed = table[table["error"] != ""]
-    print(f"{len(table) - len(failed)} masks in {args.out}, {len(failed)} files could not be read")
+    refused = int(failed["height"].notna().sum())
+    print(f"{len(table) - len(failed)} masks in {args.out}, {len(failed) - refused} files could not be read, {refused} films refused"
+          + " (--force segments them)" * bool(refused))
     for film in failed.head(5).itertuples():
         print(f"  {film.error}", file=sys.stderr)
     return 3 if len(failed) else 0
@@ -205,10 +207,11 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--storage", help="of the search, a URL of SQLAlchemy's; runs/tuning/search.db if not given")
     sub.add_argument("--out", default="results/tuning", help="folder of the tables")
 
-    sub = command(predict, "masks, overlays, measurements and a table for films; exit status 3 if some could not be read")
+    sub = command(predict, "masks, overlays, measurements and a table for films; exit status 3 if some could not be read or were refused")
     sub.add_argument("path", nargs="+", help="files, folders (searched below) and globs: PNG, JPEG, TIFF, BMP, GIF, and DICOM under any name")
     sub.add_argument("--out", required=True, help="folder to write")
     sub.add_argument("--batch", type=_positive, default=8, help="films a forward pass")
+    sub.add_argument("--force", action="store_true", help="segment too what is refused: no frontal chest film, blank, too small")
     _add_weights(sub)
 
     sub = command(export, "write the network as a file for runtimes other than PyTorch, and check it against PyTorch")

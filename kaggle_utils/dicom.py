@@ -41,7 +41,8 @@ class Film:
 
     image: np.ndarray  # uint8 (H, W), lungs dark
     spacing_mm: tuple[float, float] | None = None  # mm between rows and between columns
-    notes: tuple[str, ...] = ()  # what was done to it and what its file says that matters, without commas
+    notes: tuple[str, ...] = ()  # what was done to it and what its file says that matters, without semicolons
+    colour: np.ndarray | None = None  # (H, W, 3) or (H, W, 4) of any depth, as the file has it, where it is in colour
 
 
 class NotAFilm(ValueError):
@@ -70,7 +71,7 @@ def read_dicom(data: bytes) -> Film:
         gray = _luminance(pixels) if pixels.ndim == 3 else _show(pixels, ds, notes)
         spacing = _spacing(ds, notes)
         notes += _remarks(ds)
-        return Film(gray, spacing, tuple(note.replace(",", ";") for note in notes))
+        return Film(gray, spacing, tuple(note.replace(";", ",") for note in notes), pixels if pixels.ndim == 3 else None)
     except NotAFilm:
         raise
     except Exception as error:  # pydicom meets a damaged element with exceptions of a dozen kinds
@@ -282,7 +283,7 @@ def _inside(stored: np.ndarray, ds: Dataset, notes: list[str]) -> np.ndarray:
             top, bottom, left, right = edges
             part = stored[max(top, 0):max(bottom, 0), max(left, 0):max(right, 0)]
             if stored.size > part.size >= stored.size / 4:
-                notes.append(f"gray range from within the {name.lower()} (rows {top}-{bottom}; columns {left}-{right})")
+                notes.append(f"gray range from within the {name.lower()} (rows {top}-{bottom}, columns {left}-{right})")
                 return part
     return stored
 

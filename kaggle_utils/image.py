@@ -30,6 +30,7 @@ DICOM_SUFFIXES = (".dcm", ".dicom")  # of files that claim to be DICOM; most hav
 # A whole PNG ends in its IEND chunk and a whole JPEG in its EOI marker. OpenCV returns the rows it could decode of a
 # truncated file, the rest black, as if nothing had happened.
 _END_MARKS = {b"\x89PNG": b"IEND\xaeB`\x82", b"\xff\xd8\xff": b"\xff\xd9"}
+_TO_GRAY = {3: cv2.COLOR_BGR2GRAY, 4: cv2.COLOR_BGRA2GRAY}  # by channels
 
 
 def read_image(path: str | Path, *, fix_polarity: bool = True) -> np.ndarray:
@@ -48,7 +49,8 @@ def read_film(path: str | Path, *, fix_polarity: bool = True) -> Film:
         fix_polarity: invert a film whose lungs are brighter than its mediastinum, see :func:`is_inverted`.
 
     Returns:
-        The image, the spacing of its pixels where the file carries one (DICOM), and notes on what was done to it.
+        The image, the spacing of its pixels where the file carries one (DICOM), notes on what was done to it, and the
+        colours where the file has them.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -59,7 +61,7 @@ def read_film(path: str | Path, *, fix_polarity: bool = True) -> Film:
     path = Path(path)
     data = _read_bytes(path)
     try:
-        film = read_dicom(data) if is_dicom(data[:HEAD]) else Film(_to_8_bits(_decode(data)))
+        film = read_dicom(data) if is_dicom(data[:HEAD]) else _read_picture(data)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     except MemoryError:
@@ -67,7 +69,7 @@ def read_film(path: str | Path, *, fix_polarity: bool = True) -> Film:
     if fix_polarity and is_inverted(film.image):
         film = replace(film, image=255 - film.image, notes=(*film.notes, "inverted: its lungs were bright"))
     border = constant_border(film.image)
-    return replace(film, notes=(*film.notes, "constant border: {} top; {} bottom; {} left; {} right".format(*border))) if any(border) else film
+    return replace(film, notes=(*film.notes, "constant border: {} top, {} bottom, {} left, {} right".format(*border))) if any(border) else film
 
 
 def is_image_file(path: str | Path) -> bool:
@@ -111,7 +113,7 @@ def read_mask(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     try:
-        gray = _decode(_read_bytes(path))
+        gray = _to_gray(_decode(_read_bytes(path)))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     top = int(gray.max())
@@ -234,19 +236,31 @@ def _read_bytes(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def _read_picture(data: bytes) -> Film:
+    pixels = _decode(data)
+    return Film(_to_8_bits(_to_gray(pixels)), colour=pixels if pixels.ndim == 3 else None)
+
+
 def _decode(data: bytes) -> np.ndarray:
-    """The gray levels as stored: (H, W) of any real type."""
+    """The pixels as stored: (H, W), (H, W, 3) in BGR or (H, W, 4) in BGRA, of any real type."""
     check_size(*declared_size(data))
     mark = _END_MARKS.get(data[:4]) or _END_MARKS.get(data[:3])
     if mark and mark not in data[-4096:]:
         raise ValueError(f"the file is truncated ({len(data):,} bytes, no end mark)")
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-        gray = None if image is None else _to_gray(image)
-    except (cv2.error, KeyError) as error:  # colour of a depth or a number of channels that has no gray
-        raise ValueError(getattr(error, "err", None) or str(error)) from None
-    if gray is None:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise ValueError(error.err) from None
+    if pixels is None:
         raise ValueError("not an image that OpenCV can read")
+    return pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+
+
+def _to_gray(pixels: np.ndarray) -> np.ndarray:
+    """What _decode gives as gray levels, (H, W) of the same type."""
+    if pixels.ndim == 3 and (pixels.shape[2] not in _TO_GRAY or pixels.dtype not in (np.uint8, np.uint16, np.float32)):
+        raise ValueError(f"{pixels.shape[2]} channels of {pixels.dtype} have no gray")
+    gray = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, _TO_GRAY[pixels.shape[2]])
     if not np.isfinite(gray).all():
         raise ValueError("it has pixels that are not finite numbers")
     return gray
@@ -257,11 +271,3 @@ def _to_8_bits(gray: np.ndarray) -> np.ndarray:
         return gray
     low, high = np.percentile(gray[::4, ::4], (0.1, 99.9))
     return np.clip((gray.astype(np.float32) - low) * (255 / max(high - low, 1)), 0, 255).round().astype(np.uint8)
-
-
-def _to_gray(image: np.ndarray) -> np.ndarray:
-    if image.ndim == 2:
-        return image
-    if image.shape[2] == 1:
-        return image[..., 0]
-    return cv2.cvtColor(image, {3: cv2.COLOR_BGR2GRAY, 4: cv2.COLOR_BGRA2GRAY}[image.shape[2]])

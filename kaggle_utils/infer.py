@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from .checks import NO_CHEST, Checked, check_film, check_lungs
 from .data import normalise, read_manifest
 from .export import open_graph, read_onnx_header, to_onnx
 from .hardware import choose_device, choose_precision, keep_memory
@@ -111,14 +112,15 @@ class LungSegmenter:
 
 @dataclass(frozen=True)
 class ReadFilm:
-    """A film read from a file, or the reason why it could not be."""
+    """A film read from a file, as it lies there, and what the checks made of it; or the reason why there is none to segment."""
 
     name: str
     path: Path
     image: np.ndarray | None = None
+    checked: Checked | None = None
     error: str = ""
-    spacing_mm: tuple[float, float] | None = None  # between rows and between columns, where the file carries them
-    notes: tuple[str, ...] = ()
+    spacing_mm: tuple[float, float] | None = None  # between the checked film's rows and columns, where the file carries them
+    notes: tuple[str, ...] = ()  # without semicolons
 
 
 def clean_mask(mask: np.ndarray, components: int = 2) -> np.ndarray:
@@ -162,8 +164,13 @@ def find_files(patterns: Iterable[str | Path], *, skip: str | Path | None = None
     return list(found)
 
 
-def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegmenter, *, batch: int = 8) -> pd.DataFrame:
-    """Segments files; one that can't be read is a row with its error, and the rest goes on.
+def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegmenter, *, batch: int = 8,
+            force: bool = False) -> pd.DataFrame:
+    """Segments files; one that can't be read, or is refused, is a row with the reason, and the rest goes on.
+
+    A film that lies on its side or upside down, or is a negative, is put right by :func:`checks.check_film` before it is
+    segmented, and the notes say so. Its mask and overlay lie as the file does; it is measured upright, so the rows and
+    columns in ``measurements.csv`` are those of the turned film.
 
     Args:
         patterns: files, folders and globs.
@@ -171,10 +178,12 @@ def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegm
             ``measurements.csv``: for each film with a mask, its name and what :func:`measure.measure` finds, to 4 decimals.
         segmenter: with which weights and switches.
         batch: films a forward pass.
+        force: segment what would be refused too (no chest film, blank, too small); the reasons become notes.
 
     Returns:
-        The table of predictions: name, path, height, width, lung_px, lung_share, mask, overlay, notes (what reading
-        found and did, comma-separated), error.
+        The table of predictions: name, path, height, width, lung_px, lung_share, mask, overlay, notes (what reading and the
+        checks found and did, parted by semicolons), error. A film that was read but refused has height, width and
+        ``refused: …`` in error; one that could not be read has error alone.
 
     Raises:
         FileNotFoundError: a pattern names nothing.
@@ -188,10 +197,10 @@ def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegm
     rows, measured = [], []
     bar = tqdm(total=len(files), desc="predict", unit="film", disable=None)
     with ThreadPoolExecutor() as pool:
-        for films in _batches(_read_ahead(files, names, pool, 2 * batch), batch):
-            good = [film for film in films if film.image is not None]
-            masks = dict(zip((film.name for film in good), segmenter.masks([film.image for film in good]) if good else ()))
-            for row, found in pool.map(lambda film: _write_film(film, masks.get(film.name), out), films):
+        for films in _batches(_read_ahead(files, names, pool, 2 * batch, force), batch):
+            good = [film for film in films if not film.error]
+            masks = dict(zip((film.name for film in good), segmenter.masks([film.checked.image for film in good]) if good else ()))
+            for row, found in pool.map(lambda film: _write_film(film, masks.get(film.name), out, force), films):
                 rows.append(row)
                 if found:
                     measured.append({"name": row["name"], **found})
@@ -285,35 +294,45 @@ def _open_network(path: Path, backend: str, device: torch.device, *, bf16: bool)
     return open_graph(path.read_bytes() if path.suffix == ".onnx" else to_onnx(load_weights(path)), backend, bf16=bf16)
 
 
-def _read_ahead(files: list[Path], names: list[str], pool: ThreadPoolExecutor, ahead: int) -> Iterator[ReadFilm]:
+def _read_ahead(files: list[Path], names: list[str], pool: ThreadPoolExecutor, ahead: int, force: bool) -> Iterator[ReadFilm]:
     """Films in order, the next ones being decoded while the network works; never more than ``ahead`` in memory."""
-    jobs = [pool.submit(_read_film, *item) for item in zip(files[:ahead], names)]
+    jobs = [pool.submit(_read_film, *item, force) for item in zip(files[:ahead], names)]
     for n in range(len(files)):
         film = jobs.pop(0).result()
         if n + ahead < len(files):
-            jobs.append(pool.submit(_read_film, files[n + ahead], names[n + ahead]))
+            jobs.append(pool.submit(_read_film, files[n + ahead], names[n + ahead], force))
         yield film
 
 
-def _read_film(path: Path, name: str) -> ReadFilm:
+def _read_film(path: Path, name: str, force: bool) -> ReadFilm:
     try:
-        film = read_film(path)
-        return ReadFilm(name, path, film.image, spacing_mm=film.spacing_mm, notes=film.notes)
+        film = read_film(path, fix_polarity=False)
     except (ValueError, OSError, ImportError) as error:  # a folder may hold DICOM besides what needs no extra
         return ReadFilm(name, path, error=str(error))
+    checked = check_film(film.image, film.colour)
+    refused = f"{path}: refused: {'; '.join(checked.problems)}" if checked.problems and not force else ""
+    spacing = film.spacing_mm and film.spacing_mm[::-1 if checked.turned % 180 else 1]
+    # No colours: many films wait in memory.
+    return ReadFilm(name, path, film.image, checked, refused, spacing, film.notes + checked.problems * force + checked.notes)
 
 
-def _write_film(film: ReadFilm, mask: np.ndarray | None, out: Path) -> tuple[dict[str, object], dict[str, float]]:
+def _write_film(film: ReadFilm, mask: np.ndarray | None, out: Path, force: bool) -> tuple[dict[str, object], dict[str, float]]:
     """Rows of the predictions and, empty without a mask, of the measurements."""
-    row = {"name": film.name, "path": str(film.path), "notes": ", ".join(film.notes)}
+    row = {"name": film.name, "path": str(film.path), "notes": "; ".join(film.notes), "error": film.error}
+    if film.image is not None:
+        row |= dict(zip(("height", "width"), film.image.shape))
     if mask is None:
-        return {**row, "error": film.error}, {}
+        return row, {}
+    lungs = check_lungs(mask)
+    row["notes"] = "; ".join((*film.notes, *lungs))
+    if film.checked.doubtful and lungs and not force:
+        return {**row, "error": f"{film.path}: refused: {NO_CHEST}"}, {}
+    lying = film.checked.undo(mask)
     paths = {kind: out / kind / f"{film.name}.png" for kind in ("masks", "overlays")}
-    write_mask(paths["masks"], mask)
-    write_image(paths["overlays"], draw_overlay(film.image, mask))
-    height, width = mask.shape
-    row |= {"height": height, "width": width, "lung_px": int(mask.sum()), "lung_share": round(float(mask.mean()), 4),
-            "mask": str(paths["masks"]), "overlay": str(paths["overlays"]), "error": ""}
+    write_mask(paths["masks"], lying)
+    write_image(paths["overlays"], draw_overlay(film.image, lying))
+    row |= {"lung_px": int(mask.sum()), "lung_share": round(float(mask.mean()), 4),
+            "mask": str(paths["masks"]), "overlay": str(paths["overlays"])}
     return row, measure(mask, film.spacing_mm)
 
 

@@ -127,7 +127,7 @@ def check(name: str, data: bytes, folder: Path) -> str:
         return "refused"
     assert film.image.dtype == np.uint8 and film.image.ndim == 2 and 0 < film.image.size <= MAX_PIXELS
     assert film.spacing_mm is None or len(film.spacing_mm) == 2 and min(film.spacing_mm) > 0
-    assert not any("," in note for note in film.notes)
+    assert not any(";" in note for note in film.notes)
     return "read"
 
 

@@ -88,6 +88,7 @@ def test_colour_secondary_capture_becomes_luminance(photometric):
     stored = rgb if photometric == "RGB" else cv2.cvtColor(rgb, cv2.COLOR_RGB2YCrCb)[..., [0, 2, 1]]
     film = read_dicom(dicom(stored, photometric=photometric, SOPClassUID=uid.SecondaryCaptureImageStorage, Modality="OT"))
     assert_gray(film.image, rgb @ [0.299, 0.587, 0.114], tolerance=2)
+    np.testing.assert_allclose(film.colour, rgb, atol=2)
 
 
 @pytest.mark.parametrize("syntax", ["implicit", "explicit"])

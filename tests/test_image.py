@@ -69,6 +69,12 @@ def test_16_bit_film_fills_the_8_bit_range_whatever_its_scale(tmp_path, film, en
     assert np.abs(read - expected).max() <= 1
 
 
+def test_film_has_its_colours_where_the_file_has_them(tmp_path, film):
+    colour = np.dstack([film.image, film.image, film.image // 2])
+    np.testing.assert_array_equal(files.read_film(write_raw(tmp_path / "colour.png", colour)).colour, colour)
+    assert files.read_film(write_raw(tmp_path / "gray.png", film.image)).colour is None
+
+
 def test_constant_16_bit_film_reads_without_dividing_by_zero(tmp_path):
     assert files.read_image(write_raw(tmp_path / "flat.png", np.full((8, 8), 4000, np.uint16))).shape == (8, 8)
 

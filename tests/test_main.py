@@ -173,7 +173,7 @@ class Terminal(io.StringIO):
 def long_work(root, weights):
     return {"train": ["train", "--data", str(root), "--out", str(root / "run"), "--sources", "montgomery", *TINY],
             "evaluate": ["evaluate", "--data", str(root), "--weights", str(weights), "--sizes", "32"],
-            "predict": ["predict", str(root / "val"), "--out", str(root / "masks"), "--weights", str(weights)],
+            "predict": ["predict", str(root / "val"), "--force", "--out", str(root / "masks"), "--weights", str(weights)],
             "prep": ["prep", "--input", str(root / "raw"), "--out", str(root / "prepared"), "--size", "32"]}
 
 
@@ -193,13 +193,22 @@ def test_progress_bar_is_shown_on_a_terminal_and_a_training_as_lines_elsewhere(c
 # --- predict's exit status -------------------------------------------------------------------------------------------
 
 def test_status_is_0_when_every_film_was_read(tmp_path, weights, film_file, capsys):
-    assert main(["predict", str(film_file), "--out", str(tmp_path / "o"), "--weights", str(weights)]) == 0
+    assert main(["predict", str(film_file), "--force", "--out", str(tmp_path / "o"), "--weights", str(weights)]) == 0
     assert "1 masks" in capsys.readouterr().out
+
+
+def test_refused_films_are_counted_apart_and_status_is_3(tmp_path, weights, capsys):
+    (tmp_path / "bad.png").write_text("not a film")
+    blank = write_raw(tmp_path / "blank.png", np.full((80, 80), 9, np.uint8))
+    assert main(["predict", str(blank), str(tmp_path / "bad.png"), "--out", str(tmp_path / "o"), "--weights", str(weights)]) == 3
+    output = capsys.readouterr()
+    assert output.out.startswith("0 masks") and "1 files could not be read, 1 films refused (--force" in output.out
+    assert "blank.png: refused: blank" in output.err
 
 
 def test_status_is_3_when_one_film_of_several_was_not_read(tmp_path, weights, film_file, capsys):
     (tmp_path / "bad.png").write_text("not a film")
-    assert main(["predict", str(film_file), str(tmp_path / "bad.png"), "--out", str(tmp_path / "o"), "--weights", str(weights)]) == 3
+    assert main(["predict", str(film_file), str(tmp_path / "bad.png"), "--force", "--out", str(tmp_path / "o"), "--weights", str(weights)]) == 3
     output = capsys.readouterr()
     assert "1 masks" in output.out and "1 files could not be read" in output.out
     assert output.err.count("\n") == 1 and "bad.png: not an image" in output.err
@@ -211,7 +220,7 @@ def test_status_is_3_for_a_folder_of_dicom_with_a_report_and_a_bomb(tmp_path, we
     for name, data in {"IM1": dicom(film), "SR1": dicom(film, Modality="SR", PixelData=None), "IM2": dicom(film, Rows=65535, Columns=65535)}.items():
         (tmp_path / "study").mkdir(exist_ok=True)
         (tmp_path / "study" / name).write_bytes(data)
-    assert main(["predict", str(tmp_path / "study"), "--out", str(tmp_path / "o"), "--weights", str(weights)]) == 3
+    assert main(["predict", str(tmp_path / "study"), "--force", "--out", str(tmp_path / "o"), "--weights", str(weights)]) == 3
     output = capsys.readouterr()
     assert "1 masks" in output.out and "2 files could not be read" in output.out
     assert output.err.count("\n") == 2 and "IM2: " in output.err and "too large" in output.err and "SR1: DICOM without an image" in output.err
@@ -225,7 +234,7 @@ def test_exported_file_is_evaluated_and_predicted_with(backend, prepared, weight
     assert main(["export", "--weights", "w.safetensors"]) == 0
     assert capfd.readouterr().out.startswith("w.onnx: ")
     assert main(["evaluate", "--data", str(prepared), "--sizes", "32", "--weights", "w.onnx", "--backend", backend]) == 0
-    assert main(["predict", "film.png", "--out", "o", "--weights", "w.onnx", "--backend", backend]) == 0
+    assert main(["predict", "film.png", "--force", "--out", "o", "--weights", "w.onnx", "--backend", backend]) == 0
     assert cv2.imread("o/masks/film.png").shape[:2] == cv2.imread("film.png").shape[:2] and capfd.readouterr().err == ""
 
 
@@ -277,7 +286,7 @@ def journey(tmp_path_factory):
         "train": run(folder, "train", "--out", "run", "--size", 48, "--width", 4, "--depth", 3, "--patch", 1, "--batch", 4, "--epochs", 25, "--lr", 0.01,
                      "--ema", 0.9, "--augment", "light", "--precision", "fp32", "--device", "cpu"),
         "evaluate": run(folder, "evaluate", "--weights", "run/best.safetensors", "--sizes", 64, "--out", "results/scores"),
-        "predict": run(folder, "predict", "new", "--out", "masks", "--weights", "run/best.safetensors"),
+        "predict": run(folder, "predict", "new", "--force", "--out", "masks", "--weights", "run/best.safetensors"),
     }
     return folder, done
 
