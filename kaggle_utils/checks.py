@@ -167,15 +167,6 @@ def shape_distance(mask: np.ndarray) -> float:
     return float("inf") if points is None else float(distances(points.reshape(1, -1), _models())[0])
 
 
-def shape_plausibility(mask: np.ndarray) -> float:
-    """Share of training masks that are at least as far from their mean as this one by :func:`shape_distance`.
-
-    Returns:
-        1 the most usual lungs, 0 further out than any training mask, or no two lungs.
-    """
-    return float((_models()["distances"] >= shape_distance(mask)).mean())
-
-
 def distances(points: np.ndarray, model: dict[str, np.ndarray]) -> np.ndarray:
     """:func:`shape_distance` of landmarks ``(N, 4 * POINTS)`` by a model's ``mean``, ``modes``, ``sd`` and ``rest``."""
     off = points - model["mean"]

@@ -17,8 +17,8 @@ class TrainConfig:
     Where the defaults are from (``results/tuning/STUDY.csv``, validation films, three seeds): ``augment`` from ``augmentation`` and
     ``longer``: light was ahead in 8 and in 32 epochs. ``dice_weight`` from ``loss``: best of the mixtures, level with
     cross-entropy alone. Both together were not behind in a whole run at 384 px, one seed. ``width``, ``depth``, ``patch``
-    and ``size`` are the knee of ``results/pareto.csv``. ``lr``, ``batch``, ``weight_decay`` and ``ema`` are in the range that ``optimisation``
-    found good in 8 epochs; higher rates and smaller batches were ahead there, which longer runs have yet to show.
+    and ``size`` are the knee of ``results/pareto.csv`` (one seed). In ``optimisation``, 8 epochs, ``weight_decay`` and ``ema``
+    made no difference; higher ``lr`` and smaller ``batch`` were ahead, which whole runs have yet to show, and are left as they were.
     """
 
     # data

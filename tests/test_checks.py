@@ -8,7 +8,7 @@ import skimage.data
 
 from kaggle_utils import checks, infer
 from kaggle_utils import image as files
-from kaggle_utils.checks import Checked, check_film, check_lungs, coloured_share, shape_distance, shape_plausibility, view_odds
+from kaggle_utils.checks import Checked, check_film, check_lungs, coloured_share, shape_distance, view_odds
 from kaggle_utils.infer import LungSegmenter, predict
 from kaggle_utils.synthetic import AppearanceModel
 from dicoms import dicom
@@ -165,18 +165,16 @@ def test_lungs_out_of_shape_or_place_are_said(films):
     assert check_lungs(np.ascontiguousarray(mask[::-1]))
 
 
-def test_distance_grows_as_lungs_leave_their_place_and_plausibility_falls(films):
+def test_distance_grows_as_lungs_leave_their_place(films):
     moved = [np.roll(films[0][1], shift, axis=1) for shift in (8, 20, 32, 44)]
     distances = [shape_distance(mask) for mask in moved]
-    plausible = [shape_plausibility(mask) for mask in moved]
-    assert distances == sorted(distances) and plausible == sorted(plausible, reverse=True)
-    assert 0 <= plausible[-1] < 0.01 < plausible[0] <= 1
+    assert distances == sorted(distances) and distances[0] < checks.UNUSUAL < distances[-1]
 
 
-def test_no_two_lungs_are_infinitely_far_and_not_plausible(films):
+def test_no_two_lungs_are_infinitely_far(films):
     one = np.zeros((64, 64), np.uint8)
     one[10:40, 10:30] = 1
-    assert shape_distance(one) == np.inf and shape_plausibility(one) == 0
+    assert shape_distance(one) == np.inf
 
 
 def test_distance_is_the_root_mean_square_of_the_scores():
