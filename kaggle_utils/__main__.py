@@ -60,7 +60,7 @@ def predict(args: argparse.Namespace) -> int:
     from .infer import LungSegmenter, predict
     segmenter = LungSegmenter(args.weights, device=args.device, flip=args.flip, clean=not args.raw, head=args.head,
                               backend=args.backend)
-    table = predict(args.path, args.out, segmenter, batch=args.batch)
+    table = predict(args.path, args.out, segmenter, batch=args.batch, formats=args.format)
     failed = table[table["error"] != ""]
     print(f"{len(table) - len(failed)} masks in {args.out}, {len(failed)} files could not be read")
     for film in failed.head(5).itertuples():
@@ -210,6 +210,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("path", nargs="+", help="files, folders (searched below) and globs: PNG, JPEG, TIFF, BMP, GIF, and DICOM under any name")
     sub.add_argument("--out", required=True, help="folder to write")
     sub.add_argument("--batch", type=_positive, default=8, help="films a forward pass")
+    sub.add_argument("--format", nargs="+", choices=("png", "coco", "dicom-seg"), default=["png"],
+                     help="one or more: masks and overlays as PNG; COCO run lengths of both lungs in OUT/coco.parquet; a DICOM "
+                          "segmentation object for each film that is DICOM")
     _add_weights(sub)
 
     sub = command(export, "write the network as a file for runtimes other than PyTorch, and check it against PyTorch")

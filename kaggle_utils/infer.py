@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,15 +19,17 @@ from tqdm import tqdm
 
 from .data import normalise, read_manifest
 from .export import open_graph, read_onnx_header, to_onnx
+from .formats import annotate, check_formats, write_coco, write_dicom_seg
 from .hardware import choose_device, choose_precision, keep_memory
 from .image import (IMAGE_SUFFIXES, is_image_file, read_film, read_image, read_mask, resize_image, resize_mask, resize_prob,
                     write_bytes, write_image, write_mask)
-from .measure import MEASUREMENTS, measure
+from .measure import MEASUREMENTS, measure, split_lungs
 from .metrics import score
 from .model import load_weights, read_header
 from .prep import combined_mask, find_films
 
 COLUMNS = ("name", "path", "height", "width", "lung_px", "lung_share", "mask", "overlay", "notes", "error")
+_FOLDERS = {"png": ("masks", "overlays"), "coco": (), "dicom-seg": ("dicom-seg",)}  # of each format
 DEFAULT_WEIGHTS = Path(__file__).with_name("weights") / "lungs.safetensors"
 # Blue and orange of Okabe & Ito's palette, told apart by colour-blind eyes; BGR, as OpenCV draws.
 TRUTH_COLOUR, PRED_COLOUR = (178, 114, 0), (0, 159, 230)
@@ -57,6 +60,7 @@ class LungSegmenter:
         path = Path(weights or DEFAULT_WEIGHTS)
         if weights is None and not path.exists():
             raise FileNotFoundError(f"{path} is not there: train one (`python -m kaggle_utils train`) and name it with --weights")
+        self.version = hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""  # told apart by their content
         self.header = read_onnx_header(path) if path.suffix == ".onnx" else read_header(path)
         missing = {"size", "sources"} - set(self.header)
         if missing:
@@ -162,15 +166,19 @@ def find_files(patterns: Iterable[str | Path], *, skip: str | Path | None = None
     return list(found)
 
 
-def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegmenter, *, batch: int = 8) -> pd.DataFrame:
+def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegmenter, *, batch: int = 8,
+            formats: Sequence[str] = ("png",)) -> pd.DataFrame:
     """Segments files; one that can't be read is a row with its error, and the rest goes on.
 
     Args:
         patterns: files, folders and globs.
-        out: gets ``masks/NAME.png`` (0/255, the film's own size), ``overlays/NAME.png``, ``predictions.csv`` and
-            ``measurements.csv``: for each film with a mask, its name and what :func:`measure.measure` finds, to 4 decimals.
+        out: gets ``predictions.csv`` and ``measurements.csv``: for each film with a mask, its name and what
+            :func:`measure.measure` finds, to 4 decimals; and the masks in each of the ``formats``.
         segmenter: with which weights and switches.
         batch: films a forward pass.
+        formats: ``png``: ``masks/NAME.png`` (0/255, the film's own size) and ``overlays/NAME.png``; ``coco``:
+            ``coco.parquet``, see :func:`formats.write_coco`; ``dicom-seg``: ``dicom-seg/NAME.dcm`` for films that are DICOM files,
+            see :func:`formats.write_dicom_seg`; where there can be none, the notes say why.
 
     Returns:
         The table of predictions: name, path, height, width, lung_px, lung_share, mask, overlay, notes (what reading
@@ -178,21 +186,25 @@ def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegm
 
     Raises:
         FileNotFoundError: a pattern names nothing.
+        ValueError: no such format.
+        ImportError: a format's package is not installed.
         OSError: ``out`` can't be written.
     """
+    check_formats(formats)
     out = Path(out)
-    for folder in ("masks", "overlays"):
+    for folder in ("", *(folder for name in formats for folder in _FOLDERS[name])):
         (out / folder).mkdir(parents=True, exist_ok=True)
     files = find_files(patterns, skip=out)
     names = _unique_names(files)
-    rows, measured = [], []
+    rows, measured, annotations = [], [], []
     bar = tqdm(total=len(files), desc="predict", unit="film", disable=None)
     with ThreadPoolExecutor() as pool:
         for films in _batches(_read_ahead(files, names, pool, 2 * batch), batch):
             good = [film for film in films if film.image is not None]
             masks = dict(zip((film.name for film in good), segmenter.masks([film.image for film in good]) if good else ()))
-            for row, found in pool.map(lambda film: _write_film(film, masks.get(film.name), out), films):
+            for row, found, lungs in pool.map(lambda film: _write_film(film, masks.get(film.name), out, formats, segmenter.version), films):
                 rows.append(row)
+                annotations += lungs
                 if found:
                     measured.append({"name": row["name"], **found})
             bar.update(len(films))
@@ -201,6 +213,8 @@ def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegm
     write_bytes(out / "predictions.csv", table.to_csv(index=False).encode())
     measurements = pd.DataFrame(measured, columns=["name", *MEASUREMENTS]).round(4).convert_dtypes()  # whole numbers as such
     write_bytes(out / "measurements.csv", measurements.to_csv(index=False).encode())
+    if "coco" in formats:
+        write_coco(out / "coco.parquet", annotations)
     return table
 
 
@@ -303,18 +317,25 @@ def _read_film(path: Path, name: str) -> ReadFilm:
         return ReadFilm(name, path, error=str(error))
 
 
-def _write_film(film: ReadFilm, mask: np.ndarray | None, out: Path) -> tuple[dict[str, object], dict[str, float]]:
-    """Rows of the predictions and, empty without a mask, of the measurements."""
+def _write_film(film: ReadFilm, mask: np.ndarray | None, out: Path, formats: Sequence[str],
+                version: str) -> tuple[dict[str, object], dict[str, float], list[dict[str, object]]]:
+    """Rows of the predictions and, empty without a mask, of the measurements and of the COCO annotations."""
     row = {"name": film.name, "path": str(film.path), "notes": ", ".join(film.notes)}
     if mask is None:
-        return {**row, "error": film.error}, {}
-    paths = {kind: out / kind / f"{film.name}.png" for kind in ("masks", "overlays")}
-    write_mask(paths["masks"], mask)
-    write_image(paths["overlays"], draw_overlay(film.image, mask))
+        return {**row, "error": film.error}, {}, []
     height, width = mask.shape
-    row |= {"height": height, "width": width, "lung_px": int(mask.sum()), "lung_share": round(float(mask.mean()), 4),
-            "mask": str(paths["masks"]), "overlay": str(paths["overlays"]), "error": ""}
-    return row, measure(mask, film.spacing_mm)
+    row |= {"height": height, "width": width, "lung_px": int(mask.sum()), "lung_share": round(float(mask.mean()), 4), "error": ""}
+    if "png" in formats:
+        row |= {"mask": str(out / "masks" / f"{film.name}.png"), "overlay": str(out / "overlays" / f"{film.name}.png")}
+        write_mask(row["mask"], mask)
+        write_image(row["overlay"], draw_overlay(film.image, mask))
+    lungs = split_lungs(mask) if set(formats) - {"png"} else ()
+    if "dicom-seg" in formats:
+        try:
+            write_dicom_seg(out / "dicom-seg" / f"{film.name}.dcm", lungs, film.path, version=version)
+        except ValueError as error:
+            row["notes"] = ", ".join((*film.notes, f"no DICOM-SEG: {error}"))
+    return row, measure(mask, film.spacing_mm), annotate(lungs, film.name, film.path) if "coco" in formats else []
 
 
 def _unique_names(files: list[Path]) -> list[str]:
