@@ -68,6 +68,15 @@ def predict(args: argparse.Namespace) -> int:
     return 3 if len(failed) else 0
 
 
+def app(args: argparse.Namespace) -> int:
+    from .app import serve
+    from .infer import LungSegmenter
+    segmenter = LungSegmenter(args.weights, device=args.device, flip=args.flip, clean=not args.raw, head=args.head,
+                              backend=args.backend)
+    serve(segmenter, host=args.host, port=args.port)
+    return 0
+
+
 def export(args: argparse.Namespace) -> int:
     from .export import export_onnx
     from .infer import DEFAULT_WEIGHTS
@@ -213,6 +222,11 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--format", nargs="+", choices=("png", "coco", "dicom-seg"), default=["png"],
                      help="one or more: masks and overlays as PNG; COCO run lengths of both lungs in OUT/coco.parquet; a DICOM "
                           "segmentation object for each film that is DICOM")
+    _add_weights(sub)
+
+    sub = command(app, "a page to drop a film on: its lungs outlined and measured; nothing leaves the machine or stays on it; needs gradio")
+    sub.add_argument("--host", default="127.0.0.1", help="address to listen at: this machine alone; 0.0.0.0 is for all who reach it, without a password")
+    sub.add_argument("--port", type=_positive, default=7860, help="port to listen at")
     _add_weights(sub)
 
     sub = command(export, "write the network as a file for runtimes other than PyTorch, and check it against PyTorch")
