@@ -64,14 +64,28 @@ def predict(args: argparse.Namespace) -> int:
     segmenter = LungSegmenter(args.weights and fetch(args.weights), device=args.device, flip=args.flip, clean=not args.raw, head=args.head,
                               backend=args.backend)
     with results(args.out) as out:
-        table = predict([fetch(path) for path in args.path], out, segmenter, batch=args.batch, force=args.force)
+        table = predict([fetch(path) for path in args.path], out, segmenter, batch=args.batch, force=args.force, formats=args.format)
     failed = table[table["error"] != ""]
     refused = int(failed["height"].notna().sum())
     print(f"{len(table) - len(failed)} masks in {args.out}, {len(failed) - refused} files could not be read, {refused} films refused"
           + " (--force segments them)" * bool(refused))
+    doubtful = table[table["flag"].isin(("check", "reject"))]
+    for film in doubtful.head(5).itertuples():
+        print(f"  {film.name}: {film.flag}, a Dice of about {film.quality:.2f}: {film.reasons}")
+    if len(doubtful) > 5:
+        print(f"  and {len(doubtful) - 5} more to look at: flag and reasons in {args.out}/predictions.csv")
     for film in failed.head(5).itertuples():
         print(f"  {film.error}", file=sys.stderr)
     return 3 if len(failed) else 0
+
+
+def app(args: argparse.Namespace) -> int:
+    from .app import serve
+    from .infer import LungSegmenter
+    segmenter = LungSegmenter(args.weights, device=args.device, flip=args.flip, clean=not args.raw, head=args.head,
+                              backend=args.backend)
+    serve(segmenter, host=args.host, port=args.port)
+    return 0
 
 
 def export(args: argparse.Namespace) -> int:
@@ -236,6 +250,14 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", required=True, help="folder to write, or s3://bucket/prefix")
     sub.add_argument("--batch", type=_positive, default=8, help="films a forward pass")
     sub.add_argument("--force", action="store_true", help="segment too what is refused: no frontal chest film, blank, too small")
+    sub.add_argument("--format", nargs="+", choices=("png", "coco", "dicom-seg"), default=["png"],
+                     help="one or more: masks and overlays as PNG; COCO run lengths of both lungs in OUT/coco.parquet; a DICOM "
+                          "segmentation object for each film that is DICOM")
+    _add_weights(sub)
+
+    sub = command(app, "a page to drop a film on: its lungs outlined and measured; nothing leaves the machine or stays on it; needs gradio")
+    sub.add_argument("--host", default="127.0.0.1", help="address to listen at: this machine alone; 0.0.0.0 is for all who reach it, without a password")
+    sub.add_argument("--port", type=_positive, default=7860, help="port to listen at")
     _add_weights(sub)
 
     sub = command(export, "write the network as a file for runtimes other than PyTorch, and check it against PyTorch")

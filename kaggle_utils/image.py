@@ -155,12 +155,25 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
     """
     path = Path(path)
     try:
-        done, data = cv2.imencode(path.suffix, image)
+        data = encode_image(image, path.suffix)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    write_bytes(path, data)
+
+
+def encode_image(image: np.ndarray, suffix: str) -> bytes:
+    """A file's bytes of ``uint8 (H, W)`` or ``(H, W, 3)`` (BGR).
+
+    Raises:
+        ValueError: the array can't be encoded in the format that the suffix names.
+    """
+    try:
+        done, data = cv2.imencode(suffix, image)
     except cv2.error:  # an unknown suffix
         done = False
     if not done:
-        raise ValueError(f"{path}: {image.dtype} {image.shape} can't be written as {path.suffix}")
-    write_bytes(path, data.tobytes())
+        raise ValueError(f"{image.dtype} {image.shape} can't be written as {suffix}")
+    return data.tobytes()
 
 
 def write_mask(path: str | Path, mask: np.ndarray) -> None:

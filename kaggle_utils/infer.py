@@ -1,10 +1,10 @@
-"""Masks for new films: one class for arrays, one function for files, one for a prepared set with its truth."""
+"""Masks for new films: read, checked, segmented, judged and measured; and scores of a prepared set, whose truth is known."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from glob import glob
@@ -13,101 +13,22 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from .checks import NO_CHEST, Checked, check_film, check_lungs
-from .data import normalise, read_manifest
-from .export import open_graph, read_onnx_header, to_onnx
-from .hardware import choose_device, choose_precision, keep_memory
-from .image import (IMAGE_SUFFIXES, is_image_file, read_film, read_image, read_mask, resize_image, resize_mask, resize_prob,
-                    write_bytes, write_image, write_mask)
-from .measure import MEASUREMENTS, measure
+from .data import read_manifest
+from .formats import annotate, check_formats, write_coco, write_dicom_seg
+from .image import IMAGE_SUFFIXES, is_image_file, read_film, read_image, read_mask, resize_mask, write_bytes, write_image, write_mask
+from .measure import MEASUREMENTS, measure, split_lungs
 from .metrics import score
-from .model import load_weights, read_header
 from .prep import combined_mask, find_films
+from .quality import Quality, estimate_quality
+from .segmenter import DEFAULT_WEIGHTS, LungSegmenter, clean_mask  # noqa: F401 (this module is the face of that one)
 
-COLUMNS = ("name", "path", "height", "width", "lung_px", "lung_share", "mask", "overlay", "notes", "error")
-DEFAULT_WEIGHTS = Path(__file__).with_name("weights") / "lungs.safetensors"
+COLUMNS = ("name", "path", "height", "width", "lung_px", "lung_share", "quality", "flag", "reasons", "mask", "overlay", "notes", "error")
+_FOLDERS = {"png": ("masks", "overlays"), "coco": (), "dicom-seg": ("dicom-seg",)}  # of each format
 # Blue and orange of Okabe & Ito's palette, told apart by colour-blind eyes; BGR, as OpenCV draws.
 TRUTH_COLOUR, PRED_COLOUR = (178, 114, 0), (0, 159, 230)
-
-
-class LungSegmenter:
-    """A trained U-Net that takes films of any size. On a CPU it calls :func:`hardware.keep_memory` for the process.
-
-    Args:
-        weights: a file of ``model.save_weights``, or of ``export.export_onnx`` for a backend other than torch; None is the
-            one that ships with the package.
-        device: auto, cpu, cuda or cuda:N; a backend other than torch has the CPU alone.
-        flip: average the prediction with that of the mirrored film: twice the time for a little accuracy.
-        clean: keep the two largest components and fill holes, see :func:`clean_mask`.
-        threshold: probability above which a pixel is lung.
-        backend: what computes the network: torch, onnxruntime or openvino.
-        head: the set whose annotators' rules the masks follow, where the network has an output for each set that it was
-            trained on (``heads`` in the header); the first one if None.
-
-    Raises:
-        FileNotFoundError: no such weights.
-        ValueError: a damaged or foreign weights file, no such head, or no such backend for this file and device.
-        ImportError: the backend is not installed.
-    """
-
-    def __init__(self, weights: str | Path | None = None, *, device: str = "auto", flip: bool = False, clean: bool = True,
-                 threshold: float = 0.5, backend: str = "torch", head: str | None = None):
-        path = Path(weights or DEFAULT_WEIGHTS)
-        if weights is None and not path.exists():
-            raise FileNotFoundError(f"{path} is not there: train one (`python -m kaggle_utils train`) and name it with --weights")
-        self.header = read_onnx_header(path) if path.suffix == ".onnx" else read_header(path)
-        missing = {"size", "sources"} - set(self.header)
-        if missing:
-            raise ValueError(f"{path}: no {' and no '.join(sorted(missing))} in the header, so films can't be given to it as in training")
-        self.size = self.header["size"]  # px, the side of the square that the network was trained on
-        self.device = choose_device("cpu" if device == "auto" and backend != "torch" else device)
-        if self.device.type == "cpu":
-            keep_memory()
-        self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(choose_precision(self.device))
-        self.model = _open_network(path, backend, self.device, bf16=self.dtype == torch.bfloat16)
-        self.flip, self.clean, self.threshold = flip, clean, threshold
-        self.heads = self.header.get("heads") or [""]
-        self.head = head or self.heads[0]
-        if self.head not in self.heads:
-            raise ValueError(f"{path}: no head {head!r}, it has {', '.join(filter(None, self.heads)) or 'a single one'}")
-
-    def probabilities(self, films: list[np.ndarray], heads: Sequence[str] | None = None) -> np.ndarray:
-        """Probability of lung at the network's own size.
-
-        Args:
-            films: each ``uint8 (H, W)``, of any size.
-            heads: for each film, the head to use instead of the segmenter's own.
-
-        Returns:
-            ``float32 (B, size, size)``.
-        """
-        batch = np.stack([resize_image(film, self.size) for film in films])[:, None]
-        images = normalise(torch.from_numpy(batch).to(self.device)).contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            prob = self.model(images).float().sigmoid()
-            if self.flip:
-                prob = (prob + self.model(images.flip(-1)).float().sigmoid().flip(-1)) / 2
-        channels = [self.heads.index(head) for head in heads or [self.head] * len(films)]
-        return prob[range(len(films)), channels].cpu().numpy()
-
-    def masks(self, films: list[np.ndarray]) -> list[np.ndarray]:
-        """Masks of the films' own sizes: the probability is resized, then thresholded.
-
-        Args:
-            films: each ``uint8 (H, W)``.
-
-        Returns:
-            Each ``uint8 (H, W)`` in {0, 1}.
-        """
-        return [self.finish(prob, film.shape) for prob, film in zip(self.probabilities(films), films)]
-
-    def finish(self, prob: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-        """Probabilities ``(size, size)`` to a mask of any ``shape``: resized, thresholded, cleaned."""
-        mask = (resize_prob(prob, shape) > self.threshold).astype(np.uint8)
-        return clean_mask(mask) if self.clean else mask
 
 
 @dataclass(frozen=True)
@@ -123,18 +44,34 @@ class ReadFilm:
     notes: tuple[str, ...] = ()  # without semicolons
 
 
-def clean_mask(mask: np.ndarray, components: int = 2) -> np.ndarray:
-    """Keeps the largest connected components and fills their holes.
+@dataclass(frozen=True)
+class Segmented:
+    """A film with its mask, or the reason why there is none.
 
-    Args:
-        mask: ``uint8 (H, W)`` in {0, 1}.
-        components: how many to keep; there are two lungs.
+    Attributes:
+        film: as read and checked.
+        mask: ``uint8 (H, W)`` in {0, 1}, of the film turned upright (``film.checked.image``); None where there is none.
+        quality: of the mask.
+        notes: what reading and the checks found and did, without semicolons.
+        error: why there is no mask.
     """
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
-    keep = np.zeros(count, np.uint8)
-    keep[1 + np.argsort(-stats[1:, cv2.CC_STAT_AREA], kind="stable")[:components]] = 1
-    outlines, _ = cv2.findContours(keep[labels], cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    return cv2.drawContours(np.zeros_like(mask), outlines, -1, 1, cv2.FILLED)
+
+    film: ReadFilm
+    mask: np.ndarray | None = None
+    quality: Quality | None = None
+    notes: tuple[str, ...] = ()
+    error: str = ""
+
+    @property
+    def row(self) -> dict[str, object]:
+        """What ``predictions.csv`` says of it, without the paths of what was written."""
+        row = {"name": self.film.name, "path": str(self.film.path), "notes": "; ".join(self.notes), "error": self.error}
+        if self.film.image is not None:
+            row |= dict(zip(("height", "width"), self.film.image.shape))
+        if self.mask is None:
+            return row
+        return row | {"lung_px": int(self.mask.sum()), "lung_share": round(float(self.mask.mean()), 4),
+                      "quality": round(self.quality.estimate, 3), "flag": self.quality.flag, "reasons": "; ".join(self.quality.reasons)}
 
 
 def find_files(patterns: Iterable[str | Path], *, skip: str | Path | None = None) -> list[Path]:
@@ -164,8 +101,8 @@ def find_files(patterns: Iterable[str | Path], *, skip: str | Path | None = None
     return list(found)
 
 
-def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegmenter, *, batch: int = 8,
-            force: bool = False) -> pd.DataFrame:
+def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegmenter, *, batch: int = 8, force: bool = False,
+            formats: Sequence[str] = ("png",)) -> pd.DataFrame:
     """Segments files; one that can't be read, or is refused, is a row with the reason, and the rest goes on.
 
     A film that lies on its side or upside down, or is a negative, is put right by :func:`checks.check_film` before it is
@@ -174,34 +111,47 @@ def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegm
 
     Args:
         patterns: files, folders and globs.
-        out: gets ``masks/NAME.png`` (0/255, the film's own size), ``overlays/NAME.png``, ``predictions.csv`` and
-            ``measurements.csv``: for each film with a mask, its name and what :func:`measure.measure` finds, to 4 decimals.
+        out: gets ``predictions.csv`` and ``measurements.csv``: for each film with a mask, its name and what
+            :func:`measure.measure` finds, to 4 decimals; and the masks in each of the ``formats``.
         segmenter: with which weights and switches.
         batch: films a forward pass.
         force: segment what would be refused too (no chest film, blank, too small); the reasons become notes.
+        formats: ``png``: ``masks/NAME.png`` (0/255, the film's own size) and ``overlays/NAME.png``; ``coco``:
+            ``coco.parquet``, see :func:`formats.write_coco`; ``dicom-seg``: ``dicom-seg/NAME.dcm`` for films that are DICOM files,
+            see :func:`formats.write_dicom_seg`; where there can be none, the notes say why.
 
     Returns:
-        The table of predictions: name, path, height, width, lung_px, lung_share, mask, overlay, notes (what reading and the
-        checks found and did, parted by semicolons), error. A film that was read but refused has height, width and
-        ``refused: …`` in error; one that could not be read has error alone.
+        The table of predictions: name, path, height, width, lung_px, lung_share, quality (an estimate of the mask's Dice), flag
+        (ok, check or reject) and reasons of :func:`quality.estimate_quality`, mask, overlay, notes (what reading and the checks
+        found and did, parted by semicolons), error. A film that was read but refused has height, width and ``refused: …`` in
+        error; one that could not be read has error alone.
 
     Raises:
         FileNotFoundError: a pattern names nothing.
+        ValueError: no such format.
+        ImportError: a format's package is not installed.
         OSError: ``out`` can't be written.
     """
+    check_formats(formats)
     out = Path(out)
-    for folder in ("masks", "overlays"):
+    for folder in ("", *(folder for name in formats for folder in _FOLDERS[name])):
         (out / folder).mkdir(parents=True, exist_ok=True)
     files = find_files(patterns, skip=out)
     names = _unique_names(files)
-    rows, measured = [], []
+    rows, measured, annotations = [], [], []
     bar = tqdm(total=len(files), desc="predict", unit="film", disable=None)
     with ThreadPoolExecutor() as pool:
         for films in _batches(_read_ahead(files, names, pool, 2 * batch, force), batch):
             good = [film for film in films if not film.error]
-            masks = dict(zip((film.name for film in good), segmenter.masks([film.checked.image for film in good]) if good else ()))
-            for row, found in pool.map(lambda film: _write_film(film, masks.get(film.name), out, force), films):
+            probs = segmenter.probabilities([film.checked.image for film in good]) if good else ()
+            known = dict(zip((film.name for film in good), probs))
+
+            def finish(film: ReadFilm) -> tuple[dict, dict, list]:
+                return _write(segment(film, known.get(film.name), segmenter, force=force), out, formats, segmenter.version)
+
+            for row, found, lungs in pool.map(finish, films):
                 rows.append(row)
+                annotations += lungs
                 if found:
                     measured.append({"name": row["name"], **found})
             bar.update(len(films))
@@ -210,7 +160,46 @@ def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegm
     write_bytes(out / "predictions.csv", table.to_csv(index=False).encode())
     measurements = pd.DataFrame(measured, columns=["name", *MEASUREMENTS]).round(4).convert_dtypes()  # whole numbers as such
     write_bytes(out / "measurements.csv", measurements.to_csv(index=False).encode())
+    if "coco" in formats:
+        write_coco(out / "coco.parquet", annotations)
     return table
+
+
+def read_checked(path: Path, name: str, *, force: bool = False) -> ReadFilm:
+    """A film of any file, checked before it is segmented; never raises for what is in the file.
+
+    Args:
+        path: the file.
+        name: by which the film goes in tables.
+        force: what would be refused is read all the same, with the reasons as notes.
+    """
+    try:
+        film = read_film(path, fix_polarity=False)
+    except (ValueError, OSError, ImportError) as error:  # a folder may hold DICOM besides what needs no extra
+        return ReadFilm(name, path, error=str(error))
+    checked = check_film(film.image, film.colour)
+    refused = f"{path}: refused: {'; '.join(checked.problems)}" if checked.problems and not force else ""
+    spacing = film.spacing_mm and film.spacing_mm[::-1 if checked.turned % 180 else 1]
+    # No colours: many films wait in memory.
+    return ReadFilm(name, path, film.image, checked, refused, spacing, film.notes + checked.problems * force + checked.notes)
+
+
+def segment(film: ReadFilm, prob: np.ndarray | None, segmenter: LungSegmenter, *, force: bool = False) -> Segmented:
+    """A film's mask from its probabilities, checked and judged; never raises for what is in the film.
+
+    Args:
+        film: of :func:`read_checked`.
+        prob: what ``segmenter.probabilities`` said of ``film.checked.image``; None where the film has an error.
+        segmenter: which did.
+        force: keep the mask of what is hardly like a chest film and has no lungs of a usual shape.
+    """
+    if film.error or prob is None:
+        return Segmented(film, notes=film.notes, error=film.error)
+    mask = segmenter.finish(prob, film.checked.image.shape)
+    lungs = check_lungs(mask)
+    if film.checked.doubtful and lungs and not force:
+        return Segmented(film, notes=film.notes + lungs, error=f"{film.path}: refused: {NO_CHEST}")
+    return Segmented(film, mask, estimate_quality(prob, mask, segmenter.threshold), film.notes + lungs)
 
 
 def evaluate(data: str | Path, segmenter: LungSegmenter, *, split: str = "test", sizes: Sequence[int] = (256, 512),
@@ -284,56 +273,34 @@ def draw_overlay(image: np.ndarray, pred: np.ndarray, truth: np.ndarray | None =
     return canvas
 
 
-def _open_network(path: Path, backend: str, device: torch.device, *, bf16: bool) -> Callable[[torch.Tensor], torch.Tensor]:
-    if backend == "torch" and path.suffix == ".onnx":
-        raise ValueError(f"{path}: PyTorch doesn't compute ONNX files: choose backend onnxruntime or openvino")
-    if backend == "torch":
-        return load_weights(path).to(device, memory_format=torch.channels_last)
-    if device.type != "cpu":
-        raise ValueError(f"backend {backend} is for the CPU, not for {device}: choose device auto or cpu")
-    return open_graph(path.read_bytes() if path.suffix == ".onnx" else to_onnx(load_weights(path)), backend, bf16=bf16)
-
-
 def _read_ahead(files: list[Path], names: list[str], pool: ThreadPoolExecutor, ahead: int, force: bool) -> Iterator[ReadFilm]:
     """Films in order, the next ones being decoded while the network works; never more than ``ahead`` in memory."""
-    jobs = [pool.submit(_read_film, *item, force) for item in zip(files[:ahead], names)]
+    jobs = [pool.submit(read_checked, *item, force=force) for item in zip(files[:ahead], names)]
     for n in range(len(files)):
         film = jobs.pop(0).result()
         if n + ahead < len(files):
-            jobs.append(pool.submit(_read_film, files[n + ahead], names[n + ahead], force))
+            jobs.append(pool.submit(read_checked, files[n + ahead], names[n + ahead], force=force))
         yield film
 
 
-def _read_film(path: Path, name: str, force: bool) -> ReadFilm:
-    try:
-        film = read_film(path, fix_polarity=False)
-    except (ValueError, OSError, ImportError) as error:  # a folder may hold DICOM besides what needs no extra
-        return ReadFilm(name, path, error=str(error))
-    checked = check_film(film.image, film.colour)
-    refused = f"{path}: refused: {'; '.join(checked.problems)}" if checked.problems and not force else ""
-    spacing = film.spacing_mm and film.spacing_mm[::-1 if checked.turned % 180 else 1]
-    # No colours: many films wait in memory.
-    return ReadFilm(name, path, film.image, checked, refused, spacing, film.notes + checked.problems * force + checked.notes)
-
-
-def _write_film(film: ReadFilm, mask: np.ndarray | None, out: Path, force: bool) -> tuple[dict[str, object], dict[str, float]]:
-    """Rows of the predictions and, empty without a mask, of the measurements."""
-    row = {"name": film.name, "path": str(film.path), "notes": "; ".join(film.notes), "error": film.error}
-    if film.image is not None:
-        row |= dict(zip(("height", "width"), film.image.shape))
+def _write(found: Segmented, out: Path, formats: Sequence[str],
+           version: str) -> tuple[dict[str, object], dict[str, float], list[dict[str, object]]]:
+    """Rows of the predictions and, empty without a mask, of the measurements and of the COCO annotations."""
+    film, mask, row = found.film, found.mask, found.row
     if mask is None:
-        return row, {}
-    lungs = check_lungs(mask)
-    row["notes"] = "; ".join((*film.notes, *lungs))
-    if film.checked.doubtful and lungs and not force:
-        return {**row, "error": f"{film.path}: refused: {NO_CHEST}"}, {}
-    lying = film.checked.undo(mask)
-    paths = {kind: out / kind / f"{film.name}.png" for kind in ("masks", "overlays")}
-    write_mask(paths["masks"], lying)
-    write_image(paths["overlays"], draw_overlay(film.image, lying))
-    row |= {"lung_px": int(mask.sum()), "lung_share": round(float(mask.mean()), 4),
-            "mask": str(paths["masks"]), "overlay": str(paths["overlays"])}
-    return row, measure(mask, film.spacing_mm)
+        return row, {}, []
+    if "png" in formats:
+        lying = film.checked.undo(mask)
+        row |= {"mask": str(out / "masks" / f"{film.name}.png"), "overlay": str(out / "overlays" / f"{film.name}.png")}
+        write_mask(row["mask"], lying)
+        write_image(row["overlay"], draw_overlay(film.image, lying))
+    lungs = tuple(map(film.checked.undo, split_lungs(mask))) if set(formats) - {"png"} else ()  # right and left only while upright
+    if "dicom-seg" in formats:
+        try:
+            write_dicom_seg(out / "dicom-seg" / f"{film.name}.dcm", lungs, film.path, version=version)
+        except ValueError as error:
+            row["notes"] = "; ".join((*found.notes, f"no DICOM-SEG: {error}"))
+    return row, measure(mask, film.spacing_mm), annotate(lungs, film.name, film.path) if "coco" in formats else []
 
 
 def _unique_names(files: list[Path]) -> list[str]:

@@ -251,7 +251,7 @@ def test_turned_film_is_measured_upright_with_the_spacing_turned_too(films, segm
 
 def test_films_that_wait_hold_no_colours_and_a_photograph_is_refused_by_them(tmp_path):
     write_raw(tmp_path / "photo.png", cv2.cvtColor(skimage.data.astronaut(), cv2.COLOR_RGB2BGR))
-    film = infer._read_film(tmp_path / "photo.png", "photo", False)
+    film = infer.read_checked(tmp_path / "photo.png", "photo")
     assert film.error.endswith("refused: a colour photograph, no chest film") and "in colour" in "; ".join(film.notes)
     assert all(np.ndim(value) < 3 for value in (*vars(film).values(), film.checked.image) if isinstance(value, np.ndarray))
 

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 import torch
 
-from kaggle_utils import export, infer
+from kaggle_utils import export, segmenter
 from kaggle_utils.export import export_onnx, open_graph, read_onnx_header, to_onnx
 from kaggle_utils.infer import LungSegmenter
 from kaggle_utils.model import FORMAT, UNet, read_header, save_weights
@@ -44,7 +44,7 @@ def exported(weights):
 
 @pytest.fixture
 def float32(monkeypatch):
-    monkeypatch.setattr(infer, "choose_precision", lambda device: "fp32")
+    monkeypatch.setattr(segmenter, "choose_precision", lambda device: "fp32")
 
 
 # --- the graph -------------------------------------------------------------------------------------------------------

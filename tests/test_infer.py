@@ -138,7 +138,7 @@ def test_model_is_in_evaluation_mode(weights):
 
 
 def test_missing_weights_say_what_to_do(monkeypatch, tmp_path):
-    monkeypatch.setattr(infer, "DEFAULT_WEIGHTS", tmp_path / "none.safetensors")
+    monkeypatch.setattr("kaggle_utils.segmenter.DEFAULT_WEIGHTS", tmp_path / "none.safetensors")
     with pytest.raises(FileNotFoundError, match="--weights"):
         LungSegmenter()
 
@@ -269,7 +269,8 @@ def test_prediction_writes_masks_overlays_and_a_table(folder, segmenter, tmp_pat
         assert row.lung_px == (mask > 0).sum() and row.lung_share == pytest.approx((mask > 0).mean(), abs=1e-4)
         assert cv2.imread(row.overlay).shape == (40, 32, 3)
     stored = pd.read_csv(tmp_path / "out" / "predictions.csv", keep_default_na=False)
-    assert list(stored) == ["name", "path", "height", "width", "lung_px", "lung_share", "mask", "overlay", "notes", "error"]
+    assert list(stored) == ["name", "path", "height", "width", "lung_px", "lung_share", "quality", "flag", "reasons", "mask", "overlay",
+                            "notes", "error"]
     assert stored["name"].tolist() == table["name"].tolist()
 
 
@@ -302,7 +303,7 @@ def test_folder_of_dicom_is_segmented_with_a_reason_for_what_is_no_film(study, s
 
 
 def test_spacing_of_a_dicom_film_is_kept(study):
-    assert infer._read_film(study / "ST1/IM2", "x", False).spacing_mm == (0.2, 0.1)
+    assert infer.read_checked(study / "ST1/IM2", "x").spacing_mm == (0.2, 0.1)
 
 
 def test_without_pydicom_a_dicom_file_is_a_row_that_says_what_to_install(study, segmenter, tmp_path, monkeypatch):

@@ -1,0 +1,92 @@
+"""How Dice falls as films get worse: the shipped weights beside a network trained without augmentation.
+
+    python -m kaggle_utils train --data segmentation --out runs/plain --augment none --size 256 --epochs 12
+    python -m benchmarks.robustness --data segmentation --weights runs/plain/best.safetensors
+
+Ten kinds of damage of five strengths (``benchmarks/damages.py``) on the published test lists of the sets that the shipped weights were
+trained on; each film by its own set's head, without averaging with the mirrored film, Dice at 256 px. Nothing is chosen by this table.
+The networks see the films as damaged: ``predict`` would recognise most negatives and turn them over first, see
+``image.is_inverted``. Writes ``results/robustness.csv``, a row a network, set, damage and strength.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+from benchmarks.damages import DAMAGES, STRENGTHS, damaged
+from kaggle_utils.config import TrainConfig
+from kaggle_utils.data import read_manifest
+from kaggle_utils.image import read_image, read_mask, resize_mask
+from kaggle_utils.infer import LungSegmenter
+from kaggle_utils.metrics import confusion, overlap
+
+RESULT = Path(__file__).parents[1] / "results/robustness.csv"
+SIZE, BATCH, POOR = 256, 8, 0.90  # px, films, Dice
+SETTINGS = [("none", 0), *((kind, strength) for kind in DAMAGES for strength in STRENGTHS)]
+
+
+def scores(frame: pd.DataFrame, segmenters: dict[str, LungSegmenter], settings: list[tuple[str, int]] = SETTINGS) -> pd.DataFrame:
+    """Dice of each film by each network after each damage: name, source, network, damage, strength, dice.
+
+    Args:
+        frame: rows of ``read_manifest``.
+        segmenters: by the names that the networks get in the table.
+        settings: kinds and strengths.
+    """
+    films = [(film, read_image(film.image), read_mask(film.mask)) for film in frame.itertuples()]
+    batches = [films[at:at + BATCH] for at in range(0, len(films), BATCH)]
+    rows = []
+    for kind, strength in tqdm(settings, desc="damages", disable=None):
+        for batch in batches:
+            pairs = [damaged(image, truth, kind, strength, seed=film.name) for film, image, truth in batch]
+            truths = [resize_mask(truth, SIZE) for _, truth in pairs]
+            for network, segmenter in segmenters.items():
+                heads = [film.source if film.source in segmenter.heads else segmenter.head for film, *_ in batch]
+                probs = segmenter.probabilities([image for image, _ in pairs], heads)
+                rows += [{"name": film.name, "source": film.source, "network": network, "damage": kind, "strength": strength,
+                          "dice": overlap(confusion(segmenter.finish(prob, truth.shape), truth))["dice"]}
+                         for (film, *_), prob, truth in zip(batch, probs, truths)]
+    return pd.DataFrame(rows)
+
+
+def summarise(table: pd.DataFrame) -> pd.DataFrame:
+    """Films together: n, mean Dice with sd, 5th percentile and worst, and the share of films below :data:`POOR`."""
+    by = table.groupby(["network", "source", "damage", "strength"], sort=False)["dice"]
+    found = pd.DataFrame({"n": by.size(), "dice": by.mean(), "sd": by.std(), "p5": by.quantile(0.05), "worst": by.min(),
+                          "share_below_0.90": by.agg(lambda dice: (dice < POOR).mean())}).round(4).reset_index()
+    values = [DAMAGES[row.damage].values[row.strength - 1] if row.strength else None for row in found.itertuples()]
+    found.insert(4, "value", values)
+    found.insert(5, "unit", [DAMAGES[kind].about if kind in DAMAGES else "" for kind in found["damage"]])
+    return found
+
+
+def training(segmenter: LungSegmenter) -> str:
+    """How a network was trained, as its weights' header says."""
+    config = segmenter.header.get("config")
+    return TrainConfig.from_dict(config).command if config else "not said in its header"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", default="segmentation", type=Path, help="prepared folder with the real sets")
+    parser.add_argument("--weights", nargs="*", default=[], help="files of other networks, named by their folders")
+    parser.add_argument("--films", type=int, help="only so many of each set, and no file: does it work at all?")
+    args = parser.parse_args()
+    segmenters = {"shipped": LungSegmenter()} | {Path(path).parent.name: LungSegmenter(path) for path in args.weights}
+    frame = read_manifest(args.data)
+    frame = frame[(frame["split"] == "test") & frame["source"].isin(segmenters["shipped"].header["sources"])]
+    if args.films:
+        frame = frame.groupby("source").head(args.films)
+    table = summarise(scores(frame, segmenters))
+    table["trained_by"] = table["network"].map({name: training(segmenter) for name, segmenter in segmenters.items()})
+    if not args.films:
+        table.to_csv(RESULT, index=False)
+    print(table.pivot_table(index=["damage", "strength"], columns=["network", "source"], values="dice", sort=False).to_string())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""How good is a mask whose truth nobody drew? An estimate of its Dice, a flag, and reasons in words.
+
+How sure the network is of its pixels, what cleaning took away, and how far the lungs' outlines are from the built-in model of lungs'
+shapes are the features of a linear regression of Dice's logit; the more of each, the lower the estimate. ``python -m
+benchmarks.quality`` fitted it on validation films and damaged copies of them; ``results/quality.json`` says what it was measured on,
+and that a second view of the film (mirrored, smaller and shifted) costs as much again as segmenting it and tells nothing more.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from .image import resize_mask, resize_prob
+from .outline import landmarks, move, similarity
+from .synthetic import AppearanceModel
+
+ASSET = Path(__file__).with_name("assets") / "quality.json"
+SIDE = 256  # px a side at which masks are looked at
+OK, REJECT = 0.90, 0.70  # estimated Dice from which on a mask is ok, and below which it is probably of no use
+LEAST = 0.3  # logits by which a feature must lower the estimate to be a reason
+REASONS = {  # by feature; of all, more is worse
+    "doubt": "the network is unsure of many pixels",
+    "pieces": "pieces or holes beside two lungs",
+    "size": "lungs of an unusual size for the film",
+    "shape": "lungs of an unusual shape",
+    "not_two": "not two lungs",
+}
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What is thought of a mask.
+
+    Attributes:
+        estimate: of its Dice, in [0, 1].
+        reasons: why it is not ok, the weightiest first; empty where it is.
+    """
+
+    estimate: float
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def flag(self) -> str:
+        """``ok``; ``check``, look at it before it is used; ``reject``, it is probably of no use."""
+        return "ok" if self.estimate >= OK else "check" if self.estimate >= REJECT else "reject"
+
+
+def estimate_quality(prob: np.ndarray, mask: np.ndarray, threshold: float = 0.5) -> Quality:
+    """Estimates the quality of a mask that was made of a network's probabilities.
+
+    Args:
+        prob: ``float32 (S, S)``, of lung, at the network's own size.
+        mask: ``uint8 (H, W)`` in {0, 1}, cleaned, of the upright film.
+        threshold: above which a pixel is lung.
+    """
+    return judge(observe(prob, mask, threshold))
+
+
+def observe(prob: np.ndarray, mask: np.ndarray, threshold: float = 0.5) -> dict[str, float] | None:
+    """The features of a mask, see :data:`REASONS`; None where there is no lung. Arguments as of :func:`estimate_quality`."""
+    prob, mask = resize_prob(prob, (SIDE, SIDE)), resize_mask(mask, SIDE)
+    raw = prob > threshold
+    area = raw.sum()
+    if not mask.any() or not area:
+        return None
+    expected = 2 * prob[raw].sum() / (prob.sum() + area)  # Dice, were the probabilities right and the pixels independent
+    return {
+        "doubt": _log(1 - expected),
+        "pieces": _log((raw ^ (mask > 0)).sum() / area),
+        "size": float(abs(np.log(mask.mean() / 0.25))),
+        **_shape(mask),
+    }
+
+
+def judge(features: dict[str, float] | None) -> Quality:
+    """Features of a mask, as of :func:`observe`, to its estimate and reasons, by :func:`calibration`."""
+    if features is None:
+        return Quality(0.0, ("no lung found",))
+    fit = calibration()
+    # By so many logits each feature lowers the estimate against a median film; what is undefined does not.
+    lowers = {name: float(np.nan_to_num(weight * (features[name] - usual))) for name, (usual, weight) in fit["features"].items()}
+    found = Quality(float(1 / (1 + np.exp(sum(lowers.values()) - fit["bias"]))))
+    if found.flag == "ok":
+        return found
+    ranked = sorted(lowers, key=lowers.get, reverse=True)
+    return Quality(found.estimate, tuple(REASONS[name] for name in ranked if lowers[name] > LEAST) or (REASONS[ranked[0]],))
+
+
+@lru_cache(maxsize=1)
+def calibration() -> dict:
+    """The fitted regression: ``bias``, the logit of a median film; ``features``, of each what a median film has, and a weight."""
+    return json.loads(ASSET.read_text())
+
+
+def _shape(mask: np.ndarray) -> dict[str, float]:
+    """Distance of both lungs' aligned outlines from the mean, in deviations of the shape model's modes.
+
+    Source: Cootes, Taylor, Cooper & Graham 1995, Active shape models.
+    """
+    points = landmarks(mask)
+    if points is None:
+        return {"shape": np.nan, "not_two": 1.0}
+    model = _shape_model()
+    off = (move(points, *similarity(points, model["mean"])) - model["mean"]).ravel() - model["centre"]
+    return {"shape": _log(np.sqrt(np.mean((model["modes"] @ off / model["sd"]) ** 2))), "not_two": 0.0}
+
+
+@lru_cache(maxsize=1)
+def _shape_model() -> dict[str, np.ndarray]:
+    arrays = AppearanceModel.load().arrays
+    modes = arrays["shape_modes"]
+    return {"mean": arrays["shape_mean"], "centre": arrays["shape_centre"], "modes": modes, "sd": arrays["code_sd"][:len(modes)]}
+
+
+def _log(value: float) -> float:
+    return float(np.log(value + 0.003))  # what is below that is all the same

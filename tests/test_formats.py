@@ -1,0 +1,202 @@
+"""formats.py: masks as pycocotools, a Parquet reader, pydicom and highdicom read them back."""
+
+import numpy as np
+import pandas as pd
+import pydicom
+import pytest
+import torch
+
+from kaggle_utils import formats
+from kaggle_utils import image as files
+from kaggle_utils.formats import annotate, check_formats, write_coco, write_dicom_seg
+from kaggle_utils.infer import LungSegmenter, predict
+from kaggle_utils.measure import split_lungs
+from kaggle_utils.metrics import confusion, overlap
+from kaggle_utils.model import UNet, save_weights
+from kaggle_utils.synthetic import AppearanceModel
+from dicoms import dicom
+from phantoms import phantom
+from test_infer import DarkIsLung
+
+STUDY = {"SOPInstanceUID": "1.2.826.1.7", "StudyInstanceUID": "1.2.826.1.1", "SeriesInstanceUID": "1.2.826.1.2", "PatientID": "none",
+         "PatientName": "Nobody^Phantom", "ImagerPixelSpacing": [0.2, 0.2], "FrameOfReferenceUID": "1.2.826.1.3"}
+
+
+@pytest.fixture
+def segmenter(tmp_path) -> LungSegmenter:
+    save_weights(tmp_path / "w.safetensors", UNet(width=2, depth=2), {"size": 32, "sources": ["montgomery"]})
+    segmenter = LungSegmenter(tmp_path / "w.safetensors", device="cpu")
+    segmenter.model, segmenter.dtype = DarkIsLung(), None
+    return segmenter
+
+
+@pytest.fixture
+def film_file(tmp_path):
+    path = tmp_path / "film.dcm"
+    path.write_bytes(dicom(phantom(50, 70).image, **STUDY))
+    return path
+
+
+# --- COCO ------------------------------------------------------------------------------------------------------------
+
+def test_coco_is_read_back_by_pycocotools_as_a_data_set(tmp_path):
+    pytest.importorskip("pycocotools")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    from pycocotools.coco import COCO
+    pair, other = phantom(50, 70), phantom(33, 47, 1)
+    empty = np.zeros_like(other.right)
+    rows = annotate((pair.right, pair.left), "a", "x/a.png") + annotate((empty, empty), "b", "x/b.png") + annotate((empty, other.left), "c", "c.png")
+    write_coco(tmp_path / "coco.parquet", rows)
+    found = parquet.read_table(tmp_path / "coco.parquet").to_pylist()
+    assert [(r["id"], r["image_id"], r["name"], r["category_id"], r["category"]) for r in found] == [
+        (1, 1, "a", 1, "right lung"), (2, 1, "a", 2, "left lung"), (3, 2, "c", 2, "left lung")]
+    coco = COCO()
+    coco.dataset = {"images": [{"id": r["image_id"], "height": r["height"], "width": r["width"]} for r in found], "annotations": found,
+                    "categories": [{"id": 1, "name": "right lung"}, {"id": 2, "name": "left lung"}]}
+    coco.createIndex()
+    for row, lung in zip(found, (pair.right, pair.left, other.left)):
+        np.testing.assert_array_equal(coco.annToMask(row), lung)
+        ys, xs = np.nonzero(lung)
+        assert row["area"] == lung.sum() and row["bbox"] == [xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1]
+
+
+def test_coco_opens_in_pandas_and_its_rows_are_run_lengths(tmp_path):
+    coco = pytest.importorskip("pycocotools.mask")
+    pytest.importorskip("pyarrow")
+    film = phantom(50, 70)
+    write_coco(tmp_path / "coco.parquet", annotate((film.right, film.left), "a", "a.png"))
+    for row, lung in zip(pd.read_parquet(tmp_path / "coco.parquet").itertuples(), (film.right, film.left), strict=True):
+        np.testing.assert_array_equal(coco.decode(row.segmentation), lung)
+
+
+def test_no_lung_at_all_is_a_table_without_rows(tmp_path):
+    pytest.importorskip("pyarrow")
+    write_coco(tmp_path / "coco.parquet", [])
+    table = pd.read_parquet(tmp_path / "coco.parquet")
+    assert not len(table) and "segmentation" in table
+
+
+# --- DICOM-SEG -------------------------------------------------------------------------------------------------------
+
+def test_dicom_seg_has_the_lungs_pixels_and_refers_to_its_film(tmp_path, film_file):
+    seg = pytest.importorskip("highdicom.seg")
+    film = phantom(50, 70)
+    write_dicom_seg(tmp_path / "seg.dcm", (film.right, film.left), film_file, version="7")
+    ds = pydicom.dcmread(tmp_path / "seg.dcm")
+    np.testing.assert_array_equal(ds.pixel_array, [film.right, film.left])
+    assert (ds.Modality, ds.SegmentationType, ds.Rows, ds.Columns, ds.SegmentsOverlap) == ("SEG", "BINARY", 50, 70, "NO")
+    assert (ds.StudyInstanceUID, ds.PatientID, str(ds.PatientName)) == (STUDY["StudyInstanceUID"], "none", "Nobody^Phantom")
+    assert ds.SeriesInstanceUID != STUDY["SeriesInstanceUID"] and ds.SOPInstanceUID != STUDY["SOPInstanceUID"]
+    assert [(s.SegmentNumber, s.SegmentLabel, s.SegmentedPropertyTypeCodeSequence[0].CodeValue, s.SegmentAlgorithmType)
+            for s in ds.SegmentSequence] == [(1, "right lung", "3341006", "AUTOMATIC"), (2, "left lung", "44029006", "AUTOMATIC")]
+    for frame in ds.PerFrameFunctionalGroupsSequence:
+        source = frame.DerivationImageSequence[0].SourceImageSequence[0]
+        assert (source.ReferencedSOPInstanceUID, source.SpatialLocationsPreserved) == (STUDY["SOPInstanceUID"], "YES")
+    assert ds.ReferencedSeriesSequence[0].SeriesInstanceUID == STUDY["SeriesInstanceUID"]
+    read = seg.segread(tmp_path / "seg.dcm").get_pixels_by_source_instance([STUDY["SOPInstanceUID"]])
+    np.testing.assert_array_equal(np.moveaxis(read[0], -1, 0), [film.right, film.left])
+
+
+def test_a_projection_is_given_no_place_in_the_patient(tmp_path, film_file):
+    pytest.importorskip("highdicom")
+    film = phantom(50, 70)
+    write_dicom_seg(tmp_path / "seg.dcm", (film.right, film.left), film_file, version="7")
+    tags = {element.keyword for element in pydicom.dcmread(tmp_path / "seg.dcm").iterall()}
+    assert not tags & {"FrameOfReferenceUID", "PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence", "PixelSpacing"}
+
+
+def test_a_lung_that_is_missing_is_a_segment_without_pixels(tmp_path, film_file):
+    pytest.importorskip("highdicom")
+    film = phantom(50, 70)
+    empty = np.zeros_like(film.left)
+    for lungs in ((film.right, empty), (empty, empty)):
+        write_dicom_seg(tmp_path / "seg.dcm", lungs, film_file, version="7")
+        ds = pydicom.dcmread(tmp_path / "seg.dcm")
+        np.testing.assert_array_equal(ds.pixel_array, lungs)
+        assert len(ds.SegmentSequence) == 2
+
+
+@pytest.mark.parametrize("data, message", [
+    (b"\x89PNG and so on", "no DICOM file"),
+    (dicom(phantom().image, SeriesInstanceUID="1.2.3"), "the film has no StudyInstanceUID"),
+    (dicom(phantom().image, preamble=False), "the film has no StudyInstanceUID and no SeriesInstanceUID")], ids=["PNG", "no study", "no preamble"])
+def test_film_that_cannot_be_referred_to_says_why(tmp_path, data, message):
+    pytest.importorskip("highdicom")
+    (tmp_path / "film").write_bytes(data)
+    with pytest.raises(ValueError, match=message):
+        write_dicom_seg(tmp_path / "seg.dcm", (phantom().right, phantom().left), tmp_path / "film", version="7")
+    assert not (tmp_path / "seg.dcm").exists()
+
+
+# --- predict ---------------------------------------------------------------------------------------------------------
+
+def test_predict_writes_the_formats_that_it_is_asked_for(tmp_path, segmenter, film_file):
+    coco = pytest.importorskip("pycocotools.mask")
+    pytest.importorskip("pyarrow"), pytest.importorskip("highdicom")
+    files.write_image(tmp_path / "plain.png", phantom(64, 48, 1).image)
+    (tmp_path / "broken.png").write_bytes(b"")
+    out = tmp_path / "out"
+    table = predict([film_file, tmp_path / "plain.png", tmp_path / "broken.png"], out, segmenter, force=True,
+                    formats=("png", "coco", "dicom-seg"))
+    table = table.set_index("name")
+    assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.*") if p.is_file()) == [
+        "coco.parquet", "dicom-seg/film.dcm", "masks/film.png", "masks/plain.png", "measurements.csv", "overlays/film.png", "overlays/plain.png",
+        "predictions.csv"]
+    assert table.notes["plain"].endswith("; no DICOM-SEG: the film is no DICOM file") and "DICOM-SEG" not in table.notes["film"]
+    annotations = pd.read_parquet(out / "coco.parquet")
+    for name in ("film", "plain"):
+        lungs = split_lungs(files.read_mask(out / "masks" / f"{name}.png"))
+        rows = annotations[annotations.name == name]
+        np.testing.assert_array_equal([coco.decode(s) for s in rows.segmentation], lungs)
+        assert rows.category_id.tolist() == [1, 2]
+    ds = pydicom.dcmread(out / "dicom-seg" / "film.dcm")
+    np.testing.assert_array_equal(ds.pixel_array, split_lungs(files.read_mask(out / "masks" / "film.png")))
+    assert ds.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0].AlgorithmVersion == segmenter.version != ""
+
+
+def test_film_that_lay_on_its_side_has_its_lungs_where_they_lie_and_by_their_right_names(tmp_path):
+    coco = pytest.importorskip("pycocotools.mask")
+    pytest.importorskip("pyarrow"), pytest.importorskip("highdicom")
+    film = AppearanceModel.load().film(1, 2, size=256, tb=0)
+    segmenter = LungSegmenter(device="cpu")
+    (tmp_path / "upright.dcm").write_bytes(dicom(film.image, **STUDY))
+    (tmp_path / "turned.dcm").write_bytes(dicom(np.rot90(film.image), **STUDY | {"SOPInstanceUID": "1.2.826.1.8"}))
+    table = predict([tmp_path], tmp_path / "out", segmenter, formats=("coco", "dicom-seg")).set_index("name")
+    assert "lay on its side" in table.notes["turned"]
+    lungs = {name: pydicom.dcmread(tmp_path / "out/dicom-seg" / f"{name}.dcm").pixel_array for name in ("upright", "turned")}
+    np.testing.assert_array_equal(lungs["turned"], np.rot90(lungs["upright"], axes=(1, 2)))
+    assert overlap(confusion(lungs["upright"][0], film.right))["dice"] > 0.9  # segment 1 is the patient's right lung
+    rows = pd.read_parquet(tmp_path / "out/coco.parquet").query("name == 'turned'")
+    np.testing.assert_array_equal([coco.decode(s) for s in rows.segmentation], lungs["turned"])
+
+
+def test_predict_without_png_leaves_no_picture(tmp_path, segmenter, film_file):
+    pytest.importorskip("pycocotools"), pytest.importorskip("pyarrow")
+    table = predict([film_file], tmp_path / "out", segmenter, force=True, formats=("coco",))
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"coco.parquet", "measurements.csv", "predictions.csv"}
+    assert table["mask"].isna().all() and table.lung_px[0] > 0
+
+
+def test_other_weights_are_another_version(tmp_path):
+    versions = set()
+    for seed in (0, 1, 1):
+        torch.manual_seed(seed)
+        save_weights(tmp_path / "w.safetensors", UNet(width=2, depth=2), {"size": 32, "sources": ["montgomery"]})
+        versions.add(LungSegmenter(tmp_path / "w.safetensors", device="cpu").version)
+    assert len(versions) == 2
+
+
+def test_format_is_refused_before_the_work_begins(tmp_path, segmenter, film_file, monkeypatch):
+    with pytest.raises(ValueError, match="no format 'nifti': choose from png, coco, dicom-seg"):
+        predict([film_file], tmp_path / "out", segmenter, formats=("png", "nifti"))
+    monkeypatch.setattr(formats, "find_spec", lambda name: None if name == "highdicom" else name)
+    check_formats(("png", "coco"))
+    with pytest.raises(ImportError, match="format dicom-seg needs highdicom: pip install highdicom"):
+        predict([film_file], tmp_path / "out", segmenter, formats=("dicom-seg",))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_offers_every_format():
+    from kaggle_utils.__main__ import build_parser
+    assert build_parser().parse_args(["predict", "x", "--out", "o", "--format", *formats.FORMATS]).format == list(formats.FORMATS)
+    assert build_parser().parse_args(["predict", "x", "--out", "o"]).format == ["png"]

@@ -1,0 +1,233 @@
+"""quality.py: damage and what is no film lower the estimate, and reasons say why. benchmarks/quality.py: its sums, by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks import quality as bench
+from benchmarks.damages import damaged
+from kaggle_utils import quality
+from kaggle_utils.image import resize_image, write_image
+from kaggle_utils.infer import LungSegmenter, predict
+from kaggle_utils.quality import REASONS, Quality, calibration, estimate_quality, judge, observe
+from kaggle_utils.synthetic import AppearanceModel
+
+USUAL = {name: usual for name, (usual, _) in calibration()["features"].items()}
+FIT = {"bias": 3.0, "features": {name: [0.0, 1.0] for name in REASONS}}
+
+
+@pytest.fixture(scope="module")
+def segmenter():
+    return LungSegmenter(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def films():
+    return AppearanceModel.load().sample(3, 11, size=256, tb=0)
+
+
+@pytest.fixture
+def simple(monkeypatch):
+    """A calibration in which each feature lowers the estimate by itself in logits."""
+    monkeypatch.setattr(quality, "calibration", lambda: FIT)
+
+
+def judged(segmenter, images):
+    return [estimate_quality(prob, segmenter.finish(prob, image.shape)) for prob, image in zip(segmenter.probabilities(images), images)]
+
+
+def drawn(mask):
+    """Features of a mask that the network is sure of."""
+    return observe(mask.astype(np.float32), mask)
+
+
+@pytest.fixture(scope="module")
+def untouched(segmenter, films):
+    return judged(segmenter, [film.image for film in films])
+
+
+# --- estimates -------------------------------------------------------------------------------------------------------
+
+def test_built_in_films_are_ok(untouched):
+    assert all(found.flag == "ok" and 0.9 < found.estimate < 1 and not found.reasons for found in untouched)
+
+
+@pytest.mark.parametrize("kind", ["noise", "inversion", "blur", "down-sampling"])
+def test_damage_lowers_the_estimate_and_says_why(kind, segmenter, films, untouched):
+    worse = judged(segmenter, [damaged(film.image, film.mask, kind, 5, seed=film.name)[0] for film in films])
+    assert all(now.estimate < then.estimate for now, then in zip(worse, untouched))
+    assert any(found.flag != "ok" for found in worse)
+    assert all(found.reasons for found in worse if found.flag != "ok")
+    assert {reason for found in worse for reason in found.reasons} <= {*REASONS.values(), "no lung found"}
+
+
+@pytest.mark.parametrize("kind", bench.FIT_KINDS)
+def test_pictures_of_no_chest_are_not_ok(kind, segmenter):
+    pictures = [bench.draw(kind, np.random.default_rng(seed)) for seed in (50, 51)]
+    assert all(found.flag != "ok" for found in judged(segmenter, pictures))
+
+
+def test_empty_mask_is_rejected():
+    found = estimate_quality(np.zeros((64, 64), np.float32), np.zeros((512, 400), np.uint8))
+    assert found == Quality(0.0, ("no lung found",)) and found.flag == "reject"
+
+
+def test_sure_and_clean_mask_has_the_least_doubt_and_no_pieces(films):
+    found = drawn(films[0].mask)
+    assert found["pieces"] == found["doubt"] == pytest.approx(np.log(0.003))
+    unsure = observe(films[0].mask * np.float32(0.6), films[0].mask)
+    assert np.exp(unsure["doubt"]) == pytest.approx(1 - 2 * 0.6 / 1.6 + 0.003, abs=1e-4)  # sums: 0.6 n of n pixels
+
+
+def test_what_cleaning_took_away_are_pieces(films):
+    mask = films[0].mask
+    raw = mask.astype(np.float32)
+    raw[:16, :16] = 1  # 256 px in a corner
+    assert np.exp(observe(raw, mask)["pieces"]) == pytest.approx(256 / (mask.sum() + 256) + 0.003, rel=1e-3)
+
+
+def test_one_lung_has_no_shape_and_says_so(films, simple):
+    found = drawn(films[0].left)
+    assert found["not_two"] == 1 and np.isnan(found["shape"])
+    assert REASONS["not_two"] in judge(found | {"doubt": 0.0, "pieces": 0.0}).reasons
+
+
+def test_boxes_are_further_from_lungs_than_lungs(films):
+    boxes = np.zeros((256, 256), np.uint8)
+    boxes[60:180, 40:110] = boxes[60:180, 150:220] = 1
+    assert drawn(boxes)["shape"] > max(drawn(film.mask)["shape"] for film in films) + 0.5 and drawn(boxes)["not_two"] == 0
+
+
+def test_shape_has_no_place_and_no_size(films):
+    mask = films[0].mask
+    smaller = np.pad(resize_image(mask * np.uint8(255), 200) // 128, ((40, 16), (10, 46)))
+    assert drawn(smaller)["shape"] == pytest.approx(drawn(mask)["shape"], abs=0.15)
+    assert drawn(smaller)["size"] > drawn(mask)["size"]
+
+
+# --- judgement -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", REASONS)
+def test_more_of_a_feature_never_raises_the_estimate(name):
+    assert judge(USUAL | {name: USUAL[name] + 1}).estimate <= judge(USUAL).estimate
+
+
+def test_estimate_is_the_logistic_of_bias_less_the_features(simple):
+    features = dict.fromkeys(REASONS, 0.0)
+    assert judge(features).estimate == pytest.approx(1 / (1 + np.exp(-3)))
+    assert judge(features | {"shape": 2.0}).estimate == pytest.approx(1 / (1 + np.exp(-1)))
+    assert judge(features | {"shape": np.nan}).estimate == pytest.approx(1 / (1 + np.exp(-3)))  # what is undefined says nothing
+
+
+def test_reasons_are_the_weightiest_first_and_there_is_always_one(simple):
+    features = dict.fromkeys(REASONS, 0.0)
+    found = judge(features | {"shape": 1.0, "doubt": 2.0, "size": 0.1})
+    assert found.flag == "reject" and found.reasons == (REASONS["doubt"], REASONS["shape"])
+    assert judge(features).reasons == ()
+    small = judge(features | dict.fromkeys(REASONS, 0.25))
+    assert small.flag == "check" and len(small.reasons) == 1
+
+
+@pytest.mark.parametrize("estimate, flag", [(0.95, "ok"), (0.90, "ok"), (0.899, "check"), (0.70, "check"), (0.699, "reject")])
+def test_flag(estimate, flag):
+    assert Quality(estimate).flag == flag
+
+
+# --- predict ---------------------------------------------------------------------------------------------------------
+
+def test_predict_says_what_it_thinks_of_each_mask(segmenter, films, tmp_path):
+    write_image(tmp_path / "good.png", films[0].image)
+    write_image(tmp_path / "noise.png", bench.draw("noise", np.random.default_rng(1)))
+    (tmp_path / "broken.png").write_bytes(b"x")
+    table = predict([tmp_path], tmp_path / "out", segmenter, force=True).set_index("name")
+    assert table.loc["good", "quality"] == round(judged(segmenter, [films[0].image])[0].estimate, 3) > 0.9
+    assert table.loc["good", "flag"] == "ok" and table.loc["good", "reasons"] == ""
+    assert table.loc["noise", "flag"] in ("check", "reject") and table.loc["noise", "reasons"]
+    assert table.loc["broken", ["quality", "flag", "reasons"]].isna().all()
+
+
+# --- the fit and its measures ----------------------------------------------------------------------------------------
+
+def made_up(n=400):
+    """Dice that falls with one feature and nothing else."""
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({name: rng.normal(size=n) for name in REASONS})
+    dice = 1 / (1 + np.exp(-(2 - 0.8 * table["shape"])))
+    return table.assign(name=[f"{k // 4}" for k in range(n)], source="a", damage=["none", "blur"] * (n // 2), strength=0, dice=dice, found=True)
+
+
+def test_fit_finds_the_feature_that_matters_and_none_that_raises_the_estimate():
+    found = bench.regress(made_up())
+    weights = {name: weight for name, (_, weight) in found["features"].items()}
+    assert weights["shape"] == pytest.approx(0.8, abs=0.02) and sum(weights.values()) < 0.9
+    assert min(weights.values()) >= 0
+
+
+def test_feature_that_goes_with_better_masks_is_left_out():
+    table = made_up()
+    table["shape"] = -table["shape"]
+    assert bench.regress(table)["features"]["shape"][1] == 0
+
+
+def test_cross_validation_judges_each_row_once_by_other_films(monkeypatch):
+    fitted = []
+    monkeypatch.setattr(bench, "regress", lambda rows, features: fitted.append(set(rows["name"])) or FIT)
+    table = made_up(40)
+    unseen = bench.out_of_fold(table)
+    assert sorted(unseen.index) == list(table.index) and len(fitted) == bench.FOLDS
+    assert set.intersection(*fitted) == set() and set.union(*fitted) == set(table["name"])
+
+
+def test_table_is_judged_as_each_row_would_be():
+    table = made_up(8)
+    table.loc[3, "shape"], table.loc[5, "found"] = np.nan, False
+    rows = [judge(row if row["found"] else None) for row in table[[*REASONS, "found"]].to_dict("records")]
+    found = bench.judged(table)
+    np.testing.assert_allclose(found["estimate"], [row.estimate for row in rows], rtol=1e-12)
+    assert list(found["flag"]) == [row.flag for row in rows]
+
+
+def test_second_view_of_what_moves_with_the_film_is_the_same(films):
+    class Fixed:
+        """Says of a film what is drawn on it, or always the same."""
+
+        size, threshold, blind = 256, 0.5, False
+
+        def probabilities(self, images, heads=None):
+            return np.stack([films[0].mask.astype(np.float32) if self.blind else image / np.float32(255) for image in images])
+
+    network, probs = Fixed(), films[0].mask[None].astype(np.float32)
+    assert np.exp(bench.differences(network, [255 * films[0].mask], probs, [""])[0]["change"]) < 0.02
+    network.blind = True
+    assert np.exp(bench.differences(network, [films[0].image], probs, [""])[0]["change"]) > 0.1
+
+
+def test_measures_of_made_up_rows():
+    table = pd.DataFrame({"dice": [0.95, 0.97, 0.5, 0.89], "estimate": [0.94, 0.96, 0.4, 0.95], "flag": ["ok", "ok", "reject", "ok"]})
+    found = bench.measured(table)
+    assert found["n"] == 4 and found["poor"] == 2 and found["auc"] == 0.75
+    assert found["poor_flagged"] == 0.5 and found["good_flagged"] == 0 and found["useless_rejected"] == 1
+    assert bench.measured(table[:2])["auc"] is None  # no poor one to find
+
+
+@pytest.mark.parametrize("score, auc", [([1, 2, 3, 4], 1.0), ([4, 3, 2, 1], 0.0), ([1, 1, 1, 1], 0.5), ([1, 3, 2, 4], 0.75)])
+def test_auc(score, auc):
+    assert bench.auc(pd.Series(score), pd.Series([False, False, True, True])) == auc
+
+
+@pytest.mark.parametrize("kind", [*bench.FIT_KINDS, *bench.TEST_KINDS])
+def test_drawn_pictures_are_pictures_and_the_same_each_time(kind):
+    first, again = bench.drawn((kind,), 2), bench.drawn((kind,), 2)
+    assert first[0].image.shape == (256, 256) and first[0].image.dtype == np.uint8 and np.ptp(first[0].image) > 30
+    np.testing.assert_array_equal(first[1].image, again[1].image)
+    assert (first[0].image != first[1].image).any() and not first[0].truth.any()
+
+
+def test_collected_table_is_kept(segmenter, films, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "RUNS", tmp_path)
+    items = [bench.Item(film.name, "montgomery", "none", 0, film.image, film.mask) for film in films[:2]]
+    items.append(bench.Item("noise", "none", "noise", 0, resize_image(bench.draw("noise", np.random.default_rng(0)), 64), np.zeros((64, 64), np.uint8)))
+    table = bench.collect("few", items, segmenter)
+    assert (table["dice"][:2] > 0.9).all() and table["dice"][2] == 0
+    monkeypatch.setattr(segmenter, "probabilities", None)
+    pd.testing.assert_frame_equal(bench.collect("few", items, segmenter), table)
