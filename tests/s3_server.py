@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import http.client
+import logging
+import os
 import re
 import socket
 import struct
@@ -10,6 +12,8 @@ import threading
 import time
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
 
 XML = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>{}</Code><Message>said the proxy</Message></Error>'
 HOP = {"connection", "transfer-encoding", "content-length", "keep-alive", "date", "server"}
@@ -130,3 +134,42 @@ def environment(url: str, home) -> dict[str, str]:
     return {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing", "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": str(home / "none"), "AWS_SHARED_CREDENTIALS_FILE": str(home / "none"),
             "XDG_CACHE_HOME": str(home / "cache"), "NO_PROXY": "*"}
+
+
+@pytest.fixture(scope="module")
+def server():
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else each request is a line on stderr
+    moto = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    moto.start()
+    proxy = Proxy(moto.get_host_and_port())
+    yield proxy
+    proxy.shutdown()
+    moto.stop()
+
+
+@pytest.fixture
+def proxy(server, tmp_path, monkeypatch):
+    """The server with an empty bucket ``bkt``, no faults and no log, and boto3 led to it."""
+    for name in [name for name in os.environ if name.startswith("AWS_") or name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    for name, value in environment(server.url, tmp_path).items():
+        monkeypatch.setenv(name, value)
+    server.faults.clear()
+    import boto3
+    client = boto3.client("s3")
+    for bucket in client.list_buckets()["Buckets"]:
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket["Name"]):
+            for each in page.get("Contents", ()):
+                client.delete_object(Bucket=bucket["Name"], Key=each["Key"])
+        for left in client.list_multipart_uploads(Bucket=bucket["Name"]).get("Uploads", ()):
+            client.abort_multipart_upload(Bucket=bucket["Name"], Key=left["Key"], UploadId=left["UploadId"])
+        client.delete_bucket(Bucket=bucket["Name"])
+    client.create_bucket(Bucket="bkt")
+    server.log.clear()
+    return server
+
+
+@pytest.fixture
+def client(proxy):
+    import boto3
+    return boto3.client("s3")
