@@ -6,6 +6,7 @@ import http.client
 import logging
 import os
 import re
+import select
 import socket
 import struct
 import threading
@@ -83,6 +84,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault and fault.kind == "slow":
             time.sleep(fault.seconds)
+            if select.select([self.connection], [], [], 0)[0] and not self.connection.recv(1, socket.MSG_PEEK):
+                self.close_connection = True  # nobody waits for it any more
+                return
         if fault and fault.kind == "status":
             status, headers, answer, length = fault.status, {"Content-Type": "application/xml"}, XML.format(fault.code).encode(), 0
         else:
