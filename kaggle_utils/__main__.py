@@ -29,6 +29,13 @@ def prep(args: argparse.Namespace) -> int:
     return 0
 
 
+def shards(args: argparse.Namespace) -> int:
+    from .shards import write_shards
+    frame = write_shards(args.data, args.out, films=args.films, size=args.size)
+    print(f"{len(frame)} films in {frame['shard'].nunique()} shards in {args.out}")
+    return 0
+
+
 def train(args: argparse.Namespace) -> int:
     from .config import TrainConfig
     from .distributed import is_main
@@ -209,6 +216,12 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command(fit_synth, "fit the statistical model of the built-in films again")
     sub.add_argument("--data", default="segmentation", help="prepared folder with the real Montgomery and Shenzhen")
     sub.add_argument("--out", help="file to write; the package's own asset if not given")
+
+    sub = command(shards, "pack a prepared set into tar files, from which training streams what memory can't hold; needs webdataset")
+    sub.add_argument("--data", default="segmentation", help="prepared folder")
+    sub.add_argument("--out", required=True, help="folder to write; train --data takes it, and its s3:// address once it is uploaded")
+    sub.add_argument("--films", type=_positive, default=500, help="films in each")
+    sub.add_argument("--size", type=_positive, help="px, side of the films in the shards; as prepared if not given")
 
     sub = command(train, "train a U-Net on a prepared folder")
     sub.epilog = "On several GPUs: torchrun --nproc-per-node 2 -m kaggle_utils train ...; see kaggle_utils/distributed.py."

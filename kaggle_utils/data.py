@@ -150,17 +150,27 @@ class LungDataset(Dataset):
         if key is None:
             return {**self[0], "name": ""}
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        image, mask = self.images[index], self.masks[index]
-        if self.augment:
-            self.augment.set_random_seed(int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0]))
-            moved = self.augment(image=image, mask=mask)
-            image, mask = moved["image"], moved["mask"]
-        return {
-            "image": normalise(torch.from_numpy(image[None])),
-            "mask": torch.from_numpy(mask[None]).float(),
-            "name": self.frame["name"][index],
-            "source": self.frame["source"][index],
-        }
+        return make_item(self.images[index], self.masks[index], self.frame["name"][index], self.frame["source"][index],
+                         augment=self.augment, seed=(self.seed, epoch, index))
+
+
+def make_item(image: np.ndarray, mask: np.ndarray, name: str, source: str, *, augment: A.Compose | None = None,
+              seed: tuple[int, int, int] = (0, 0, 0)) -> dict[str, object]:
+    """A film and its mask as training takes them: image and mask ``float32 (1, H, W)``, name and source.
+
+    Args:
+        image: ``uint8 (H, W)``.
+        mask: ``uint8 (H, W)`` in {0, 1}.
+        name: of the film.
+        source: the set that it is of.
+        augment: of :func:`augmentation`.
+        seed: of its random numbers.
+    """
+    if augment:
+        augment.set_random_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        moved = augment(image=image, mask=mask)
+        image, mask = moved["image"], moved["mask"]
+    return {"image": normalise(torch.from_numpy(image[None])), "mask": torch.from_numpy(mask[None]).float(), "name": name, "source": source}
 
 
 class EpochSampler(Sampler):

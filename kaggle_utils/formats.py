@@ -124,6 +124,7 @@ def write_dicom_seg(path: str | Path, lungs: tuple[np.ndarray, np.ndarray], sour
         [film], np.stack(lungs, -1)[None], SegmentationTypeValues.BINARY, segments, hd.UID(), 300, hd.UID(), 1, "unet-lung", "unet-lung",
         version, "none", omit_empty_frames=False, content_label="LUNGS", content_description="Lungs of a chest radiograph")
     segmentation.SeriesDescription = "Lungs"
+    segmentation.PatientOrientation = film.get("PatientOrientation")  # required, if empty, where there is no place in the patient
     buffer = BytesIO()
     segmentation.save_as(buffer)
     write_bytes(path, buffer.getvalue())

@@ -113,9 +113,23 @@ def read_mask(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     try:
-        gray = _to_gray(_decode(_read_bytes(path)))
+        return decode_mask(_read_bytes(path))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def decode_image(data: bytes) -> np.ndarray:
+    """The film ``uint8 (H, W)`` of a picture file's bytes, as it is.
+
+    Raises:
+        ValueError: the bytes are truncated or no image.
+    """
+    return _read_picture(data).image
+
+
+def decode_mask(data: bytes) -> np.ndarray:
+    """The mask of a file's bytes, see :func:`read_mask`."""
+    gray = _to_gray(_decode(data))
     top = int(gray.max())
     return (gray > top // 2).astype(np.uint8) if top else np.zeros(gray.shape, np.uint8)
 

@@ -17,7 +17,8 @@ from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from .s3_client import CRC, Moved, abort_leftovers, connect, crc32, explained, has_size, is_same, leads_out, list_objects, parse, run, settings
+from .s3_client import (CRC, Moved, abort_leftovers, connect, crc32, explained, has_size, is_same, leads_out, list_objects, parse, run,
+                        settings)
 from .s3_zip import unzip
 
 __all__ = ["Moved", "connect", "download", "explained", "fetch", "is_address", "results", "unzip", "upload"]

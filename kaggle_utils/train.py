@@ -35,6 +35,7 @@ from .image import write_bytes
 from .loss import make_loss
 from .metrics import confusion, overlap
 from .model import UNet, count_parameters, save_weights
+from .shards import ShardedFilms, is_sharded, read_shards, stream_loader
 from .splits import BUILT_IN, suspect_masks
 
 LICENCES = {
@@ -205,8 +206,9 @@ class Trainer:
                 or bool(patience and len(rows) - 1 - best >= patience))
 
     def _epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
-        if hasattr(self.train_loader.sampler, "epoch"):
-            self.train_loader.sampler.epoch = epoch
+        for order in (self.train_loader.sampler, self.train_loader.dataset):  # whichever decides it
+            if hasattr(order, "epoch"):
+                order.epoch = epoch
         # validate() puts the mode back, but a caller may have left the model in evaluation mode before.
         self.model.train()
         total, films, before = 0.0, 0, self.seconds
@@ -296,7 +298,8 @@ def train(data: str | Path | list[str | Path], out: str | Path, config: TrainCon
     """Trains a U-Net on a prepared set; the whole of ``python -m kaggle_utils train``, also where torchrun starts it.
 
     Args:
-        data: the prepared set, or several; the first one's validation films decide which weights are kept.
+        data: the prepared set, or several; the first one's validation films decide which weights are kept. Or one in shards
+            (:mod:`shards`), a folder or its ``s3://`` address, which is streamed.
         out: the run's folder, see :class:`Trainer`.
         config: see :class:`TrainConfig`.
         resume: go on from ``out/last.pt`` if it is there.
@@ -325,7 +328,11 @@ def make_trainer(data: str | Path | list[str | Path], out: str | Path | None, co
     last = Path(out) / "last.pt" if out else None
     if last and last.exists() and not resume:
         raise FileExistsError(f"{last} is there: resume that run (--resume) or choose another folder")
-    frames = [read_manifest(root) for root in ([data] if isinstance(data, (str, Path)) else data)]
+    roots = [data] if isinstance(data, (str, Path)) else data
+    sharded = [is_sharded(root) for root in roots]
+    if any(sharded) and len(roots) > 1:
+        raise ValueError("a set in shards is trained on alone: prepare the sets into one folder and write shards of that")
+    frames = [read_shards(root) if streamed else read_manifest(root) for root, streamed in zip(roots, sharded)]
     frame = pd.concat(frames)
     check_disjoint(frame)
     absent = set(config.sources) - set(frame["source"])
@@ -338,9 +345,12 @@ def make_trainer(data: str | Path | list[str | Path], out: str | Path | None, co
     workers = config.workers if config.workers >= 0 else (os.cpu_count() // distributed.machine_size() if device.type == "cuda" else 0)
     if config.films:
         films = films.sample(min(config.films, len(films)), random_state=config.seed)
-    loaders = [
-        make_loader(LungDataset(films, config.size, config.augment, seed=config.seed), config.batch, shuffle=True, workers=workers),
-        make_loader(LungDataset(held_out, config.size), config.batch, workers=workers)]
+    if any(sharded):
+        loaders = [stream_loader(ShardedFilms(rows, config.size, augment, batch=config.batch, shuffle=shuffle, seed=config.seed), workers)
+                   for rows, augment, shuffle in ((films, config.augment, True), (held_out, "none", False))]
+    else:
+        loaders = [make_loader(LungDataset(films, config.size, config.augment, seed=config.seed), config.batch, shuffle=True, workers=workers),
+                   make_loader(LungDataset(held_out, config.size), config.batch, workers=workers)]
     torch.manual_seed(config.seed)
     classes = len(config.sources) if config.heads else 1
     model = UNet(classes=classes, width=config.width, depth=config.depth, norm=config.norm, up=config.up, patch=config.patch, conv=config.conv)

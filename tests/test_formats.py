@@ -1,5 +1,8 @@
 """formats.py: masks as pycocotools, a Parquet reader, pydicom and highdicom read them back."""
 
+import subprocess
+from shutil import which
+
 import numpy as np
 import pandas as pd
 import pydicom
@@ -103,6 +106,15 @@ def test_a_projection_is_given_no_place_in_the_patient(tmp_path, film_file):
     write_dicom_seg(tmp_path / "seg.dcm", (film.right, film.left), film_file, version="7")
     tags = {element.keyword for element in pydicom.dcmread(tmp_path / "seg.dcm").iterall()}
     assert not tags & {"FrameOfReferenceUID", "PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence", "PixelSpacing"}
+
+
+def test_dicom_seg_has_every_attribute_that_the_standard_asks_for(tmp_path, film_file):
+    pytest.importorskip("highdicom")
+    if not which("dciodvfy"):
+        pytest.skip("dciodvfy is not installed (Debian's dicom3tools)")
+    write_dicom_seg(tmp_path / "seg.dcm", (phantom(50, 70).right, phantom(50, 70).left), film_file, version="7")
+    said = subprocess.run(["dciodvfy", tmp_path / "seg.dcm"], capture_output=True, text=True).stderr
+    assert "Segmentation" in said and "Error" not in said
 
 
 def test_a_lung_that_is_missing_is_a_segment_without_pixels(tmp_path, film_file):

@@ -12,7 +12,7 @@ ROWS = {
     5: ["kaggle", "s3", "cluster", "app"],
     4: ["tune", "tb", "plot", "protocol"],
     3: ["train", "infer"],
-    2: ["export", "formats", "quality", "workspace"],
+    2: ["export", "formats", "quality", "shards", "workspace"],
     1: ["model", "loss", "metrics", "measure", "data", "prep", "synthetic", "checks"],
     0: ["image", "outline", "hardware", "config", "distributed", "__init__"],
 }

@@ -1,0 +1,217 @@
+"""Prepared sets larger than memory: packed into tar files, shards, and streamed from there while training, from a disk or from S3.
+
+Shards are read one after the other in an order that seed and epoch decide; their films pass a buffer from which they are drawn
+at random. No more than the buffer, two shards of S3 (in temporary files) and the films being decoded are held. A film's
+augmentation comes from (seed, epoch, film) alone, as in :mod:`data`. Of several processes each reads its own shards, so
+whoever trains on n of them needs n shards and more. WebDataset (Aizman, Maltby & Breuel 2019) writes, reads and shuffles.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import BinaryIO
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import DataLoader, IterableDataset, default_collate
+from tqdm import tqdm
+
+from .data import augmentation, make_item, read_manifest
+from .distributed import batch_share, share, world_size
+from .image import decode_image, decode_mask, encode_image, read_image, read_mask, resize_image, resize_mask, write_bytes
+
+BUFFER = 1000  # films, compressed (0.2 MB each at 512 px), from which the next one is drawn
+
+
+def write_shards(data: str | Path, out: str | Path, *, films: int = 500, size: int | None = None, seed: int = 0) -> pd.DataFrame:
+    """Packs a prepared set into shards, the films of each split dealt out at random.
+
+    Args:
+        data: the prepared set.
+        out: folder for ``SPLIT-00000.tar`` and ``manifest.csv``, which is written last.
+        films: in each shard.
+        size: px, side of the films in the shards; as prepared if None. That of the training spares decoding and space.
+        seed: of the deal.
+
+    Returns:
+        The manifest, with the shard of each film; films without a mask are left out.
+
+    Raises:
+        FileNotFoundError: no prepared set.
+        ImportError: webdataset is not installed.
+    """
+    wds, out = _webdataset(), Path(out)
+    frame = read_manifest(data)
+    frame = frame[frame["mask"] != ""].sample(frac=1, random_state=seed).reset_index(drop=True)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "manifest.csv").unlink(missing_ok=True)
+    shards = pd.Series("", frame.index)
+    bar = tqdm(total=len(frame), desc="shards", unit="film", disable=None)
+    for split, rows in frame.groupby("split"):
+        with wds.ShardWriter(str(out / f"{split}-%05d.tar").replace("\\", "/"), maxcount=films, verbose=0) as writer:
+            for row in rows.itertuples():
+                # The row, since a film's name may hold a dot, at which a sample's name ends.
+                writer.write({"__key__": f"{row.Index:08d}", "film.png": _packed(row.image, size, mask=False), "mask.png": _packed(row.mask, size, mask=True)})
+                shards[row.Index] = Path(writer.fname).name
+                bar.update()
+    bar.close()
+    frame = frame.drop(columns=["image", "mask"]).assign(shard=shards)
+    write_bytes(out / "manifest.csv", frame.to_csv(index=False).encode())
+    return frame
+
+
+def is_sharded(root: str | Path) -> bool:
+    """Says whether a folder, or an ``s3://`` address, holds shards; what lies in S3 does."""
+    if str(root).startswith("s3://"):
+        return True
+    path = Path(root) / "manifest.csv"
+    return path.exists() and "shard" in pd.read_csv(path, nrows=0)
+
+
+def read_shards(root: str | Path) -> pd.DataFrame:
+    """The manifest of a sharded set, with each film's shard as a path or an address, and its ``row`` there.
+
+    Args:
+        root: the folder that :func:`write_shards` wrote, or where in S3 it was uploaded to.
+
+    Raises:
+        FileNotFoundError: no manifest, or a shard that it names is gone.
+        OSError: S3 can't be reached.
+    """
+    path = f"{root}/manifest.csv"
+    if str(root).startswith("s3://"):
+        from .s3 import fetch
+        path = fetch(path)
+    frame = pd.read_csv(path, dtype={"name": str})
+    frame["row"], frame["shard"] = frame.index, f"{root}/" + frame["shard"]
+    gone = next((shard for shard in frame["shard"].unique() if not shard.startswith("s3://") and not Path(shard).exists()), None)
+    if gone:
+        raise FileNotFoundError(f"{gone} is in {path} but not on the disk: write the shards again")
+    return frame
+
+
+class ShardedFilms(IterableDataset):
+    """Batches of a sharded set's films, streamed; set ``epoch`` before each pass.
+
+    Args:
+        frame: rows of :func:`read_shards`.
+        size: px, side of the square that the network sees.
+        augment: a preset of :func:`data.augmentation`.
+        batch: films a batch, of all processes together.
+        shuffle: in an order of seed and epoch; else as they lie in the shards.
+        buffer: films from which the next one is drawn.
+        threads: that decode.
+        seed: of order and augmentation.
+
+    Raises:
+        ValueError: the frame is empty, or there are fewer shards than processes.
+        ImportError: webdataset is not installed.
+    """
+
+    def __init__(self, frame: pd.DataFrame, size: int = 256, augment: str = "none", *, batch: int = 8, shuffle: bool = False,
+                 buffer: int = BUFFER, threads: int = 1, seed: int = 0):
+        if frame.empty:
+            raise ValueError("no film to load: the choice of split and source left nothing of the manifest")
+        _webdataset()
+        self.size, self.batch, self.shuffle, self.buffer, self.threads, self.seed = size, batch_share(batch), shuffle, buffer, threads, seed
+        self.augment = augmentation(augment) if augment != "none" else None
+        self.shards = Counter(frame["shard"])  # films in each
+        self.films = dict(zip(frame["row"], zip(frame["name"], frame["source"])))
+        self.epoch = 0
+        if len(self.shards) < world_size():
+            raise ValueError(f"{len(self.shards)} shards are too few for {world_size()} processes: write them again with fewer films each")
+
+    def __len__(self) -> int:
+        """Batches of an epoch: in training those of the process that has most, so that all take the same steps."""
+        order, n = self._order(), world_size()
+        shares = [order[first::n] for first in range(n)] if self.shuffle else [share(order)]
+        return max(math.ceil(sum(self.shards[shard] for shard in own) / self.batch) for own in shares)
+
+    def __iter__(self) -> Iterator[dict[str, object]]:
+        """Batches: image and mask ``float32 (B, 1, size, size)``, name and source; a film without a name doesn't count."""
+        items, done = self._items(), 0
+        while batch := list(islice(items, self.batch)):
+            yield default_collate(batch)
+            done, last = done + 1, batch[-1]
+        for _ in range(len(self) - done):  # another process has more films: this one only takes the step too
+            yield default_collate([{**last, "name": ""}])
+
+    def _order(self) -> list[str]:
+        shards = sorted(self.shards)
+        return [shards[k] for k in np.random.default_rng([self.seed, self.epoch]).permutation(len(shards))] if self.shuffle else shards
+
+    def _items(self) -> Iterator[dict[str, object]]:
+        """This process's films, decoded by threads a few ahead of the network."""
+        samples = self._samples()
+        with ThreadPoolExecutor(self.threads) as pool:
+            ahead = deque(pool.submit(self._decode, sample) for sample in islice(samples, 4 * self.threads))
+            while ahead:
+                row, image, mask = ahead.popleft().result()
+                ahead.extend(pool.submit(self._decode, sample) for sample in islice(samples, 1))
+                # Not by the threads: they would share the augmentation's random numbers.
+                yield make_item(image, mask, *self.films[row], augment=self.augment, seed=(self.seed, self.epoch, row))
+
+    def _samples(self) -> Iterator[dict[str, object]]:
+        wds = _webdataset()
+        opened = wds.tariterators.tar_file_expander(_opened(share(self._order())), select_files=lambda name: int(name.split(".")[0]) in self.films)
+        samples = wds.tariterators.group_by_keys(opened)
+        if not self.shuffle:
+            return samples
+        return wds.filters.shuffle(self.buffer, initial=self.buffer, rng=random.Random(f"{self.seed} {self.epoch}"))(samples)
+
+    def _decode(self, sample: dict[str, object]) -> tuple[int, np.ndarray, np.ndarray]:
+        try:
+            image, mask = decode_image(sample["film.png"]), decode_mask(sample["mask.png"])
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{sample['__url__']}: film {sample['__key__']} is damaged ({error}): write the shards again") from None
+        return int(sample["__key__"]), resize_image(image, self.size), resize_mask(mask, self.size)
+
+
+def stream_loader(films: ShardedFilms, workers: int = 0) -> DataLoader:
+    """A loader over streamed films; ``workers`` 0 streams in the training's own process, any other number in one beside it."""
+    # A new worker each epoch, as a living one would not hear of it.
+    return DataLoader(films, batch_size=None, num_workers=min(workers, 1), pin_memory=torch.cuda.is_available())
+
+
+def _opened(shards: list[str]) -> Iterator[dict[str, object]]:
+    """Open shards for WebDataset, the next one of S3 being fetched while one is read."""
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(_open, shards[0])
+        for shard, after in zip(shards, [*shards[1:], None]):
+            stream = following.result()
+            following = pool.submit(_open, after) if after else None
+            with stream:
+                yield {"url": shard, "stream": stream}
+
+
+def _open(shard: str) -> BinaryIO:
+    if not shard.startswith("s3://"):
+        return open(shard, "rb")
+    from .s3 import connect, explained, parse
+    file = TemporaryFile()  # not a stream from S3: boto3 fetches a file's parts again where the network fails
+    with explained(shard):
+        connect().download_fileobj(*parse(shard), file)
+    file.seek(0)
+    return file
+
+
+def _packed(path: str, size: int | None, *, mask: bool) -> bytes:
+    if size is None:
+        return Path(path).read_bytes()
+    return encode_image(resize_mask(read_mask(path), size) * np.uint8(255) if mask else resize_image(read_image(path), size), ".png")
+
+
+def _webdataset():
+    try:
+        import webdataset
+    except ImportError:
+        raise ImportError("shards need webdataset: pip install webdataset") from None
+    return webdataset

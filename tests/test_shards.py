@@ -1,0 +1,147 @@
+"""shards.py: every film once, shuffled across shards, as the prepared set has it; training from them, also in two processes."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from kaggle_utils.config import TrainConfig
+from kaggle_utils.data import LungDataset, read_manifest
+from kaggle_utils.shards import ShardedFilms, is_sharded, read_shards, stream_loader, write_shards
+from kaggle_utils.train import make_trainer
+from phantoms import write_prepared
+
+pytest.importorskip("webdataset")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    root = tmp_path_factory.mktemp("set") / "segmentation"
+    write_prepared(root, {"train": 23, "val": 5})
+    return root
+
+
+@pytest.fixture(scope="module")
+def sharded(prepared, tmp_path_factory):
+    out = tmp_path_factory.mktemp("set") / "shards"
+    write_shards(prepared, out, films=4)
+    return out
+
+
+def train_rows(root):
+    return read_shards(root).query("split == 'train'")
+
+
+def names(batches):
+    return [name for batch in batches for name in batch["name"]]
+
+
+def test_each_film_is_there_once_in_shards_of_at_most_so_many(prepared, sharded):
+    frame = read_shards(sharded)
+    assert sorted(frame["name"]) == sorted(read_manifest(prepared)["name"]) and frame["shard"].value_counts().max() == 4
+    assert sorted(p.name for p in sharded.glob("*.tar")) == [f"train-{n:05d}.tar" for n in range(6)] + [f"val-{n:05d}.tar" for n in range(2)]
+    assert is_sharded(sharded) and not is_sharded(prepared) and is_sharded("s3://films/shards")
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_films_and_masks_are_those_of_the_prepared_set(prepared, sharded, threads):
+    films = LungDataset(read_manifest(prepared).query("split == 'train'"), 32)
+    expected = {item["name"]: item for item in (films[n] for n in range(len(films)))}
+    found = [(name, batch["image"][n], batch["mask"][n], batch["source"][n])
+             for batch in ShardedFilms(train_rows(sharded), 32, batch=5, threads=threads) for n, name in enumerate(batch["name"])]
+    assert sorted(name for name, *_ in found) == sorted(expected)
+    for name, image, mask, source in found:
+        torch.testing.assert_close(image, expected[name]["image"], rtol=0, atol=0)
+        torch.testing.assert_close(mask, expected[name]["mask"], rtol=0, atol=0)
+        assert source == expected[name]["source"]
+
+
+def test_shards_may_hold_smaller_films(prepared, tmp_path):
+    write_shards(prepared, tmp_path, size=16)
+    batch = next(iter(ShardedFilms(train_rows(tmp_path), 16)))
+    assert batch["image"].shape == (8, 1, 16, 16) and set(batch["mask"].unique().tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_epoch_and_seed_decide_order_and_augmentation(sharded, workers):
+    def epoch(number, seed=0):
+        films = ShardedFilms(train_rows(sharded), 32, "light", batch=4, shuffle=True, buffer=8, seed=seed)
+        films.epoch = number
+        return list(stream_loader(films, workers))
+
+    first, again, second, other = epoch(0), epoch(0), epoch(1), epoch(0, seed=1)
+    assert names(first) == names(again) != names(second) and names(first) != names(other)
+    assert sorted(names(first)) == sorted(names(second)) == sorted(train_rows(sharded)["name"])
+    torch.testing.assert_close(torch.cat([b["image"] for b in first]), torch.cat([b["image"] for b in again]), rtol=0, atol=0)
+    where = {name: batch["image"][n] for batch in second for n, name in enumerate(batch["name"])}
+    assert any((where[name] != batch["image"][n]).any() for batch in first for n, name in enumerate(batch["name"]))
+
+
+def test_films_of_different_shards_meet_in_a_batch(sharded):
+    frame = train_rows(sharded).set_index("name")
+    batches = list(ShardedFilms(frame.reset_index(), 32, batch=8, shuffle=True))
+    assert max(frame.loc[batch["name"], "shard"].nunique() for batch in batches) > 2
+
+
+def test_only_the_wanted_films_are_read(sharded):
+    frame = train_rows(sharded).sample(7, random_state=0)
+    films = ShardedFilms(frame, 32, batch=3)
+    assert sorted(names(films)) == sorted(frame["name"]) and len(films) == len(list(films)) == 3
+
+
+def test_damaged_and_missing_shards_are_named(sharded, tmp_path):
+    for path in sharded.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    shard = tmp_path / "train-00002.tar"
+    data = bytearray(shard.read_bytes())
+    start = data.index(b"\x89PNG")
+    data[start:start + 8] = bytes(8)
+    shard.write_bytes(data)
+    with pytest.raises(ValueError, match="train-00002.tar: film 0.* is damaged"):
+        list(ShardedFilms(train_rows(tmp_path), 32))
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match="train-00002.tar is in .*manifest.csv but not on the disk"):
+        read_shards(tmp_path)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 6])
+def test_several_processes_share_the_shards_and_take_as_many_steps(sharded, monkeypatch, world):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    found, steps = [], set()
+    for rank in range(world):
+        monkeypatch.setenv("RANK", str(rank))
+        films = ShardedFilms(train_rows(sharded), 32, batch=2 * world, shuffle=True)
+        batches = list(films)
+        steps.add(len(batches))
+        assert len(films) == len(batches) and all("" not in batch["name"] or batch["name"] == [""] for batch in batches)
+        found += filter(None, names(batches))
+    assert len(steps) == 1 and sorted(found) == sorted(train_rows(sharded)["name"])
+    monkeypatch.setenv("WORLD_SIZE", "7")
+    with pytest.raises(ValueError, match="6 shards are too few for 7 processes"):
+        ShardedFilms(train_rows(sharded), 32, batch=14)
+
+
+def test_training_from_shards_learns_and_resumes_to_the_same_weights(sharded, tmp_path):
+    config = TrainConfig(sources=("montgomery",), size=32, width=4, depth=2, patch=1, batch=6, epochs=3, device="cpu", precision="fp32", lr=1e-2)
+    whole = make_trainer(sharded, None, config)
+    history = whole.fit()
+    assert history["val_dice"].iloc[-1] > 0.5
+    half = make_trainer(sharded, tmp_path / "run", config)
+    half.fit(lambda row: row["epoch"] == 1)
+    resumed = make_trainer(sharded, tmp_path / "run", config, resume=True)
+    resumed.fit()
+    for name, weight in whole.best_model.state_dict().items():
+        torch.testing.assert_close(resumed.best_model.state_dict()[name], weight, rtol=0, atol=0)
+
+
+def test_without_webdataset_it_is_one_line(sharded, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "webdataset", None)
+    with pytest.raises(ImportError, match="shards need webdataset: pip install webdataset"):
+        ShardedFilms(train_rows(sharded))
+
+
+def test_a_set_without_films_is_refused(sharded):
+    with pytest.raises(ValueError, match="left nothing"):
+        ShardedFilms(pd.DataFrame(columns=read_shards(sharded).columns))
+    assert np.isfinite(len(ShardedFilms(train_rows(sharded))))
