@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from tqdm import tqdm
 

@@ -21,7 +21,7 @@ from .s3_client import (CRC, Moved, abort_leftovers, connect, crc32, explained, 
                         settings)
 from .s3_zip import unzip
 
-__all__ = ["Moved", "connect", "download", "explained", "fetch", "is_address", "results", "unzip", "upload"]
+__all__ = ["Moved", "connect", "download", "explained", "fetch", "is_address", "parse", "results", "unzip", "upload"]
 SCHEME = "s3://"
 FULL = (ENOSPC, EDQUOT, EFBIG)  # errors that writing raises without a file's name
 

@@ -9,12 +9,12 @@ import kaggle_utils
 
 ROWS = {
     6: ["__main__"],
-    5: ["kaggle", "s3", "cluster", "app"],
+    5: ["kaggle", "cluster", "app"],
     4: ["tune", "tb", "plot", "protocol"],
     3: ["train", "infer"],
     2: ["export", "formats", "quality", "shards", "workspace"],
     1: ["model", "loss", "metrics", "measure", "data", "prep", "synthetic", "checks"],
-    0: ["image", "outline", "hardware", "config", "distributed", "__init__"],
+    0: ["image", "outline", "hardware", "config", "distributed", "s3", "__init__"],
 }
 # One module in several files, from its face down to its depths: a file may import those to its right.
 CHAPTERS = {"image": ["image", "dicom", "header"], "synthetic": ["synthetic", "acquire", "appearance"],

@@ -22,7 +22,7 @@ pytest.importorskip("moto.server")
 import kaggle_utils  # noqa: E402
 from kaggle_utils import s3, s3_client, s3_zip  # noqa: E402
 from kaggle_utils.__main__ import main  # noqa: E402
-from phantoms import phantom, write_prepared, write_raw  # noqa: E402
+from phantoms import phantom, write_raw  # noqa: E402
 from s3_server import Fault, client, proxy, server  # noqa: E402, F401
 
 MB = 1 << 20
