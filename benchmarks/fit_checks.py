@@ -20,7 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 from benchmarks import negatives
-from kaggle_utils.checks import ASSET, OUTLINE, THUMB, distances, make_network, thumbnail, views
+from kaggle_utils.checks import ASSET, OUTLINE, THUMB, distances, thumbnail, views
 from kaggle_utils.data import read_manifest
 from kaggle_utils.image import read_image, read_mask, resize_image, resize_mask, write_bytes
 from kaggle_utils.outline import landmarks
@@ -55,6 +55,12 @@ def varied(film: np.ndarray, rng: np.random.Generator, size: int = THUMB) -> np.
     if rng.random() < 0.2:
         view = cv2.GaussianBlur(view, (0, 0), size / THUMB * rng.uniform(0.4, 1.5))
     return (np.clip(view, 0, 1) * 255).astype(np.uint8)
+
+
+def make_network() -> nn.Sequential:
+    """``float (B, 1, THUMB, THUMB)`` → ``(B, 1)``, log odds that a thumbnail is an upright frontal chest film."""
+    return nn.Sequential(nn.Conv2d(1, 12, 7, stride=4, padding=3), nn.ReLU(), nn.Conv2d(12, 24, 3, stride=2, padding=1), nn.ReLU(),
+                         nn.Conv2d(24, 32, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32 * (THUMB // 16) ** 2, 1))
 
 
 def fit_network(films: list[np.ndarray], drawn: list[np.ndarray], *, steps: int, seed: int = 0) -> nn.Sequential:

@@ -19,7 +19,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 def prep(args: argparse.Namespace) -> int:
     from .prep import prepare
-    frame = prepare(args.input, args.out, size=args.size, workers=args.workers, split=args.split, seed=args.seed)
+    from .s3 import fetch
+    frame = prepare(fetch(args.input), args.out, size=args.size, workers=args.workers, split=args.split, seed=args.seed)
     print(frame.groupby(["source", "split"]).size().unstack(fill_value=0).to_string())
     problems = pd.read_csv(Path(args.out) / "problems.csv")
     print(f"{len(frame)} films in {args.out}; {len(problems)} could not be used" + (", see problems.csv:" if len(problems) else ""))
@@ -50,7 +51,8 @@ def train(args: argparse.Namespace) -> int:
 def evaluate(args: argparse.Namespace) -> int:
     from .infer import LungSegmenter, evaluate
     from .metrics import summarise
-    segmenter = LungSegmenter(args.weights, device=args.device, flip=args.flip, clean=not args.raw, head=args.head,
+    from .s3 import fetch
+    segmenter = LungSegmenter(args.weights and fetch(args.weights), device=args.device, flip=args.flip, clean=not args.raw, head=args.head,
                               backend=args.backend)
     scores = evaluate(args.data, segmenter, split=args.split, sizes=args.sizes, raw=args.input)
     summary = summarise(scores, ["source", "protocol", "size"])
@@ -65,9 +67,11 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def predict(args: argparse.Namespace) -> int:
     from .infer import LungSegmenter, predict
-    segmenter = LungSegmenter(args.weights, device=args.device, flip=args.flip, clean=not args.raw, head=args.head,
+    from .s3 import fetch, results
+    segmenter = LungSegmenter(args.weights and fetch(args.weights), device=args.device, flip=args.flip, clean=not args.raw, head=args.head,
                               backend=args.backend)
-    table = predict(args.path, args.out, segmenter, batch=args.batch, force=args.force, formats=args.format)
+    with results(args.out) as out:
+        table = predict([fetch(path) for path in args.path], out, segmenter, batch=args.batch, force=args.force, formats=args.format)
     failed = table[table["error"] != ""]
     refused = int(failed["height"].notna().sum())
     print(f"{len(table) - len(failed)} masks in {args.out}, {len(failed) - refused} files could not be read, {refused} films refused"
@@ -94,7 +98,8 @@ def app(args: argparse.Namespace) -> int:
 def export(args: argparse.Namespace) -> int:
     from .export import export_onnx
     from .infer import DEFAULT_WEIGHTS
-    weights = Path(args.weights or DEFAULT_WEIGHTS)
+    from .s3 import fetch
+    weights = Path(fetch(args.weights or DEFAULT_WEIGHTS))
     out = Path(args.out or f"{weights.stem}.onnx")
     export_onnx(weights, out)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, computes what PyTorch does")
@@ -153,6 +158,24 @@ def kaggle_push(args: argparse.Namespace) -> int:
     return 0
 
 
+def s3_upload(args: argparse.Namespace) -> int:
+    from .s3 import upload
+    print(f"{args.address}: {upload(args.folder, args.address)}")
+    return 0
+
+
+def s3_download(args: argparse.Namespace) -> int:
+    from .s3 import download
+    print(f"{args.folder}: {download(args.address, args.folder)}")
+    return 0
+
+
+def s3_unzip(args: argparse.Namespace) -> int:
+    from .s3 import unzip
+    print(f"{args.address}: {unzip(args.archive, args.address)}")
+    return 0
+
+
 def plots(args: argparse.Namespace) -> int:
     from .plot import FIGURES
     for name, draw in FIGURES.items():
@@ -170,13 +193,13 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(function, about: str, within=commands) -> argparse.ArgumentParser:
-        name = function.__name__.removeprefix("kaggle_").replace("_", "-")
+        name = function.__name__.removeprefix("kaggle_").removeprefix("s3_").replace("_", "-")
         sub = within.add_parser(name, help=about, description=about, formatter_class=_Help)
         sub.set_defaults(function=function)
         return sub
 
     sub = command(prep, "raw public sets to a prepared folder")
-    sub.add_argument("--input", required=True, help="folder with the raw sets, in any nesting")
+    sub.add_argument("--input", required=True, help="folder with the raw sets, in any nesting, or s3://bucket/prefix")
     sub.add_argument("--out", default="segmentation", help="folder to write; a second run does what is missing")
     sub.add_argument("--size", type=_positive, default=512, help="px, side of the prepared films")
     sub.add_argument("--workers", type=_positive, help="threads, one a core if not given")
@@ -235,8 +258,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", default="results/tuning", help="folder of the tables")
 
     sub = command(predict, "masks, overlays, measurements and a table for films; exit status 3 if some could not be read or were refused")
-    sub.add_argument("path", nargs="+", help="files, folders (searched below) and globs: PNG, JPEG, TIFF, BMP, GIF, and DICOM under any name")
-    sub.add_argument("--out", required=True, help="folder to write")
+    sub.add_argument("path", nargs="+", help="files, folders (searched below) and globs: PNG, JPEG, TIFF, BMP, GIF, and DICOM under any name; "
+                     "and s3:// addresses of objects and prefixes, without globs")
+    sub.add_argument("--out", required=True, help="folder to write, or s3://bucket/prefix")
     sub.add_argument("--batch", type=_positive, default=8, help="films a forward pass")
     sub.add_argument("--force", action="store_true", help="segment too what is refused: no frontal chest film, blank, too small")
     sub.add_argument("--format", nargs="+", choices=("png", "coco", "dicom-seg"), default=["png"],
@@ -266,6 +290,20 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", default="runs/kaggle", help="folder to write, a folder below it for each notebook's outputs")
     sub.add_argument("--no-wait", action="store_true", help="push only; not for notebooks that read one another")
 
+    about = ("copy folders to S3 and back, unpack archives there; credentials from the usual chain, "
+             "a server other than Amazon's from AWS_ENDPOINT_URL")
+    within = commands.add_parser("s3", help=about, description=about).add_subparsers(
+        dest="action", required=True, metavar="ACTION", help="upload, download or unzip; the same command goes on where it was stopped")
+    sub = command(s3_upload, "copy a folder, or a file, to S3", within)
+    sub.add_argument("folder", help="folder or file")
+    sub.add_argument("address", help="s3://bucket/prefix")
+    sub = command(s3_download, "copy all below a prefix, or an object, from S3", within)
+    sub.add_argument("address", help="s3://bucket/prefix")
+    sub.add_argument("folder", help="folder to write")
+    sub = command(s3_unzip, "unpack a zip archive within S3, in little memory and without a disk", within)
+    sub.add_argument("archive", help="s3://bucket/set.zip")
+    sub.add_argument("address", help="s3://bucket/prefix to write to")
+
     sub = command(plots, "draw the README's pictures again")
     sub.add_argument("--out", default="images", help="folder to write")
     return parser
@@ -279,7 +317,7 @@ def _positive(text: str) -> int:
 
 
 def _add_weights(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--weights", help="safetensors file, or one of export; the one shipped with the package if not given")
+    parser.add_argument("--weights", help="safetensors file, or one of export, here or in S3; the one shipped with the package if not given")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--backend", choices=("torch", "onnxruntime", "openvino"), default="torch",
                         help="what computes the network; the others are for CPUs, pip installs them")
@@ -322,7 +360,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         way_on = {"train": "; --resume goes on from the last finished epoch", "tune": "; the same command goes on with the study",
-                  "kaggle": "; what was pushed runs on at Kaggle"}
+                  "kaggle": "; what was pushed runs on at Kaggle", "s3": "; the same command goes on"}
         print(f"kaggle_utils {args.command}: stopped{way_on.get(args.command, '')}", file=sys.stderr)
         return 130
 

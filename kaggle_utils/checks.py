@@ -17,14 +17,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
-from torch import nn
+from numpy.lib.stride_tricks import sliding_window_view
 
 from .image import check_mask, resize_mask
 from .outline import landmarks
 
 ASSET = Path(__file__).with_name("assets") / "checks.npz"
 THUMB = 64  # px a side of what the network sees
+STRIDES = {"0": 4, "2": 2, "4": 2}  # of the convolutions of benchmarks.fit_checks.make_network; layer 7 is linear
 OUTLINE = 256  # px a side of the mask whose outline is compared
 LEAST_SIDE = 64  # px of the film's shorter side: validation films shrunk so far lose 0.005 Dice, at 48 px 0.011
 LEAST_CONTRAST = 8  # gray levels between the 1st and the 99th percentile
@@ -184,8 +184,10 @@ def view_odds(image: np.ndarray) -> np.ndarray:
     Returns:
         ``float32 (2, 2, 4)``: as it is or negative, mirrored or not, turned by so many quarters counter-clockwise.
     """
-    with torch.inference_mode():
-        return _network()(torch.from_numpy(views(thumbnail(image)).reshape(16, 1, THUMB, THUMB))).numpy().reshape(2, 2, 4)
+    films, model = views(thumbnail(image)).reshape(16, 1, THUMB, THUMB), _models()
+    for layer, stride in STRIDES.items():
+        films = _conv(films, model[f"{layer}.weight"], model[f"{layer}.bias"], stride)
+    return (films.reshape(16, -1) @ model["7.weight"].T + model["7.bias"]).reshape(2, 2, 4)
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
@@ -203,20 +205,18 @@ def views(thumb: np.ndarray) -> np.ndarray:
     return np.stack([both, -both])
 
 
-def make_network() -> nn.Sequential:
-    """``float (B, 1, THUMB, THUMB)`` → ``(B, 1)``, log odds that a thumbnail is an upright frontal chest film."""
-    return nn.Sequential(nn.Conv2d(1, 12, 7, stride=4, padding=3), nn.ReLU(), nn.Conv2d(12, 24, 3, stride=2, padding=1), nn.ReLU(),
-                         nn.Conv2d(24, 32, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32 * (THUMB // 16) ** 2, 1))
-
-
 @lru_cache(maxsize=1)
 def _models() -> dict[str, np.ndarray]:
     with np.load(ASSET) as file:
         return {name: file[name].astype(np.float32) for name in file.files}
 
 
-@lru_cache(maxsize=1)
-def _network() -> nn.Sequential:
-    network = make_network()
-    network.load_state_dict({name: torch.from_numpy(_models()[name]) for name in network.state_dict()})
-    return network.eval()
+def _conv(films: np.ndarray, weight: np.ndarray, bias: np.ndarray, stride: int) -> np.ndarray:
+    """A convolution, padded as in :func:`benchmarks.fit_checks.make_network`, and ReLU; ``(B, C, H, W)``."""
+    edge = weight.shape[-1] // 2
+    padded = np.pad(films, ((0, 0), (0, 0), (edge, edge), (edge, edge)))
+    patches = sliding_window_view(padded, weight.shape[2:], axis=(2, 3))[:, :, ::stride, ::stride].transpose(0, 1, 4, 5, 2, 3)
+    batch, rows = len(films), patches.shape[-2]
+    # A product for each view: so small that BLAS starts no threads, which would wait for each other on a busy machine.
+    found = weight.reshape(len(weight), -1) @ patches.reshape(batch, -1, rows * patches.shape[-1])
+    return np.maximum(found + bias[:, None], 0).reshape(batch, len(weight), rows, -1)

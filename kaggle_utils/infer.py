@@ -6,72 +6,23 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from .checks import NO_CHEST, Checked, check_film, check_lungs
 from .data import read_manifest
+from .film import PRED_COLOUR, TRUTH_COLOUR, ReadFilm, Segmented, clean_mask, draw_overlay, read_checked, segment  # noqa: F401
 from .formats import annotate, check_formats, write_coco, write_dicom_seg
-from .image import IMAGE_SUFFIXES, is_image_file, read_film, read_image, read_mask, resize_mask, write_bytes, write_image, write_mask
+from .image import IMAGE_SUFFIXES, is_image_file, read_image, read_mask, resize_mask, write_bytes, write_image, write_mask
 from .measure import MEASUREMENTS, measure, split_lungs
 from .metrics import score
 from .prep import combined_mask, find_films
-from .quality import Quality, estimate_quality
-from .segmenter import DEFAULT_WEIGHTS, LungSegmenter, clean_mask  # noqa: F401 (this module is the face of that one)
+from .segmenter import DEFAULT_WEIGHTS, LungSegmenter  # noqa: F401 (this module is the face of those two)
 
 COLUMNS = ("name", "path", "height", "width", "lung_px", "lung_share", "quality", "flag", "reasons", "mask", "overlay", "notes", "error")
 _FOLDERS = {"png": ("masks", "overlays"), "coco": (), "dicom-seg": ("dicom-seg",)}  # of each format
-# Blue and orange of Okabe & Ito's palette, told apart by colour-blind eyes; BGR, as OpenCV draws.
-TRUTH_COLOUR, PRED_COLOUR = (178, 114, 0), (0, 159, 230)
-
-
-@dataclass(frozen=True)
-class ReadFilm:
-    """A film read from a file, as it lies there, and what the checks made of it; or the reason why there is none to segment."""
-
-    name: str
-    path: Path
-    image: np.ndarray | None = None
-    checked: Checked | None = None
-    error: str = ""
-    spacing_mm: tuple[float, float] | None = None  # between the checked film's rows and columns, where the file carries them
-    notes: tuple[str, ...] = ()  # without semicolons
-
-
-@dataclass(frozen=True)
-class Segmented:
-    """A film with its mask, or the reason why there is none.
-
-    Attributes:
-        film: as read and checked.
-        mask: ``uint8 (H, W)`` in {0, 1}, of the film turned upright (``film.checked.image``); None where there is none.
-        quality: of the mask.
-        notes: what reading and the checks found and did, without semicolons.
-        error: why there is no mask.
-    """
-
-    film: ReadFilm
-    mask: np.ndarray | None = None
-    quality: Quality | None = None
-    notes: tuple[str, ...] = ()
-    error: str = ""
-
-    @property
-    def row(self) -> dict[str, object]:
-        """What ``predictions.csv`` says of it, without the paths of what was written."""
-        row = {"name": self.film.name, "path": str(self.film.path), "notes": "; ".join(self.notes), "error": self.error}
-        if self.film.image is not None:
-            row |= dict(zip(("height", "width"), self.film.image.shape))
-        if self.mask is None:
-            return row
-        return row | {"lung_px": int(self.mask.sum()), "lung_share": round(float(self.mask.mean()), 4),
-                      "quality": round(self.quality.estimate, 3), "flag": self.quality.flag, "reasons": "; ".join(self.quality.reasons)}
 
 
 def find_files(patterns: Iterable[str | Path], *, skip: str | Path | None = None) -> list[Path]:
@@ -165,43 +116,6 @@ def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegm
     return table
 
 
-def read_checked(path: Path, name: str, *, force: bool = False) -> ReadFilm:
-    """A film of any file, checked before it is segmented; never raises for what is in the file.
-
-    Args:
-        path: the file.
-        name: by which the film goes in tables.
-        force: what would be refused is read all the same, with the reasons as notes.
-    """
-    try:
-        film = read_film(path, fix_polarity=False)
-    except (ValueError, OSError, ImportError) as error:  # a folder may hold DICOM besides what needs no extra
-        return ReadFilm(name, path, error=str(error))
-    checked = check_film(film.image, film.colour)
-    refused = f"{path}: refused: {'; '.join(checked.problems)}" if checked.problems and not force else ""
-    spacing = film.spacing_mm and film.spacing_mm[::-1 if checked.turned % 180 else 1]
-    # No colours: many films wait in memory.
-    return ReadFilm(name, path, film.image, checked, refused, spacing, film.notes + checked.problems * force + checked.notes)
-
-
-def segment(film: ReadFilm, prob: np.ndarray | None, segmenter: LungSegmenter, *, force: bool = False) -> Segmented:
-    """A film's mask from its probabilities, checked and judged; never raises for what is in the film.
-
-    Args:
-        film: of :func:`read_checked`.
-        prob: what ``segmenter.probabilities`` said of ``film.checked.image``; None where the film has an error.
-        segmenter: which did.
-        force: keep the mask of what is hardly like a chest film and has no lungs of a usual shape.
-    """
-    if film.error or prob is None:
-        return Segmented(film, notes=film.notes, error=film.error)
-    mask = segmenter.finish(prob, film.checked.image.shape)
-    lungs = check_lungs(mask)
-    if film.checked.doubtful and lungs and not force:
-        return Segmented(film, notes=film.notes + lungs, error=f"{film.path}: refused: {NO_CHEST}")
-    return Segmented(film, mask, estimate_quality(prob, mask, segmenter.threshold), film.notes + lungs)
-
-
 def evaluate(data: str | Path, segmenter: LungSegmenter, *, split: str = "test", sizes: Sequence[int] = (256, 512),
              raw: str | Path | None = None, batch: int = 8) -> pd.DataFrame:
     """Scores a prepared set, film by film.
@@ -251,26 +165,6 @@ def evaluate(data: str | Path, segmenter: LungSegmenter, *, split: str = "test",
         bar.update(len(films))
     bar.close()
     return pd.DataFrame(rows).sort_values(["size", "protocol", "source", "name"], ignore_index=True)
-
-
-def draw_overlay(image: np.ndarray, pred: np.ndarray, truth: np.ndarray | None = None) -> np.ndarray:
-    """The film with the outline of the prediction (orange) and, if there is one, of the truth (blue).
-
-    Args:
-        image: ``uint8 (H, W)``.
-        pred: ``uint8 (H, W)`` in {0, 1}.
-        truth: the same.
-
-    Returns:
-        ``uint8 (H, W, 3)``, BGR.
-    """
-    canvas = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
-    width = max(1, round(min(image.shape) / 256))  # px: as thick on a 20-megapixel film as on a small one
-    for mask, colour in ((truth, TRUTH_COLOUR), (pred, PRED_COLOUR)):
-        if mask is not None:
-            outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-            cv2.drawContours(canvas, outlines, -1, colour, width, cv2.LINE_AA)
-    return canvas
 
 
 def _read_ahead(files: list[Path], names: list[str], pool: ThreadPoolExecutor, ahead: int, force: bool) -> Iterator[ReadFilm]:

@@ -6,14 +6,14 @@ import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 
 from .data import normalise
 from .export import open_graph, read_onnx_header, to_onnx
+from .film import finish_mask
 from .hardware import choose_device, choose_precision, keep_memory
-from .image import resize_image, resize_prob
+from .image import resize_image
 from .model import load_weights, read_header
 
 DEFAULT_WEIGHTS = Path(__file__).with_name("weights") / "lungs.safetensors"
@@ -27,7 +27,7 @@ class LungSegmenter:
             one that ships with the package.
         device: auto, cpu, cuda or cuda:N; a backend other than torch has the CPU alone.
         flip: average the prediction with that of the mirrored film: twice the time for a little accuracy.
-        clean: keep the two largest components and fill holes, see :func:`clean_mask`.
+        clean: keep the two largest components and fill holes, see :func:`film.clean_mask`.
         threshold: probability above which a pixel is lung.
         backend: what computes the network: torch, onnxruntime or openvino.
         head: the set whose annotators' rules the masks follow, where the network has an output for each set that it was
@@ -93,22 +93,7 @@ class LungSegmenter:
 
     def finish(self, prob: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
         """Probabilities ``(size, size)`` to a mask of any ``shape``: resized, thresholded, cleaned."""
-        mask = (resize_prob(prob, shape) > self.threshold).astype(np.uint8)
-        return clean_mask(mask) if self.clean else mask
-
-
-def clean_mask(mask: np.ndarray, components: int = 2) -> np.ndarray:
-    """Keeps the largest connected components and fills their holes.
-
-    Args:
-        mask: ``uint8 (H, W)`` in {0, 1}.
-        components: how many to keep; there are two lungs.
-    """
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
-    keep = np.zeros(count, np.uint8)
-    keep[1 + np.argsort(-stats[1:, cv2.CC_STAT_AREA], kind="stable")[:components]] = 1
-    outlines, _ = cv2.findContours(keep[labels], cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    return cv2.drawContours(np.zeros_like(mask), outlines, -1, 1, cv2.FILLED)
+        return finish_mask(prob, shape, threshold=self.threshold, clean=self.clean)
 
 
 def _open_network(path: Path, backend: str, device: torch.device, *, bf16: bool) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -18,13 +18,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pandas as pd
 from scipy.ndimage import map_coordinates
 from tqdm import tqdm
 
 from . import acquire as acquisition
 from . import appearance, image, outline
-from .splits import SAME_PATIENT, published_split
 
 ASSET = Path(__file__).with_name("assets") / "appearance.npz"
 VERSION = 1
@@ -234,6 +232,9 @@ def fit_prepared(root: str | Path, config: appearance.FitConfig = appearance.Fit
 
 
 def _training_films(root: str | Path) -> dict:
+    import pandas as pd  # here alone: quality.py reads the model where there is no pandas
+
+    from .splits import published_split
     root = Path(root)
     table = pd.read_csv(root / "manifest.csv")
     # By the published lists, whatever the set's own split: no film of a validation or test list may get in.
@@ -265,6 +266,7 @@ def check_privacy(model: AppearanceModel, root: str | Path, *, n: int = 500, see
         squared scores that is one film's; ``films``, ``samples``; and ``passed``: no sample is nearer to a film than
         the two most alike films are to each other, and no share reaches a half.
     """
+    from .splits import SAME_PATIENT
     films = _training_films(root)
     again = {name for _, *others in SAME_PATIENT for name in others}  # one person's films may well be alike
     kept = [k for k, name in enumerate(films["names"]) if name not in again]

@@ -9,17 +9,17 @@ import kaggle_utils
 
 ROWS = {
     6: ["__main__"],
-    5: ["kaggle", "s3", "cluster", "app"],
+    5: ["kaggle", "cluster", "app"],
     4: ["tune", "tb", "plot", "protocol"],
     3: ["train", "infer"],
     2: ["export", "formats", "quality", "shards", "workspace"],
     1: ["model", "loss", "metrics", "measure", "data", "prep", "synthetic", "checks"],
-    0: ["image", "outline", "hardware", "config", "distributed", "__init__"],
+    0: ["image", "outline", "hardware", "config", "distributed", "s3", "__init__"],
 }
 # One module in several files, from its face down to its depths: a file may import those to its right.
 CHAPTERS = {"image": ["image", "dicom", "header"], "synthetic": ["synthetic", "acquire", "appearance"],
             "tune": ["tune", "search", "mistakes", "study"], "plot": ["plot", "plot_robustness", "plot_tuning", "plot_films", "plot_unet"],
-            "infer": ["infer", "segmenter"], "kaggle": ["kaggle", "kaggle_metadata"]}
+            "infer": ["infer", "segmenter", "film"], "kaggle": ["kaggle", "kaggle_metadata"], "s3": ["s3", "s3_zip", "s3_client"]}
 
 ROW = {name: row for row, names in ROWS.items() for name in names}
 FACE = {chapter: face for face, chapters in CHAPTERS.items() for chapter in chapters}

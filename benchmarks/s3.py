@@ -1,0 +1,120 @@
+"""Copies a zip archive of 2 GB to S3, unpacks it there and fetches the result: seconds, and each command's peak memory.
+
+    python -m benchmarks.s3 [--gigabytes 2]
+
+The server (moto) runs on this machine and shares its cores, so the rates are those of both together. Each command is a process
+of its own. Every byte is checked: zipfile does so while it unpacks, ``download`` afterwards. Writes ``results/s3.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import mmap
+import os
+import platform
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+from kaggle_utils import s3
+
+RESULT = Path(__file__).parents[1] / "results/s3.json"
+LIMIT_MB = 300
+FILM = 8 << 20  # bytes of each of the smaller members, which together are two fifths of the archive
+
+
+def write_archive(path: Path, size: int) -> int:
+    """Noise, which doesn't get smaller: one member stored, of three fifths of the size, and films deflated. Returns their number."""
+    noise = random.Random(0).randbytes(FILM)
+    with zipfile.ZipFile(path, "w", compresslevel=1) as archive:
+        with archive.open("large.bin", "w", force_zip64=True) as member:
+            for n in range(size * 3 // 5 // FILM):
+                member.write(noise[n:] + noise[:n])
+        for n in range(size * 2 // 5 // FILM + 1):
+            archive.writestr(f"films/{n:04}.bin", noise[-n:] + noise[:-n], zipfile.ZIP_DEFLATED)
+        return len(archive.infolist())
+
+
+def serve() -> None:
+    """moto, which reads an object whole for each range of it that is asked for; here it maps large ones into memory instead."""
+    from moto.s3.models import FakeKey
+    from moto.server import ThreadedMotoServer
+    whole = FakeKey.value
+
+    def value(self):
+        if self.contentsize <= 2 * FILM:
+            return whole.fget(self)
+        self._value_buffer.flush()
+        return mmap.mmap(self._value_buffer.fileno(), 0, access=mmap.ACCESS_READ)
+
+    FakeKey.value = whole.getter(value)
+    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    moto.start()
+    print(moto.get_host_and_port()[1], flush=True)
+    sys.stdin.read()  # until the benchmark ends
+
+
+def measured(command: str, source: str, target: str) -> dict[str, float]:
+    """A command in a process of its own: seconds, and its peak resident memory before and at the end."""
+    done = subprocess.run([sys.executable, "-m", "benchmarks.s3", "--child", command, source, target], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout)
+
+
+def child(command: str, source: str, target: str) -> None:
+    before, begun = peak_rss_mb(), time.perf_counter()
+    moved = getattr(s3, command)(source, target)
+    seconds = time.perf_counter() - begun
+    print(json.dumps({"files": moved.files, "bytes": moved.bytes, "seconds": round(seconds, 1), "mb_per_s": round(moved.bytes / 1e6 / seconds, 1),
+                      "rss_before_mb": before,
+                      "peak_rss_mb": peak_rss_mb()}))
+
+
+def peak_rss_mb() -> float:
+    """This process's alone; getrusage's would be at least what the process that started it had."""
+    return round(int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024, 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--gigabytes", type=float, default=2.0, help="of the archive")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve or args.child:
+        return serve() if args.serve else child(*args.child)
+    server = subprocess.Popen([sys.executable, "-m", "benchmarks.s3", "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                              stderr=subprocess.DEVNULL, text=True)
+    os.environ |= {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.stdout.readline().strip()}", "AWS_ACCESS_KEY_ID": "nobody",
+                   "AWS_SECRET_ACCESS_KEY": "nothing", "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            archive = Path(folder) / "set.zip"
+            members = write_archive(archive, round(args.gigabytes * 1e9))
+            s3.connect().create_bucket(Bucket="films")
+            result = {"machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, the server on the same",
+                      "load_before": round(os.getloadavg()[0], 1), "archive_bytes": archive.stat().st_size, "members": members}
+            for command, source, target in (("upload", str(archive), "s3://films/in"), ("unzip", "s3://films/in/set.zip", "s3://films/out"),
+                                            ("download", "s3://films/out", f"{folder}/back")):
+                result[command] = measured(command, source, target)
+                print(command, result[command], flush=True)
+            with zipfile.ZipFile(archive) as zipped:
+                assert {i.filename: i.file_size for i in zipped.infolist()} == {
+                    p.relative_to(f"{folder}/back").as_posix(): p.stat().st_size for p in Path(folder, "back").rglob("*") if p.is_file()}
+    finally:
+        server.stdin.close()
+        server.wait(timeout=60)
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    if result["unzip"]["peak_rss_mb"] >= LIMIT_MB:
+        raise SystemExit(f"unzip took {result['unzip']['peak_rss_mb']} MB, more than {LIMIT_MB}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""AWS Lambda: a film that arrives in S3 gets its mask, its overlay and its measurements there. ONNX Runtime computes, PyTorch isn't there.
+
+Each object below ``IN_PREFIX`` becomes, below ``OUT_PREFIX``, ``masks/KEY.png``, ``overlays/KEY.png`` and ``measurements/KEY.json``,
+where KEY is what follows the prefix, suffix included; or ``errors/KEY.json`` where it can't be read, or is no frontal chest film.
+What is written depends on the object alone, so an event that comes twice does no harm; what is wrong with a film is never
+raised, as Lambda would only try it again; what is wrong with S3 is, so that it does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import resource
+import tempfile
+from pathlib import Path
+from urllib.parse import unquote_plus
+
+import cv2
+import numpy as np
+import onnxruntime
+from botocore.exceptions import ClientError
+
+from kaggle_utils import header, s3
+from kaggle_utils.film import Segmented, draw_overlay, finish_mask, read_checked, segment
+from kaggle_utils.image import encode_image, resize_image
+from kaggle_utils.measure import measure
+
+MODEL = os.environ.get("MODEL", str(Path(__file__).with_name("lungs.onnx")))  # of `python -m kaggle_utils export`
+IN_PREFIX, OUT_PREFIX = os.environ.get("IN_PREFIX", "films/"), os.environ.get("OUT_PREFIX", "lungs/")
+OUT_BUCKET = os.environ.get("OUT_BUCKET")  # the film's own if not given
+MAX_BYTES = int(os.environ.get("MAX_BYTES", 64_000_000))  # of an object; /tmp and memory are small
+# What 512 MB hold, see results/lambda.json. Files that declare more pixels are refused before they are decoded.
+header.MAX_PIXELS = int(os.environ.get("MAX_PIXELS", 20_000_000))
+HEADER = "unet-lung/2"  # model.FORMAT, which can't be imported without PyTorch
+KINDS = {"masks": ".png", "overlays": ".png", "measurements": ".json", "errors": ".json"}
+
+
+class Segmenter:
+    """The exported network: what ``kaggle_utils.segmenter.LungSegmenter`` is to PyTorch, for one film at a time."""
+
+    threshold = 0.5
+
+    def __init__(self, path: str):
+        graph = Path(path).read_bytes()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = len(os.sched_getaffinity(0))
+        options.enable_cpu_mem_arena = False  # it would keep the largest film's memory
+        self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self.size = json.loads(self.session.get_modelmeta().custom_metadata_map[HEADER])["size"]
+        self.version = hashlib.sha256(graph).hexdigest()[:16]
+
+    def probabilities(self, film: np.ndarray) -> np.ndarray:
+        """``uint8 (H, W)`` → ``float32 (size, size)``, by the rules of the network's first head."""
+        image = resize_image(film, self.size).astype(np.float32)
+        image = (image - image.mean()) / max(image.std(), 1e-3)  # as data.normalise
+        logits = self.session.run(None, {"films": image[None, None]})[0][0, 0]
+        return 1 / (1 + np.exp(-logits))
+
+    def finish(self, prob: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+        return finish_mask(prob, shape, threshold=self.threshold)
+
+
+if "AWS_LAMBDA_FUNCTION_MEMORY_SIZE" in os.environ:  # a film too large becomes an error to tell of, instead of a killed process to try again
+    resource.setrlimit(resource.RLIMIT_DATA, (int(os.environ["AWS_LAMBDA_FUNCTION_MEMORY_SIZE"]) << 20,) * 2)
+SEGMENTER, S3 = Segmenter(MODEL), s3.connect()  # while Lambda starts, when it lends more of the CPU
+
+
+def handler(event: dict, context: object = None) -> list[dict[str, str]]:
+    """Segments the films that an event of S3 names.
+
+    Returns:
+        Bucket, key and outcome of each: ``segmented``, ``refused: …``, ``ignored`` or ``gone``.
+
+    Raises:
+        ClientError, BotoCoreError: S3 failed; Lambda tries again.
+        ValueError: results would be films to segment again.
+    """
+    done = []
+    for record in event.get("Records", ()):  # S3's test event has none
+        bucket, key = record["s3"]["bucket"]["name"], unquote_plus(record["s3"]["object"]["key"])
+        done.append({"bucket": bucket, "key": key, "outcome": process(bucket, key)})
+        print(json.dumps(done[-1]))
+    return done
+
+
+def process(bucket: str, key: str) -> str:
+    """Segments one object; the outcome in words."""
+    target = OUT_BUCKET or bucket
+    folders = [f"{OUT_PREFIX}{kind}/" for kind in KINDS]
+    if target == bucket and any(folder.startswith(IN_PREFIX) or IN_PREFIX.startswith(folder) for folder in folders):
+        raise ValueError(f"results below {OUT_PREFIX!r} would be films below {IN_PREFIX!r}, and segmented for ever: choose another OUT_PREFIX")
+    if not key.startswith(IN_PREFIX) or key.endswith("/"):
+        return "ignored"
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            made = _make(bucket, key, Path(folder) / f"film{Path(key).suffix}")
+    except ClientError as error:
+        if error.response["Error"]["Code"] in ("404", "NoSuchKey"):  # deleted since; its event came late
+            return "gone"
+        raise
+    places = {kind: f"{OUT_PREFIX}{kind}/{key.removeprefix(IN_PREFIX)}{suffix}" for kind, suffix in KINDS.items()}
+    for kind, data in made.items():  # the measurements last: where they are, the mask is
+        S3.put_object(Bucket=target, Key=places[kind], Body=data, ContentType="image/png" if KINDS[kind] == ".png" else "application/json")
+    for kind in places.keys() - made.keys():  # of another film of that name
+        S3.delete_object(Bucket=target, Key=places[kind])
+    return f"refused: {json.loads(made['errors'])['error']}" if "errors" in made else "segmented"
+
+
+def _make(bucket: str, key: str, path: Path) -> dict[str, bytes]:
+    """Files by kind: mask, overlay and measurements, or the error."""
+    head, address = S3.head_object(Bucket=bucket, Key=key), f"s3://{bucket}/{key}"
+    report = {"film": address, "etag": head["ETag"].strip('"'), "model": SEGMENTER.version}
+    if head["ContentLength"] > MAX_BYTES:
+        return {"errors": _json(report | {"error": f"{address}: {head['ContentLength']:,} bytes, more than {MAX_BYTES:,}: too large"})}
+    S3.download_file(bucket, key, str(path))
+    try:
+        film = read_checked(path, key.removeprefix(IN_PREFIX))
+        found = segment(film, None if film.error else SEGMENTER.probabilities(film.checked.image), SEGMENTER)
+    except (MemoryError, cv2.error):  # which OpenCV raises for the same reason
+        return {"errors": _json(report | {"error": f"{address}: this function's memory is too small for it"})}
+    report |= {name: value for name, value in found.row.items() if name != "path"}
+    if found.mask is None:
+        return {"errors": _json(report | {"error": found.error.replace(str(path), address)})}
+    return _pictures(found) | {"measurements": _json(report | {"measurements": measure(found.mask, film.spacing_mm)})}
+
+
+def _pictures(found: Segmented) -> dict[str, bytes]:
+    """Mask and overlay, which lie as the film does."""
+    mask = found.film.checked.undo(found.mask)
+    return {"masks": encode_image(mask * np.uint8(255), ".png"), "overlays": encode_image(draw_overlay(found.film.image, mask), ".png")}
+
+
+def _json(report: dict[str, object]) -> bytes:
+    """JSON has no NaN: what is undefined is null."""
+    def plain(value):
+        if isinstance(value, dict):
+            return {name: plain(each) for name, each in value.items()}
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(plain(report), indent=1).encode()

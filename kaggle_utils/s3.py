@@ -1,0 +1,170 @@
+"""Films and results in S3, or in any store that speaks its protocol: copied in both directions, and zip archives unpacked there.
+
+boto3 does the talking, by its own settings: credentials from the usual chain (environment, ``~/.aws``, a role), the server from
+``AWS_ENDPOINT_URL``. Every command can be stopped, killed and given again: it then moves what is missing. What is there is told by
+its size and a checksum: the CRC-32 that this module stores with each object (zip archives hold the same one for each
+member), or, for objects of other programs, the ETag where that is an MD5.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from errno import EDQUOT, EFBIG, ENOSPC
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from .s3_client import (CRC, Moved, abort_leftovers, connect, crc32, explained, has_size, is_same, leads_out, list_objects, parse, run,
+                        settings)
+from .s3_zip import unzip
+
+__all__ = ["Moved", "connect", "download", "explained", "fetch", "is_address", "parse", "results", "unzip", "upload"]
+SCHEME = "s3://"
+FULL = (ENOSPC, EDQUOT, EFBIG)  # errors that writing raises without a file's name
+
+
+def upload(source: str | Path, address: str) -> Moved:
+    """Copies a folder with all below it, or one file, to S3.
+
+    Args:
+        source: the folder; its own name is not part of the objects' keys.
+        address: ``s3://bucket/prefix``.
+
+    Raises:
+        FileNotFoundError: no such folder, nothing in it, or no such bucket.
+        OSError: no credentials, no permission, or a network that stays broken.
+        ImportError: boto3 is not installed.
+    """
+    source, (bucket, prefix) = Path(source), parse(address, folder=True)
+    root = source.parent if source.is_file() else source
+    files = {prefix + path.relative_to(root).as_posix(): path for path in ([source] if source.is_file() else sorted(source.rglob("*")))
+             if path.is_file() and path.suffix != ".part"}  # what a killed download left is no file yet
+    if not files:
+        raise FileNotFoundError(f"{source}: no such folder, or no file in it")
+    with explained(address):
+        s3 = connect()
+        there = list_objects(s3, bucket, prefix)
+        abort_leftovers(s3, bucket, prefix, files)
+
+        def put(key: str, progress: Callable[[int], None]) -> bool:
+            path = files[key]
+            if there.get(key) == path.stat().st_size and is_same(s3, bucket, key, path):
+                return False
+            s3.upload_file(str(path), bucket, key, {"Metadata": {CRC: crc32(path)}}, progress, settings())
+            return True
+
+        return run(put, {key: path.stat().st_size for key, path in files.items()}, "upload")
+
+
+def download(address: str, folder: str | Path) -> Moved:
+    """Copies an object, or all below a prefix, into a folder. A file has its name when it is whole, and not before.
+
+    Args:
+        address: ``s3://bucket/prefix``, or that of one object.
+        folder: made if it is not there.
+
+    Raises:
+        FileNotFoundError: no such bucket, or nothing there.
+        ValueError: a key that would lead out of the folder.
+        OSError: no credentials, no permission, a network that stays broken, no space on the disk, a damaged object.
+        ImportError: boto3 is not installed.
+    """
+    with explained(address):
+        s3 = connect()
+        return _download(s3, parse(address)[0], _find(s3, address), Path(folder))
+
+
+def fetch(path: str | Path) -> str | Path:
+    """The local copy of what an ``s3://`` address names, a file or a folder; any other path as it is.
+
+    Copies are kept below ``~/.cache/unet-lung/s3`` (``XDG_CACHE_HOME``): what is there is not fetched again, and what is no
+    longer in S3 is removed. Errors are those of :func:`download`.
+    """
+    if not is_address(path):
+        return path
+    bucket, prefix = parse(path)
+    if leads_out(prefix):
+        raise ValueError(f"{path}: not a key that can be a file's path")
+    home = _cache() / bucket / prefix
+    with explained(str(path)):
+        s3 = connect()
+        found = _find(s3, str(path))
+        single = list(found) == [prefix]
+        _download(s3, bucket, found, home.parent if single else home)
+    kept = {home / name for name, _ in found.values()}
+    for old in [] if single else [p for p in home.rglob("*") if p.is_file() and p not in kept]:
+        old.unlink()
+    return home
+
+
+@contextmanager
+def results(out: str | Path) -> Iterator[Path]:
+    """A folder to write results to; where ``out`` is an ``s3://`` address, they are uploaded at the end and their tables name objects."""
+    if not is_address(out):
+        yield Path(out)
+        return
+    parse(out)
+    with TemporaryDirectory() as folder:
+        yield Path(folder)
+        for table in Path(folder).glob("*.csv"):
+            text = table.read_text(encoding="utf-8").replace(f"{_cache().as_posix()}/", SCHEME)
+            table.write_text(text.replace(folder, str(out).rstrip("/")), encoding="utf-8")
+        upload(folder, str(out))
+
+
+def is_address(path: str | Path) -> bool:
+    """Says whether a path is an ``s3://`` address."""
+    return str(path).startswith(SCHEME)
+
+
+def _find(s3, address: str) -> dict[str, tuple[str, int]]:
+    """Name below the address, and size, of the object there or of all below it, by key."""
+    bucket, prefix = parse(address)
+    found = list_objects(s3, bucket, prefix)
+    if prefix in found:
+        return {prefix: (prefix.rsplit("/", 1)[-1], found[prefix])}
+    below = parse(address, folder=True)[1]
+    named = {key: (key[len(below):], size) for key, size in found.items() if key.startswith(below)}
+    if not named:
+        raise FileNotFoundError(f"{address}: no such object, and none below it")
+    paths = Counter(os.path.normpath(name) for name, _ in named.values())
+    bad = next((key for key, (name, _) in named.items() if leads_out(name) or paths[os.path.normpath(name)] > 1), None)
+    if bad:
+        raise ValueError(f"{address}: {bad!r} is not a key that can be a file's path; nothing was fetched")
+    return named
+
+
+def _download(s3, bucket: str, found: dict[str, tuple[str, int]], folder: Path) -> Moved:
+    paths = {key: folder / name for key, (name, _) in found.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    needed = sum(size for key, (_, size) in found.items() if not has_size(paths[key], size))
+    if needed > shutil.disk_usage(folder).free:
+        raise OSError(ENOSPC, f"{needed / 1e9:.1f} GB to fetch, {shutil.disk_usage(folder).free / 1e9:.1f} GB free", str(folder))
+
+    def get(key: str, progress: Callable[[int], None]) -> bool:
+        path = paths[key]
+        if has_size(path, found[key][1]) and is_same(s3, bucket, key, path):
+            return False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.part")  # always the same: what a kill leaves is overwritten by the next run
+        try:
+            with part.open("wb") as file:
+                s3.download_fileobj(bucket, key, file, None, progress, settings())
+            if is_same(s3, bucket, key, part) is False:
+                raise OSError(f"s3://{bucket}/{key}: what came is not what its checksum says; it was not kept")
+            os.replace(part, path)
+        except BaseException as error:
+            part.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.errno in FULL:
+                error.filename = str(path)
+            raise
+        return True
+
+    return run(get, {key: size for key, (_, size) in found.items()}, "download")
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unet-lung" / "s3"

@@ -1,0 +1,200 @@
+"""How this project talks to S3: a client, addresses, listings, checksums, threads, and boto3's exceptions as single lines."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+import zlib
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+INSTALL = "pip install boto3"
+WORKERS = 4  # files at a time; those in many parts have as many parts under way each
+PART = 8 << 20  # bytes a part and a block; S3 takes no smaller parts than 5 MiB
+ATTEMPTS = 4  # of a request; with boto3's waits in between, a dead server is given up after 7 s at most
+CONNECT_S, READ_S = 5, 30  # seconds without an answer, without another byte
+CRC = "crc32"  # name of the metadata
+CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE with a profile of `aws configure`"
+DENIED = ("AccessDenied", "403", "AllAccessDisabled")
+REFUSED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "RequestTimeTooSkewed")
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What a command did: files and bytes that it moved, and files that were there already."""
+
+    files: int
+    bytes: int
+    skipped: int
+
+    def __str__(self) -> str:
+        return f"{self.files} files, {self.bytes / 1e6:.1f} MB; {self.skipped} were there"
+
+
+def import_boto3() -> None:
+    """Imports it, or raises an ImportError that says how to install it."""
+    try:
+        import boto3  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{error}: {INSTALL}") from None
+
+
+def connect():
+    """A client of boto3 that gives up in seconds where nothing answers, and tries again where something might.
+
+    Raises:
+        ImportError: boto3 is not installed.
+    """
+    import_boto3()
+    import boto3
+    from botocore.config import Config
+    return boto3.client("s3", config=Config(connect_timeout=CONNECT_S, read_timeout=READ_S, max_pool_connections=WORKERS**2,
+                                            retries={"mode": "standard", "total_max_attempts": ATTEMPTS}))
+
+
+def parse(address: str | Path, *, folder: bool = False) -> tuple[str, str]:
+    """Bucket and key; that of a folder ends in a slash, or is empty."""
+    parts = re.fullmatch(r"s3://([\w.-]+)(?:/(.*))?", str(address), re.DOTALL)
+    if not parts:
+        raise ValueError(f"{address}: not an address in S3, those are s3://bucket/prefix")
+    key = parts[2] or ""
+    return parts[1], key.rstrip("/") + "/" * bool(key.rstrip("/")) if folder else key
+
+
+def leads_out(name: str) -> bool:
+    """Says whether a path would lead out of the folder it is put below, on any system: absolute, with a drive, or with ``..``."""
+    return bool(re.match(r"[/\\]|[A-Za-z]:", name)) or "\0" in name or ".." in re.split(r"[/\\]", name)
+
+
+def list_objects(s3, bucket: str, prefix: str) -> dict[str, int]:
+    """Sizes of the objects whose keys begin so; what stands for a folder is none."""
+    pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+    return {each["Key"]: each["Size"] for page in pages for each in page.get("Contents", ()) if not each["Key"].endswith("/")}
+
+
+def run(work: Callable[[str, Callable[[int], None]], bool], sizes: dict[str, int], about: str) -> Moved:
+    """Does the work on each key, in threads, with a bar of bytes; the first failure, or Ctrl-C, stops the others too."""
+    stopped, moved = threading.Event(), []
+    bar = tqdm(total=sum(sizes.values()), desc=about, unit="B", unit_scale=True, disable=None)
+    with ThreadPoolExecutor(WORKERS) as pool, bar:
+        def progress(count: int) -> None:
+            if stopped.is_set():  # in the middle of a file
+                raise InterruptedError("stopped")
+            bar.update(count)
+
+        jobs = {pool.submit(work, key, progress): key for key in sizes}
+        try:
+            for job in as_completed(jobs):
+                if job.result():
+                    moved.append(sizes[jobs[job]])
+                else:
+                    bar.update(sizes[jobs[job]])
+        except BaseException:
+            stopped.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+    return Moved(len(moved), sum(moved), len(sizes) - len(moved))
+
+
+def is_same(s3, bucket: str, key: str, path: Path) -> bool | None:
+    """Whether a file is what the object holds, by size and checksum; None where it has no checksum that tells."""
+    head = s3.head_object(Bucket=bucket, Key=key)
+    if not has_size(path, head["ContentLength"]):
+        return False
+    if CRC in head["Metadata"]:
+        return crc32(path) == head["Metadata"][CRC]
+    if head.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in head:
+        return None  # the ETag is no MD5 then
+    etag = head["ETag"].strip('"')
+    if "-" not in etag:
+        return _md5s(path, max(1, head["ContentLength"]))[0].hex() == etag
+    digests = _md5s(path, s3.head_object(Bucket=bucket, Key=key, PartNumber=1)["ContentLength"])
+    # Parts may have sizes of all kinds: only a hit says something.
+    return f"{hashlib.md5(b''.join(digests), usedforsecurity=False).hexdigest()}-{len(digests)}" == etag or None
+
+
+def _md5s(path: Path, part: int) -> list[bytes]:
+    """MD5 of each part of a file."""
+    digests = []
+    with path.open("rb") as file:
+        for start in range(0, max(1, path.stat().st_size), part):
+            digest = hashlib.md5(usedforsecurity=False)
+            for at in range(start, start + part, 1 << 20):
+                digest.update(file.read(min(1 << 20, start + part - at)))
+            digests.append(digest.digest())
+    return digests
+
+
+def crc32(path: Path) -> str:
+    """CRC-32 of a file, 8 hexadecimal digits, as zip archives have it."""
+    crc = 0
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            crc = zlib.crc32(piece, crc)
+    return f"{crc:08x}"
+
+
+def has_size(path: Path, size: int) -> bool:
+    """Whether it is a file of so many bytes."""
+    return path.is_file() and path.stat().st_size == size
+
+
+def abort_leftovers(s3, bucket: str, prefix: str, keys: Collection[str]) -> None:
+    """Drops the parts that a killed run of the same command left: they are no objects, but they cost money."""
+    from botocore.exceptions import ClientError
+    try:
+        for page in s3.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix):
+            for left in page.get("Uploads", ()):
+                if left["Key"] in keys:
+                    s3.abort_multipart_upload(Bucket=bucket, Key=left["Key"], UploadId=left["UploadId"])
+    except ClientError as error:
+        if error.response["Error"]["Code"] not in DENIED:  # who may write may not always list uploads
+            raise
+
+
+def settings(part: int = PART, *, threads: bool = True):
+    """A TransferConfig with parts of this many bytes, sent and fetched by threads of their own or by the caller's."""
+    from boto3.s3.transfer import TransferConfig
+    return TransferConfig(multipart_threshold=part, multipart_chunksize=part, max_concurrency=WORKERS, use_threads=threads,
+                          num_download_attempts=ATTEMPTS, preferred_transfer_client="classic")
+
+
+@contextmanager
+def explained(address: str) -> Iterator[None]:
+    """boto3's many exceptions as OSErrors of one line about the address."""
+    import_boto3()
+    from botocore import exceptions as found
+    from boto3.exceptions import Boto3Error
+    from s3transfer.exceptions import RetriesExceededError
+    try:
+        yield
+    except (found.BotoCoreError, found.ClientError, Boto3Error, RetriesExceededError) as error:
+        raise _explain(address, getattr(error, "last_exception", None) or error) from error
+
+
+def _explain(address: str, error: BaseException) -> OSError:
+    from botocore import exceptions as found
+    if type(error).__name__ == "S3UploadFailedError":
+        error = error.__context__
+    if isinstance(error, found.ClientError):
+        code, message = error.response["Error"]["Code"], error.response["Error"].get("Message", "")
+        if code in ("NoSuchBucket", "NoSuchKey", "404"):
+            return FileNotFoundError(f"{address}: {'no such bucket' if code == 'NoSuchBucket' else 'no such object'}")
+        if code in DENIED:
+            return PermissionError(f"{address}: permission denied, these credentials may not call {error.operation_name}")
+        if code in REFUSED:
+            return PermissionError(f"{address}: the credentials were refused ({code}): {CREDENTIALS}")
+        if code in ("PreconditionFailed", "412"):
+            return OSError(f"{address}: it was replaced meanwhile: give the command again")
+        return OSError(f"{address}: {code} {message}".strip())
+    if isinstance(error, (found.NoCredentialsError, found.PartialCredentialsError)):
+        return PermissionError(f"{address}: no credentials: {CREDENTIALS}")
+    if isinstance(error, (found.HTTPClientError, found.ConnectionError, found.IncompleteReadError, OSError)):
+        return OSError(f"{address}: the network is broken ({error}); the same command goes on when it works")
+    return OSError(f"{address}: {error}")

@@ -1,0 +1,496 @@
+"""s3.py: copies to and from a server on loopback that speaks S3's protocol, through faults, kills and hostile archives."""
+
+import io
+import os
+import random
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+import zipfile
+from errno import ENOSPC
+from pathlib import Path
+
+import pytest
+
+boto3 = pytest.importorskip("boto3")
+pytest.importorskip("moto.server")
+
+import kaggle_utils  # noqa: E402
+from kaggle_utils import s3, s3_client, s3_zip  # noqa: E402
+from kaggle_utils.__main__ import main  # noqa: E402
+from phantoms import phantom, write_raw  # noqa: E402
+from s3_server import Fault, client, proxy, server  # noqa: E402, F401
+
+MB = 1 << 20
+
+
+def contents(client, prefix: str = "") -> dict[str, bytes]:
+    listed = client.list_objects_v2(Bucket="bkt", Prefix=prefix).get("Contents", ())
+    return {each["Key"]: client.get_object(Bucket="bkt", Key=each["Key"])["Body"].read() for each in listed}
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def noise(size: int, seed: int = 0) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Small files, an empty one, odd names, and one of 2 parts and a bit."""
+    files = {"a.png": noise(1000), "ward 1/b+c.png": noise(2000, 1), "ward 1/ünïcode &?#%.txt": b"x", "empty": b"", "large.bin": noise(17 * MB, 2)}
+    for name, data in files.items():
+        (tmp_path / "films" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "films" / name).write_bytes(data)
+    return tmp_path / "films"
+
+
+def unfinished(client) -> list:
+    return client.list_multipart_uploads(Bucket="bkt").get("Uploads", [])
+
+
+def start(*arguments) -> subprocess.Popen:
+    """The command line in a process of its own, to be killed."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(kaggle_utils.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-m", "kaggle_utils", "s3", *map(str, arguments)], env=environment,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+# --- there and back --------------------------------------------------------------------------------------------------
+
+def test_a_folder_goes_up_and_comes_back_byte_for_byte(folder, client, tmp_path):
+    there, back = s3.upload(folder, "s3://bkt/set"), s3.download("s3://bkt/set/", tmp_path / "back")
+    assert files_below(tmp_path / "back") == files_below(folder)
+    assert contents(client) == {f"set/{name}": data for name, data in files_below(folder).items()}
+    assert (there.files, there.skipped) == (back.files, back.skipped) == (5, 0) and there.bytes == back.bytes == 17 * MB + 3001
+
+
+def test_the_second_run_moves_nothing(folder, proxy, tmp_path):
+    for move in (lambda: s3.upload(folder, "s3://bkt/set"), lambda: s3.download("s3://bkt/set", tmp_path / "back")):
+        assert move().files == 5
+        proxy.log.clear()
+        assert (again := move()).files == 0 and again.skipped == 5
+        assert not proxy.asked("PUT|POST") and not proxy.asked("GET", r"/bkt/set/")
+
+
+def test_what_changed_is_moved_even_where_size_and_time_are_the_same(folder, client, tmp_path):
+    s3.upload(folder, "s3://bkt/set")
+    s3.download("s3://bkt/set", tmp_path / "back")
+    path, times = folder / "large.bin", (folder / "large.bin").stat()
+    data = bytearray(path.read_bytes())
+    data[9 * MB] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert s3.upload(folder, "s3://bkt/set").files == 1
+    assert s3.download("s3://bkt/set", tmp_path / "back").files == 1
+    assert (tmp_path / "back" / "large.bin").read_bytes() == data
+
+
+def test_objects_of_other_programs_are_told_by_their_etag(client, proxy, tmp_path):
+    from boto3.s3.transfer import TransferConfig
+    parts = TransferConfig(multipart_threshold=5 * MB, multipart_chunksize=6 * MB)
+    client.upload_fileobj(io.BytesIO(noise(13 * MB)), "bkt", "set/parts", Config=parts)
+    client.put_object(Bucket="bkt", Key="set/whole", Body=b"one piece")
+    assert s3.download("s3://bkt/set", tmp_path).files == 2
+    assert s3.download("s3://bkt/set", tmp_path).files == 0
+    (tmp_path / "whole").write_bytes(b"one peace")
+    (tmp_path / "parts").write_bytes(noise(13 * MB, 1))
+    assert s3.download("s3://bkt/set", tmp_path).files == 2
+    assert (tmp_path / "parts").read_bytes() == noise(13 * MB)
+
+
+def test_one_file_and_one_object_are_moved_alone(client, tmp_path):
+    (tmp_path / "w.bin").write_bytes(b"weights")
+    s3.upload(tmp_path / "w.bin", "s3://bkt/models")
+    client.put_object(Bucket="bkt", Key="models/w.bin.bak", Body=b"not this one")
+    assert s3.download("s3://bkt/models/w.bin", tmp_path / "back").files == 1
+    assert files_below(tmp_path / "back") == {"w.bin": b"weights"}
+
+
+def test_a_prefix_is_a_folder_and_not_the_beginning_of_a_name(client, tmp_path):
+    for key in ("set/a", "set2/b", "set/", "set/sub/"):
+        client.put_object(Bucket="bkt", Key=key, Body=b"")
+    s3.download("s3://bkt/set", tmp_path)
+    assert list(files_below(tmp_path)) == ["a"]
+
+
+@pytest.mark.parametrize("key", ["set/../../evil", "set//etc/passwd", "set/C:/evil", "set/x/..\\..\\evil"])
+def test_a_key_that_leads_out_of_the_folder_is_refused_before_anything_is_fetched(key, client, tmp_path):
+    client.put_object(Bucket="bkt", Key="set/good", Body=b"")
+    client.put_object(Bucket="bkt", Key=key, Body=b"")
+    with pytest.raises(ValueError, match="nothing was fetched"):
+        s3.download("s3://bkt/set", tmp_path / "back")
+    assert not files_below(tmp_path)
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+
+FAULTS = {"500": dict(kind="status"), "503": dict(kind="status", status=503, code="SlowDown"), "reset": dict(kind="reset"),
+          "truncated": dict(kind="truncate"), "slow": dict(kind="slow", seconds=5)}
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Waits of boto3's that are counted in seconds are none here."""
+    monkeypatch.setattr("botocore.retries.standard.RetryHandler._sleep", lambda *_: None, raising=False)
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.01)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_breaks_in_each_kind_of_request_is_tried_again(fault, folder, proxy, client, tmp_path, impatient, monkeypatch):
+    monkeypatch.setattr(s3_client, "READ_S", 3 if fault == "slow" else 30)
+    with zipfile.ZipFile(folder / "set.zip", "w") as archive:
+        archive.writestr("one", noise(9 * MB))
+    for method in ("GET", "PUT", "POST", "HEAD"):
+        if (method, fault) != ("HEAD", "truncated"):  # which has no body
+            proxy.faults.append(Fault(method=method, times=1 + (fault != "slow"), **FAULTS[fault]))
+    s3.upload(folder, "s3://bkt/set")
+    for method, path in (("GET", "/bkt/set/"), ("HEAD", "")):
+        proxy.faults.append(Fault(method=method, path=path, times=(method, fault) != ("HEAD", "truncated"), **FAULTS[fault]))
+    s3.download("s3://bkt/set", tmp_path / "back")
+    proxy.faults += [Fault(method=method, path="/bkt/", times=1, **FAULTS[fault]) for method in ("GET", "PUT")]
+    s3.unzip("s3://bkt/set/set.zip", "s3://bkt/out")
+    assert not any(f.times for f in proxy.faults if f.method != "HEAD")
+    assert files_below(tmp_path / "back") == files_below(folder)
+    assert contents(client, "out/") == {"out/one": noise(9 * MB)}
+    s3.upload(folder, "s3://bkt/set")  # where an answer was lost the server began an upload twice: the next run drops the first
+    assert not unfinished(client)
+
+
+def test_an_object_damaged_on_its_way_is_not_kept(client, proxy, tmp_path, impatient):
+    (tmp_path / "large").write_bytes(noise(9 * MB))
+    s3.upload(tmp_path / "large", "s3://bkt/set")
+    proxy.faults.append(Fault("flip", "GET", "/bkt/set/large"))
+    with pytest.raises(OSError, match="set/large: what came is not what its checksum says"):
+        s3.download("s3://bkt/set", tmp_path / "back")
+    assert not files_below(tmp_path / "back")
+
+
+def test_a_failed_upload_leaves_no_parts_behind_and_the_next_one_sends_what_is_missing(folder, proxy, client, impatient):
+    proxy.faults.append(Fault("status", "PUT", "partNumber=2", times=100))
+    with pytest.raises(OSError, match="InternalError"):
+        s3.upload(folder, "s3://bkt/set")
+    assert not unfinished(client)
+    there = set(contents(client))
+    assert "set/large.bin" not in there
+    proxy.faults.clear()
+    assert s3.upload(folder, "s3://bkt/set").files == 5 - len(there)
+    assert contents(client) == {f"set/{name}": data for name, data in files_below(folder).items()}
+
+
+# --- kill -9 ---------------------------------------------------------------------------------------------------------
+
+def kill_and_repeat(proxy, arguments, wait, *, within, look=lambda: None):
+    """Kills the command once a request of a kind was answered while those of another kind hang, looks at what is there, gives the
+    command again, and returns what it said."""
+    proxy.faults.append(Fault("slow", *within, times=100, seconds=20))
+    process = start(*arguments)
+    proxy.wait_for(*wait)
+    time.sleep(0.3)
+    assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    look()
+    proxy.faults.clear()
+    proxy.log.clear()
+    again = start(*arguments)
+    out, err = again.communicate(timeout=60)
+    assert again.returncode == 0, err
+    return out
+
+
+def test_killed_upload_goes_on_with_what_is_missing(folder, proxy, client):
+    said = kill_and_repeat(proxy, ["upload", folder, "s3://bkt/set"], ("PUT", "a.png"), within=("PUT", "partNumber=3"))
+    assert contents(client) == {f"set/{name}": data for name, data in files_below(folder).items()}
+    assert "were there" in said and not proxy.asked("PUT", r"a\.png") and not unfinished(client)
+
+
+def test_killed_download_goes_on_with_what_is_missing(folder, proxy, tmp_path):
+    s3.upload(folder, "s3://bkt/set")
+    proxy.log.clear()
+    back, whole = tmp_path / "back", files_below(folder)
+
+    def nothing_half_written():
+        left = {name: data for name, data in files_below(back).items() if not name.endswith(".part")}
+        assert left and "large.bin" not in left and left.items() <= whole.items()
+
+    kill_and_repeat(proxy, ["download", "s3://bkt/set", back], ("GET", r"/bkt/set/a\.png"), within=("GET", "large"), look=nothing_half_written)
+    assert files_below(back) == whole
+    assert not proxy.asked("GET", r"/bkt/set/a\.png") and proxy.asked("GET", "large")
+
+
+def test_killed_unzip_goes_on_with_what_is_missing(proxy, client):
+    members = {"a/small": noise(1000), "b/large": noise(18 * MB, 1), "c/small": noise(2000, 2)}
+    client.put_object(Bucket="bkt", Key="set.zip", Body=packed(members))
+    kill_and_repeat(proxy, ["unzip", "s3://bkt/set.zip", "s3://bkt/out"], ("PUT", "out/a/small"), within=("PUT", "partNumber=2"))
+    assert contents(client, "out/") == {f"out/{name}": data for name, data in members.items()}
+    assert not proxy.asked("PUT", "out/a/small") and not unfinished(client)
+
+
+# --- archives --------------------------------------------------------------------------------------------------------
+
+def packed(members: dict, compression=zipfile.ZIP_DEFLATED) -> bytes:
+    """An archive; names may be ZipInfo."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return file.getvalue()
+
+
+def put_archive(client, data: bytes) -> str:
+    client.put_object(Bucket="bkt", Key="in/set.zip", Body=data)
+    return "s3://bkt/in/set.zip"
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA], ids=zipfile.compressor_names.get)
+def test_an_archive_is_unpacked_byte_for_byte_and_once(compression, client, proxy):
+    members = {"films/a.png": noise(500), "films/sub/b c.png": b"x" * 3 * MB, "films/": b"", "empty": b"", "ünï": b"1"}
+    members["large"] = noise(9 * MB if compression <= zipfile.ZIP_DEFLATED else MB)  # the others are slow
+    archive = put_archive(client, packed(members, compression))
+    done = s3.unzip(archive, "s3://bkt/out/")
+    assert done.files == 5
+    assert contents(client, "out/") == {f"out/{name}": data for name, data in members.items() if name != "films/"}
+    proxy.log.clear()
+    assert s3.unzip(archive, "s3://bkt/out").skipped == 5 and not proxy.asked("PUT|POST")
+
+
+def test_a_member_that_changed_is_unpacked_again_alone(client):
+    s3.unzip(put_archive(client, packed({"a": b"old", "b": b"same"})), "s3://bkt/out")
+    assert s3.unzip(put_archive(client, packed({"a": b"new", "b": b"same"})), "s3://bkt/out").files == 1
+    assert contents(client, "out/") == {"out/a": b"new", "out/b": b"same"}
+
+
+def test_blocks_are_fetched_once_and_no_more_than_a_few_are_held(client, proxy, monkeypatch):
+    monkeypatch.setattr(s3_zip, "PART", 256 << 10)
+    archive = put_archive(client, packed({f"{n:02}": noise(300_000, n) for n in range(20)}, zipfile.ZIP_STORED))
+    proxy.log.clear()
+    s3.unzip(archive, "s3://bkt/out")
+    asked = proxy.asked("GET", "in/set.zip")
+    assert max(entry[3] for entry in asked) <= 256 << 10
+    assert sum(entry[3] for entry in asked) < 1.6 * 20 * 300_000
+    assert contents(client, "out/") == {f"out/{n:02}": noise(300_000, n) for n in range(20)}
+
+
+def test_an_empty_archive_is_no_error(client):
+    assert s3.unzip(put_archive(client, packed({})), "s3://bkt/out").files == 0
+
+
+def test_zip64_is_read(client, monkeypatch):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive, archive.open("a", "w", force_zip64=True) as member:
+        member.write(b"64 bits")
+    s3.unzip(put_archive(client, file.getvalue()), "s3://bkt/out")
+    assert contents(client, "out/") == {"out/a": b"64 bits"}
+    monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 3)  # instead of more members than 16 bits can count
+    many = packed({f"{n}": b"" for n in range(5)})
+    assert b"PK\6\6" in many and s3.unzip(put_archive(client, many), "s3://bkt/many").files == 5
+
+
+def link(name: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.create_system, info.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+    return info
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd", "\\\\host\\x", "C:/x", "c:x", "a\\..\\..\\x", ".."])
+def test_zip_slip_is_refused_whole(name, client):
+    with pytest.raises(ValueError, match="leads out of the target; nothing was unpacked"):
+        s3.unzip(put_archive(client, packed({"good": b"", name: b"evil"})), "s3://bkt/out")
+    assert list(contents(client)) == ["in/set.zip"]
+
+
+def encrypted() -> bytes:
+    data = bytearray(packed({"a": b"secret"}))
+    data[6] |= 1  # flags of the local header, and of the directory's
+    data[data.index(b"PK\1\2") + 8] |= 1
+    return bytes(data)
+
+
+def overlapping() -> bytes:
+    """As in D. Fifield's bombs: directory entries that share one member's bytes."""
+    data = packed({"a": noise(100_000)}, zipfile.ZIP_STORED)
+    at, end = data.index(b"PK\1\2"), data.index(b"PK\5\6")
+    entries = b"".join(data[at:end].replace(b"a", bytes([98 + n])) for n in range(4))
+    tail = bytearray(data[end:])
+    tail[8:12] = (4).to_bytes(2, "little") * 2
+    tail[12:16] = len(entries).to_bytes(4, "little")
+    return data[:at] + entries + bytes(tail)
+
+
+HOSTILE = {"link": (lambda: packed({link("a"): b"/etc/passwd"}), "symbolic link"), "encrypted": (encrypted, "encrypted"),
+           "truncated": (lambda: packed({"a": noise(50_000)})[:30_000], "not a zip file"), "no archive": (lambda: noise(5000), "not a zip file"),
+           "empty file": (lambda: b"", "not a zip file"), "overlapping": (overlapping, "overlap"),
+           "twice": (lambda: packed({"x/a": b"1", "x//a": b"2"}), "twice"), "itself": (lambda: packed({"set.zip": b""}), "own place")}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_archive_is_one_line_and_nothing_is_unpacked(case, client, capfd):
+    make, reason = HOSTILE[case]
+    archive = put_archive(client, make())
+    before = contents(client)
+    assert main(["s3", "unzip", archive, "s3://bkt/in"]) == 1
+    line, = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"kaggle_utils s3: {archive}: ") and reason in line
+    assert contents(client) == before
+
+
+def test_a_name_that_is_in_the_archive_twice_is_refused(client):
+    with pytest.warns(UserWarning, match="Duplicate"):
+        data = io.BytesIO()
+        with zipfile.ZipFile(data, "w") as archive:
+            archive.writestr("a", b"1")
+            archive.writestr("a", b"2")
+    with pytest.raises(ValueError, match="'a' is in it twice"):
+        s3.unzip(put_archive(client, data.getvalue()), "s3://bkt/out")
+
+
+@pytest.mark.parametrize("size", [1000, 9 * MB], ids=["one request", "parts"])
+def test_a_damaged_member_never_appears(size, client):
+    data = bytearray(packed({"good": b"fine", "bad": noise(size)}, zipfile.ZIP_STORED))
+    data[200 + size // 2] ^= 1
+    with pytest.raises(ValueError, match="set.zip: bad: damaged"):
+        s3.unzip(put_archive(client, bytes(data)), "s3://bkt/out")
+    assert "out/bad" not in contents(client) and not unfinished(client)
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+def one_line(capfd, *arguments, status: int = 1) -> str:
+    """What the command says on stderr, a single line, and it ends within seconds."""
+    begun = time.monotonic()
+    assert main(["s3", *map(str, arguments)]) == status
+    line, = capfd.readouterr().err.splitlines()
+    assert time.monotonic() - begun < 25
+    return line.removeprefix("kaggle_utils s3: ")
+
+
+def test_no_credentials(proxy, monkeypatch, folder, capfd):
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it keeps those of other tests
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    assert re.match("s3://bkt/x: no credentials: set AWS_ACCESS_KEY_ID", one_line(capfd, "upload", folder, "s3://bkt/x"))
+
+
+def test_no_such_bucket(proxy, folder, tmp_path, capfd):
+    assert one_line(capfd, "upload", folder, "s3://nowhere/x") == "s3://nowhere/x: no such bucket"
+    assert one_line(capfd, "download", "s3://nowhere/x", tmp_path / "back") == "s3://nowhere/x: no such bucket"
+
+
+def test_no_such_object(proxy, tmp_path, capfd):
+    assert one_line(capfd, "download", "s3://bkt/x", tmp_path / "back") == "s3://bkt/x: no such object, and none below it"
+    assert one_line(capfd, "unzip", "s3://bkt/x.zip", "s3://bkt/y") == "s3://bkt/x.zip: no such object"
+
+
+@pytest.mark.parametrize("status, code, said", [(403, "AccessDenied", "permission denied"), (403, "InvalidAccessKeyId", "credentials were refused"),
+                                                (400, "ExpiredToken", "credentials were refused")])
+def test_refusals_of_the_server(status, code, said, proxy, folder, capfd):
+    proxy.faults.append(Fault("status", path="/bkt", status=status, code=code, times=100))
+    assert said in one_line(capfd, "upload", folder, "s3://bkt/x")
+
+
+def test_permission_to_write_denied(proxy, folder, capfd, client):
+    proxy.faults.append(Fault("status", "PUT|POST", status=403, code="AccessDenied", times=100))
+    assert "s3://bkt/x: permission denied, these credentials may not call " in one_line(capfd, "upload", folder, "s3://bkt/x")
+
+
+def test_who_may_not_list_uploads_may_upload(proxy, folder):
+    proxy.faults.append(Fault("status", "GET", r"\?uploads", status=403, code="AccessDenied", times=100))
+    assert s3.upload(folder, "s3://bkt/x").files == 5
+
+
+def test_nobody_answers(proxy, monkeypatch, folder, tmp_path, capfd):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free.getsockname()[1]}")
+    assert "s3://bkt/x: the network is broken" in one_line(capfd, "download", "s3://bkt/x", tmp_path / "back")
+
+
+def test_the_network_breaks_in_the_middle_and_the_archive_is_not_called_damaged(proxy, client, capfd, impatient):
+    archive = put_archive(client, packed({"a": noise(18 * MB)}, zipfile.ZIP_STORED))
+    for whole in (0, 2):  # from the first read, and from the third
+        proxy.faults[:] = [Fault("none", "GET", "set.zip", times=whole), Fault("truncate", "GET", "set.zip", times=100)]
+        assert f"{archive}: the network is broken" in one_line(capfd, "unzip", archive, "s3://bkt/out")
+        assert not contents(client, "out/") and not unfinished(client)
+
+
+def test_disk_full_is_one_line_and_leaves_no_part(folder, proxy, tmp_path):
+    s3.upload(folder, "s3://bkt/set")
+    limited = f"import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, " \
+              f"({4 * MB}, {4 * MB})); from kaggle_utils.__main__ import main; sys.exit(main(['s3', 'download', 's3://bkt/set', {str(tmp_path / 'back')!r}]))"
+    environment = {**os.environ, "PYTHONPATH": str(Path(kaggle_utils.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", limited], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "File too large" in done.stderr and "large.bin" in done.stderr and done.stderr.count("\n") == 1
+    assert not [name for name in files_below(tmp_path / "back") if "large" in name]
+
+
+def test_no_space_is_said_with_the_file(proxy, folder, tmp_path, monkeypatch, capfd):
+    s3.upload(folder / "a.png", "s3://bkt/set")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(ENOSPC, "No space left on device")))
+    assert one_line(capfd, "download", "s3://bkt/set", tmp_path / "back") == f"[Errno 28] No space left on device: '{tmp_path / 'back' / 'a.png'}'"
+    assert not files_below(tmp_path / "back")
+
+
+def test_a_disk_too_small_is_said_before_anything_is_fetched(proxy, folder, tmp_path, monkeypatch, capfd):
+    s3.upload(folder, "s3://bkt/set")
+    proxy.log.clear()
+    monkeypatch.setattr(s3.shutil, "disk_usage", lambda _: type("Usage", (), {"free": MB}))
+    assert "0.0 GB to fetch, 0.0 GB free" in one_line(capfd, "download", "s3://bkt/set", tmp_path / "back")
+    assert not proxy.asked("GET", "/bkt/set/")
+
+
+@pytest.mark.parametrize("arguments, said", [(["upload", "nowhere", "s3://bkt/x"], "nowhere: no such folder"), (["download", "b/x", "y"], "b/x: not an address in S3"),
+                                             (["unzip", "s3:///x.zip", "s3://bkt"], "s3:///x.zip: not an address")])
+def test_wrong_paths(arguments, said, proxy, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert one_line(capfd, *arguments).startswith(said)
+
+
+def test_without_boto3_the_line_says_what_to_install(tmp_path, monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    (tmp_path / "a").write_text("")
+    assert one_line(capfd, "upload", tmp_path, "s3://bkt/x").endswith("pip install boto3")
+
+
+def test_boto3_is_not_imported_without_an_address():
+    code = "import sys; from kaggle_utils import s3; s3.fetch('films'); sys.exit('boto3' in sys.modules or 'botocore' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(kaggle_utils.__file__).parents[1]).returncode == 0
+
+
+# --- prep and predict ------------------------------------------------------------------------------------------------
+
+def test_what_is_fetched_mirrors_the_prefix_and_is_not_fetched_twice(client, proxy, tmp_path):
+    for key in ("set/a", "set/sub/b", "other"):
+        client.put_object(Bucket="bkt", Key=key, Body=key.encode())
+    home = s3.fetch("s3://bkt/set")
+    assert files_below(home) == {"a": b"set/a", "sub/b": b"set/sub/b"}
+    client.delete_object(Bucket="bkt", Key="set/sub/b")
+    proxy.log.clear()
+    assert files_below(s3.fetch("s3://bkt/set/")) == {"a": b"set/a"} and not proxy.asked("GET", "/bkt/set/")
+    assert s3.fetch("s3://bkt/other").read_bytes() == b"other" and s3.fetch("films") == "films"
+
+
+def test_prep_and_predict_take_addresses(client, tmp_path, monkeypatch, capsys):
+    import pandas as pd
+    import torch
+    from kaggle_utils.model import UNet, save_weights
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    save_weights(tmp_path / "w.safetensors", UNet(width=2, depth=2), {"size": 32, "sources": ["montgomery"]})
+    write_raw(tmp_path / "raw" / "CXR_png" / "MCUCXR_0001_0.png", phantom().image)
+    for source, address in (("raw", "s3://bkt/raw"), ("w.safetensors", "s3://bkt/models")):
+        assert main(["s3", "upload", source, address]) == 0
+    assert main(["prep", "--input", "s3://bkt/raw", "--size", "32", "--out", "prepared"]) == 0
+    assert (tmp_path / "prepared" / "manifest.csv").exists()
+    assert main(["predict", "s3://bkt/raw", "--force", "--weights", "s3://bkt/models/w.safetensors", "--out", "s3://bkt/lungs", "--device", "cpu"]) == 0
+    assert "1 masks in s3://bkt/lungs" in capsys.readouterr().out
+    written = contents(client, "lungs/")
+    assert {"lungs/masks/MCUCXR_0001_0.png", "lungs/overlays/MCUCXR_0001_0.png", "lungs/measurements.csv"} < set(written)
+    row = pd.read_csv(io.BytesIO(written["lungs/predictions.csv"])).iloc[0]
+    assert row["path"] == "s3://bkt/raw/CXR_png/MCUCXR_0001_0.png" and row["mask"] == "s3://bkt/lungs/masks/MCUCXR_0001_0.png"
