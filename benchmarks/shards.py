@@ -1,0 +1,129 @@
+"""Training from shards: as fast as from memory, and where memory is too small for the set.
+
+    python -m benchmarks.shards speed --data segmentation     # results/shards.json, in turn, on a quiet machine
+    python -m benchmarks.shards memory                        # the same file: a set larger than the memory that a process may take
+
+``speed`` trains the default network for an epoch from memory, from shards as prepared and from shards at the training's size, in turn.
+``memory`` writes shards of built-in films, each many times under other names, and trains a small network from them in a process whose
+data may take no more than ``LIMIT`` bytes; the same films in memory, in another such process, are expected to fail.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import pandas as pd
+import torch
+
+from kaggle_utils.config import TrainConfig
+from kaggle_utils.image import write_bytes, write_image, write_mask
+from kaggle_utils.shards import write_shards
+from kaggle_utils.synthetic import AppearanceModel
+from kaggle_utils.train import make_trainer
+
+ROOT = Path(__file__).parents[1]
+RESULT, RUNS = ROOT / "results/shards.json", ROOT / "runs/shards"
+SIZE, DISTINCT = 384, 60  # px a side and different films of the set that is too large
+LIMIT = 2_000_000_000  # bytes, RLIMIT_DATA of the process that trains
+
+
+def speed(data: Path, rounds: int) -> dict[str, object]:
+    """Films a second of whole epochs from memory and from shards, in turn, and their ratios."""
+    config = TrainConfig(workers=0, epochs=rounds)
+    roots = {"memory": data, "shards of 512 px": RUNS / "512", f"shards of {config.size} px": RUNS / str(config.size)}
+    for name, size in ((f"shards of {config.size} px", config.size), ("shards of 512 px", None)):
+        write_shards(data, roots[name], films=100, size=size)
+    trainers = {name: make_trainer(root, None, config) for name, root in roots.items()}
+    found = {name: [] for name in roots}
+    for epoch in range(rounds):
+        for name, trainer in trainers.items():
+            films, start = 0, time.perf_counter()
+            trainer.model.train()
+            trainer.train_loader.dataset.epoch = epoch
+            for batch in trainer.train_loader:
+                trainer._train_step(batch)
+                films += len(batch["name"])
+            found[name].append(films / (time.perf_counter() - start))
+    return {"films_s": {name: round(median(values), 2) for name, values in found.items()},
+            "over_memory": {name: round(median(a / b for a, b in zip(values, found["memory"])), 3) for name, values in found.items() if name != "memory"},
+            "epochs_each": rounds, "machine": machine(), "load_before": round(os.getloadavg()[0], 1), "command": "python -m benchmarks.shards speed"}
+
+
+def machine() -> str:
+    names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")] or [platform.processor()]
+    return f"{names[0]}, {os.cpu_count()} cores, torch {torch.__version__}"
+
+
+def memory(films: int) -> dict[str, object]:
+    """Trains an epoch on so many films of :data:`SIZE` px, from shards and from memory, in processes of limited memory."""
+    prepared, sharded = RUNS / "large", RUNS / "large_shards"
+    draw(prepared, films)
+    write_shards(prepared, sharded, films=1000)
+    outcome = {}
+    for name, root in (("shards", sharded), ("memory", prepared)):
+        child = subprocess.run([sys.executable, "-m", "benchmarks.shards", "child", "--data", str(root)], capture_output=True, text=True, cwd=ROOT)
+        outcome[name] = json.loads(child.stdout.splitlines()[-1]) if child.returncode == 0 else {"failed": (child.stderr.strip().splitlines() or ["killed"])[-1][:200]}
+    return {"films": films, "px": SIZE, "set_gb_in_memory": round(2 * films * SIZE**2 / 1e9, 2), "limit_gb": LIMIT / 1e9, **outcome,
+            "machine": machine(), "command": "python -m benchmarks.shards memory"}
+
+
+def draw(root: Path, films: int) -> None:
+    """A prepared set of built-in films, each there many times by other names (hard links)."""
+    shutil.rmtree(root, ignore_errors=True)
+    model, rows = AppearanceModel.load(), []
+    for kind in ("image", "mask"):
+        for split in ("train", "val"):
+            (root / split / kind).mkdir(parents=True)
+    for n in range(films):
+        split, name = "val" if n < 8 else "train", f"CHNCXR_{100_000 + n}_0"
+        first = n if n < DISTINCT + 8 else 8 + n % DISTINCT
+        if first == n:
+            film = model.film(5, n, size=SIZE, tb=0)
+            write_image(root / split / "image" / f"{name}.png", film.image)
+            write_mask(root / split / "mask" / f"{name}.png", film.mask)
+        else:
+            for kind in ("image", "mask"):
+                os.link(root / "train" / kind / f"CHNCXR_{100_000 + first}_0.png", root / split / kind / f"{name}.png")
+        rows.append({"name": name, "source": "shenzhen", "split": split, "tb": 0, "height": SIZE, "width": SIZE, "pixels": f"{n:016x}"})
+    write_bytes(root / "manifest.csv", pd.DataFrame(rows).to_csv(index=False).encode())
+
+
+def child(data: Path) -> None:
+    """One epoch in limited memory; prints what it took."""
+    resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT))
+    config = TrainConfig(sources=("shenzhen",), size=SIZE, width=4, depth=2, patch=8, batch=32, epochs=1, workers=0, heads=False)
+    trainer = make_trainer(data, None, replace(config, augment="none"))
+    history = trainer.fit()
+    print(json.dumps({"films_s": round(float(history["films_s"][0]), 1), "peak_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
+                      "finite": bool(np.isfinite(history["train_loss"][0]))}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("speed", "memory", "child"))
+    parser.add_argument("--data", type=Path, default=Path("segmentation"), help="prepared folder with the real sets")
+    parser.add_argument("--rounds", type=int, default=3, help="epochs of each in speed")
+    parser.add_argument("--films", type=int, default=16_000, help="of the set that is too large")
+    args = parser.parse_args()
+    if args.what == "child":
+        return child(args.data)
+    result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    result[args.what] = speed(args.data, args.rounds) if args.what == "speed" else memory(args.films)
+    write_bytes(RESULT, (json.dumps(result, indent=2) + "\n").encode())
+    print(json.dumps(result[args.what], indent=2))
+
+
+if __name__ == "__main__":
+    main()
