@@ -70,6 +70,19 @@ def predict(args: argparse.Namespace) -> int:
     return 3 if len(failed) else 0
 
 
+def screen(args: argparse.Namespace) -> int:
+    from .infer import LungSegmenter
+    from .tb import SUSPECT, TBScreener, screen
+    screener = TBScreener(args.weights, segmenter=LungSegmenter(args.segmenter, device=args.device), device=args.device)
+    table = screen(args.path, args.out, screener, batch=args.batch)
+    without = table[table["probability"].isna()]
+    print(f"{(table['label'] == SUSPECT).sum()} suspect, {len(table) - len(without)} of {len(table)} films have a probability, "
+          f"{Path(args.out) / 'screening.csv'}; no medical device")
+    for film in without.head(5).itertuples():
+        print(f"  {film.name}: {film.reason}", file=sys.stderr)
+    return 3 if len(without) else 0
+
+
 def export(args: argparse.Namespace) -> int:
     from .export import export_onnx
     from .infer import DEFAULT_WEIGHTS
@@ -213,6 +226,15 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--batch", type=_positive, default=8, help="films a forward pass")
     sub.add_argument("--force", action="store_true", help="segment too what is refused: no frontal chest film, blank, too small")
     _add_weights(sub)
+
+    sub = command(screen, "a probability of tuberculosis for films, with a heat map, or the reason why there is none: for research and "
+                  "teaching, no medical device; exit status 3 if some films have none")
+    sub.add_argument("path", nargs="+", help="files, folders (searched below) and globs, as for predict")
+    sub.add_argument("--out", required=True, help="folder to write: screening.csv and overlays")
+    sub.add_argument("--weights", help="of the classifier, a safetensors file; the one shipped with the package if not given")
+    sub.add_argument("--segmenter", help="weights of the segmenter that finds the lungs; the one shipped if not given")
+    sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    sub.add_argument("--batch", type=_positive, default=8, help="films a forward pass")
 
     sub = command(export, "write the network as a file for runtimes other than PyTorch, and check it against PyTorch")
     sub.add_argument("--format", choices=("onnx",), default="onnx", help="of the file")

@@ -193,7 +193,7 @@ def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegm
     for folder in ("masks", "overlays"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     files = find_files(patterns, skip=out)
-    names = _unique_names(files)
+    names = unique_names(files)
     rows, measured = [], []
     bar = tqdm(total=len(files), desc="predict", unit="film", disable=None)
     with ThreadPoolExecutor() as pool:
@@ -296,15 +296,22 @@ def _open_network(path: Path, backend: str, device: torch.device, *, bf16: bool)
 
 def _read_ahead(files: list[Path], names: list[str], pool: ThreadPoolExecutor, ahead: int, force: bool) -> Iterator[ReadFilm]:
     """Films in order, the next ones being decoded while the network works; never more than ``ahead`` in memory."""
-    jobs = [pool.submit(_read_film, *item, force) for item in zip(files[:ahead], names)]
+    jobs = [pool.submit(read_checked, *item, force) for item in zip(files[:ahead], names)]
     for n in range(len(files)):
         film = jobs.pop(0).result()
         if n + ahead < len(files):
-            jobs.append(pool.submit(_read_film, files[n + ahead], names[n + ahead], force))
+            jobs.append(pool.submit(read_checked, files[n + ahead], names[n + ahead], force))
         yield film
 
 
-def _read_film(path: Path, name: str, force: bool) -> ReadFilm:
+def read_checked(path: Path, name: str, force: bool = False) -> ReadFilm:
+    """A film of any file, checked before it is segmented; never raises for what is in the file.
+
+    Args:
+        path: the file.
+        name: by which the film goes in tables.
+        force: what would be refused is read all the same, with the reasons as notes.
+    """
     try:
         film = read_film(path, fix_polarity=False)
     except (ValueError, OSError, ImportError) as error:  # a folder may hold DICOM besides what needs no extra
@@ -336,7 +343,7 @@ def _write_film(film: ReadFilm, mask: np.ndarray | None, out: Path, force: bool)
     return row, measure(mask, film.spacing_mm)
 
 
-def _unique_names(files: list[Path]) -> list[str]:
+def unique_names(files: list[Path]) -> list[str]:
     """Stems; films that share one are named by their whole path below the folder common to all."""
     twice = pd.Series([path.stem.lower() for path in files]).duplicated(keep=False)
     common = os.path.commonpath([path.absolute().parent for path in files]) if twice.any() else ""

@@ -19,7 +19,7 @@ ROWS = {
 # One module in several files, from its face down to its depths: a file may import those to its right.
 CHAPTERS = {"image": ["image", "dicom", "header"], "synthetic": ["synthetic", "acquire", "appearance"],
             "tune": ["tune", "search", "mistakes", "study"], "plot": ["plot", "plot_tuning", "plot_films", "plot_unet"],
-            "kaggle": ["kaggle", "kaggle_metadata"]}
+            "kaggle": ["kaggle", "kaggle_metadata"], "tb": ["tb", "tb_train", "tb_net", "tb_data"]}
 
 ROW = {name: row for row, names in ROWS.items() for name in names}
 FACE = {chapter: face for face, chapters in CHAPTERS.items() for chapter in chapters}

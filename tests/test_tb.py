@@ -1,0 +1,326 @@
+"""The tuberculosis classifier, on drawn films: cuts, arms, head, heat map, calibration, scores, screening."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.integrate import trapezoid
+from scipy.special import expit
+
+from kaggle_utils.__main__ import main
+from kaggle_utils.data import read_manifest
+from kaggle_utils.image import write_image
+from kaggle_utils.infer import LungSegmenter, ReadFilm
+from kaggle_utils.checks import Checked
+from kaggle_utils.model import UNet, save_weights
+from kaggle_utils.synthetic import AppearanceModel
+from kaggle_utils.tb import COLUMNS, TBScreener, draw_heat, judge, screen
+from kaggle_utils.tb_data import (ARMS, Cuts, balance, batches, cut, folds, from_letter_box, letter_box, load_cuts, lung_box, lung_fields,
+                                  make_cuts, save_cuts, view)
+from kaggle_utils.tb_net import TBEnsemble, TBNet, grad_cam, load_tb
+from kaggle_utils.tb_train import TBConfig, auc, choose_threshold, fit_temperature, logits_of, reliability, roc, score_tb, train_tb
+
+from phantoms import phantom, write_prepared
+
+SIZE = 64
+
+
+def spotted(n: int, size: int = SIZE, seed: int = 0) -> Cuts:
+    """Phantom films; every second one is sick: a bright spot in a lung."""
+    rng, arrays = np.random.default_rng(seed), []
+    for k in range(n):
+        film = phantom(128, 128, seed + k)
+        image = film.image.copy()
+        if k % 2:
+            row, column = rng.integers(45, 75), rng.choice((36, 92))
+            image[row - 6:row + 6, column - 6:column + 6] = 230
+        arrays.append(cut(image, film.mask, size))
+    frame = pd.DataFrame({"name": [f"f{k}" for k in range(n)], "source": "montgomery", "tb": [k % 2 for k in range(n)]})
+    return Cuts(frame, *map(np.stack, zip(*arrays)))
+
+
+@pytest.fixture(scope="module")
+def trained() -> TBNet:
+    return train_tb(spotted(32), TBConfig(size=SIZE, width=8, depth=2, epochs=15, batch=8, lr=4e-3, ema=0.9, device="cpu"))
+
+
+# ---- cuts
+
+def test_box_of_known_lungs():
+    lungs = np.zeros((100, 200), np.uint8)
+    lungs[20:60, 30:70] = lungs[30:70, 110:150] = 1
+    assert lung_box(lungs, margin=0) == (20, 70, 30, 150)
+    assert lung_box(lungs, margin=0.1) == (8, 82, 18, 162)  # 12 px, a tenth of the longer side, on every side
+    assert lung_box(lungs, margin=1) == (0, 100, 0, 200)
+
+
+def test_no_lung_is_no_box():
+    with pytest.raises(ValueError, match="no lung"):
+        lung_box(np.zeros((8, 8), np.uint8))
+
+
+def test_letter_box_keeps_proportions_and_is_undone():
+    image = np.zeros((60, 100), np.uint8)
+    image[10:30, 40:80] = 200
+    square = letter_box(image, (10, 30, 40, 80), 64)  # twice as wide as high
+    assert square.shape == (64, 64) and (square[16:48] == 200).all() and not square[:16].any() and not square[48:].any()
+    back = from_letter_box(square.astype(np.float32), (10, 30, 40, 80), image.shape)
+    assert np.array_equal(back, image)
+
+
+@pytest.mark.parametrize("box", [(3, 50, 10, 37), (0, 64, 0, 64), (5, 9, 0, 60)])
+def test_letter_box_of_any_shape_fills_its_square(box):
+    square = letter_box(np.full((64, 64), 9, np.uint8), box, 32)
+    assert square.shape == (32, 32) and max(square.any(0).sum(), square.any(1).sum()) == 32
+
+
+def test_lung_field_contains_what_disease_hides_from_the_mask():
+    film = phantom(128, 128)
+    eaten = film.mask.copy()
+    eaten[50:75, 40:] &= 1 - film.right[50:75, 40:]  # a bite out of the right lung
+    fields = lung_fields(eaten)
+    assert (film.mask & (1 - eaten)).sum() > 50 and not (film.mask & (1 - fields)).any()
+    assert fields.sum() < 1.8 * film.mask.sum()
+
+
+def test_cuts_survive_the_disk(tmp_path):
+    cuts = spotted(3)
+    save_cuts(tmp_path / "a" / "cuts.npz", cuts)
+    again = load_cuts(tmp_path / "a" / "cuts.npz")
+    assert list(again.frame["name"]) == ["f0", "f1", "f2"] and all(
+        np.array_equal(getattr(again, key), getattr(cuts, key)) for key in ("films", "lungs", "crops", "crop_lungs"))
+
+
+def test_films_of_a_set_are_cut_by_the_segmenter_named_for_it_and_those_without_lungs_left_out(tmp_path):
+    class Finder:
+        def __init__(self, empty):
+            self.empty = empty
+
+        def masks(self, films):
+            return [np.zeros_like(film) if self.empty else phantom(*film.shape).mask for film in films]
+
+    write_prepared(tmp_path, {"train": 3})
+    write_prepared(tmp_path, {"train": 4}, source="shenzhen", first=50)
+    cuts = make_cuts(read_manifest(tmp_path), {"montgomery": Finder(True), "shenzhen": Finder(False)}, 32)
+    assert list(cuts.frame["source"]) == ["shenzhen"] * 4 and cuts.crops.shape == (4, 32, 32)
+
+
+# ---- arms
+
+@pytest.fixture
+def pair() -> tuple[torch.Tensor, torch.Tensor]:
+    film = phantom(64, 64)
+    return tuple(torch.from_numpy(a[None, None]) for a in (film.image, film.mask))
+
+
+def changed(arm: str, pair, where: torch.Tensor) -> bool:
+    """Whether an arm sees a new texture there."""
+    image, lungs = pair
+    other = torch.where(where.bool(), 255 - image, image)
+    return not torch.equal(view(image, lungs, arm)[0], view(other, lungs, arm)[0])
+
+
+@pytest.mark.parametrize("arm, sees_lungs, sees_rest", [
+    ("whole", True, True), ("crop", True, True), ("masked", True, False), ("blanked", False, True)])
+def test_an_arm_sees_what_it_should_and_nothing_else(arm, sees_lungs, sees_rest, pair):
+    assert changed(arm, pair, pair[1]) == sees_lungs and changed(arm, pair, 1 - pair[1]) == sees_rest
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_exposure_cancels_out(arm, pair):
+    image, lungs = pair
+    assert torch.allclose(view(image, lungs, arm)[0], view(0.5 * image.float() + 20, lungs, arm)[0], atol=1e-4)
+
+
+def test_no_such_arm(pair):
+    with pytest.raises(ValueError, match="whole, crop, masked, blanked"):
+        view(*pair, "left")
+
+
+def test_every_set_s_classes_weigh_alike():
+    frame = pd.DataFrame({"source": ["a"] * 5 + ["b"] * 3, "tb": [1, 0, 0, 0, 0, 1, 1, 0]})
+    weight = balance(frame)
+    sums = frame.assign(weight=weight).groupby(["source", "tb"])["weight"].sum()
+    assert np.allclose(sums, [2.5, 2.5, 1.5, 1.5]) and np.isclose(weight.mean(), 1)
+
+
+def test_an_epoch_is_every_film_once_and_repeats(trained):
+    cuts = spotted(7)
+    one, two = (list(batches(cuts, "masked", batch=3, seed=4, epoch=2)) for _ in range(2))
+    assert sorted(np.concatenate([films for *_, films in one])) == list(range(7))
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(one, two))
+    assert not torch.equal(one[0][0], next(batches(cuts, "masked", batch=3, seed=4, epoch=3))[0])
+
+
+def test_folds_are_stratified_and_keep_a_patient_together():
+    names = ["MCUCXR_0162_1", "MCUCXR_0166_1", "MCUCXR_0170_1", "MCUCXR_0113_1", "MCUCXR_0117_1"]
+    frame = pd.DataFrame({"name": names + [f"x{k}" for k in range(95)], "source": ["montgomery"] * 40 + ["shenzhen"] * 60, "tb": [1] * 20 + [0] * 80})
+    fold = folds(frame, 5, seed=3)
+    assert set(fold) == set(range(5)) and len(set(fold[:3])) == 1 and fold[3] == fold[4]
+    assert all(abs(n - 12) <= 1 for n in pd.Series(fold[40:]).value_counts())
+
+
+# ---- network and heat map
+
+def test_the_head_reads_only_the_region():
+    torch.manual_seed(0)
+    net = TBNet(width=4, depth=2).eval()
+    features, region = torch.rand(1, 16, 8, 8), torch.zeros(1, 1, 64, 64)
+    region[..., :32, :32] = 1
+    other = features.clone()
+    other[..., 4:, 4:] += 50
+    assert torch.allclose(net.classify(features, region), net.classify(other, region))
+
+
+def test_it_starts_from_a_segmenter_of_its_shape():
+    net, unet = TBNet(width=4, depth=2), UNet(width=4, depth=2, patch=2)
+    net.take_encoder(unet)
+    assert torch.equal(net.down[1][1][0].weight, unet.down[1][1][0].weight)
+    with pytest.raises(ValueError, match="depth"):
+        net.take_encoder(UNet(width=4, depth=3, patch=2))
+
+
+def test_it_learns_what_can_be_learned(trained):
+    cuts = spotted(24, seed=500)
+    assert auc(logits_of([trained], cuts, "masked"), cuts.frame["tb"].to_numpy()) == 1
+
+
+def test_the_heat_is_where_the_spot_is(trained):
+    film = phantom(128, 128, seed=900)
+    image = film.image.copy()
+    image[50:62, 86:98] = 230
+    _, _, crop, lungs = cut(image, film.mask, SIZE)
+    warm = grad_cam([trained], *view(*(torch.from_numpy(a[None, None]) for a in (crop, lungs)), "masked"))[0].numpy()
+    row, column = np.unravel_index(warm.argmax(), warm.shape)
+    spot = np.argwhere(crop > 215)
+    assert np.abs(spot.mean(0) - (row, column)).max() < 10
+
+
+def test_weights_come_back_as_they_were(tmp_path, trained):
+    save_weights(tmp_path / "tb.safetensors", TBEnsemble([trained, deepcopy(trained)]), {"arm": "masked"})
+    ensemble, cuts = load_tb(tmp_path / "tb.safetensors"), spotted(4)
+    assert len(ensemble.members) == 2
+    assert np.allclose(logits_of(list(ensemble.members), cuts, "masked"), logits_of([trained], cuts, "masked"), atol=1e-3)
+
+
+def test_other_weights_are_refused(tmp_path):
+    save_weights(tmp_path / "unet.safetensors", UNet(width=4, depth=2))
+    with pytest.raises(ValueError, match="no tuberculosis classifier"):
+        load_tb(tmp_path / "unet.safetensors")
+    net = TBEnsemble([TBNet(width=4, depth=2)])
+    net.architecture["width"] = 8
+    save_weights(tmp_path / "odd.safetensors", net)
+    with pytest.raises(ValueError, match="don't fit"):
+        load_tb(tmp_path / "odd.safetensors")
+
+
+# ---- training's edges, calibration, scores
+
+def test_one_class_is_nothing_to_learn_from():
+    cuts = spotted(8)
+    with pytest.raises(ValueError, match="0 and with 1"):
+        train_tb(cuts[cuts.frame["tb"] == 1], TBConfig(size=SIZE, width=4, depth=2))
+    with pytest.raises(ValueError, match="64 px"):
+        train_tb(cuts, TBConfig(size=32, width=4, depth=2))
+
+
+def test_temperature_of_known_logits(rng):
+    true = rng.normal(0, 1.5, 20_000)
+    labels = (rng.random(20_000) < expit(true)).astype(int)
+    assert fit_temperature(3 * true, labels) == pytest.approx(3, rel=0.05)
+    assert fit_temperature(0.5 * true, labels) == pytest.approx(0.5, rel=0.05)
+
+
+def test_auc_as_by_brute_force(rng):
+    scores, labels = rng.integers(0, 8, 60).astype(float), rng.integers(0, 2, 60)
+    sick, well = scores[labels == 1], scores[labels == 0]
+    pairs = [(a > b) + 0.5 * (a == b) for a in sick for b in well]
+    assert auc(scores, labels) == pytest.approx(np.mean(pairs))
+    curve = roc(scores, labels)
+    assert trapezoid(curve["sensitivity"], curve["false_positives"]) == pytest.approx(np.mean(pairs))
+    with pytest.raises(ValueError, match="both classes"):
+        auc(scores, np.ones(60))
+
+
+@pytest.mark.parametrize("wanted, threshold", [(1.0, 0.1), (0.9, 0.2), (0.5, 0.6)])
+def test_threshold_by_sensitivity(wanted, threshold):
+    prob, labels = np.append(np.arange(1, 11) / 10, [0.05, 0.95]), np.array([1] * 10 + [0] * 2)
+    assert choose_threshold(prob, labels, wanted) == pytest.approx(threshold)
+    assert (prob[:10] >= choose_threshold(prob, labels, wanted)).mean() >= wanted
+
+
+def test_scores_of_known_probabilities():
+    prob, labels = np.array([0.9, 0.8, 0.3, 0.1, 0.2, 0.7]), np.array([1, 1, 1, 0, 0, 0])
+    found = score_tb(prob, labels, prob >= 0.25)
+    assert found["auc"] == pytest.approx(8 / 9) and found["sensitivity"] == 1 and found["specificity"] == pytest.approx(2 / 3)
+    assert found["low"] <= found["auc"] <= found["high"] and found["brier"] == pytest.approx((0.01 + 0.04 + 0.49 + 0.01 + 0.04 + 0.49) / 6)
+    perfect = reliability(np.array([0.25, 0.25, 0.25, 0.25]), np.array([1, 0, 0, 0]))
+    assert perfect["prob"] == perfect["share"] == 0.25 and perfect["n"] == 4
+
+
+# ---- screening
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory, trained):
+    path = tmp_path_factory.mktemp("tb") / "tb.safetensors"
+    save_weights(path, TBEnsemble([trained]), {"arm": "masked", "size": SIZE, "temperature": 1.5, "threshold": 0.5})
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two built-in films and everything that can't be classified."""
+    root = tmp_path_factory.mktemp("films")
+    for k, film in enumerate(AppearanceModel.load().sample(2, 0, size=256)):
+        write_image(root / f"film{k}.png", film.image)
+    write_image(root / "blank.png", np.full((256, 256), 90, np.uint8))
+    write_image(root / "noise.png", np.random.default_rng(0).integers(0, 256, (256, 256)).astype(np.uint8))
+    (root / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n no film")
+    return root
+
+
+def test_screening_gives_a_probability_or_a_reason(folder, weights, tmp_path):
+    table = screen([folder], tmp_path / "out", TBScreener(weights, device="cpu"), batch=3)
+    assert tuple(table) == COLUMNS and list(table["name"]) == ["blank", "broken", "film0", "film1", "noise"]
+    fine = table["name"].str.startswith("film")
+    assert table.loc[fine, "probability"].between(0, 1).all() and table.loc[fine, "label"].isin(["suspect", "not suspect"]).all()
+    assert table.loc[~fine, "probability"].isna().all() and (table.loc[~fine, "label"] == "").all()
+    assert (table.loc[~fine, "quality"] == "reject").all() and (table.loc[~fine, "reason"] != "").all()
+    assert "blank" in table["reason"][0] and "broken.png" in table["reason"][1]
+    assert len(pd.read_csv(tmp_path / "out" / "screening.csv")) == 5
+    assert sorted(path.name for path in (tmp_path / "out" / "overlays").iterdir()) == ["film0.png", "film1.png"]
+
+
+def test_no_lungs_no_probability(folder, weights, tmp_path, monkeypatch):
+    segmenter = LungSegmenter(device="cpu")
+    monkeypatch.setattr(segmenter, "finish", lambda prob, shape: np.zeros(shape, np.uint8))
+    table = screen([folder / "film0.png"], tmp_path, TBScreener(weights, segmenter=segmenter, device="cpu"))
+    assert table["probability"].isna().all() and table["reason"][0] == "no lung found" and table["quality"][0] == "reject"
+
+
+def test_strange_lungs_are_to_be_looked_at():
+    film = ReadFilm("a", "a.png", checked=Checked(np.zeros((128, 128), np.uint8)))
+    mask = AppearanceModel.load().sample(1, 0, size=128)[0].mask
+    assert judge(film, mask.astype(np.float32), mask) == ("ok", ())
+    one = np.zeros_like(mask)
+    one[30:90, 40:60] = 1
+    assert judge(film, one.astype(np.float32), one)[0] == "reject"
+
+
+def test_the_heat_map_stays_inside_the_lungs(weights):
+    film = AppearanceModel.load().sample(1, 3, size=200)[0]
+    heat = TBScreener(weights, device="cpu").heat(film.image, film.mask)
+    assert heat.shape == film.image.shape and heat.max() <= 1
+    assert not heat[lung_fields(film.mask, margin=0.06) == 0].any()
+    drawn = draw_heat(film.image, film.mask, np.maximum(heat, film.mask * 0.5))
+    assert (drawn[lung_fields(film.mask, margin=0.06) == 0] == film.image[lung_fields(film.mask, margin=0.06) == 0][:, None]).all()
+
+
+def test_command_line(folder, weights, tmp_path, capsys):
+    assert main(["screen", str(folder), "--out", str(tmp_path / "out"), "--weights", str(weights), "--device", "cpu"]) == 3
+    said = capsys.readouterr()
+    assert "2 of 5 films have a probability" in said.out and "no medical device" in said.out and "broken.png" in said.err
