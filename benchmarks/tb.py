@@ -3,8 +3,7 @@
     python -m benchmarks.tb protocols [--data segmentation] [--only both folds montgomery shenzhen] [--jobs 2]
     python -m benchmarks.tb choose · speed · ship
 
-Each run trains from scratch or from a segmenter (see :data:`SEGMENTERS`), calibrates on validation films and is asked once
-about the test films; its logits, a row a film, go to ``results/tb_films.csv``, from which ``results/tb.csv`` is made. A run
+Each run trains from random weights, calibrates on validation films and is asked once about the test films; its logits, a row a film, go to ``results/tb_films.csv``, from which ``results/tb.csv`` is made. A run
 whose rows are there is not done again, so a stopped sweep goes on with the same command. Nothing was chosen on test films:
 ``choose`` compares settings by cross-validation inside the training and validation lists (``results/tb_choices.csv``).
 
@@ -13,7 +12,8 @@ What each run had seen besides its own labelled training films:
 - The lungs are cut out by segmenters that saw no film of the set they cut (``crossed``: Shenzhen's films by the one trained on
   Montgomery's masks, and the other way round), so test films are cut no better than any. Where a foreign set is the test, one
   segmenter cuts both sets, that of the set trained on: nothing has seen the foreign set, not even its masks.
-- {ENCODER}
+- Nothing else: to start from a segmenter's encoder, trained on the masks of the same training films (``pretrain``), was no better
+  in cross-validation than to start from random weights, so no protocol does.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from scipy.special import expit
 from tqdm import tqdm
 
+from kaggle_utils.calibrate import SENSITIVITY, auc, calibrated, score_tb
 from kaggle_utils.config import TrainConfig
-from kaggle_utils.data import LungDataset, make_loader, read_manifest
+from kaggle_utils.data import LungDataset, make_loader
 from kaggle_utils.image import read_image, write_bytes
 from kaggle_utils.infer import LungSegmenter
 from kaggle_utils.loss import make_loss
@@ -40,9 +40,9 @@ from kaggle_utils.model import UNet, load_weights, save_weights
 from kaggle_utils.splits import published_split, suspect_masks
 from kaggle_utils.study import beside
 from kaggle_utils.tb import TB_WEIGHTS
-from kaggle_utils.tb_data import ARMS, Cuts, cut, folds, load_cuts, make_cuts, save_cuts
+from kaggle_utils.tb_data import ARMS, Cuts, cut, folds, load_cuts, make_cuts, save_cuts, tb_frame
 from kaggle_utils.tb_net import TBEnsemble, TBNet, load_tb
-from kaggle_utils.tb_train import SENSITIVITY, TBConfig, auc, choose_threshold, fit_temperature, logits_of, score_tb, train_tb
+from kaggle_utils.tb_train import TBConfig, logits_of, train_tb
 from kaggle_utils.train import LICENCES, Trainer
 
 ROOT = Path(__file__).parents[1]
@@ -57,20 +57,13 @@ PROTOCOLS = {  # name: sets trained on, whose segmenter cuts, passes over the tr
 CHOICES: dict[str, dict[str, object]] = {}
 
 
-def tb_frame(data: str | Path) -> pd.DataFrame:
-    """The labelled films of the prepared set, with the published lists' ``part``."""
-    frame = read_manifest(data)
-    frame = frame[frame["source"].isin(SETS) & frame["tb"].notna()].reset_index(drop=True)
-    return frame.assign(part=published_split(frame, task="tb"))
-
-
 def prepare(data: str | Path, cutter: str, size: int, segmenters: Path) -> Path:
     """Cuts all films once; the films stay in ``runs/``."""
     path = RUNS / "cuts" / f"{cutter}_{size}.npz"
     if not path.exists():
         found = {name: LungSegmenter(segmenters / name / "best.safetensors") for name in SETS}
         finder = {"montgomery": found["shenzhen"], "shenzhen": found["montgomery"]} if cutter == "crossed" else found[cutter]
-        save_cuts(path, make_cuts(tb_frame(data), finder, size))
+        save_cuts(path, make_cuts(tb_frame(data, SETS), finder, size))
     return path
 
 
@@ -130,15 +123,6 @@ def protocols(data: str | Path, only: list[str], arms: list[str], seeds: int, se
     return table
 
 
-def calibrated(one: pd.DataFrame) -> pd.DataFrame:
-    """A run's test rows with the probability, and whether it is suspect, by what its validation rows fix."""
-    val, test = (one[one["part"] == part] for part in ("val", "test"))
-    temperature = fit_temperature(val["logit"].to_numpy(), val["tb"].to_numpy())
-    threshold = choose_threshold(expit(val["logit"].to_numpy() / temperature), val["tb"].to_numpy())
-    prob = expit(test["logit"] / temperature)
-    return test.assign(prob=prob, suspect=prob >= threshold, temperature=temperature, threshold=threshold)
-
-
 def summarise(films: pd.DataFrame) -> pd.DataFrame:
     """One row a run and test set, and one for an arm's runs together: ``mean`` of the seeds' logits; the folds ``joined``."""
     rows = []
@@ -168,7 +152,7 @@ def test_sets(test: pd.DataFrame, protocol: str) -> list[tuple[str, pd.DataFrame
 def speed(data: str | Path, films: int, segmenters: Path) -> pd.DataFrame:
     """Milliseconds a film of 512 px from pixels to a probability, in turn for each arm, on one thread; median."""
     torch.set_num_threads(1)
-    frame = tb_frame(data).head(films)
+    frame = tb_frame(data, SETS).head(films)
     segmenter, images = LungSegmenter(), [read_image(path) for path in frame["image"]]
     nets = {arm: TBNet().eval() for arm in ARMS}
     times: dict[str, list[float]] = {"lungs found": [], **{arm: [] for arm in ARMS}}
@@ -215,7 +199,7 @@ def choose(data: str | Path, only: list[str], segmenters: Path, jobs: int) -> pd
 
 def pretrain(data: str | Path) -> None:
     """A segmenter for `both`: trained on the masks of the published TB lists' training films, so no TB test film was seen."""
-    frame = tb_frame(data)
+    frame = tb_frame(data, SETS)
     frame = frame[(frame["mask"] != "") & ~frame["name"].isin(suspect_masks()["name"])]
     config = TrainConfig(size=256, epochs=28, workers=0)
     loaders = [make_loader(LungDataset(frame[frame["part"] == part], config.size, preset, seed=0), config.batch, shuffle=part == "train")

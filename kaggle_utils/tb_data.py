@@ -7,7 +7,7 @@ Axes: N or B films, 1 channel, H rows, W columns. Arrays are ``uint8 (H, W)``, l
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +17,32 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .data import augmentation
+from .data import augmentation, read_manifest
 from .image import read_image, resize_image, resize_mask, resize_prob
 from .measure import split_lungs
-from .splits import SAME_PATIENT
+from .splits import SAME_PATIENT, published_split
 
 ARMS = ("whole", "crop", "masked", "blanked")  # see view()
 FILM = 512  # px, side of the square that a film is squeezed to before its lungs are cut out, as the prepared set's are
 MARGIN = 0.05  # of the lungs' longer side, around them: pleura and costophrenic angles lie on the mask's edge
+
+
+def tb_frame(data: str | Path, sources: Sequence[str] = ("montgomery", "shenzhen")) -> pd.DataFrame:
+    """The films of a prepared set with a label for tuberculosis, those without a lung mask too.
+
+    Returns:
+        Rows of ``data.read_manifest`` with ``part``: train, val or test by the published lists of this task; films that these don't
+        know (built-in ones) keep the set's own split, and train where they have no mask.
+
+    Raises:
+        ValueError: no such film.
+    """
+    frame = read_manifest(data)
+    frame = frame[frame["source"].isin(sources) & frame["tb"].isin((0, 1))].reset_index(drop=True)
+    if frame.empty:
+        raise ValueError(f"{data}: no film of {', '.join(sources)} with a label for tuberculosis")
+    own = frame["split"].replace("unlabelled", "train")
+    return frame.assign(tb=frame["tb"].astype(int), part=published_split(frame, task="tb").fillna(own))
 
 
 @dataclass(frozen=True)
@@ -148,7 +166,7 @@ def make_cuts(frame: pd.DataFrame, segmenter, size: int, *, batch: int = 16) -> 
     """Cuts the films of a manifest by the lungs that a segmenter finds; films without any are left out.
 
     Args:
-        frame: rows of ``data.read_manifest`` with a ``tb`` label.
+        frame: rows of :func:`tb_frame`.
         segmenter: the :class:`infer.LungSegmenter`, or a dict of them by source.
         size: px, side of the cuts.
         batch: films a forward pass.

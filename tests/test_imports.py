@@ -13,12 +13,12 @@ ROWS = {
     4: ["tune", "tb", "plot", "protocol"],
     3: ["train", "infer"],
     2: ["export", "workspace"],
-    1: ["model", "loss", "metrics", "measure", "data", "prep", "synthetic", "checks"],
+    1: ["model", "loss", "metrics", "measure", "data", "prep", "synthetic", "checks", "calibrate"],
     0: ["image", "outline", "hardware", "config", "distributed", "__init__"],
 }
 # One module in several files, from its face down to its depths: a file may import those to its right.
 CHAPTERS = {"image": ["image", "dicom", "header"], "synthetic": ["synthetic", "acquire", "appearance"],
-            "tune": ["tune", "search", "mistakes", "study"], "plot": ["plot", "plot_tuning", "plot_films", "plot_unet"],
+            "tune": ["tune", "search", "mistakes", "study"], "plot": ["plot", "plot_tb", "plot_tuning", "plot_films", "plot_unet"],
             "kaggle": ["kaggle", "kaggle_metadata"], "tb": ["tb", "tb_train", "tb_net", "tb_data"]}
 
 ROW = {name: row for row, names in ROWS.items() for name in names}

@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.integrate import trapezoid
-from scipy.special import expit
 
 from kaggle_utils.__main__ import main
+from kaggle_utils.calibrate import auc
 from kaggle_utils.data import read_manifest
 from kaggle_utils.image import write_image
 from kaggle_utils.infer import LungSegmenter, ReadFilm
@@ -22,7 +21,7 @@ from kaggle_utils.tb import COLUMNS, TBScreener, draw_heat, judge, screen
 from kaggle_utils.tb_data import (ARMS, Cuts, balance, batches, cut, folds, from_letter_box, letter_box, load_cuts, lung_box, lung_fields,
                                   make_cuts, save_cuts, view)
 from kaggle_utils.tb_net import TBEnsemble, TBNet, grad_cam, load_tb
-from kaggle_utils.tb_train import TBConfig, auc, choose_threshold, fit_temperature, logits_of, reliability, roc, score_tb, train_tb
+from kaggle_utils.tb_train import TBConfig, logits_of, train_tb
 
 from phantoms import phantom, write_prepared
 
@@ -218,7 +217,7 @@ def test_other_weights_are_refused(tmp_path):
         load_tb(tmp_path / "odd.safetensors")
 
 
-# ---- training's edges, calibration, scores
+# ---- training's edges
 
 def test_one_class_is_nothing_to_learn_from():
     cuts = spotted(8)
@@ -226,40 +225,6 @@ def test_one_class_is_nothing_to_learn_from():
         train_tb(cuts[cuts.frame["tb"] == 1], TBConfig(size=SIZE, width=4, depth=2))
     with pytest.raises(ValueError, match="64 px"):
         train_tb(cuts, TBConfig(size=32, width=4, depth=2))
-
-
-def test_temperature_of_known_logits(rng):
-    true = rng.normal(0, 1.5, 20_000)
-    labels = (rng.random(20_000) < expit(true)).astype(int)
-    assert fit_temperature(3 * true, labels) == pytest.approx(3, rel=0.05)
-    assert fit_temperature(0.5 * true, labels) == pytest.approx(0.5, rel=0.05)
-
-
-def test_auc_as_by_brute_force(rng):
-    scores, labels = rng.integers(0, 8, 60).astype(float), rng.integers(0, 2, 60)
-    sick, well = scores[labels == 1], scores[labels == 0]
-    pairs = [(a > b) + 0.5 * (a == b) for a in sick for b in well]
-    assert auc(scores, labels) == pytest.approx(np.mean(pairs))
-    curve = roc(scores, labels)
-    assert trapezoid(curve["sensitivity"], curve["false_positives"]) == pytest.approx(np.mean(pairs))
-    with pytest.raises(ValueError, match="both classes"):
-        auc(scores, np.ones(60))
-
-
-@pytest.mark.parametrize("wanted, threshold", [(1.0, 0.1), (0.9, 0.2), (0.5, 0.6)])
-def test_threshold_by_sensitivity(wanted, threshold):
-    prob, labels = np.append(np.arange(1, 11) / 10, [0.05, 0.95]), np.array([1] * 10 + [0] * 2)
-    assert choose_threshold(prob, labels, wanted) == pytest.approx(threshold)
-    assert (prob[:10] >= choose_threshold(prob, labels, wanted)).mean() >= wanted
-
-
-def test_scores_of_known_probabilities():
-    prob, labels = np.array([0.9, 0.8, 0.3, 0.1, 0.2, 0.7]), np.array([1, 1, 1, 0, 0, 0])
-    found = score_tb(prob, labels, prob >= 0.25)
-    assert found["auc"] == pytest.approx(8 / 9) and found["sensitivity"] == 1 and found["specificity"] == pytest.approx(2 / 3)
-    assert found["low"] <= found["auc"] <= found["high"] and found["brier"] == pytest.approx((0.01 + 0.04 + 0.49 + 0.01 + 0.04 + 0.49) / 6)
-    perfect = reliability(np.array([0.25, 0.25, 0.25, 0.25]), np.array([1, 0, 0, 0]))
-    assert perfect["prob"] == perfect["share"] == 0.25 and perfect["n"] == 4
 
 
 # ---- screening
