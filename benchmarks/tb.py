@@ -54,7 +54,13 @@ BEST = "masked"  # the arm that the protocols other than `both` are run with, by
 PROTOCOLS = {  # name: sets trained on, whose segmenter cuts, passes over the training films
     "both": (SETS, "crossed", 40), "folds": (SETS, "crossed", 40),
     "montgomery": (("montgomery",), "montgomery", 120), "shenzhen": (("shenzhen",), "shenzhen", 40)}
-CHOICES: dict[str, dict[str, object]] = {}
+CHOICES = {  # what is said of it, what differs from TBConfig, a segmenter to start from
+    "chosen": ("random weights, the lung fields alone", {}, None),
+    "crop": ("the box around the lungs", {"arm": "crop"}, None),
+    "encoder": ("from the encoder of `pretrain`", {}, RUNS / "segmenter_both" / "best.safetensors"),
+    "mixup": ("mixup 0.4", {"mixup": 0.4}, None),
+    "lr": ("lr 3e-3", {"lr": 3e-3}, None),
+}
 
 
 def prepare(data: str | Path, cutter: str, size: int, segmenters: Path) -> Path:

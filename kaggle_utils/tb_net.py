@@ -18,10 +18,10 @@ from .model import UNet, read_header
 
 
 class TBNet(nn.Module):
-    """The contracting path of a U-Net, and a head that pools its deepest features inside a region.
+    """The contracting path of a U-Net, and a head that averages its deepest features inside a region.
 
-    The head asks each place twice, how much it matters (attention) and what it shows, and adds the strongest response of
-    each feature anywhere in the region: a cavity is small, a miliary pattern is everywhere.
+    A mean is all the pooling there is: attention with the strongest response beside it was no better, see
+    ``results/tb_choices.csv``, and with a mean every place's share of the logit can be read off.
 
     Args:
         width, depth, patch: of the U-Net whose encoder this is.
@@ -29,19 +29,14 @@ class TBNet(nn.Module):
 
     Shape:
         images ``(B, 1, H, W)`` and region ``(B, 1, H, W)`` in {0, 1} → logits ``(B,)``.
-
-    Source: Ilse, Tomczak & Welling 2018, Attention-based deep multiple instance learning.
     """
 
-    def __init__(self, *, width: int = 16, depth: int = 3, patch: int = 2, dropout: float = 0.3, pool: str = "attention"):
+    def __init__(self, *, width: int = 16, depth: int = 3, patch: int = 2, dropout: float = 0.3):
         super().__init__()
-        self.architecture = {"width": width, "depth": depth, "patch": patch, "dropout": dropout, "pool": pool}
+        self.architecture = {"width": width, "depth": depth, "patch": patch, "dropout": dropout}
         unet = UNet(width=width, depth=depth, patch=patch)
         self.inc, self.down = unet.inc, unet.down
-        channels = width * 2**depth
-        self.pool = pool
-        self.attention = nn.Sequential(nn.Conv2d(channels, 32, 1), nn.Tanh(), nn.Conv2d(32, 1, 1))
-        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(channels * (1 if pool == "mean" else 2), 1))
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(width * 2**depth, 1))
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """The deepest features ``(B, C, h, w)``."""
@@ -54,15 +49,8 @@ class TBNet(nn.Module):
     def classify(self, features: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
         """Features ``(B, C, h, w)`` to logits ``(B,)``, by those inside the region ``(B, 1, H, W)`` alone."""
         inside = F.adaptive_avg_pool2d(region, features.shape[-2:])
-        inside = torch.where(inside.amax((-2, -1), keepdim=True) > 0, inside, 1.0)
-        if self.pool == "mean":
-            return self.head((features * inside).sum((-2, -1)) / inside.sum((-2, -1))).squeeze(1)
-        if self.pool == "attention":
-            weight = self.attention(features).masked_fill(inside < 0.25 * inside.amax((-2, -1), keepdim=True), -1e4).flatten(2).softmax(-1)
-            mean = (features.flatten(2) * weight).sum(-1)
-        else:
-            mean = (features * inside).sum((-2, -1)) / inside.sum((-2, -1))
-        return self.head(torch.cat([mean, (features * inside).amax((-2, -1))], 1)).squeeze(1)
+        mean = (features * inside).sum((-2, -1)) / inside.sum((-2, -1)).clamp_min(1e-3)
+        return self.head(mean).squeeze(1)
 
     def forward(self, images: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
         return self.classify(self.features(images), region)
@@ -122,8 +110,7 @@ def load_tb(path: str | Path) -> TBEnsemble:
 def grad_cam(nets: Sequence[TBNet], images: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
     """What raised the logit, place by place: the positive part of gradient × feature, added up over features and networks.
 
-    The product is taken at each place before it is added up, not with the gradient's mean over all places as in the first
-    Grad-CAM: with a head that weighs places, only that adds up to what the network used.
+    The product is taken at each place before it is added up: with a mean as the pooling that is Grad-CAM, in a region too.
 
     Args:
         nets: classifiers.
