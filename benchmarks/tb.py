@@ -3,9 +3,10 @@
     python -m benchmarks.tb protocols [--data segmentation] [--only both folds montgomery shenzhen] [--jobs 2]
     python -m benchmarks.tb choose · speed · ship
 
-Each run trains from random weights, calibrates on validation films and is asked once about the test films; its logits, a row a film, go to ``results/tb_films.csv``, from which ``results/tb.csv`` is made. A run
-whose rows are there is not done again, so a stopped sweep goes on with the same command. Nothing was chosen on test films:
-``choose`` compares settings by cross-validation inside the training and validation lists (``results/tb_choices.csv``).
+Each run trains from random weights, calibrates on validation films and is asked once about the test films; its logits, a row a
+film, go to ``results/tb_films.csv``, from which ``results/tb.csv`` is made. A run whose rows are there is not done again, so a
+stopped sweep goes on with the same command. Nothing was chosen on test films: ``choose`` compares settings by cross-validation
+inside the training and validation lists (``results/tb_choices.csv``).
 
 What each run had seen besides its own labelled training films:
 
@@ -33,11 +34,11 @@ from tqdm import tqdm
 from kaggle_utils.calibrate import SENSITIVITY, auc, calibrated, score_tb
 from kaggle_utils.config import TrainConfig
 from kaggle_utils.data import LungDataset, make_loader
-from kaggle_utils.image import read_image, write_bytes
+from kaggle_utils.image import read_image, resize_image, write_bytes
 from kaggle_utils.infer import LungSegmenter
 from kaggle_utils.loss import make_loss
 from kaggle_utils.model import UNet, load_weights, save_weights
-from kaggle_utils.splits import published_split, suspect_masks
+from kaggle_utils.splits import suspect_masks
 from kaggle_utils.study import beside
 from kaggle_utils.tb import TB_WEIGHTS
 from kaggle_utils.tb_data import ARMS, Cuts, cut, folds, load_cuts, make_cuts, save_cuts, tb_frame
@@ -54,12 +55,15 @@ BEST = "masked"  # the arm that the protocols other than `both` are run with, by
 PROTOCOLS = {  # name: sets trained on, whose segmenter cuts, passes over the training films
     "both": (SETS, "crossed", 40), "folds": (SETS, "crossed", 40),
     "montgomery": (("montgomery",), "montgomery", 120), "shenzhen": (("shenzhen",), "shenzhen", 40)}
-CHOICES = {  # what is said of it, what differs from TBConfig, a segmenter to start from
-    "chosen": ("random weights, the lung fields alone", {}, None),
-    "crop": ("the box around the lungs", {"arm": "crop"}, None),
-    "encoder": ("from the encoder of `pretrain`", {}, RUNS / "segmenter_both" / "best.safetensors"),
-    "mixup": ("mixup 0.4", {"mixup": 0.4}, None),
-    "lr": ("lr 3e-3", {"lr": 3e-3}, None),
+SMALL = {"epochs": 120}  # as the protocol `montgomery`
+CHOICES = {  # what is said of it, the protocol whose films it is made with, what differs from TBConfig, a segmenter to start from
+    "chosen": ("random weights, the lung fields alone", "both", {}, ""),
+    "crop": ("the box around the lungs", "both", {"arm": "crop"}, ""),
+    "encoder": ("from the encoder of `pretrain`", "both", {}, "runs/tb/segmenter_both"),
+    "mixup": ("mixup 0.4", "both", {"mixup": 0.4}, ""),
+    "lr": ("lr 3e-3", "both", {"lr": 3e-3}, ""),
+    "small: chosen": ("Montgomery's films alone, random weights", "montgomery", SMALL, ""),
+    "small: encoder": ("Montgomery's films alone, from the segmenter of its masks", "montgomery", SMALL, "runs/protocols/montgomery"),
 }
 
 
@@ -105,7 +109,7 @@ def run(path: Path, protocol: str, arm: str, seed: int) -> pd.DataFrame:
     rest = cuts[(part == "val") | (part == "test")]
     save_weights(RUNS / f"{protocol}_{arm}_{seed}.safetensors", TBEnsemble([net]))
     rows = rest.frame[["name", "source", "tb"]].assign(part=part[(part == "val") | (part == "test")], list=rest.frame["part"],
-                                                       logit=logits_of([net], rest, arm).round(4))
+                                                       logit=logits_of([net], rest, arm).astype(float).round(4))
     return rows.assign(protocol=protocol, arm=arm, seed=seed, seconds=round(seconds, 1))
 
 
@@ -119,11 +123,11 @@ def protocols(data: str | Path, only: list[str], arms: list[str], seeds: int, se
     done = set(map(tuple, read_films()[["protocol", "arm", "seed"]].drop_duplicates().itertuples(index=False)))
     tasks = [(prepare(data, PROTOCOLS[protocol][1], TBConfig.size, segmenters), protocol, arm, seed)
              for protocol in only for seed in range(FOLDS if protocol == "folds" else seeds)
-             for arm in (arms if protocol == "both" else [BEST])]
+             for arm in ([BEST] if protocol == "folds" else arms)]
     tasks = [task for task in tasks if task[1:] not in done]
     for rows in tqdm(beside(run, tasks, jobs), "runs", len(tasks)):
         table = pd.concat([read_films(), rows]).sort_values(["protocol", "arm", "seed", "part", "name"], kind="stable")
-        write_bytes(FILMS, table.to_csv(index=False).encode())
+        write_bytes(FILMS, table.round(4).to_csv(index=False).encode())
     table = summarise(read_films())
     write_bytes(TABLE, table.to_csv(index=False).encode())
     return table
@@ -155,8 +159,8 @@ def test_sets(test: pd.DataFrame, protocol: str) -> list[tuple[str, pd.DataFrame
     return sets + [("both", test)] * (len(own) > 1)
 
 
-def speed(data: str | Path, films: int, segmenters: Path) -> pd.DataFrame:
-    """Milliseconds a film of 512 px from pixels to a probability, in turn for each arm, on one thread; median."""
+def speed(data: str | Path, films: int) -> pd.DataFrame:
+    """Milliseconds a film of 512 px from pixels to a logit, with its mirror image, in turn for each arm, on one thread; median."""
     torch.set_num_threads(1)
     frame = tb_frame(data, SETS).head(films)
     segmenter, images = LungSegmenter(), [read_image(path) for path in frame["image"]]
@@ -168,7 +172,9 @@ def speed(data: str | Path, films: int, segmenters: Path) -> pd.DataFrame:
         times["lungs found"].append(time.perf_counter() - start)
         for arm, net in nets.items():
             start = time.perf_counter()
-            cuts = Cuts(pd.DataFrame(index=[0]), *(a[None] for a in cut(image, mask, TBConfig.size)))
+            # The whole film needs no lungs: what stands in their place is not looked at.
+            cuts = Cuts(pd.DataFrame(index=[0]), *(a[None] for a in (
+                [resize_image(image, TBConfig.size)] * 4 if arm == "whole" else cut(image, mask, TBConfig.size))))
             logits_of([net], cuts, arm)
             times[arm].append(time.perf_counter() - start)
     ms = pd.Series({name: 1e3 * np.median(some[3:]) for name, some in times.items()}).round(1)
@@ -179,23 +185,23 @@ def speed(data: str | Path, films: int, segmenters: Path) -> pd.DataFrame:
 def cross_validate(path: Path, choice: str, fold: int) -> dict[str, object]:
     """One setting on one of three folds of the training and validation lists; test films are not in it."""
     torch.set_num_threads(1)
-    cuts = _cuts(path)
-    cuts = cuts[cuts.frame["part"] != "test"]
+    cuts, (about, protocol, changes, encoder) = _cuts(path), CHOICES[choice]
+    cuts = cuts[(cuts.frame["part"] != "test") & cuts.frame["source"].isin(PROTOCOLS[protocol][0])]
     held_out = folds(cuts.frame, 3) == fold
-    config = TBConfig(size=cuts.films.shape[1], **CHOICES[choice][1])
+    config = TBConfig(size=cuts.films.shape[1], **changes)
     start = time.perf_counter()
-    net = train_tb(cuts[~held_out], config, load_weights(encoder) if (encoder := CHOICES[choice][2]) else None)
+    net = train_tb(cuts[~held_out], config, load_weights(ROOT / encoder / "best.safetensors") if encoder else None)
     rest = cuts[held_out]
-    logits, truth, source = logits_of([net], rest, config.arm), rest.frame["tb"].to_numpy(), rest.frame["source"].to_numpy()
-    return {"choice": choice, "fold": fold, "about": CHOICES[choice][0], "auc": auc(logits, truth),
-            **{f"auc_{name}": auc(logits[source == name], truth[source == name]) for name in SETS}, "seconds": time.perf_counter() - start}
+    logits, truth, source = logits_of([net], rest, config.arm), rest.frame["tb"].to_numpy(), rest.frame["source"]
+    each = {f"auc_{name}": auc(logits[source == name], truth[source == name]) for name in sorted(set(source))}
+    return {"choice": choice, "fold": fold, "about": about, "auc": auc(logits, truth), **each, "seconds": time.perf_counter() - start}
 
 
 def choose(data: str | Path, only: list[str], segmenters: Path, jobs: int) -> pd.DataFrame:
     """Does the comparisons that are missing."""
     done = pd.read_csv(CHOICES_TABLE) if CHOICES_TABLE.exists() else pd.DataFrame(columns=["choice", "fold"])
     known = set(done[["choice", "fold"]].itertuples(index=False, name=None))
-    tasks = [(prepare(data, "crossed", CHOICES[name][1].get("size", TBConfig.size), segmenters), name, fold)
+    tasks = [(prepare(data, PROTOCOLS[CHOICES[name][1]][1], TBConfig.size, segmenters), name, fold)
              for name in only for fold in range(3) if (name, fold) not in known]
     for row in tqdm(beside(cross_validate, tasks, jobs), "choices", len(tasks)):
         done = pd.concat([done, pd.DataFrame([row]).round(4)]).sort_values(["choice", "fold"])
@@ -218,16 +224,18 @@ def pretrain(data: str | Path) -> None:
 def ship(out: Path, seeds: int) -> None:
     """The weights that `screen` takes when none are named: the networks of `both`, together, as float16."""
     rows = read_films().query("protocol == 'both' and arm == @BEST and seed < @seeds")
-    mean = calibrated(rows.groupby(["name", "source", "tb", "part", "list"], as_index=False)["logit"].mean())
+    mean = calibrated(rows.groupby(["name", "source", "tb", "part"], as_index=False)["logit"].mean())
     members = [load_tb(RUNS / f"both_{BEST}_{seed}.safetensors").members[0] for seed in range(seeds)]
     table = pd.read_csv(TABLE).query("protocol == 'both' and arm == @BEST and seed == 'mean'").set_index("tested_on")
+    films = load_cuts(prepare("segmentation", "crossed", TBConfig.size, Path())).frame
+    fixed = mean[["temperature", "threshold"]].iloc[0].to_dict()
     save_weights(out, TBEnsemble(members), {
-        "task": "tuberculosis, for research and teaching: not for diagnosis, triage or any decision about a person",
-        "arm": BEST, "size": TBConfig.size, "temperature": float(mean["temperature"].iloc[0]), "threshold": float(mean["threshold"].iloc[0]),
+        "task": "tuberculosis in frontal chest films, for research and teaching: not for diagnosis, triage or any decision",
+        "arm": BEST, "size": TBConfig.size, **fixed,
         "operating_point": f"sensitivity {SENSITIVITY:.0%} of the validation films", "sources": list(SETS),
-        "films": {part: int((tb_parts == part).sum()) for part in ("train", "val")} if (tb_parts := published_split(mean, task="tb")) is not None else {},
-        "test": table[["auc", "low", "high", "sensitivity", "specificity"]].to_dict("index"),
-        "command": "python -m benchmarks.tb protocols --only both && python -m benchmarks.tb ship",
+        "films": {part: films.loc[films["part"] == part, "source"].value_counts().to_dict() for part in ("train", "val")},
+        "test": table[["n", "auc", "low", "high", "sensitivity", "specificity"]].to_dict("index"),
+        "command": "python -m benchmarks.tb protocols --only both --arms masked && python -m benchmarks.tb ship",
         "config": asdict(TBConfig(epochs=PROTOCOLS["both"][2])), "licence": [LICENCES[name] for name in SETS]}, half=True)
 
 
@@ -235,7 +243,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("choose", "protocols", "speed", "pretrain", "ship"))
     parser.add_argument("--data", default="segmentation", help="prepared folder with Montgomery and Shenzhen")
-    parser.add_argument("--segmenters", type=Path, default=Path("runs/protocols"), help="folder of `python -m kaggle_utils protocol montgomery shenzhen`")
+    parser.add_argument("--segmenters", type=Path, default=Path("runs/protocols"),
+                        help="folder of `python -m kaggle_utils protocol montgomery shenzhen`")
     parser.add_argument("--only", nargs="+", help="protocols, or choices; all if not given")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="of the protocol `both`")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each arm")
@@ -247,7 +256,7 @@ def main() -> None:
     elif args.what == "protocols":
         print(protocols(args.data, args.only or list(PROTOCOLS), args.arms, args.seeds, args.segmenters, args.jobs).to_string(index=False))
     elif args.what == "speed":
-        table = speed(args.data, args.films, args.segmenters)
+        table = speed(args.data, args.films)
         write_bytes(ROOT / "results" / "tb_speed.csv", table.to_csv(index=False).encode())
         print(table.to_string(index=False))
     elif args.what == "pretrain":

@@ -71,7 +71,7 @@ def score_tb(prob: np.ndarray, labels: np.ndarray, suspect: np.ndarray, *, seed:
 
 
 def reliability(prob: np.ndarray, labels: np.ndarray, bins: int = 10) -> dict[str, np.ndarray]:
-    """Of the films in each bin of probability that holds any: how many (n), their mean probability, the share with tuberculosis."""
+    """Of each bin of probability that holds films: how many (n), their mean probability (prob), the share of sick ones (share)."""
     which = np.minimum((prob * bins).astype(int), bins - 1)
     filled = np.unique(which)
     return {"n": np.array([(which == b).sum() for b in filled]), "prob": np.array([prob[which == b].mean() for b in filled]),

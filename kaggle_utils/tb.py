@@ -70,11 +70,12 @@ class TBScreener:
         Raises:
             ValueError: a film has no lungs.
         """
-        cuts = Cuts(pd.DataFrame(index=range(len(films))), *map(np.stack, zip(*(cut(f, m, self.size) for f, m in zip(films, masks, strict=True)))))
+        arrays = zip(*(cut(film, mask, self.size) for film, mask in zip(films, masks, strict=True)))
+        cuts = Cuts(pd.DataFrame(index=range(len(films))), *map(np.stack, arrays))
         return expit(logits_of(list(self.net.members), cuts, self.arm) / self.temperature)
 
     def heat(self, film: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """What raised the probability, place by place, and nothing outside the lungs: see :func:`tb_net.grad_cam`.
+        """What raised the probability, place by place, and nothing outside the lung fields: see :func:`tb_net.grad_cam`.
 
         Args:
             film, mask: as for :meth:`probabilities`.
@@ -82,13 +83,12 @@ class TBScreener:
         Returns:
             ``float32 (H, W)`` in [0, 1], 1 at the film's hottest place; all 0 where nothing spoke for tuberculosis.
         """
-        film_cut, lungs, crop, crop_lungs = cut(film, mask, self.size)
-        crops = self.arm in ("crop", "masked")
+        cuts = Cuts(pd.DataFrame(index=[0]), *(array[None] for array in cut(film, mask, self.size)))
         device = next(self.net.parameters()).device
-        image, region = view(*(torch.from_numpy(a[None, None]).to(device) for a in ((crop, crop_lungs) if crops else (film_cut, lungs))), self.arm)
+        image, region = view(*(torch.from_numpy(array[:, None]).to(device) for array in cuts.of(self.arm)), self.arm)
         warm = grad_cam(list(self.net.members), image, region)[0].cpu().numpy()
         small = lung_fields(resize_mask(mask, FILM))
-        warm = from_letter_box(warm, lung_box(small) if crops else (0, FILM, 0, FILM), small.shape)
+        warm = from_letter_box(warm, lung_box(small) if self.arm in ("crop", "masked") else (0, FILM, 0, FILM), small.shape)
         warm = cv2.resize(warm, film.shape[::-1]) * cv2.resize(small, film.shape[::-1], interpolation=cv2.INTER_NEAREST)
         return warm / max(float(warm.max()), 1e-6)
 

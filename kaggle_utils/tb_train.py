@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -16,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from .config import setting
 from .hardware import choose_device, choose_precision, keep_memory
 from .model import UNet
-from .tb_data import Cuts, balance, batches, check_arm, view
+from .tb_data import ARMS, Cuts, balance, batches, check_arm, view
 from .tb_net import TBNet
 from .train import ema_with_warmup
 
@@ -134,6 +135,25 @@ def logits_of(nets: Sequence[TBNet], cuts: Cuts, arm: str, *, batch: int = 32, f
 def read_off(nets: Sequence[TBNet], cuts: Cuts, arm: str) -> pd.DataFrame:
     """The films' name, source, tb, part and logit (see :func:`logits_of`), for :func:`calibrate.calibrated`."""
     return cuts.frame[["name", "source", "tb", "part"]].assign(logit=logits_of(nets, cuts, arm))
+
+
+def compare_arms(cuts: Cuts, config: TBConfig, *, arms: Sequence[str] = ARMS, seeds: int = 1) -> pd.DataFrame:
+    """Trains a classifier for each arm and seed on the ``train`` part of the films, alike otherwise.
+
+    Args:
+        cuts: with ``part`` in the frame: train, val and test.
+        config: of all; its arm and seed don't count.
+        arms, seeds: which, and how often each; seeds are counted from 0.
+
+    Returns:
+        :func:`read_off` of the other films, with arm and seed: what ``plot_tb`` draws and ``calibrate.calibrated`` takes.
+    """
+    train = (cuts.frame["part"] == "train").to_numpy()
+    tables = []
+    for arm, seed in itertools.product(arms, range(seeds)):
+        net = train_tb(cuts[train], replace(config, arm=arm, seed=seed))
+        tables.append(read_off([net], cuts[~train], arm).assign(arm=arm, seed=seed))
+    return pd.concat(tables, ignore_index=True)
 
 
 def _autocast(device: torch.device) -> torch.autocast:

@@ -19,9 +19,9 @@ from kaggle_utils.model import UNet, save_weights
 from kaggle_utils.synthetic import AppearanceModel
 from kaggle_utils.tb import COLUMNS, TBScreener, draw_heat, judge, screen
 from kaggle_utils.tb_data import (ARMS, Cuts, balance, batches, cut, folds, from_letter_box, letter_box, load_cuts, lung_box, lung_fields,
-                                  make_cuts, save_cuts, view)
+                                  make_cuts, save_cuts, tb_frame, view)
 from kaggle_utils.tb_net import TBEnsemble, TBNet, grad_cam, load_tb
-from kaggle_utils.tb_train import TBConfig, logits_of, train_tb
+from kaggle_utils.tb_train import TBConfig, compare_arms, logits_of, read_off, train_tb
 
 from phantoms import phantom, write_prepared
 
@@ -108,6 +108,26 @@ def test_films_of_a_set_are_cut_by_the_segmenter_named_for_it_and_those_without_
     assert list(cuts.frame["source"]) == ["shenzhen"] * 4 and cuts.crops.shape == (4, 32, 32)
 
 
+def test_films_without_a_mask_count_and_those_without_a_label_do_not(tmp_path):
+    write_prepared(tmp_path, {"train": 2, "test": 2})
+    write_prepared(tmp_path, {"unlabelled": 3}, source="shenzhen", first=50)
+    write_prepared(tmp_path, {"train": 2}, source="jsrt", first=80)
+    frame = tb_frame(tmp_path)
+    assert dict(frame.groupby("source")["part"].unique().map(list)) == {"montgomery": ["train", "test"], "shenzhen": ["train"]}
+    with pytest.raises(ValueError, match="no film of padchest"):
+        tb_frame(tmp_path, ["padchest"])
+
+
+def test_the_published_lists_of_this_task_decide_not_those_of_the_segmentation(tmp_path):
+    write_prepared(tmp_path, {"train": 2})
+    table = pd.read_csv(tmp_path / "manifest.csv")
+    for kind in ("image", "mask"):
+        (tmp_path / "train" / kind / f"{table['name'][0]}.png").rename(tmp_path / "train" / kind / "MCUCXR_0038_0.png")
+    table.loc[0, "name"] = "MCUCXR_0038_0"  # a training film of the segmentation's list, a test film of this one
+    table.to_csv(tmp_path / "manifest.csv", index=False)
+    assert list(tb_frame(tmp_path)["part"]) == ["test", "train"]
+
+
 # ---- arms
 
 @pytest.fixture
@@ -157,10 +177,21 @@ def test_an_epoch_is_every_film_once_and_repeats(trained):
 
 def test_folds_are_stratified_and_keep_a_patient_together():
     names = ["MCUCXR_0162_1", "MCUCXR_0166_1", "MCUCXR_0170_1", "MCUCXR_0113_1", "MCUCXR_0117_1"]
-    frame = pd.DataFrame({"name": names + [f"x{k}" for k in range(95)], "source": ["montgomery"] * 40 + ["shenzhen"] * 60, "tb": [1] * 20 + [0] * 80})
+    frame = pd.DataFrame({"name": names + [f"x{k}" for k in range(95)], "source": ["montgomery"] * 40 + ["shenzhen"] * 60,
+                          "tb": [1] * 20 + [0] * 80})
     fold = folds(frame, 5, seed=3)
     assert set(fold) == set(range(5)) and len(set(fold[:3])) == 1 and fold[3] == fold[4]
     assert all(abs(n - 12) <= 1 for n in pd.Series(fold[40:]).value_counts())
+
+
+def test_blanked_lungs_hide_what_the_masked_arm_sees():
+    cuts = spotted(48)
+    cuts.frame["part"] = ["train"] * 32 + ["val"] * 8 + ["test"] * 8
+    films = compare_arms(cuts, TBConfig(size=SIZE, width=8, depth=2, epochs=15, batch=8, lr=4e-3, ema=0.9, device="cpu"),
+                         arms=("masked", "blanked"))
+    assert films.groupby("arm")["name"].agg(list).map(lambda names: sorted(names) == sorted(cuts.frame["name"][32:])).all()
+    by_arm = {arm: auc(some["logit"].to_numpy(), some["tb"].to_numpy()) for arm, some in films.groupby("arm")}
+    assert by_arm["masked"] == 1 and by_arm["blanked"] < 0.8
 
 
 # ---- network and heat map
@@ -185,7 +216,9 @@ def test_it_starts_from_a_segmenter_of_its_shape():
 
 def test_it_learns_what_can_be_learned(trained):
     cuts = spotted(24, seed=500)
-    assert auc(logits_of([trained], cuts, "masked"), cuts.frame["tb"].to_numpy()) == 1
+    cuts.frame["part"] = "test"
+    films = read_off([trained], cuts, "masked")
+    assert list(films) == ["name", "source", "tb", "part", "logit"] and auc(films["logit"].to_numpy(), films["tb"].to_numpy()) == 1
 
 
 def test_the_heat_is_where_the_spot_is(trained):
