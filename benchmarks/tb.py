@@ -62,6 +62,7 @@ CHOICES = {  # what is said of it, the protocol whose films it is made with, wha
     "encoder": ("from the encoder of `pretrain`", "both", {}, "runs/tb/segmenter_both"),
     "mixup": ("mixup 0.4", "both", {"mixup": 0.4}, ""),
     "lr": ("lr 3e-3", "both", {"lr": 3e-3}, ""),
+    "long": ("100 epochs from the encoder of `pretrain`", "both", {"epochs": 100}, "runs/tb/segmenter_both"),
     "small: chosen": ("Montgomery's films alone, random weights", "montgomery", SMALL, ""),
     "small: encoder": ("Montgomery's films alone, from the segmenter of its masks", "montgomery", SMALL, "runs/protocols/montgomery"),
 }
