@@ -17,7 +17,7 @@ from kaggle_utils.infer import LungSegmenter, ReadFilm
 from kaggle_utils.checks import Checked
 from kaggle_utils.model import UNet, save_weights
 from kaggle_utils.synthetic import AppearanceModel
-from kaggle_utils.tb import COLUMNS, TBScreener, draw_heat, judge, screen
+from kaggle_utils.tb import COLUMNS, TB_WEIGHTS, TBScreener, draw_heat, judge, screen
 from kaggle_utils.tb_data import (ARMS, Cuts, balance, batches, cut, folds, from_letter_box, letter_box, load_cuts, lung_box, lung_fields,
                                   make_cuts, save_cuts, tb_frame, view)
 from kaggle_utils.tb_net import TBEnsemble, TBNet, grad_cam, load_tb
@@ -317,6 +317,14 @@ def test_the_heat_map_stays_inside_the_lungs(weights):
     assert not heat[lung_fields(film.mask, margin=0.06) == 0].any()
     drawn = draw_heat(film.image, film.mask, np.maximum(heat, film.mask * 0.5))
     assert (drawn[lung_fields(film.mask, margin=0.06) == 0] == film.image[lung_fields(film.mask, margin=0.06) == 0][:, None]).all()
+
+
+def test_the_weights_that_ship(folder, tmp_path):
+    assert TB_WEIGHTS.stat().st_size <= 2e6
+    screener = TBScreener(device="cpu")
+    assert 0 < screener.threshold < 1 and {"task", "sources", "licence", "test", "command"} <= set(screener.header)
+    table = screen([folder / "film0.png", folder / "film1.png"], tmp_path, screener)
+    assert table["probability"].between(0, 1).all()
 
 
 def test_command_line(folder, weights, tmp_path, capsys):
