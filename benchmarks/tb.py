@@ -6,7 +6,8 @@
 Each run trains from random weights, calibrates on validation films and is asked once about the test films; its logits, a row a
 film, go to ``results/tb_films.csv``, from which ``results/tb.csv`` is made. A run whose rows are there is not done again, so a
 stopped sweep goes on with the same command. Nothing was chosen on test films: ``choose`` compares settings by cross-validation
-inside the training and validation lists (``results/tb_choices.csv``).
+inside the training and validation lists (``results/tb_choices.csv``; most were stopped after one or two of three folds, when they
+were not ahead, and some rows are of forms of the code that are gone, as they say).
 
 What each run had seen besides its own labelled training films:
 
@@ -250,10 +251,10 @@ def shipped(data: str | Path) -> pd.DataFrame:
     table = screen(list(frame["image"]), RUNS / "shipped", TBScreener(device="cpu")).merge(frame[["name", "source", "tb", "part"]], on="name")
     rows = []
     for part, films in table.groupby("part"):
-        given = films[films["probability"].notna()]
-        for name, some in [*given.groupby("source"), ("both", given)]:
-            found = score_tb(some["probability"].to_numpy(), some["tb"].to_numpy(), (some["label"] == SUSPECT).to_numpy())
-            rows.append({"part": part, "tested_on": name, **found, "without_probability": len(films) - len(given)})
+        for name, some in [*films.groupby("source"), ("both", films)]:
+            given = some[some["probability"].notna()]
+            found = score_tb(given["probability"].to_numpy(), given["tb"].to_numpy(), (given["label"] == SUSPECT).to_numpy())
+            rows.append({"part": part, "tested_on": name, **found, "without_probability": len(some) - len(given)})
     return pd.DataFrame(rows).round(4)
 
 

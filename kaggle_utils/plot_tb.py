@@ -63,6 +63,19 @@ def draw_tb_arms(path: str | Path | None = None, *, films: pd.DataFrame | None =
     return saved(figure, path)
 
 
+def draw_tb_transfer(path: str | Path | None = None) -> Figure:
+    """Makes ``images/tb_transfer.png``: the same on all films of the set that was not trained on.
+
+    Args:
+        path: where to save it, if at all.
+    """
+    foreign = [films[films["source"] == source] for films, source in ((read_tb(protocol="shenzhen"), "montgomery"),
+                                                                      (read_tb(protocol="montgomery"), "shenzhen"))]
+    figure = draw_tb_arms(films=pd.concat(foreign))
+    figure.suptitle("trained on the other set", fontsize=10)
+    return saved(figure, path)
+
+
 def draw_tb_roc(path: str | Path | None = None, *, films: pd.DataFrame | None = None) -> Figure:
     """Makes ``images/tb_roc.png``: ROC curves of the arms, each by its seeds' mean logits, all test films together.
 
@@ -128,4 +141,4 @@ def mean_logits(films: pd.DataFrame) -> pd.DataFrame:
     return films.groupby(["arm", "name", "source", "tb", "part"], as_index=False)["logit"].mean()
 
 
-FIGURES = {"tb_arms.png": draw_tb_arms, "tb_roc.png": draw_tb_roc, "tb_reliability.png": draw_tb_reliability}
+FIGURES = {"tb_arms.png": draw_tb_arms, "tb_transfer.png": draw_tb_transfer, "tb_roc.png": draw_tb_roc, "tb_reliability.png": draw_tb_reliability}

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kaggle_utils.plot_tb import draw_tb_arms, draw_tb_reliability, draw_tb_roc, read_tb, show_heat
+from kaggle_utils.plot_tb import draw_tb_arms, draw_tb_reliability, draw_tb_roc, draw_tb_transfer, read_tb, show_heat
 
 from phantoms import phantom
 
@@ -41,6 +41,11 @@ def test_reliability_and_heat(films, tmp_path):
     assert draw_tb_reliability(tmp_path / "new" / "a.png", films=films).axes and (tmp_path / "new" / "a.png").exists()
     film = phantom(32, 32)
     assert len(show_heat([film.image] * 3, [film.mask] * 3, [film.mask * np.float32(0.5)] * 3, ["a", "b", "c"]).axes) == 6
+
+
+def test_transfer_shows_the_set_that_was_not_trained_on():
+    titles = [ax.get_title() for ax in draw_tb_transfer().axes]
+    assert titles == ["Montgomery, 138 test films", "Shenzhen, 662 test films"]
 
 
 def test_no_results_are_an_error_that_says_what_to_run(tmp_path):
