@@ -75,7 +75,7 @@ class TBScreener:
         return expit(logits_of(list(self.net.members), cuts, self.arm) / self.temperature)
 
     def heat(self, film: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """What raised the probability, place by place, and nothing outside the lung fields: see :func:`tb_net.grad_cam`.
+        """What raised the probability, place by place, and nothing outside each lung's convex hull: see :func:`tb_net.grad_cam`.
 
         Args:
             film, mask: as for :meth:`probabilities`.
@@ -87,9 +87,10 @@ class TBScreener:
         device = next(self.net.parameters()).device
         image, region = view(*(torch.from_numpy(array[:, None]).to(device) for array in cuts.of(self.arm)), self.arm)
         warm = grad_cam(list(self.net.members), image, region)[0].cpu().numpy()
-        small = lung_fields(resize_mask(mask, FILM))
-        warm = from_letter_box(warm, lung_box(small) if self.arm in ("crop", "masked") else (0, FILM, 0, FILM), small.shape)
-        warm = cv2.resize(warm, film.shape[::-1]) * cv2.resize(small, film.shape[::-1], interpolation=cv2.INTER_NEAREST)
+        small = resize_mask(mask, FILM)
+        box = lung_box(lung_fields(small)) if self.arm in ("crop", "masked") else (0, FILM, 0, FILM)
+        warm = from_letter_box(warm, box, small.shape) * lung_fields(small, margin=0)
+        warm = cv2.resize(warm, film.shape[::-1])
         return warm / max(float(warm.max()), 1e-6)
 
 

@@ -314,9 +314,9 @@ def test_the_heat_map_stays_inside_the_lungs(weights):
     film = AppearanceModel.load().sample(1, 3, size=200)[0]
     heat = TBScreener(weights, device="cpu").heat(film.image, film.mask)
     assert heat.shape == film.image.shape and heat.max() <= 1
-    assert not heat[lung_fields(film.mask, margin=0.06) == 0].any()
+    assert not heat[lung_fields(film.mask, margin=0.02) == 0].any()
     drawn = draw_heat(film.image, film.mask, np.maximum(heat, film.mask * 0.5))
-    assert (drawn[lung_fields(film.mask, margin=0.06) == 0] == film.image[lung_fields(film.mask, margin=0.06) == 0][:, None]).all()
+    assert (drawn[lung_fields(film.mask, margin=0.02) == 0] == film.image[lung_fields(film.mask, margin=0.02) == 0][:, None]).all()
 
 
 def test_the_weights_that_ship(folder, tmp_path):
