@@ -302,7 +302,7 @@ def test_folder_of_dicom_is_segmented_with_a_reason_for_what_is_no_film(study, s
 
 
 def test_spacing_of_a_dicom_film_is_kept(study):
-    assert infer._read_film(study / "ST1/IM2", "x", False).spacing_mm == (0.2, 0.1)
+    assert infer.read_checked(study / "ST1/IM2", "x", False).spacing_mm == (0.2, 0.1)
 
 
 def test_without_pydicom_a_dicom_file_is_a_row_that_says_what_to_install(study, segmenter, tmp_path, monkeypatch):
