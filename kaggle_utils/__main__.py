@@ -89,10 +89,24 @@ def predict(args: argparse.Namespace) -> int:
 def app(args: argparse.Namespace) -> int:
     from .app import serve
     from .infer import LungSegmenter
+    from .tb import TBScreener
     segmenter = LungSegmenter(args.weights, device=args.device, flip=args.flip, clean=not args.raw, head=args.head,
                               backend=args.backend)
-    serve(segmenter, host=args.host, port=args.port)
+    serve(TBScreener(segmenter=segmenter, device=args.device), host=args.host, port=args.port)
     return 0
+
+
+def screen(args: argparse.Namespace) -> int:
+    from .infer import LungSegmenter
+    from .tb import SUSPECT, TBScreener, screen
+    screener = TBScreener(args.weights, segmenter=LungSegmenter(args.segmenter, device=args.device), device=args.device)
+    table = screen(args.path, args.out, screener, batch=args.batch)
+    without = table[table["probability"].isna()]
+    print(f"{(table['label'] == SUSPECT).sum()} suspect, {len(table) - len(without)} of {len(table)} films have a probability, "
+          f"{Path(args.out) / 'screening.csv'}; no medical device")
+    for film in without.head(5).itertuples():
+        print(f"  {film.name}: {film.reason}", file=sys.stderr)
+    return 3 if len(without) else 0
 
 
 def export(args: argparse.Namespace) -> int:
@@ -272,6 +286,15 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--host", default="127.0.0.1", help="address to listen at: this machine alone; 0.0.0.0 is for all who reach it, without a password")
     sub.add_argument("--port", type=_positive, default=7860, help="port to listen at")
     _add_weights(sub)
+
+    sub = command(screen, "a probability of tuberculosis for films, with a heat map, or the reason why there is none: for research and "
+                  "teaching, no medical device; exit status 3 if some films have none")
+    sub.add_argument("path", nargs="+", help="files, folders (searched below) and globs, as for predict")
+    sub.add_argument("--out", required=True, help="folder to write: screening.csv and overlays")
+    sub.add_argument("--weights", help="of the classifier, a safetensors file; the one shipped with the package if not given")
+    sub.add_argument("--segmenter", help="weights of the segmenter that finds the lungs; the one shipped if not given")
+    sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    sub.add_argument("--batch", type=_positive, default=8, help="films a forward pass")
 
     sub = command(export, "write the network as a file for runtimes other than PyTorch, and check it against PyTorch")
     sub.add_argument("--format", choices=("onnx",), default="onnx", help="of the file")

@@ -1,4 +1,4 @@
-"""The page: a film is dropped on it, its lungs are outlined and measured. Gradio serves it; no film stays.
+"""The page: a film is dropped on it, its lungs are outlined, measured and screened. Gradio serves it; no film stays.
 
 A report carries its picture, mask and table within itself, so the server keeps none of them; the film itself is deleted as
 soon as it is read. The page asks no other machine for anything: a policy that goes with every answer forbids it.
@@ -20,9 +20,10 @@ import numpy as np
 import pandas as pd
 
 from .image import encode_image, resize_image, resize_mask, write_image
-from .infer import LungSegmenter, draw_overlay, read_checked, segment
+from .infer import draw_overlay, read_checked, segment
 from .measure import MEASUREMENTS, measure
 from .synthetic import AppearanceModel
+from .tb import CLEAR, SUSPECT, TBScreener, why_not
 
 if TYPE_CHECKING:
     import gradio
@@ -37,11 +38,11 @@ CAUTION = "This is not a medical device: not for diagnosis, nor for any decision
 _CSS = Path(__file__).with_name("assets") / "app.css"
 
 
-def serve(segmenter: LungSegmenter, *, host: str = "127.0.0.1", port: int = 7860) -> None:
+def serve(screener: TBScreener, *, host: str = "127.0.0.1", port: int = 7860) -> None:
     """Serves the page until it is stopped (Ctrl-C, SIGTERM); then its temporary folder goes.
 
     Args:
-        segmenter: with which weights and switches.
+        screener: finds the lungs, with its own segmenter, and gives the probability of tuberculosis.
         host: address to listen at; 127.0.0.1 is this machine alone.
         port: to listen at.
 
@@ -56,7 +57,7 @@ def serve(segmenter: LungSegmenter, *, host: str = "127.0.0.1", port: int = 7860
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="unet-lung-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
-        page, look = build_page(segmenter, draw_examples(folder))
+        page, look = build_page(screener, draw_examples(folder))
         page.queue(max_size=WAITING, api_open=False)
         page.launch(server_name=host, server_port=port, share=False, quiet=True, max_file_size=MAX_UPLOAD, ssr_mode=False,
                     enable_monitoring=False, prevent_thread_lock=True, app_kwargs={"middleware": [Middleware(_Policy)]}, **look)
@@ -64,11 +65,11 @@ def serve(segmenter: LungSegmenter, *, host: str = "127.0.0.1", port: int = 7860
         page.block_thread()
 
 
-def build_page(segmenter: LungSegmenter, examples: list[Path]) -> tuple[gradio.Blocks, dict[str, object]]:
+def build_page(screener: TBScreener, examples: list[Path]) -> tuple[gradio.Blocks, dict[str, object]]:
     """The page, and what its ``launch`` is to be given besides.
 
     Args:
-        segmenter: with which weights and switches.
+        screener: see :func:`serve`.
         examples: files of films to try.
     """
     gr = _import_gradio()
@@ -86,14 +87,14 @@ def build_page(segmenter: LungSegmenter, examples: list[Path]) -> tuple[gradio.B
 
         def dropped(path: str) -> tuple[str, None]:
             try:
-                return report(Path(path), segmenter), None
+                return report(Path(path), screener), None
             finally:
                 Path(path).unlink(missing_ok=True)
 
         # One film at a time: the network uses all cores.
         rules = {"concurrency_limit": 1, "concurrency_id": "film", "api_name": False}
         film.upload(dropped, film, [result, film], **rules)
-        shelf.click(lambda index: report(examples[index], segmenter), shelf, result, **rules)
+        shelf.click(lambda index: report(examples[index], screener), shelf, result, **rules)
     return page, late
 
 
@@ -106,9 +107,9 @@ def draw_examples(folder: str | Path) -> list[Path]:
     return paths
 
 
-def report(path: Path, segmenter: LungSegmenter) -> str:
+def report(path: Path, screener: TBScreener) -> str:
     """A film's report as HTML: picture, table, notes, and mask and measurements to download; or why there is none."""
-    film = read_checked(path, path.stem)
+    film, segmenter = read_checked(path, path.stem), screener.segmenter
     found = segment(film, None if film.error else segmenter.probabilities([film.checked.image])[0], segmenter)
     if found.error:
         reason = found.error.replace(f"{path}: ", "").replace(str(path), path.name)  # where it lies on the server is no one's business
@@ -125,6 +126,7 @@ def report(path: Path, segmenter: LungSegmenter) -> str:
         "Left over right area": _number(measured["left_right_ratio"], ".2f"),
         "Symmetry": _number(measured["symmetry"], ".2f"),
         "Tilt, clockwise": _number(measured["tilt_deg"], ".1f", "°"),
+        "Tuberculosis, for research": why_not(found) or _probability(screener, image, mask),
     }
     name, lying = escape(path.stem), film.checked.undo(mask)  # the mask to download lies as the file does
     return f"""<article class='report'>
@@ -156,6 +158,11 @@ def _rows(facts: dict[str, str]) -> str:
 
 def _notes(notes: tuple[str, ...]) -> str:
     return f"<h3>Notes</h3><ul>{''.join(f'<li>{escape(note)}</li>' for note in notes)}</ul>" if notes else ""
+
+
+def _probability(screener: TBScreener, image: np.ndarray, mask: np.ndarray) -> str:
+    probability = float(screener.probabilities([image], [mask])[0])
+    return f"{probability:.2f} ({SUSPECT if probability >= screener.threshold else CLEAR})"
 
 
 def _place(found: dict[str, float], name: str) -> str:

@@ -105,6 +105,14 @@ def augmentation(preset: str) -> A.Compose:
             A.CoarseDropout(num_holes_range=(1, 4), hole_height_range=(0.03, 0.15), hole_width_range=(0.03, 0.15),
                             fill="random_uniform", p=0.25),
         ],
+        "tb": [  # brightness and contrast are left alone: the lungs' own levels are normalised away
+            A.HorizontalFlip(p=0.5),
+            affine(0.15, 0.06, 12, 0.9),
+            A.RandomGamma((60, 170), p=0.6),
+            A.OneOf([A.GaussianBlur((3, 5)), A.Sharpen(alpha=(0.1, 0.4)), A.CLAHE(clip_limit=(1, 3))], p=0.3),
+            A.GaussNoise(std_range=(0.01, 0.05), p=0.25),
+            A.CoarseDropout(num_holes_range=(1, 3), hole_height_range=(0.04, 0.12), hole_width_range=(0.04, 0.12), fill=0, p=0.2),
+        ],
     }
     if preset not in steps:
         raise ValueError(f"augment is one of {', '.join(steps)}, not {preset!r}")

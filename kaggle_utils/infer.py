@@ -88,7 +88,7 @@ def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegm
     for folder in ("", *(folder for name in formats for folder in _FOLDERS[name])):
         (out / folder).mkdir(parents=True, exist_ok=True)
     files = find_files(patterns, skip=out)
-    names = _unique_names(files)
+    names = unique_names(files)
     rows, measured, annotations = [], [], []
     bar = tqdm(total=len(files), desc="predict", unit="film", disable=None)
     with ThreadPoolExecutor() as pool:
@@ -197,7 +197,7 @@ def _write(found: Segmented, out: Path, formats: Sequence[str],
     return row, measure(mask, film.spacing_mm), annotate(lungs, film.name, film.path) if "coco" in formats else []
 
 
-def _unique_names(files: list[Path]) -> list[str]:
+def unique_names(files: list[Path]) -> list[str]:
     """Stems; films that share one are named by their whole path below the folder common to all."""
     twice = pd.Series([path.stem.lower() for path in files]).duplicated(keep=False)
     common = os.path.commonpath([path.absolute().parent for path in files]) if twice.any() else ""

@@ -23,6 +23,7 @@ from kaggle_utils.infer import LungSegmenter
 from kaggle_utils.measure import measure
 from kaggle_utils.model import UNet, save_weights
 from kaggle_utils.synthetic import AppearanceModel
+from kaggle_utils.tb import TBScreener
 from dicoms import dicom
 from phantoms import phantom
 from test_infer import DarkIsLung
@@ -152,10 +153,15 @@ def test_film_that_is_dropped_is_outlined_and_measured(page, server, tmp_path):
 
 
 def test_each_built_in_film_has_two_lungs(page):
-    for n in range(len(EXAMPLES)):
+    screener = TBScreener(device="cpu")
+    for n, (seed, index, tb) in enumerate(EXAMPLES):
         page.locator("#examples button").nth(n).click()
         page.wait_for_selector(f".report h2:text-is('nobody_{n + 1}.png')")
         assert page.inner_text("tr:has-text('Lungs found') td") == "2"
+        image = AppearanceModel.load().film(seed, index, size=512, tb=tb).image
+        probability, said = page.inner_text("tr:has-text('Tuberculosis') td").split(" ", 1)
+        assert float(probability) == pytest.approx(screener.probabilities([image], screener.segmenter.masks([image]))[0], abs=0.01)
+        assert said == ("(suspect)" if float(probability) >= screener.threshold else "(not suspect)")
 
 
 def test_dicom_film_is_measured_in_mm_with_its_notes(page, tmp_path):
@@ -215,11 +221,11 @@ def test_stopped_server_leaves_nothing_and_has_asked_no_other_machine(server):
 # --- without one -----------------------------------------------------------------------------------------------------
 
 @pytest.fixture
-def segmenter(tmp_path) -> LungSegmenter:
+def screener(tmp_path) -> TBScreener:
     save_weights(tmp_path / "w.safetensors", UNet(width=2, depth=2), {"size": 32, "sources": ["montgomery"]})
     segmenter = LungSegmenter(tmp_path / "w.safetensors", device="cpu")
     segmenter.model, segmenter.dtype = DarkIsLung(), None
-    return segmenter
+    return TBScreener(segmenter=segmenter, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -227,51 +233,52 @@ def film():
     return AppearanceModel.load().film(7, 0, size=200, tb=0)
 
 
-def test_report_of_a_film_without_lungs_has_dashes_and_the_flag_says_so(tmp_path, segmenter, film):
-    segmenter.threshold = 1.0
+def test_report_of_a_film_without_lungs_has_dashes_and_the_flag_says_so(tmp_path, screener, film):
+    screener.segmenter.threshold = 1.0
     files.write_image(tmp_path / "film.png", film.image)
-    text = report(tmp_path / "film.png", segmenter)
+    text = report(tmp_path / "film.png", screener)
     assert "<th scope='row'>Lungs found</th><td>0</td>" in text and "<td>–</td>" in text and "nan" not in text.split("<h2>")[1].split("<p class")[0]
     assert "<td>0.00 (reject)</td>" in text and "<li>no lung found</li>" in text
+    assert "<th scope='row'>Tuberculosis, for research</th><td>no lung found</td>" in text
 
 
-def test_name_of_a_file_is_no_html(tmp_path, segmenter, film):
+def test_name_of_a_file_is_no_html(tmp_path, screener, film):
     name = "<img src=x onerror='alert(1)'>.png"
     files.write_image(tmp_path / name, film.image)
-    assert "<img src=x" not in report(tmp_path / name, segmenter)
+    assert "<img src=x" not in report(tmp_path / name, screener)
     (tmp_path / name).write_bytes(b"")
-    assert "<img src=x" not in report(tmp_path / name, segmenter)
+    assert "<img src=x" not in report(tmp_path / name, screener)
 
 
-def test_large_film_is_shown_small_and_its_mask_is_whole(tmp_path, segmenter, film, monkeypatch):
+def test_large_film_is_shown_small_and_its_mask_is_whole(tmp_path, screener, film, monkeypatch):
     monkeypatch.setattr(page_module, "SHOWN", 50)
     drawn = []
     monkeypatch.setattr(page_module, "encode_image", lambda image, suffix: drawn.append((suffix, image.shape)) or b"")
     files.write_image(tmp_path / "film.png", film.image[:, 20:180])
-    report(tmp_path / "film.png", segmenter)
+    report(tmp_path / "film.png", screener)
     assert drawn == [(".jpg", (50, 40, 3)), (".png", (200, 160))]
 
 
 def test_film_that_lay_on_its_side_is_shown_upright_and_its_mask_lies_as_it_did(tmp_path, film, monkeypatch):
-    segmenter, drawn = LungSegmenter(device="cpu"), []
+    screener, drawn = TBScreener(device="cpu"), []
     monkeypatch.setattr(page_module, "encode_image", lambda image, suffix: drawn.append(image) or b"")
     for name, image in (("upright", film.image[:, 20:180]), ("turned", np.rot90(film.image[:, 20:180]))):
         files.write_image(tmp_path / f"{name}.png", image)
-        assert ("lay on its side" in report(tmp_path / f"{name}.png", segmenter)) == (name == "turned")
+        assert ("lay on its side" in report(tmp_path / f"{name}.png", screener)) == (name == "turned")
     shown, mask, shown_turned, mask_turned = drawn
     np.testing.assert_array_equal(shown_turned, shown)
     np.testing.assert_array_equal(mask_turned, np.rot90(mask))
 
 
-def test_what_is_no_film_is_refused_without_saying_where_it_lies(tmp_path, segmenter):
+def test_what_is_no_film_is_refused_without_saying_where_it_lies(tmp_path, screener):
     files.write_image(tmp_path / "page.png", phantom().image)
-    text = report(tmp_path / "page.png", segmenter)
+    text = report(tmp_path / "page.png", screener)
     assert text.startswith("<p class='refusal' role='alert'>page.png: refused: no frontal chest film") and str(tmp_path) not in text
 
 
-def test_page_without_gradio_is_one_line(segmenter, monkeypatch):
+def test_page_without_gradio_is_one_line(screener, monkeypatch):
     for name in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_RUN_HISTORY"):
         monkeypatch.setenv(name, "")
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(ImportError, match="the page needs gradio: pip install gradio"):
-        serve(segmenter)
+        serve(screener)

@@ -13,13 +13,14 @@ ROWS = {
     4: ["tune", "tb", "plot", "protocol"],
     3: ["train", "infer"],
     2: ["export", "formats", "quality", "shards", "workspace"],
-    1: ["model", "loss", "metrics", "measure", "data", "prep", "synthetic", "checks"],
+    1: ["model", "loss", "metrics", "measure", "data", "prep", "synthetic", "checks", "calibrate"],
     0: ["image", "outline", "hardware", "config", "distributed", "s3", "__init__"],
 }
 # One module in several files, from its face down to its depths: a file may import those to its right.
 CHAPTERS = {"image": ["image", "dicom", "header"], "synthetic": ["synthetic", "acquire", "appearance"],
-            "tune": ["tune", "search", "mistakes", "study"], "plot": ["plot", "plot_robustness", "plot_tuning", "plot_films", "plot_unet"],
-            "infer": ["infer", "segmenter", "film"], "kaggle": ["kaggle", "kaggle_metadata"], "s3": ["s3", "s3_zip", "s3_client"]}
+            "tune": ["tune", "search", "mistakes", "study"], "plot": ["plot", "plot_robustness", "plot_tb", "plot_tuning", "plot_films", "plot_unet"],
+            "infer": ["infer", "segmenter", "film"], "kaggle": ["kaggle", "kaggle_metadata"], "s3": ["s3", "s3_zip", "s3_client"],
+            "tb": ["tb", "tb_train", "tb_net", "tb_data"]}
 
 ROW = {name: row for row, names in ROWS.items() for name in names}
 FACE = {chapter: face for face, chapters in CHAPTERS.items() for chapter in chapters}

@@ -40,7 +40,7 @@ def numbers(value) -> list[float]:
 def measured() -> list[float]:
     """The numbers of results/, but for tables of single films or epochs, where any number could be found."""
     found = [number for path in (CLONE / "results").glob("*.json") for number in numbers(json.loads(path.read_text()))]
-    tables = [pd.read_csv(path) for path in (CLONE / "results").glob("*.csv") if path.stem not in ("protocols", "time_to_dice")]
+    tables = [pd.read_csv(path) for path in (CLONE / "results").glob("*.csv") if path.stem not in ("protocols", "tb_films", "time_to_dice")]
     studies = [pd.read_csv(path) for path in (CLONE / "results/tuning").glob("*.csv")]
     tables += [summarise_runs(table) for table in studies]
     tables += [table.groupby("run")[["val_dice", "reported", "val_accuracy"]].agg(["min", "max"]) for table in studies]

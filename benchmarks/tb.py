@@ -1,0 +1,292 @@
+"""Does segmenting first help to see tuberculosis, and what is learned that holds for another hospital's films?
+
+    python -m benchmarks.tb protocols [--data segmentation] [--only both folds montgomery shenzhen] [--jobs 2]
+    python -m benchmarks.tb choose · speed · ship · shipped · pretrain
+
+Each run trains from random weights, calibrates on validation films and is asked once about the test films; its logits, a row a
+film, go to ``results/tb_films.csv``, from which ``results/tb.csv`` is made. A run whose rows are there is not done again, so a
+stopped sweep goes on with the same command. Nothing was chosen on test films: ``choose`` compares settings by cross-validation
+inside the training and validation lists (``results/tb_choices.csv``; most were stopped after one or two of three folds, when they
+were not ahead, and some rows are of forms of the code that are gone, as they say).
+
+What each run had seen besides its own labelled training films:
+
+- The lungs are cut out by segmenters that saw no film of the set they cut (``crossed``: Shenzhen's films by the one trained on
+  Montgomery's masks, and the other way round), so test films are cut no better than any. Where a foreign set is the test, one
+  segmenter cuts both sets, that of the set trained on: nothing has seen the foreign set, not even its masks.
+- Nothing else: to start from a segmenter's encoder, trained on the masks of the same training films (``pretrain``), was no better
+  in cross-validation than to start from random weights, so no protocol does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from kaggle_utils.calibrate import SENSITIVITY, auc, calibrated, score_tb
+from kaggle_utils.config import TrainConfig
+from kaggle_utils.data import LungDataset, make_loader
+from kaggle_utils.image import read_image, resize_image, write_bytes
+from kaggle_utils.infer import LungSegmenter
+from kaggle_utils.loss import make_loss
+from kaggle_utils.model import UNet, load_weights, save_weights
+from kaggle_utils.splits import suspect_masks
+from kaggle_utils.study import beside
+from kaggle_utils.tb import SUSPECT, TB_WEIGHTS, TBScreener, screen
+from kaggle_utils.tb_data import ARMS, Cuts, cut, folds, load_cuts, make_cuts, save_cuts, tb_frame
+from kaggle_utils.tb_net import TBEnsemble, TBNet, load_tb
+from kaggle_utils.tb_train import TBConfig, logits_of, train_tb
+from kaggle_utils.train import LICENCES, Trainer
+
+ROOT = Path(__file__).parents[1]
+SETS = ("montgomery", "shenzhen")
+RUNS = ROOT / "runs" / "tb"
+FILMS, TABLE, CHOICES_TABLE = (ROOT / "results" / f"{name}.csv" for name in ("tb_films", "tb", "tb_choices"))
+FOLDS = 5
+BEST = "masked"  # the arm that the protocols other than `both` are run with, by cross-validation
+PROTOCOLS = {  # name: sets trained on, whose segmenter cuts, passes over the training films
+    "both": (SETS, "crossed", 40), "folds": (SETS, "crossed", 40),
+    "montgomery": (("montgomery",), "montgomery", 120), "shenzhen": (("shenzhen",), "shenzhen", 40)}
+SMALL = {"epochs": 120}  # as the protocol `montgomery`
+CHOICES = {  # what is said of it, the protocol whose films it is made with, what differs from TBConfig, a segmenter to start from
+    "chosen": ("random weights, the lung fields alone", "both", {}, ""),
+    "crop": ("the box around the lungs", "both", {"arm": "crop"}, ""),
+    "encoder": ("from the encoder of `pretrain`", "both", {}, "runs/tb/segmenter_both"),
+    "mixup": ("mixup 0.4", "both", {"mixup": 0.4}, ""),
+    "lr": ("lr 3e-3", "both", {"lr": 3e-3}, ""),
+    "long": ("100 epochs from the encoder of `pretrain`", "both", {"epochs": 100}, "runs/tb/segmenter_both"),
+    "small: chosen": ("Montgomery's films alone, random weights", "montgomery", SMALL, ""),
+    "small: encoder": ("Montgomery's films alone, from the segmenter of its masks", "montgomery", SMALL, "runs/protocols/montgomery"),
+}
+
+
+def prepare(data: str | Path, cutter: str, size: int, segmenters: Path) -> Path:
+    """Cuts all films once; the films stay in ``runs/``."""
+    path = RUNS / "cuts" / f"{cutter}_{size}.npz"
+    if not path.exists():
+        found = {name: LungSegmenter(segmenters / name / "best.safetensors") for name in SETS}
+        finder = {"montgomery": found["shenzhen"], "shenzhen": found["montgomery"]} if cutter == "crossed" else found[cutter]
+        save_cuts(path, make_cuts(tb_frame(data, SETS), finder, size))
+    return path
+
+
+@lru_cache(maxsize=1)
+def _cuts(path: Path) -> Cuts:
+    return load_cuts(path)
+
+
+def parts(frame: pd.DataFrame, protocol: str, seed: int) -> np.ndarray:
+    """Which films a run trains on (train), calibrates on (val) and is tested on (test); the rest is left out (empty).
+
+    In ``folds`` the seed is the fold; an eighth of the films outside it calibrates. Where one set is trained on, its own test
+    list and the whole of the other set are the test.
+    """
+    if protocol == "folds":
+        outside = np.flatnonzero(folds(frame, FOLDS) != seed)
+        part = np.full(len(frame), "test", object)
+        part[outside] = np.where(folds(frame.iloc[outside], 8, seed=1) == 0, "val", "train")
+        return part
+    own = frame["source"].isin(PROTOCOLS[protocol][0])
+    return np.where(own, frame["part"], "test")
+
+
+def run(path: Path, protocol: str, arm: str, seed: int) -> pd.DataFrame:
+    """One training and its logits of the validation and test films; the network is kept in ``runs/``."""
+    torch.set_num_threads(1)
+    cuts = _cuts(path)
+    part = parts(cuts.frame, protocol, seed)
+    start = time.perf_counter()
+    config = TBConfig(arm=arm, seed=seed, epochs=PROTOCOLS[protocol][2], size=cuts.films.shape[1])
+    net = train_tb(cuts[part == "train"], config)
+    seconds = time.perf_counter() - start
+    rest = cuts[(part == "val") | (part == "test")]
+    save_weights(RUNS / f"{protocol}_{arm}_{seed}.safetensors", TBEnsemble([net]))
+    rows = rest.frame[["name", "source", "tb"]].assign(part=part[(part == "val") | (part == "test")], list=rest.frame["part"],
+                                                       logit=logits_of([net], rest, arm).astype(float).round(4))
+    return rows.assign(protocol=protocol, arm=arm, seed=seed, seconds=round(seconds, 1))
+
+
+def read_films() -> pd.DataFrame:
+    """Rows of finished runs."""
+    return pd.read_csv(FILMS, dtype={"name": str}) if FILMS.exists() else pd.DataFrame(columns=["protocol", "arm", "seed"])
+
+
+def protocols(data: str | Path, only: list[str], arms: list[str], seeds: int, segmenters: Path, jobs: int) -> pd.DataFrame:
+    """Does the runs that are missing, and makes the table of all."""
+    done = set(map(tuple, read_films()[["protocol", "arm", "seed"]].drop_duplicates().itertuples(index=False)))
+    tasks = [(prepare(data, PROTOCOLS[protocol][1], TBConfig.size, segmenters), protocol, arm, seed)
+             for protocol in only for seed in range(FOLDS if protocol == "folds" else seeds)
+             for arm in ([BEST] if protocol == "folds" else arms)]
+    tasks = [task for task in tasks if task[1:] not in done]
+    for rows in tqdm(beside(run, tasks, jobs), "runs", len(tasks)):
+        table = pd.concat([read_films(), rows]).sort_values(["protocol", "arm", "seed", "part", "name"], kind="stable")
+        write_bytes(FILMS, table.round(4).to_csv(index=False).encode())
+    table = summarise(read_films())
+    write_bytes(TABLE, table.to_csv(index=False).encode())
+    return table
+
+
+def summarise(films: pd.DataFrame) -> pd.DataFrame:
+    """One row a run and test set, and one for an arm's runs together: ``mean`` of the seeds' logits; the folds ``joined``."""
+    rows = []
+    for (protocol, arm), runs in films.groupby(["protocol", "arm"]):
+        tested = {seed: calibrated(one) for seed, one in runs.groupby("seed")}
+        if protocol == "folds":
+            tested = {"joined": pd.concat(tested.values())}
+        elif len(tested) > 1:
+            mean = runs.groupby(["name", "source", "tb", "part"], as_index=False).agg({"logit": "mean", "list": "first", "seconds": "sum"})
+            tested["mean"] = calibrated(mean)
+        for seed, test in tested.items():
+            rows += [{"protocol": protocol, "arm": arm, "seed": seed, "tested_on": name,
+                      **score_tb(*(some[key].to_numpy() for key in ("prob", "tb", "suspect"))),
+                      "temperature": some["temperature"].mean(), "threshold": some["threshold"].mean(), "train_s": some["seconds"].mean()}
+                     for name, some in test_sets(test, protocol)]
+    return pd.DataFrame(rows).round(4)
+
+
+def test_sets(test: pd.DataFrame, protocol: str) -> list[tuple[str, pd.DataFrame]]:
+    """The test films of each set, of a foreign one its test list and all of it, and, where both were trained on, all together."""
+    own = PROTOCOLS[protocol][0]
+    sets = [(name if name in own else f"{name}, all", test[test["source"] == name]) for name in SETS]
+    sets += [(f"{name}, test list", test[(test["source"] == name) & (test["list"] == "test")]) for name in SETS if name not in own]
+    return sets + [("both", test)] * (len(own) > 1)
+
+
+def speed(data: str | Path, films: int) -> pd.DataFrame:
+    """Milliseconds a film of 512 px from pixels to a logit, with its mirror image, in turn for each arm, on one thread; median."""
+    torch.set_num_threads(1)
+    frame = tb_frame(data, SETS).head(films)
+    segmenter, images = LungSegmenter(), [read_image(path) for path in frame["image"]]
+    nets = {arm: TBNet().eval() for arm in ARMS}
+    times: dict[str, list[float]] = {"lungs found": [], **{arm: [] for arm in ARMS}}
+    for image in images:
+        start = time.perf_counter()
+        mask = segmenter.masks([image])[0]
+        times["lungs found"].append(time.perf_counter() - start)
+        for arm, net in nets.items():
+            start = time.perf_counter()
+            # The whole film needs no lungs: what stands in their place is not looked at.
+            cuts = Cuts(pd.DataFrame(index=[0]), *(a[None] for a in (
+                [resize_image(image, TBConfig.size)] * 4 if arm == "whole" else cut(image, mask, TBConfig.size))))
+            logits_of([net], cuts, arm)
+            times[arm].append(time.perf_counter() - start)
+    ms = pd.Series({name: 1e3 * np.median(some[3:]) for name, some in times.items()}).round(1)
+    table = pd.DataFrame({"arm": ARMS, "classifier_ms": ms[list(ARMS)].to_numpy(), "segmenter_ms": [0.0, *[ms["lungs found"]] * 3]})
+    return table.assign(total_ms=table["classifier_ms"] + table["segmenter_ms"])
+
+
+def cross_validate(path: Path, choice: str, fold: int) -> dict[str, object]:
+    """One setting on one of three folds of the training and validation lists; test films are not in it."""
+    torch.set_num_threads(1)
+    cuts, (about, protocol, changes, encoder) = _cuts(path), CHOICES[choice]
+    cuts = cuts[(cuts.frame["part"] != "test") & cuts.frame["source"].isin(PROTOCOLS[protocol][0])]
+    held_out = folds(cuts.frame, 3) == fold
+    config = TBConfig(size=cuts.films.shape[1], **changes)
+    start = time.perf_counter()
+    net = train_tb(cuts[~held_out], config, load_weights(ROOT / encoder / "best.safetensors") if encoder else None)
+    rest = cuts[held_out]
+    logits, truth, source = logits_of([net], rest, config.arm), rest.frame["tb"].to_numpy(), rest.frame["source"]
+    each = {f"auc_{name}": auc(logits[source == name], truth[source == name]) for name in sorted(set(source))}
+    return {"choice": choice, "fold": fold, "about": about, "auc": auc(logits, truth), **each, "seconds": time.perf_counter() - start}
+
+
+def choose(data: str | Path, only: list[str], segmenters: Path, jobs: int) -> pd.DataFrame:
+    """Does the comparisons that are missing."""
+    done = pd.read_csv(CHOICES_TABLE) if CHOICES_TABLE.exists() else pd.DataFrame(columns=["choice", "fold"])
+    known = set(done[["choice", "fold"]].itertuples(index=False, name=None))
+    tasks = [(prepare(data, PROTOCOLS[CHOICES[name][1]][1], TBConfig.size, segmenters), name, fold)
+             for name in only for fold in range(3) if (name, fold) not in known]
+    for row in tqdm(beside(cross_validate, tasks, jobs), "choices", len(tasks)):
+        done = pd.concat([done, pd.DataFrame([row]).round(4)]).sort_values(["choice", "fold"])
+        write_bytes(CHOICES_TABLE, done.to_csv(index=False).encode())
+    return done.groupby(["choice", "about"], as_index=False)[["auc", *(f"auc_{name}" for name in SETS)]].mean()
+
+
+def pretrain(data: str | Path) -> None:
+    """A segmenter for `both`: trained on the masks of the published TB lists' training films, so no TB test film was seen."""
+    frame = tb_frame(data, SETS)
+    frame = frame[(frame["mask"] != "") & ~frame["name"].isin(suspect_masks()["name"])]
+    config = TrainConfig(size=256, epochs=28, workers=0)
+    loaders = [make_loader(LungDataset(frame[frame["part"] == part], config.size, preset, seed=0), config.batch, shuffle=part == "train")
+               for part, preset in (("train", config.augment), ("val", "none"))]
+    torch.manual_seed(config.seed)
+    net = UNet(classes=2, width=config.width, depth=config.depth, patch=config.patch)
+    Trainer(net, make_loss(config.loss, dice_weight=config.dice_weight), *loaders, config, RUNS / "segmenter_both").fit()
+
+
+def ship(out: Path, seeds: int) -> None:
+    """The weights that `screen` takes when none are named: the networks of `both`, together, as float16."""
+    rows = read_films().query("protocol == 'both' and arm == @BEST and seed < @seeds")
+    mean = calibrated(rows.groupby(["name", "source", "tb", "part"], as_index=False)["logit"].mean())
+    members = [load_tb(RUNS / f"both_{BEST}_{seed}.safetensors").members[0] for seed in range(seeds)]
+    table = pd.read_csv(TABLE).query("protocol == 'both' and arm == @BEST and seed == 'mean'").set_index("tested_on")
+    films = load_cuts(prepare("segmentation", "crossed", TBConfig.size, Path())).frame
+    fixed = mean[["temperature", "threshold"]].iloc[0].to_dict()
+    save_weights(out, TBEnsemble(members), {
+        "task": "tuberculosis in frontal chest films, for research and teaching: not for diagnosis, triage or any decision",
+        "arm": BEST, "size": TBConfig.size, **fixed,
+        "operating_point": f"sensitivity {SENSITIVITY:.0%} of the validation films", "sources": list(SETS),
+        "films": {part: films.loc[films["part"] == part, "source"].value_counts().to_dict() for part in ("train", "val")},
+        "test": table[["n", "auc", "low", "high", "sensitivity", "specificity"]].to_dict("index"),
+        "command": "python -m benchmarks.tb protocols --only both --arms masked && python -m benchmarks.tb ship",
+        "config": asdict(TBConfig(epochs=PROTOCOLS["both"][2])), "licence": [LICENCES[name] for name in SETS]}, half=True)
+
+
+def shipped(data: str | Path) -> pd.DataFrame:
+    """What a user gets: `screen` with the weights and the segmenter that ship, at their operating point.
+
+    The segmenter was trained on the masks of many of these films, the test films too, though never on their labels.
+    """
+    frame = tb_frame(data, SETS)
+    frame = frame[frame["part"] != "train"]
+    table = screen(list(frame["image"]), RUNS / "shipped", TBScreener(device="cpu")).merge(frame[["name", "source", "tb", "part"]], on="name")
+    rows = []
+    for part, films in table.groupby("part"):
+        for name, some in [*films.groupby("source"), ("both", films)]:
+            given = some[some["probability"].notna()]
+            found = score_tb(given["probability"].to_numpy(), given["tb"].to_numpy(), (given["label"] == SUSPECT).to_numpy())
+            rows.append({"part": part, "tested_on": name, **found, "without_probability": len(some) - len(given)})
+    return pd.DataFrame(rows).round(4)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("choose", "protocols", "speed", "pretrain", "ship", "shipped"))
+    parser.add_argument("--data", default="segmentation", help="prepared folder with Montgomery and Shenzhen")
+    parser.add_argument("--segmenters", type=Path, default=Path("runs/protocols"),
+                        help="folder of `python -m kaggle_utils protocol montgomery shenzhen`")
+    parser.add_argument("--only", nargs="+", help="protocols, or choices; all if not given")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="of the protocol `both`")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each arm")
+    parser.add_argument("--films", type=int, default=40, help="that speed is measured on")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="single-threaded trainings beside each other")
+    args = parser.parse_args()
+    if args.what == "choose":
+        print(choose(args.data, args.only or list(CHOICES), args.segmenters, args.jobs).to_string(index=False))
+    elif args.what == "protocols":
+        print(protocols(args.data, args.only or list(PROTOCOLS), args.arms, args.seeds, args.segmenters, args.jobs).to_string(index=False))
+    elif args.what == "speed":
+        table = speed(args.data, args.films)
+        write_bytes(ROOT / "results" / "tb_speed.csv", table.to_csv(index=False).encode())
+        print(table.to_string(index=False))
+    elif args.what == "shipped":
+        table = shipped(args.data)
+        write_bytes(ROOT / "results" / "tb_shipped.csv", table.to_csv(index=False).encode())
+        print(table.to_string(index=False))
+    elif args.what == "pretrain":
+        pretrain(args.data)
+    else:
+        ship(TB_WEIGHTS, args.seeds)
+
+
+if __name__ == "__main__":
+    main()

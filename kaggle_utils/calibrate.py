@@ -1,0 +1,103 @@
+"""Two classes told apart by a number: how well (ROC), from where on (operating point), and how surely (calibration).
+
+N films; labels are 0 (normal) and 1 (sick); logits, scores, probabilities and labels are ``(N,)``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import minimize_scalar
+from scipy.special import expit
+from scipy.stats import rankdata
+
+SENSITIVITY = 0.9  # what WHO asks of a triage test for tuberculosis, with a specificity of 0.7 (target product profiles, 2014)
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The number that logits are divided by so that their probabilities are likeliest, in [0.05, 20].
+
+    Source: Guo, Pleiss, Sun & Weinberger 2017, On calibration of modern neural networks.
+    """
+    def loss(log_temperature: float) -> float:
+        signed = np.where(labels == 1, -1, 1) * logits / math.exp(log_temperature)
+        return float(np.logaddexp(0, signed).mean())
+
+    return math.exp(minimize_scalar(loss, bounds=(math.log(0.05), math.log(20)), method="bounded").x)
+
+
+def choose_threshold(prob: np.ndarray, labels: np.ndarray, sensitivity: float = SENSITIVITY) -> float:
+    """The highest probability at which this share of the films with tuberculosis, or more, is at or above it."""
+    sick = np.sort(prob[labels == 1])
+    return float(sick[math.floor(len(sick) * (1 - sensitivity) + 1e-9)])
+
+
+def auc(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Area under the ROC curve: how often a film with tuberculosis scores above one without, ties count half.
+
+    Raises:
+        ValueError: one class is missing.
+    """
+    sick = int((labels == 1).sum())
+    if sick in (0, len(labels)):
+        raise ValueError(f"{sick} of {len(labels)} films have tuberculosis: an AUC needs both classes")
+    return float((rankdata(scores)[labels == 1].sum() - sick * (sick + 1) / 2) / (sick * (len(labels) - sick)))
+
+
+def score_tb(prob: np.ndarray, labels: np.ndarray, suspect: np.ndarray, *, seed: int = 0) -> dict[str, float]:
+    """Scores of a set of films.
+
+    Args:
+        prob: calibrated probabilities.
+        labels: in {0, 1}.
+        suspect: whether each probability is at or above the threshold that other films fixed, bool.
+        seed: of the bootstrap.
+
+    Returns:
+        n, auc with low and high (95 % of 2,000 resamples of each class), sensitivity, specificity, brier (mean squared error of
+        the probability) and ece (expected calibration error, ten bins of equal width).
+    """
+    rng = np.random.default_rng(seed)
+    sick, well = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
+    draws = [np.concatenate([rng.choice(part, len(part)) for part in (sick, well)]) for _ in range(2000)]
+    low, high = np.percentile([auc(prob[draw], labels[draw]) for draw in draws], (2.5, 97.5))
+    bins = reliability(prob, labels)
+    return {"n": len(labels), "auc": auc(prob, labels), "low": float(low), "high": float(high),
+            "sensitivity": float(suspect[sick].mean()), "specificity": float(1 - suspect[well].mean()),
+            "brier": float(((prob - labels) ** 2).mean()),
+            "ece": float((bins["n"] * abs(bins["prob"] - bins["share"])).sum() / len(labels))}
+
+
+def reliability(prob: np.ndarray, labels: np.ndarray, bins: int = 10) -> dict[str, np.ndarray]:
+    """Of each bin of probability that holds films: how many (n), their mean probability (prob), the share of sick ones (share)."""
+    which = np.minimum((prob * bins).astype(int), bins - 1)
+    filled = np.unique(which)
+    return {"n": np.array([(which == b).sum() for b in filled]), "prob": np.array([prob[which == b].mean() for b in filled]),
+            "share": np.array([labels[which == b].mean() for b in filled])}
+
+
+def roc(scores: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """The ROC curve, from (0, 0) to (1, 1): false_positives and sensitivity at every threshold."""
+    order = np.argsort(-scores, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # films that score alike are one step
+    sick = (labels[order] == 1).cumsum()[ends]
+    return {"false_positives": np.append(0, (ends + 1 - sick) / (labels == 0).sum()), "sensitivity": np.append(0, sick / (labels == 1).sum())}
+
+
+def calibrated(films: pd.DataFrame, sensitivity: float = SENSITIVITY) -> pd.DataFrame:
+    """The test films of one network (or of several, their mean) with what its validation films fix.
+
+    Args:
+        films: with ``tb``, ``logit`` and ``part`` (``val`` or ``test``; others are left out).
+        sensitivity: of the validation films, by :func:`choose_threshold`.
+
+    Returns:
+        The test rows with prob (calibrated), suspect (whether it is at the threshold or above), temperature and threshold.
+    """
+    val, test = (films[films["part"] == part] for part in ("val", "test"))
+    temperature = fit_temperature(val["logit"].to_numpy(), val["tb"].to_numpy())
+    threshold = choose_threshold(expit(val["logit"].to_numpy() / temperature), val["tb"].to_numpy(), sensitivity)
+    prob = expit(test["logit"] / temperature)
+    return test.assign(prob=prob, suspect=prob >= threshold, temperature=temperature, threshold=threshold)

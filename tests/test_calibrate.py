@@ -1,0 +1,57 @@
+"""ROC, operating point and calibration, against numbers known beforehand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.integrate import trapezoid
+from scipy.special import expit
+
+from kaggle_utils.calibrate import auc, calibrated, choose_threshold, fit_temperature, reliability, roc, score_tb
+
+
+def test_temperature_of_known_logits(rng):
+    true = rng.normal(0, 1.5, 20_000)
+    labels = (rng.random(20_000) < expit(true)).astype(int)
+    assert fit_temperature(3 * true, labels) == pytest.approx(3, rel=0.05)
+    assert fit_temperature(0.5 * true, labels) == pytest.approx(0.5, rel=0.05)
+
+
+def test_auc_as_by_brute_force(rng):
+    scores, labels = rng.integers(0, 8, 60).astype(float), rng.integers(0, 2, 60)
+    sick, well = scores[labels == 1], scores[labels == 0]
+    pairs = [(a > b) + 0.5 * (a == b) for a in sick for b in well]
+    assert auc(scores, labels) == pytest.approx(np.mean(pairs))
+    curve = roc(scores, labels)
+    assert trapezoid(curve["sensitivity"], curve["false_positives"]) == pytest.approx(np.mean(pairs))
+    with pytest.raises(ValueError, match="both classes"):
+        auc(scores, np.ones(60))
+
+
+@pytest.mark.parametrize("wanted, threshold", [(1.0, 0.1), (0.9, 0.2), (0.5, 0.6)])
+def test_threshold_by_sensitivity(wanted, threshold):
+    prob, labels = np.append(np.arange(1, 11) / 10, [0.05, 0.95]), np.array([1] * 10 + [0] * 2)
+    assert choose_threshold(prob, labels, wanted) == pytest.approx(threshold)
+    assert (prob[:10] >= choose_threshold(prob, labels, wanted)).mean() >= wanted
+
+
+def test_scores_of_known_probabilities():
+    prob, labels = np.array([0.9, 0.8, 0.3, 0.1, 0.2, 0.7]), np.array([1, 1, 1, 0, 0, 0])
+    found = score_tb(prob, labels, prob >= 0.25)
+    assert found["auc"] == pytest.approx(8 / 9) and found["sensitivity"] == 1 and found["specificity"] == pytest.approx(2 / 3)
+    assert found["low"] <= found["auc"] <= found["high"] and found["brier"] == pytest.approx((0.01 + 0.04 + 0.49 + 0.01 + 0.04 + 0.49) / 6)
+    perfect = reliability(np.array([0.25, 0.25, 0.25, 0.25]), np.array([1, 0, 0, 0]))
+    assert perfect["prob"] == perfect["share"] == 0.25 and perfect["n"] == 4
+
+
+def test_validation_films_alone_fix_temperature_and_threshold(rng):
+    true = rng.normal(0, 2, 4000)
+    films = pd.DataFrame({"tb": (rng.random(4000) < expit(true)).astype(int), "logit": 2 * true,
+                          "part": np.repeat(["val", "test", "train", "test"], 1000)})
+    test = calibrated(films)
+    assert len(test) == 2000 and (test["part"] == "test").all()
+    assert test["temperature"].unique() == pytest.approx(2, rel=0.15)
+    assert test.loc[test["tb"] == 1, "suspect"].mean() == pytest.approx(0.9, abs=0.04)
+    changed = films.assign(tb=films["tb"].where(films["part"] != "test", 1 - films["tb"]))
+    assert calibrated(changed)["prob"].equals(test["prob"])
