@@ -36,7 +36,7 @@ class ReadFilm:
     """A film read from a file, as it lies there, and what the checks made of it; or the reason why there is none to segment."""
 
     name: str
-    path: Path
+    path: str | Path
     image: np.ndarray | None = None
     checked: Checked | None = None
     error: str = ""
@@ -101,6 +101,15 @@ def find_files(patterns: Iterable[str | Path], *, skip: str | Path | None = None
     return list(found)
 
 
+def unique_names(files: list[Path]) -> list[str]:
+    """Stems; films that share one are named by their whole path below the folder common to all."""
+    twice = pd.Series([path.stem.lower() for path in files]).duplicated(keep=False)
+    common = os.path.commonpath([path.absolute().parent for path in files]) if twice.any() else ""
+    names = [re.sub(r"[/\\.]", "_", os.path.relpath(path, common)) if two else path.stem for path, two in zip(files, twice)]
+    nth = pd.Series(names).str.lower().groupby(pd.Series(names).str.lower()).cumcount()  # a/b.png and a_b.png still meet
+    return [f"{name}_{n + 1}" if n else name for name, n in zip(names, nth)]
+
+
 def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegmenter, *, batch: int = 8, force: bool = False,
             formats: Sequence[str] = ("png",)) -> pd.DataFrame:
     """Segments files; one that can't be read, or is refused, is a row with the reason, and the rest goes on.
@@ -137,7 +146,7 @@ def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegm
     for folder in ("", *(folder for name in formats for folder in _FOLDERS[name])):
         (out / folder).mkdir(parents=True, exist_ok=True)
     files = find_files(patterns, skip=out)
-    names = _unique_names(files)
+    names = unique_names(files)
     rows, measured, annotations = [], [], []
     bar = tqdm(total=len(files), desc="predict", unit="film", disable=None)
     with ThreadPoolExecutor() as pool:
@@ -165,16 +174,17 @@ def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegm
     return table
 
 
-def read_checked(path: Path, name: str, *, force: bool = False) -> ReadFilm:
+def read_checked(path: str | Path, name: str, *, force: bool = False, data: bytes | None = None) -> ReadFilm:
     """A film of any file, checked before it is segmented; never raises for what is in the file.
 
     Args:
         path: the file.
         name: by which the film goes in tables.
         force: what would be refused is read all the same, with the reasons as notes.
+        data: the file's bytes where they are here already; then ``path`` may be any address.
     """
     try:
-        film = read_film(path, fix_polarity=False)
+        film = read_film(path, fix_polarity=False, data=data)
     except (ValueError, OSError, ImportError) as error:  # a folder may hold DICOM besides what needs no extra
         return ReadFilm(name, path, error=str(error))
     checked = check_film(film.image, film.colour)
@@ -301,15 +311,6 @@ def _write(found: Segmented, out: Path, formats: Sequence[str],
         except ValueError as error:
             row["notes"] = "; ".join((*found.notes, f"no DICOM-SEG: {error}"))
     return row, measure(mask, film.spacing_mm), annotate(lungs, film.name, film.path) if "coco" in formats else []
-
-
-def _unique_names(files: list[Path]) -> list[str]:
-    """Stems; films that share one are named by their whole path below the folder common to all."""
-    twice = pd.Series([path.stem.lower() for path in files]).duplicated(keep=False)
-    common = os.path.commonpath([path.absolute().parent for path in files]) if twice.any() else ""
-    names = [re.sub(r"[/\\.]", "_", os.path.relpath(path, common)) if two else path.stem for path, two in zip(files, twice)]
-    nth = pd.Series(names).str.lower().groupby(pd.Series(names).str.lower()).cumcount()  # a/b.png and a_b.png still meet
-    return [f"{name}_{n + 1}" if n else name for name, n in zip(names, nth)]
 
 
 def _batches(items: Iterable, size: int) -> Iterator[list]:

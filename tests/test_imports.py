@@ -19,7 +19,7 @@ ROWS = {
 # One module in several files, from its face down to its depths: a file may import those to its right.
 CHAPTERS = {"image": ["image", "dicom", "header"], "synthetic": ["synthetic", "acquire", "appearance"],
             "tune": ["tune", "search", "mistakes", "study"], "plot": ["plot", "plot_robustness", "plot_tuning", "plot_films", "plot_unet"],
-            "infer": ["infer", "segmenter"], "kaggle": ["kaggle", "kaggle_metadata"]}
+            "infer": ["infer", "segmenter"], "kaggle": ["kaggle", "kaggle_metadata"], "cluster": ["cluster", "cluster_work"]}
 
 ROW = {name: row for row, names in ROWS.items() for name in names}
 FACE = {chapter: face for face, chapters in CHAPTERS.items() for chapter in chapters}
