@@ -245,9 +245,9 @@ def build_parser() -> argparse.ArgumentParser:
                      help="one or more: masks and overlays as PNG; COCO run lengths of both lungs in OUT/coco.parquet; a DICOM "
                           "segmentation object for each film that is DICOM")
     sub.add_argument("--ray", nargs="?", const="local", metavar="ADDRESS", type=_ray_address,
-                     help="on a Ray cluster: auto, HOST:PORT, ray://HOST:PORT, or one on this machine if no address is given; films and OUT "
-                          "may be s3:// prefixes, others must be on a disk that every node sees; OUT gets shards of Parquet, a row a "
-                          "film; the same command goes on with a stopped run; needs ray[data]")
+                     help="on the Ray cluster at HOST:PORT or on the one that this machine is in (auto), or on one of this machine's own if no "
+                          "address is given; films and OUT may be s3:// prefixes, other films are on a disk that every node sees; OUT "
+                          "gets shards of Parquet, a row a film; the same command goes on with a stopped run; needs ray[data]")
     _add_weights(sub)
 
     sub = command(app, "a page to drop a film on: its lungs outlined and measured; nothing leaves the machine or stays on it; needs gradio")

@@ -16,6 +16,7 @@ import hashlib
 import json
 import logging
 import os
+import socket
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -159,17 +160,42 @@ def _cluster(address: str) -> Iterator[None]:
     import ray
     from ray.util.annotations import RayDeprecationWarning
     warnings.simplefilter("ignore", RayDeprecationWarning)  # max_task_retries has no other name yet
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     with TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
         if address == "local":
-            ray.init(address, include_dashboard=False, _node_ip_address="127.0.0.1", _temp_dir=folder, **quiet)
+            options = {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "_temp_dir": folder}
         else:  # the nodes need Ray and what requirements.txt names, not this code
+            _check_address(address)
             variables = {name: os.environ[name] for name in _PLACE if name in os.environ}
-            ray.init(address, runtime_env={"py_modules": [str(Path(__file__).parent)], "env_vars": variables}, **quiet)
+            options = {"runtime_env": {"py_modules": [str(Path(__file__).parent)], "env_vars": variables}}
+        with _no_stderr():
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
         try:
             yield
         finally:
             ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Raises OSError where nobody answers: Ray itself would try for minutes."""
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    if host:
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise OSError(f"no cluster at {address}: {error}") from None
+
+
+@contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Keeps what a C++ library writes past Python from the screen."""
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
 
 
 def _pipeline(blocks: list[pa.Table], settings: Settings, weights: Path, segmenter: LungSegmenter, device: str) -> Dataset:

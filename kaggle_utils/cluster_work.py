@@ -116,7 +116,7 @@ def _row(found: Segmented) -> dict[str, object]:
     lungs = tuple(map(film.checked.undo, split_lungs(found.mask)))  # right and left only while upright
     outlines = {f"{side}_lung": None for side in SIDES} | {
         row["category"].replace(" ", "_"): row["segmentation"] for row in annotate(lungs, film.name, film.path)}
-    return found.row | measure(found.mask, film.spacing_mm) | outlines
+    return measure(found.mask, film.spacing_mm) | outlines | found.row
 
 
 def schema() -> pa.Schema:

@@ -263,6 +263,11 @@ def test_gpu_that_is_not_there_is_an_error(cluster, films, weights, tmp_path):
         predict([films], tmp_path, FORCED, weights=weights, address=cluster.address, device="cuda")
 
 
+def test_address_where_nobody_answers_is_an_error(films, weights, tmp_path):
+    with pytest.raises(OSError, match="no cluster at 127.0.0.1:1: "):
+        predict([films], tmp_path, FORCED, weights=weights, address="127.0.0.1:1")
+
+
 def test_ray_is_imported_where_it_is_used():
     code = "import sys, kaggle_utils.__main__, kaggle_utils.cluster; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(infer.__file__).parents[1], timeout=SECONDS).returncode == 0
