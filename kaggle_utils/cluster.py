@@ -26,6 +26,7 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
+from secrets import token_hex
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
@@ -114,7 +115,7 @@ def _list_objects(address: str) -> list[str]:
     store, root = open_store(address)
     if store.get_file_info(root).is_file:
         return [f"s3://{root}"]
-    found = [f"s3://{info.path}" for info in store.get_file_info(fs.FileSelector(root, recursive=True))
+    found = [f"s3://{info.path}" for info in store.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=True))
              if info.is_file and info.path.lower().endswith(IMAGE_SUFFIXES + DICOM_SUFFIXES)]
     if not found:
         raise FileNotFoundError(f"{address}: no object with a suffix of {', '.join(IMAGE_SUFFIXES + DICOM_SUFFIXES)}")
@@ -157,6 +158,7 @@ def _cluster(address: str) -> Iterator[None]:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what concerns users comes back as an exception
     if address == "local":  # Ray's name for "loopback alone" on Linux too; read when it is imported
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        os.environ.setdefault("RAY_AUTH_TOKEN", token_hex(32))  # else Ray leaves one in the home folder
     import ray
     from ray.util.annotations import RayDeprecationWarning
     warnings.simplefilter("ignore", RayDeprecationWarning)  # max_task_retries has no other name yet

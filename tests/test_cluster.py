@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 import torch
 
-# Before Ray is imported: its servers and their addresses are the loopback's.
-os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# Before Ray is imported: its servers and their addresses are the loopback's, and nothing gets into the home folder.
+os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_TOKEN": "of-this-machine-and-of-these-tests"}
 pytest.importorskip("ray")
 psutil = pytest.importorskip("psutil")
 
@@ -217,7 +217,8 @@ def test_command_line_on_this_machine_alone(films, weights, folder):
     ray_was_there = Path("/tmp/ray").exists()
     environment = {**os.environ, "HOME": str(folder / "home"), "TMPDIR": str(folder / "tmp"), "OMP_NUM_THREADS": "1",
                    "PYTHONPATH": str(Path(infer.__file__).parents[1])}
-    del environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"], environment["RAY_USAGE_STATS_ENABLED"]
+    for name in ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_USAGE_STATS_ENABLED", "RAY_AUTH_TOKEN"):
+        del environment[name]
     run = subprocess.Popen([sys.executable, "-m", "kaggle_utils", "predict", "films", "--weights", weights.name, "--force", "--out", "local",
                             "--ray"], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     seen = set()
