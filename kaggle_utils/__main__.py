@@ -66,6 +66,8 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def predict(args: argparse.Namespace) -> int:
+    if args.ray:
+        return _predict_on_cluster(args)
     from .infer import LungSegmenter, predict
     from .s3 import fetch, results
     segmenter = LungSegmenter(args.weights and fetch(args.weights), device=args.device, flip=args.flip, clean=not args.raw, head=args.head,
@@ -84,6 +86,19 @@ def predict(args: argparse.Namespace) -> int:
     for film in failed.head(5).itertuples():
         print(f"  {film.error}", file=sys.stderr)
     return 3 if len(failed) else 0
+
+
+def _predict_on_cluster(args: argparse.Namespace) -> int:
+    from .cluster import Settings, predict
+    if args.format != ["png"]:
+        raise ValueError("--ray writes Parquet with COCO run lengths and no other format: leave --format away")
+    settings = Settings(batch=args.batch, force=args.force, flip=args.flip, clean=not args.raw, head=args.head, backend=args.backend)
+    result = predict(args.path, args.out, settings, weights=args.weights, device=args.device, address=args.ray)["result"]
+    print(f"{result['masks']} masks in {args.out}, {result['unreadable']} files could not be read, {result['refused']} films refused"
+          + " (--force segments them)" * bool(result["refused"]) + f"; {result['doubtful']} masks to look at: flag and reasons there")
+    for error in result["errors"]:
+        print(f"  {error}", file=sys.stderr)
+    return 3 if result["errors"] else 0
 
 
 def app(args: argparse.Namespace) -> int:
@@ -280,6 +295,10 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--format", nargs="+", choices=("png", "coco", "dicom-seg"), default=["png"],
                      help="one or more: masks and overlays as PNG; COCO run lengths of both lungs in OUT/coco.parquet; a DICOM "
                           "segmentation object for each film that is DICOM")
+    sub.add_argument("--ray", nargs="?", const="local", metavar="ADDRESS", type=_ray_address,
+                     help="on the Ray cluster at HOST:PORT or on the one that this machine is in (auto), or on one of this machine's own if no "
+                          "address is given; films and OUT may be s3:// prefixes, other films are on a disk that every node sees; OUT "
+                          "gets shards of Parquet, a row a film; the same command goes on with a stopped run; needs ray[data]")
     _add_weights(sub)
 
     sub = command(app, "a page to drop a film on: its lungs outlined and measured; nothing leaves the machine or stays on it; needs gradio")
@@ -337,6 +356,12 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
     return number
+
+
+def _ray_address(text: str) -> str:
+    if text in ("auto", "local") or text.rpartition(":")[2].strip("/").isdecimal():
+        return text
+    raise argparse.ArgumentTypeError(f"{text!r} is no address of a cluster: films go before --ray")
 
 
 def _add_weights(parser: argparse.ArgumentParser) -> None:

@@ -21,7 +21,7 @@ class ReadFilm:
     """A film read from a file, as it lies there, and what the checks made of it; or the reason why there is none to segment."""
 
     name: str
-    path: Path
+    path: str | Path
     image: np.ndarray | None = None
     checked: Checked | None = None
     error: str = ""
@@ -59,16 +59,17 @@ class Segmented:
                       "quality": round(self.quality.estimate, 3), "flag": self.quality.flag, "reasons": "; ".join(self.quality.reasons)}
 
 
-def read_checked(path: Path, name: str, *, force: bool = False) -> ReadFilm:
+def read_checked(path: str | Path, name: str, *, force: bool = False, data: bytes | None = None) -> ReadFilm:
     """A film of any file, checked before it is segmented; never raises for what is in the file.
 
     Args:
         path: the file.
         name: by which the film goes in tables.
         force: what would be refused is read all the same, with the reasons as notes.
+        data: the file's bytes where they are here already; then ``path`` may be any address.
     """
     try:
-        film = read_film(path, fix_polarity=False)
+        film = read_film(path, fix_polarity=False, data=data)
     except (ValueError, OSError, ImportError) as error:  # a folder may hold DICOM besides what needs no extra
         return ReadFilm(name, path, error=str(error))
     checked = check_film(film.image, film.colour)

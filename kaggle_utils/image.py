@@ -38,7 +38,7 @@ def read_image(path: str | Path, *, fix_polarity: bool = True) -> np.ndarray:
     return read_film(path, fix_polarity=fix_polarity).image
 
 
-def read_film(path: str | Path, *, fix_polarity: bool = True) -> Film:
+def read_film(path: str | Path, *, fix_polarity: bool = True, data: bytes | None = None) -> Film:
     """Reads a radiograph as 8-bit gray with dark lungs, told by its content, not by its name.
 
     16-bit files are scaled so that their 0.1 and 99.9 percentiles become 0 and 255 (a 12-bit film in a 16-bit file
@@ -47,6 +47,7 @@ def read_film(path: str | Path, *, fix_polarity: bool = True) -> Film:
     Args:
         path: a PNG, JPEG, TIFF, BMP or GIF, or a DICOM file, see :func:`dicom.read_dicom`.
         fix_polarity: invert a film whose lungs are brighter than its mediastinum, see :func:`is_inverted`.
+        data: the file's bytes where they are here already; then errors alone name the path, which may be any address.
 
     Returns:
         The image, the spacing of its pixels where the file carries one (DICOM), notes on what was done to it, and the
@@ -58,9 +59,9 @@ def read_film(path: str | Path, *, fix_polarity: bool = True) -> Film:
             and says which.
         ImportError: a DICOM file, and pydicom is not installed.
     """
-    path = Path(path)
-    data = _read_bytes(path)
     try:
+        data = _read_bytes(Path(path)) if data is None else data
+        _check_bytes(len(data))
         film = read_dicom(data) if is_dicom(data[:HEAD]) else _read_picture(data)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -254,13 +255,16 @@ def check_mask(mask: np.ndarray) -> None:
 
 def _read_bytes(path: Path) -> bytes:
     if path.exists() and not path.is_file():
-        raise ValueError(f"{path}: not a file")  # a device or a pipe may never end
-    size = path.stat().st_size
-    if not size:
-        raise ValueError(f"{path}: the file is empty")
-    if size > MAX_BYTES:
-        raise ValueError(f"{path}: {size:,} bytes, more than {MAX_BYTES:,}: too large for a film")
+        raise ValueError("not a file")  # a device or a pipe may never end
+    _check_bytes(path.stat().st_size)  # before its bytes are in memory
     return path.read_bytes()
+
+
+def _check_bytes(size: int) -> None:
+    if not size:
+        raise ValueError("the file is empty")
+    if size > MAX_BYTES:
+        raise ValueError(f"{size:,} bytes, more than {MAX_BYTES:,}: too large for a film")
 
 
 def _read_picture(data: bytes) -> Film:

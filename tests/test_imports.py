@@ -20,7 +20,7 @@ ROWS = {
 CHAPTERS = {"image": ["image", "dicom", "header"], "synthetic": ["synthetic", "acquire", "appearance"],
             "tune": ["tune", "search", "mistakes", "study"], "plot": ["plot", "plot_robustness", "plot_tb", "plot_tuning", "plot_films", "plot_unet"],
             "infer": ["infer", "segmenter", "film"], "kaggle": ["kaggle", "kaggle_metadata"], "s3": ["s3", "s3_zip", "s3_client"],
-            "tb": ["tb", "tb_train", "tb_net", "tb_data"]}
+            "cluster": ["cluster", "cluster_work"], "tb": ["tb", "tb_train", "tb_net", "tb_data"]}
 
 ROW = {name: row for row, names in ROWS.items() for name in names}
 FACE = {chapter: face for face, chapters in CHAPTERS.items() for chapter in chapters}

@@ -1,0 +1,293 @@
+"""cluster.py on a Ray cluster of two nodes on this machine: the rows of infer.predict, restarts, kills, bad films, S3."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from io import BytesIO
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+# Before Ray is imported: its servers and their addresses are the loopback's, and nothing gets into the home folder.
+os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_TOKEN": "of-this-machine-and-of-these-tests"}
+pytest.importorskip("ray")
+psutil = pytest.importorskip("psutil")
+
+from kaggle_utils import infer
+from kaggle_utils.__main__ import main
+from kaggle_utils.cluster import MANIFEST, Settings, predict
+from kaggle_utils.measure import MEASUREMENTS
+from kaggle_utils.model import UNet, save_weights
+from phantoms import phantom, write_raw
+
+FORCED = Settings(batch=4, force=True)  # the checks say, rightly, that a phantom is no chest film
+NODE = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 2**27, "node_ip_address": "127.0.0.1"}
+SECONDS = 300  # generous: each process of a cluster imports PyTorch, perhaps on a busy machine
+
+
+@pytest.fixture(scope="module")
+def folder():
+    """A short path: the sockets of Ray lie below it."""
+    with tempfile.TemporaryDirectory(prefix="ul", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def cluster(folder):
+    """The address of two nodes of a core each."""
+    from ray.cluster_utils import Cluster
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"ACCESS_KEY_ID": "nobody", "SECRET_ACCESS_KEY": "nothing", "DEFAULT_REGION": "us-east-1",
+                            "EC2_METADATA_DISABLED": "true"}.items():
+            patch.setenv(f"AWS_{name}", value)  # the nodes need them too
+        (folder / "ray").mkdir()
+        patch.setenv("RAY_TMPDIR", str(folder / "ray"))  # else /tmp/ray
+        cluster = Cluster(initialize_head=True, head_node_args=NODE)
+        cluster.add_node(**NODE)
+        yield cluster
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def weights(folder):
+    torch.manual_seed(19)  # by chance a network that finds two lungs in each film
+    save_weights(folder / "w.safetensors", UNet(width=2, depth=2), {"size": 32, "sources": ["montgomery"]})
+    return folder / "w.safetensors"
+
+
+@pytest.fixture(scope="module")
+def films(folder):
+    """36 films, two of which can't be read, one of which lies in a folder below under another's name."""
+    for seed in range(33):
+        write_raw(folder / "films" / f"f{seed:02d}.png", phantom(96, 80, seed).image)
+    write_raw(folder / "films/below/f03.png", phantom(80, 96, 99).image)
+    (folder / "films/f03b.png").write_bytes(b"no film")
+    (folder / "films/f20b.png").write_bytes(b"")
+    return folder / "films"
+
+
+@pytest.fixture(scope="module")
+def expected(films, weights, folder):
+    """What predict says on this machine alone."""
+    out = folder / "expected"
+    infer.predict(sorted(p for p in films.rglob("*.png")), out, infer.LungSegmenter(weights, device="cpu"), batch=4, force=True,
+                  formats=["coco"])
+    return {"predictions": pd.read_csv(out / "predictions.csv", keep_default_na=False).drop(columns=["mask", "overlay"]),
+            "measurements": pd.read_csv(out / "measurements.csv"), "lungs": pd.read_parquet(out / "coco.parquet")}
+
+
+@pytest.fixture(scope="module")
+def done(cluster, films, weights, folder):
+    """A finished run, in shards of 8."""
+    manifest = predict([films], folder / "out", FORCED, weights=weights, address=cluster.address, shard=8)
+    return folder / "out", manifest
+
+
+def assert_same(out, expected):
+    """Row by row, mask by mask, number by number."""
+    rows = pd.read_parquet(out)
+    pd.testing.assert_frame_equal(as_text(rows[expected["predictions"].columns]), as_text(expected["predictions"]))
+    measured = rows[rows["error"] == ""][["name", *MEASUREMENTS]].round(4).reset_index(drop=True)
+    pd.testing.assert_frame_equal(measured, expected["measurements"], check_dtype=False)
+    lungs = {(row["name"], row["category"]): row["segmentation"]["counts"] for _, row in expected["lungs"].iterrows()}
+    found = {(row["name"], f"{side} lung"): row[f"{side}_lung"]["counts"] for _, row in rows.iterrows() for side in ("right", "left")
+             if isinstance(row[f"{side}_lung"], dict)}
+    assert found == lungs and len(lungs) > 60
+
+
+def as_text(table):
+    """Where a whole number and a missing value look the same in both tables."""
+    return table.astype(object).where(table.notna(), "").astype(str).replace(r"\.0$", "", regex=True).reset_index(drop=True)
+
+
+def times(out):
+    return {path.name: path.stat().st_mtime_ns for path in sorted(out.glob("*.parquet"))}
+
+
+def test_rows_are_those_of_predict(done, expected):
+    assert_same(done[0], expected)
+
+
+def test_manifest_says_what_is_there(done, weights):
+    out, manifest = done
+    assert manifest == json.loads((out / MANIFEST).read_text())
+    assert manifest["films"] == 36 and manifest["weights"] == infer.LungSegmenter(weights, device="cpu").version
+    assert {shard["file"]: shard["rows"] for shard in manifest["shards"]} == {
+        path.name: len(pd.read_parquet(path)) for path in out.glob("*.parquet")}
+    assert [shard["rows"] for shard in manifest["shards"]] == [8, 8, 8, 8, 4]
+    assert manifest["result"]["masks"] == 34 and manifest["result"]["unreadable"] == 2 and manifest["result"]["refused"] == 0
+
+
+def test_only_what_is_missing_is_done_again(done, cluster, films, weights, expected):
+    out, manifest = done
+    before = times(out)
+    (out / "films-00001.parquet").unlink()
+    (out / "films-00004.parquet").unlink()
+    (out / ".films-00004.parquet.part").write_bytes(b"what a kill left")
+    assert predict([films], out, FORCED, weights=weights, address=cluster.address, shard=8) == manifest
+    changed = {name for name, when in times(out).items() if before[name] != when}
+    assert changed == {"films-00001.parquet", "films-00004.parquet"}
+    assert_same(out, expected)
+
+
+def test_finished_run_starts_no_cluster(done, films, weights):
+    before = times(done[0])
+    assert predict([films], done[0], FORCED, weights=weights, address="127.0.0.1:1", shard=8) == done[1]
+    assert times(done[0]) == before
+
+
+def test_other_films_weights_settings_or_shards_are_an_error(done, films, weights, tmp_path):
+    def go(patterns=(films,), settings=FORCED, weights=weights, shard=8):
+        predict(patterns, done[0], settings, weights=weights, address="127.0.0.1:1", shard=shard)
+
+    torch.manual_seed(1)
+    save_weights(tmp_path / "w.safetensors", UNet(width=2, depth=2), {"size": 32, "sources": ["montgomery"]})
+    before = times(done[0])
+    for what, change in {"films": {"patterns": [films / "below"]}, "weights": {"weights": tmp_path / "w.safetensors"},
+                         "settings": {"settings": Settings(batch=4)}, "shards": {"shard": 9}}.items():
+        with pytest.raises(ValueError, match=f"other {what}.*choose another folder"):
+            go(**change)
+    (tmp_path / "films-00000.parquet").write_bytes(b"")
+    with pytest.raises(ValueError, match="shards without"):
+        predict([films], tmp_path, FORCED, weights=weights, address="127.0.0.1:1", shard=8)
+    assert times(done[0]) == before
+
+
+def test_killed_process_loses_nothing(cluster, films, weights, folder, expected):
+    killed = []
+
+    def kill():
+        """The first process at work, once a shard is there."""
+        end = time.time() + SECONDS
+        while not killed and time.time() < end:
+            if times(folder / "killed"):
+                workers = [p for p in psutil.process_iter(["name", "cmdline"]) if "MapWorker" in " ".join(p.info["cmdline"] or ())]
+                for worker in workers[:1]:
+                    worker.kill()
+                    killed.append(worker.pid)
+            time.sleep(0.005)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    predict([films], folder / "killed", FORCED, weights=weights, address=cluster.address, shard=2)
+    killer.join()
+    assert killed and len(times(folder / "killed")) == 18
+    assert_same(folder / "killed", expected)
+
+
+def test_films_and_results_in_s3(cluster, films, weights, expected, monkeypatch):
+    """A bucket on this machine; the credentials are dummies, which the nodes have in their environment."""
+    boto3, server = pytest.importorskip("boto3"), pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    try:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:{1}".format(*server.get_host_and_port()))
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="films")
+        for path in films.rglob("*.png"):
+            client.upload_file(str(path), "films", f"in/{path.relative_to(films).as_posix()}")
+        client.put_object(Bucket="films", Key="in/readme.txt", Body=b"no film")
+        manifest = predict(["s3://films/in"], "s3://films/out", FORCED, weights=weights, address=cluster.address, shard=20)
+        with pytest.raises(ValueError, match="other films"):
+            predict(["s3://films/in/below/"], "s3://films/out", FORCED, weights=weights, address="127.0.0.1:1", shard=20)
+        with pytest.raises(FileNotFoundError, match="s3://films/nothing"):
+            predict(["s3://films/nothing"], "s3://films/out", FORCED, weights=weights)
+        found = {item["Key"]: client.get_object(Bucket="films", Key=item["Key"])["Body"].read()
+                 for item in client.list_objects_v2(Bucket="films", Prefix="out/")["Contents"]}
+    finally:
+        server.stop()
+    assert {key for key, data in found.items() if data} == {f"out/{name}" for name in (MANIFEST, "films-00000.parquet", "films-00001.parquet")}
+    rows = pd.concat(pd.read_parquet(BytesIO(found[f"out/films-0000{n}.parquet"])) for n in (0, 1))
+    assert manifest["result"] | {"errors": 0} == {"masks": 34, "unreadable": 2, "refused": 0, "doubtful": manifest["result"]["doubtful"], "errors": 0}
+    assert list(rows["path"]) == [f"s3://films/in/{Path(path).relative_to(films).as_posix()}" for path in expected["predictions"]["path"]]
+    same = ["name", "lung_px", "quality", "flag"]
+    pd.testing.assert_frame_equal(as_text(rows[same]), as_text(expected["predictions"][same]))
+    assert {error.split(": ")[0] for error in manifest["result"]["errors"]} == {"s3://films/in/f03b.png", "s3://films/in/f20b.png"}
+
+
+def test_command_line_on_this_machine_alone(films, weights, folder):
+    """It listens to this machine alone, prints what concerns users, and leaves its results and nothing else."""
+    for name in ("home", "tmp"):
+        (folder / name).mkdir()
+    ray_was_there = Path("/tmp/ray").exists()
+    environment = {**os.environ, "HOME": str(folder / "home"), "TMPDIR": str(folder / "tmp"), "OMP_NUM_THREADS": "1",
+                   "PYTHONPATH": str(Path(infer.__file__).parents[1])}
+    for name in ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_USAGE_STATS_ENABLED", "RAY_AUTH_TOKEN"):
+        del environment[name]
+    run = subprocess.Popen([sys.executable, "-m", "kaggle_utils", "predict", "films", "--weights", weights.name, "--force", "--out", "local",
+                            "--ray"], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    seen = set()
+    while run.poll() is None:
+        seen |= sockets(run.pid)
+        time.sleep(0.2)
+    out, err = run.communicate()
+    assert run.returncode == 3, err
+    assert out.startswith("34 masks in local, 2 files could not be read, 0 films refused")
+    assert [line.split(": ")[0] for line in err.splitlines()] == [f"  {films.resolve()}/f03b.png", f"  {films.resolve()}/f20b.png"]
+    assert len(pd.read_parquet(folder / "local")) == 36
+    assert seen and all(address.removeprefix("::ffff:").startswith("127.") for address in seen)
+    assert not list((folder / "home").iterdir()) and not list((folder / "tmp").iterdir())
+    assert ray_was_there or not Path("/tmp/ray").exists()
+
+
+def sockets(pid: int) -> set[str]:
+    """Addresses that a process and its children listen at or are connected to."""
+    found = set()
+    try:
+        for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+            for connection in process.net_connections("inet"):
+                found |= {end.ip for end in (connection.laddr, connection.raddr) if end}
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        pass
+    return found
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a real GPU computes other digits")
+def test_with_a_gpu_reading_network_and_measuring_are_apart(cluster, films, weights, folder, expected):
+    """A node that says it has a GPU: the rows are the same."""
+    node = cluster.add_node(**NODE, num_gpus=1)
+    try:
+        manifest = predict([films], folder / "gpu", FORCED, weights=weights, address=cluster.address, device="cuda")
+    finally:
+        cluster.remove_node(node)
+    assert manifest["result"]["masks"] == 34
+    assert_same(folder / "gpu", expected)
+
+
+def test_gpu_that_is_not_there_is_an_error(cluster, films, weights, tmp_path):
+    with pytest.raises(ValueError, match="Ray sees 0 GPUs"):
+        predict([films], tmp_path, FORCED, weights=weights, address=cluster.address, device="cuda")
+
+
+def test_address_where_nobody_answers_is_an_error(films, weights, tmp_path):
+    with pytest.raises(OSError, match="no cluster at 127.0.0.1:1: "):
+        predict([films], tmp_path, FORCED, weights=weights, address="127.0.0.1:1")
+
+
+def test_ray_is_imported_where_it_is_used():
+    code = "import sys, kaggle_utils.__main__, kaggle_utils.cluster; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(infer.__file__).parents[1], timeout=SECONDS).returncode == 0
+
+
+def test_without_ray_one_line_says_what_to_install(monkeypatch, capsys, tmp_path):
+    from kaggle_utils import cluster
+    monkeypatch.setattr(cluster, "find_spec", lambda name: None if name == "ray" else name)
+    assert main(["predict", "film.png", "--out", str(tmp_path), "--ray"]) == 1
+    assert capsys.readouterr().err == "kaggle_utils predict: a cluster needs ray[data]: pip install 'ray[data]'\n"
+
+
+@pytest.mark.parametrize("arguments, status, message", [
+    (["--ray", "film.png"], 2, "films go before --ray"), (["film.png", "--ray", "--format", "coco"], 1, "leave --format away"),
+    (["film.png", "--ray"], 1, "film.png: no such file"), (["film.png", "--ray", "--weights", "no.pt"], 1, "no.pt")])
+def test_wrong_usage_is_one_line(arguments, status, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    try:
+        assert main(["predict", "--out", "out", *arguments]) == status
+    except SystemExit as end:
+        assert end.code == status
+    assert message in capsys.readouterr().err
