@@ -6,9 +6,10 @@
 ``speed``: built-in films of 1024, 1536 and 2048 px as PNG, with the grain of a digitised film, by the shipped weights, with 1
 and 2 workers. ``memory``: the whole way with a tiny network over hard links to 200 different films of 96 px, with 2 workers.
 
-Rates are those after the first quarter of the films, so that the start of Ray and of its workers doesn't count. ``cpu_s_per_film`` is what the
-workers computed for a film: unlike ``films_per_s`` it hardly depends on what else the machine does (``load``, before the row).
-Peaks are resident memory (RSS), with pages that processes share counted in each. A command replaces its rows of ``results/scale.csv``.
+Rates are those after the first quarter of the films, so that the start of Ray and of its workers doesn't count.
+``cpu_s_per_film`` is what the workers computed for a film: unlike ``films_per_s`` it hardly depends on what else the machine
+does (``load``, before the row). Peaks are resident memory (RSS), with pages that processes share counted in each. A command
+replaces its rows of ``results/scale.csv``.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def run(films: Path, out: Path, workers: int, shard: int, weights: Path | None =
     seconds, count = whole[-1] - whole[first], shard * (len(whole) - 1 - first)
     spent = np.interp([whole[first], whole[-1]], *zip(*watch.cpu))
     return {"workers": workers, "films": manifest["films"], "masks": manifest["result"]["masks"], "total_s": round(whole[-1] - start, 1),
-            "films_per_s": round(count / seconds, 2), "cpu_s_per_film": round((spent[1] - spent[0]) / count, 4),
+            "films_per_s": round(count / seconds, 2), "cpu_s_per_film": round(float(spent[1] - spent[0]) / count, 4),
             "driver_mb": round(watch.driver), "worker_mb": round(watch.worker), "workers_mb": round(watch.workers),
             "out_bytes_per_film": round(sum(path.stat().st_size for path in out.glob("*.parquet")) / manifest["films"]), "load": round(load, 1)}
 
@@ -116,14 +117,14 @@ def speed(folder: Path, films: int) -> list[dict]:
 
 
 def memory(folder: Path, counts: list[int]) -> list[dict]:
-    torch.manual_seed(0)
+    torch.manual_seed(8)  # by chance a network that finds two large regions: they are measured and encoded as lungs are
     weights, rows = folder / "tiny.safetensors", []
     save_weights(weights, UNet(width=2, depth=2), {"size": 32, "sources": ["montgomery"]})
     size = write_films(folder / "distinct", DISTINCT, 96)
     for n in counts:
         link_films(folder / "distinct", folder / f"films-{n}", n)
         rows.append({"what": "memory", "px": 96, "mb_per_film": round(size, 3)}
-                    | run(folder / f"films-{n}", folder / f"out-{n}", 2, shard=min(1000, n // 10), weights=weights))
+                    | run(folder / f"films-{n}", folder / f"out-{n}", 2, shard=100, weights=weights))
         print(rows[-1], flush=True)
     return rows
 
