@@ -1,6 +1,6 @@
-"""How Dice falls as films get worse: the shipped weights beside a network trained without augmentation.
+"""How Dice falls as films get worse: the shipped weights beside a network trained alike, but without augmentation.
 
-    python -m kaggle_utils train --data segmentation --out runs/plain --augment none --size 256 --epochs 12
+    python -m kaggle_utils train --data segmentation --out runs/plain --augment none --epochs 49
     python -m benchmarks.robustness --data segmentation --weights runs/plain/best.safetensors
 
 Ten kinds of damage of five strengths (``benchmarks/damages.py``) on the published test lists of the sets that the shipped weights were

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from .measure import SIDES, measure, split_lungs
+from .plot_robustness import draw_robustness
 from .plot_tb import FIGURES as TB
 from .plot_tuning import FIGURES as TUNING
 from .plot_tuning import saved
@@ -201,5 +202,5 @@ def _draw_length(start: tuple[float, float], end: tuple[float, float], text: str
 
 
 FIGURES = {  # what `python -m kaggle_utils plots` makes
-    "measurements.png": draw_measurements, "pareto.png": draw_pareto, "synthetic.png": draw_synthetic,
+    "measurements.png": draw_measurements, "pareto.png": draw_pareto, "robustness.png": draw_robustness, "synthetic.png": draw_synthetic,
     "time_to_dice.png": draw_time_to_dice, "unet.png": draw_unet, **TB, **TUNING}

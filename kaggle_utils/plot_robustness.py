@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from .plot_tuning import BLUE, ORANGE, saved
 
 TABLE = Path(__file__).parents[1] / "results" / "robustness.csv"
-NETWORKS = {"shipped": ("shipped weights: augmented, 384 px", BLUE, "o"), "plain": ("no augmentation, 256 px, 12 epochs", ORANGE, "s")}
+NETWORKS = {"shipped": ("shipped weights", BLUE, "o"), "plain": ("trained alike without augmentation", ORANGE, "s")}
 UNITS = {"gamma": "exponent, or 1/it", "contrast": "times as steep, clipped", "noise": "sd, gray levels", "blur": "sd, share of side",
          "JPEG": "quality", "rotation": "degrees", "crop": "share of sides lost", "occlusion": "share hidden",
          "inversion": "share of grays inverted", "down-sampling": "px a side"}
