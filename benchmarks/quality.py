@@ -8,7 +8,8 @@ fit   on the validation films of the sets that the shipped weights were trained 
 test  on the published test lists, all of JSRT, damaged copies of both, and pictures that the fit had nothing like: photographs and
       micrographs that come with scikit-image, and other drawn ones
 
-The true Dice is taken at 256 px, films by their own set's head, without averaging with the mirrored film. What the network
+The true Dice is taken at 256 px, films by their own set's head, without averaging with the mirrored film. Films are segmented as damaged:
+``predict`` would put most negatives right first, see ``checks.check_film``. What the network
 said of the films is kept in ``runs/quality`` and not computed again with the same weights. Writes ``results/quality.json``.
 """
 

@@ -52,7 +52,7 @@ SETS = ("montgomery", "shenzhen")
 RUNS = ROOT / "runs" / "tb"
 FILMS, TABLE, CHOICES_TABLE = (ROOT / "results" / f"{name}.csv" for name in ("tb_films", "tb", "tb_choices"))
 FOLDS = 5
-BEST = "masked"  # the arm that the protocols other than `both` are run with, by cross-validation
+BEST = "masked"  # the arm that the folds are run with, and that ships, by cross-validation
 PROTOCOLS = {  # name: sets trained on, whose segmenter cuts, passes over the training films
     "both": (SETS, "crossed", 40), "folds": (SETS, "crossed", 40),
     "montgomery": (("montgomery",), "montgomery", 120), "shenzhen": (("shenzhen",), "shenzhen", 40)}
@@ -223,13 +223,13 @@ def pretrain(data: str | Path) -> None:
     Trainer(net, make_loss(config.loss, dice_weight=config.dice_weight), *loaders, config, RUNS / "segmenter_both").fit()
 
 
-def ship(out: Path, seeds: int) -> None:
+def ship(data: str | Path, out: Path, seeds: int, segmenters: Path) -> None:
     """The weights that `screen` takes when none are named: the networks of `both`, together, as float16."""
     rows = read_films().query("protocol == 'both' and arm == @BEST and seed < @seeds")
     mean = calibrated(rows.groupby(["name", "source", "tb", "part"], as_index=False)["logit"].mean())
     members = [load_tb(RUNS / f"both_{BEST}_{seed}.safetensors").members[0] for seed in range(seeds)]
     table = pd.read_csv(TABLE).query("protocol == 'both' and arm == @BEST and seed == 'mean'").set_index("tested_on")
-    films = load_cuts(prepare("segmentation", "crossed", TBConfig.size, Path())).frame
+    films = load_cuts(prepare(data, "crossed", TBConfig.size, segmenters)).frame
     fixed = mean[["temperature", "threshold"]].iloc[0].to_dict()
     save_weights(out, TBEnsemble(members), {
         "task": "tuberculosis in frontal chest films, for research and teaching: not for diagnosis, triage or any decision",
@@ -265,7 +265,7 @@ def main() -> None:
     parser.add_argument("--segmenters", type=Path, default=Path("runs/protocols"),
                         help="folder of `python -m kaggle_utils protocol montgomery shenzhen`")
     parser.add_argument("--only", nargs="+", help="protocols, or choices; all if not given")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="of the protocol `both`")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="of all protocols but the folds")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each arm")
     parser.add_argument("--films", type=int, default=40, help="that speed is measured on")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="single-threaded trainings beside each other")
@@ -285,7 +285,7 @@ def main() -> None:
     elif args.what == "pretrain":
         pretrain(args.data)
     else:
-        ship(TB_WEIGHTS, args.seeds)
+        ship(args.data, TB_WEIGHTS, args.seeds, args.segmenters)
 
 
 if __name__ == "__main__":

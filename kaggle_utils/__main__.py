@@ -76,7 +76,7 @@ def predict(args: argparse.Namespace) -> int:
         table = predict([fetch(path) for path in args.path], out, segmenter, batch=args.batch, force=args.force, formats=args.format)
     failed = table[table["error"] != ""]
     refused = int(failed["height"].notna().sum())
-    print(f"{len(table) - len(failed)} masks in {args.out}, {len(failed) - refused} files could not be read, {refused} films refused"
+    print(f"{len(table) - len(failed)} masks in {args.out}, {len(failed) - refused} files could not be read, {refused} {"film" if refused == 1 else "films"} refused"
           + " (--force segments them)" * bool(refused))
     doubtful = table[table["flag"].isin(("check", "reject"))]
     for film in doubtful.head(5).itertuples():
@@ -104,8 +104,9 @@ def _predict_on_cluster(args: argparse.Namespace) -> int:
 def app(args: argparse.Namespace) -> int:
     from .app import serve
     from .infer import LungSegmenter
+    from .s3 import fetch
     from .tb import TBScreener
-    segmenter = LungSegmenter(args.weights, device=args.device, flip=args.flip, clean=not args.raw, head=args.head,
+    segmenter = LungSegmenter(args.weights and fetch(args.weights), device=args.device, flip=args.flip, clean=not args.raw, head=args.head,
                               backend=args.backend)
     serve(TBScreener(segmenter=segmenter, device=args.device), host=args.host, port=args.port)
     return 0
@@ -117,8 +118,8 @@ def screen(args: argparse.Namespace) -> int:
     screener = TBScreener(args.weights, segmenter=LungSegmenter(args.segmenter, device=args.device), device=args.device)
     table = screen(args.path, args.out, screener, batch=args.batch)
     without = table[table["probability"].isna()]
-    print(f"{(table['label'] == SUSPECT).sum()} suspect, {len(table) - len(without)} of {len(table)} films have a probability, "
-          f"{Path(args.out) / 'screening.csv'}; no medical device")
+    print(f"{len(table) - len(without)} of {len(table)} films have a probability, {(table['label'] == SUSPECT).sum()} of them are suspect: "
+          f"{Path(args.out) / 'screening.csv'}. No medical device")
     for film in without.head(5).itertuples():
         print(f"  {film.name}: {film.reason}", file=sys.stderr)
     return 3 if len(without) else 0
@@ -138,7 +139,7 @@ def export(args: argparse.Namespace) -> int:
 def synth(args: argparse.Namespace) -> int:
     from .synthetic import write_raw
     write_raw(args.out, n=args.n, seed=args.seed, size=args.size)
-    print(f"{args.n} built-in films in {args.out}, in the layout of the raw sets: prep them next")
+    print(f"{args.n} built-in films in {args.out}, in the layout of the raw sets, with their masks: prep them next, or predict '{args.out}/**/CXR_png/*.png'")
     return 0
 
 
@@ -292,8 +293,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", required=True, help="folder to write, or s3://bucket/prefix")
     sub.add_argument("--batch", type=_positive, default=8, help="films a forward pass")
     sub.add_argument("--force", action="store_true", help="segment too what is refused: no frontal chest film, blank, too small")
-    sub.add_argument("--format", nargs="+", choices=("png", "coco", "dicom-seg"), default=["png"],
-                     help="one or more: masks and overlays as PNG; COCO run lengths of both lungs in OUT/coco.parquet; a DICOM "
+    sub.add_argument("--format", nargs="+", choices=("png", "coco", "dicom-seg"), default=["png"], metavar="FORMAT",
+                     help="png, coco, dicom-seg, one or more: masks and overlays as PNG; COCO run lengths of both lungs in OUT/coco.parquet; a DICOM "
                           "segmentation object for each film that is DICOM")
     sub.add_argument("--ray", nargs="?", const="local", metavar="ADDRESS", type=_ray_address,
                      help="on the Ray cluster at HOST:PORT or on the one that this machine is in (auto), or on one of this machine's own if no "
@@ -301,14 +302,14 @@ def build_parser() -> argparse.ArgumentParser:
                           "gets shards of Parquet, a row a film; the same command goes on with a stopped run; needs ray[data]")
     _add_weights(sub)
 
-    sub = command(app, "a page to drop a film on: its lungs outlined and measured; nothing leaves the machine or stays on it; needs gradio")
+    sub = command(app, "a page to drop a film on: its lungs outlined, measured and screened for tuberculosis, for research; nothing leaves the machine or stays on it; needs gradio")
     sub.add_argument("--host", default="127.0.0.1", help="address to listen at: this machine alone; 0.0.0.0 is for all who reach it, without a password")
     sub.add_argument("--port", type=_positive, default=7860, help="port to listen at")
     _add_weights(sub)
 
     sub = command(screen, "a probability of tuberculosis for films, with a heat map, or the reason why there is none: for research and "
                   "teaching, no medical device; exit status 3 if some films have none")
-    sub.add_argument("path", nargs="+", help="files, folders (searched below) and globs, as for predict")
+    sub.add_argument("path", nargs="+", help="files, folders (searched below) and globs of this machine")
     sub.add_argument("--out", required=True, help="folder to write: screening.csv and overlays")
     sub.add_argument("--weights", help="of the classifier, a safetensors file; the one shipped with the package if not given")
     sub.add_argument("--segmenter", help="weights of the segmenter that finds the lungs; the one shipped if not given")

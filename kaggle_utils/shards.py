@@ -3,7 +3,7 @@
 Shards are read one after the other in an order that seed and epoch decide; their films pass a buffer from which they are drawn
 at random. No more than the buffer, two shards of S3 (in temporary files) and the films being decoded are held. A film's
 augmentation comes from (seed, epoch, film) alone, as in :mod:`data`. Of several processes each reads its own shards, so
-whoever trains on n of them needs n shards and more. WebDataset (Aizman, Maltby & Breuel 2019) writes, reads and shuffles.
+n processes need n shards at least. WebDataset (Aizman, Maltby & Breuel 2019) writes, reads and shuffles.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def write_shards(data: str | Path, out: str | Path, *, films: int = 500, size: i
     frame = read_manifest(data)
     frame = frame[frame["mask"] != ""].sample(frac=1, random_state=seed).reset_index(drop=True)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "manifest.csv").unlink(missing_ok=True)
+    for old in (out / "manifest.csv", *out.glob("*-?????.tar")):
+        old.unlink(missing_ok=True)
     shards = pd.Series("", frame.index)
     bar = tqdm(total=len(frame), desc="shards", unit="film", disable=None)
     for split, rows in frame.groupby("split"):
@@ -108,7 +109,7 @@ class ShardedFilms(IterableDataset):
         batch: films a batch, of all processes together.
         shuffle: in an order of seed and epoch; else as they lie in the shards.
         buffer: films from which the next one is drawn.
-        threads: that decode.
+        threads: that decode ahead; 0 is the caller itself, which on a CPU is faster, as its cores are the network's.
         seed: of order and augmentation.
 
     Raises:
@@ -117,7 +118,7 @@ class ShardedFilms(IterableDataset):
     """
 
     def __init__(self, frame: pd.DataFrame, size: int = 256, augment: str = "none", *, batch: int = 8, shuffle: bool = False,
-                 buffer: int = BUFFER, threads: int = 1, seed: int = 0):
+                 buffer: int = BUFFER, threads: int = 0, seed: int = 0):
         if frame.empty:
             raise ValueError("no film to load: the choice of split and source left nothing of the manifest")
         _webdataset()
@@ -149,15 +150,21 @@ class ShardedFilms(IterableDataset):
         return [shards[k] for k in np.random.default_rng([self.seed, self.epoch]).permutation(len(shards))] if self.shuffle else shards
 
     def _items(self) -> Iterator[dict[str, object]]:
-        """This process's films, decoded by threads a few ahead of the network."""
+        """This process's films, a few decoded ahead of the network where threads do it."""
         samples = self._samples()
+        if not self.threads:
+            yield from map(self._item, map(self._decode, samples))
+            return
         with ThreadPoolExecutor(self.threads) as pool:
             ahead = deque(pool.submit(self._decode, sample) for sample in islice(samples, 4 * self.threads))
             while ahead:
-                row, image, mask = ahead.popleft().result()
+                decoded = ahead.popleft().result()
                 ahead.extend(pool.submit(self._decode, sample) for sample in islice(samples, 1))
-                # Not by the threads: they would share the augmentation's random numbers.
-                yield make_item(image, mask, *self.films[row], augment=self.augment, seed=(self.seed, self.epoch, row))
+                yield self._item(decoded)  # not by the threads: they would share the augmentation's random numbers
+
+    def _item(self, decoded: tuple[int, np.ndarray, np.ndarray]) -> dict[str, object]:
+        row, image, mask = decoded
+        return make_item(image, mask, *self.films[row], augment=self.augment, seed=(self.seed, self.epoch, row))
 
     def _samples(self) -> Iterator[dict[str, object]]:
         wds = _webdataset()

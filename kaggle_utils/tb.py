@@ -51,7 +51,7 @@ class TBScreener:
         self.header = read_header(path)
         missing = {"arm", "size", "temperature", "threshold"} - set(self.header)
         if missing:
-            raise ValueError(f"{path}: no {' and no '.join(sorted(missing))} in the header: no weights of the tuberculosis classifier")
+            raise ValueError(f"{path}: not weights of the tuberculosis classifier, perhaps a segmenter's (no {' and no '.join(sorted(missing))} in the header)")
         self.arm, self.size, self.temperature, self.threshold = (self.header[k] for k in ("arm", "size", "temperature", "threshold"))
         self.net = load_tb(path).to(choose_device(device), memory_format=torch.channels_last)
         self.segmenter = segmenter or LungSegmenter(device=device)
@@ -96,7 +96,7 @@ class TBScreener:
 def why_not(found: Segmented) -> str:
     """Why a film gets no probability: there is no mask, or one of no use; empty where it gets one."""
     if found.mask is None:
-        return found.error
+        return found.error.removeprefix(f"{found.film.path}: ")
     return "; ".join(found.quality.reasons) if found.quality.flag == "reject" else ""
 
 

@@ -346,7 +346,7 @@ def make_trainer(data: str | Path | list[str | Path], out: str | Path | None, co
     if config.films:
         films = films.sample(min(config.films, len(films)), random_state=config.seed)
     if any(sharded):
-        loaders = [stream_loader(ShardedFilms(rows, config.size, augment, batch=config.batch, shuffle=shuffle, seed=config.seed), workers)
+        loaders = [stream_loader(ShardedFilms(rows, config.size, augment, batch=config.batch, shuffle=shuffle, seed=config.seed, threads=workers), workers)
                    for rows, augment, shuffle in ((films, config.augment, True), (held_out, "none", False))]
     else:
         loaders = [make_loader(LungDataset(films, config.size, config.augment, seed=config.seed), config.batch, shuffle=True, workers=workers),

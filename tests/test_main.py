@@ -202,7 +202,7 @@ def test_refused_films_are_counted_apart_and_status_is_3(tmp_path, weights, caps
     blank = write_raw(tmp_path / "blank.png", np.full((80, 80), 9, np.uint8))
     assert main(["predict", str(blank), str(tmp_path / "bad.png"), "--out", str(tmp_path / "o"), "--weights", str(weights)]) == 3
     output = capsys.readouterr()
-    assert output.out.startswith("0 masks") and "1 files could not be read, 1 films refused (--force" in output.out
+    assert output.out.startswith("0 masks") and "1 files could not be read, 1 film refused (--force" in output.out
     assert "blank.png: refused: blank" in output.err
 
 

@@ -43,7 +43,7 @@ def test_each_film_is_there_once_in_shards_of_at_most_so_many(prepared, sharded)
     assert is_sharded(sharded) and not is_sharded(prepared) and is_sharded("s3://films/shards")
 
 
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("threads", [0, 3])
 def test_films_and_masks_are_those_of_the_prepared_set(prepared, sharded, threads):
     films = LungDataset(read_manifest(prepared).query("split == 'train'"), 32)
     expected = {item["name"]: item for item in (films[n] for n in range(len(films)))}

@@ -330,4 +330,4 @@ def test_the_weights_that_ship(folder, tmp_path):
 def test_command_line(folder, weights, tmp_path, capsys):
     assert main(["screen", str(folder), "--out", str(tmp_path / "out"), "--weights", str(weights), "--device", "cpu"]) == 3
     said = capsys.readouterr()
-    assert "2 of 5 films have a probability" in said.out and "no medical device" in said.out and "broken.png" in said.err
+    assert "2 of 5 films have a probability" in said.out and "No medical device" in said.out and "broken.png" in said.err
