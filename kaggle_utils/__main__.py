@@ -76,7 +76,7 @@ def predict(args: argparse.Namespace) -> int:
         table = predict([fetch(path) for path in args.path], out, segmenter, batch=args.batch, force=args.force, formats=args.format)
     failed = table[table["error"] != ""]
     refused = int(failed["height"].notna().sum())
-    print(f"{len(table) - len(failed)} masks in {args.out}, {len(failed) - refused} files could not be read, {refused} {"film" if refused == 1 else "films"} refused"
+    print(f"{len(table) - len(failed)} masks in {args.out}, {len(failed) - refused} files could not be read, {refused} {'film' if refused == 1 else 'films'} refused"
           + " (--force segments them)" * bool(refused))
     doubtful = table[table["flag"].isin(("check", "reject"))]
     for film in doubtful.head(5).itertuples():
