@@ -36,7 +36,7 @@ from kaggle_utils.train import make_trainer
 ROOT = Path(__file__).parents[1]
 RESULT, RUNS = ROOT / "results/shards.json", ROOT / "runs/shards"
 SIZE, DISTINCT = 384, 60  # px a side and different films of the set that is too large
-LIMIT = 2_000_000_000  # bytes, RLIMIT_DATA of the process that trains
+LIMIT = 3_000_000_000  # bytes, RLIMIT_DATA of the process that trains
 
 
 def speed(data: Path, rounds: int) -> dict[str, object]:
@@ -74,7 +74,7 @@ def memory(films: int) -> dict[str, object]:
     outcome = {}
     for name, root in (("shards", sharded), ("memory", prepared)):
         child = subprocess.run([sys.executable, "-m", "benchmarks.shards", "child", "--data", str(root)], capture_output=True, text=True, cwd=ROOT)
-        outcome[name] = json.loads(child.stdout.splitlines()[-1]) if child.returncode == 0 else {"failed": (child.stderr.strip().splitlines() or ["killed"])[-1][:200]}
+        outcome[name] = json.loads(child.stdout.splitlines()[-1]) if child.returncode == 0 else {"failed": (child.stderr.strip().splitlines() or ["killed"])[-1].replace(str(ROOT), "")[:200]}
     return {"films": films, "px": SIZE, "set_gb_in_memory": round(2 * films * SIZE**2 / 1e9, 2), "limit_gb": LIMIT / 1e9, **outcome,
             "machine": machine(), "command": "python -m benchmarks.shards memory"}
 
@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("what", choices=("speed", "memory", "child"))
     parser.add_argument("--data", type=Path, default=Path("segmentation"), help="prepared folder with the real sets")
     parser.add_argument("--rounds", type=int, default=3, help="epochs of each in speed")
-    parser.add_argument("--films", type=int, default=16_000, help="of the set that is too large")
+    parser.add_argument("--films", type=int, default=18_000, help="of the set that is too large")
     args = parser.parse_args()
     if args.what == "child":
         return child(args.data)
