@@ -129,6 +129,9 @@ def memory(folder: Path, counts: list[int]) -> list[dict]:
     return rows
 
 
+KEY = ["films", "workers", "px", "what"]  # of a row, which a new run replaces
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=("speed", "memory"))
@@ -141,7 +144,8 @@ def main() -> None:
     table = pd.DataFrame(rows).assign(machine=f"{platform.machine()}, {os.cpu_count()} cores, ray {version('ray')}, torch {version('torch')}")
     if args.out.exists():
         old = pd.read_csv(args.out)
-        table = pd.concat([old[old["what"] != args.what], table])
+        again = pd.MultiIndex.from_frame(old[KEY]).isin(pd.MultiIndex.from_frame(table[KEY]))
+        table = pd.concat([old[~again], table]).sort_values(KEY[::-1], kind="stable")
     table.to_csv(args.out, index=False)
 
 

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 MANIFEST = "_manifest.json"  # pyarrow and pandas leave out what begins so when they read a folder
 SHARD = 1000  # films a file: what a stopped run may have to do again is about one of them
 BLOCK = 4  # batches a task: what is done again after a kill, and how often the bar moves
+WINDOW = 20_000  # films that Ray is told of at a time: what it remembers of each is some KB in this process
 TRIES = 5  # of a task whose process dies; more would hide a film that kills each of them
 _PLACE = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION")  # no secrets: a cluster's dashboard shows what is sent
 _NEEDED = {"ray[data]": "ray", "pyarrow": "pyarrow", "pycocotools": "pycocotools"}
@@ -86,9 +87,11 @@ def predict(patterns: Iterable[str | Path], out: str | Path, settings: Settings 
                disable=None)
     if missing:
         with bar, _cluster(address):
-            blocks = _blocks(films, missing, shard, BLOCK * settings.batch)
-            for number, table in _shards(_pipeline(blocks, settings, weights, segmenter, device), manifest, shard, bar):
-                _write(store, f"{root}/{manifest['shards'][number]['file']}", _parquet(table))
+            few = max(1, WINDOW // shard)
+            for start in range(0, len(missing), few):
+                blocks = _blocks(films, missing[start:start + few], shard, BLOCK * settings.batch)
+                for number, table in _shards(_pipeline(blocks, settings, weights, segmenter, device), manifest, shard, bar):
+                    _write(store, f"{root}/{manifest['shards'][number]['file']}", _parquet(table))
     manifest["result"] = _summarise(store, root, manifest)
     _write(store, f"{root}/{MANIFEST}", json.dumps(manifest, indent=1).encode())
     return manifest
