@@ -167,7 +167,8 @@ def _cluster(address: str) -> Iterator[None]:
     warnings.simplefilter("ignore", RayDeprecationWarning)  # max_task_retries has no other name yet
     with TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
         if address == "local":
-            options = {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "_temp_dir": folder}
+            # Workers' temporary files too: one that is ended while it starts leaves its own.
+            options = {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "_temp_dir": folder, "runtime_env": {"env_vars": {"TMPDIR": folder}}}
         else:  # the nodes need Ray and what requirements.txt names, not this code
             _check_address(address)
             variables = {name: os.environ[name] for name in _PLACE if name in os.environ}

@@ -128,7 +128,7 @@ def test_empty_choice_is_refused(prepared):
 
 
 def test_unknown_preset_is_refused_with_the_choices():
-    with pytest.raises(ValueError, match="none, light, full, not 'heavy'"):
+    with pytest.raises(ValueError, match="none, light, full, tb, not 'heavy'"):
         data.augmentation("heavy")
 
 

@@ -204,7 +204,7 @@ def test_it_runs_without_pytorch_pandas_and_albumentations_within_its_memory(cli
     code = ("import re, sys\nfor name in ('torch', 'pandas', 'albumentations', 'safetensors', 'onnx'): sys.modules[name] = None\n"
             f"import handler\nprint(handler.handler({event('films/x.png')!r})[0]['outcome'])\n"
             "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])")
-    environment = {**os.environ, "PYTHONPATH": f"{CLONE}:{CLONE / 'deploy/lambda'}", "MODEL": str(onnx_file), "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "512"}
+    environment = {**os.environ, "PYTHONPATH": f"{CLONE}:{CLONE / 'deploy/lambda'}", "MODEL": str(onnx_file), "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "512", "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     *_, outcome, peak = done.stdout.split()
@@ -215,7 +215,7 @@ def test_a_film_too_large_for_the_memory_is_an_error_in_s3_and_not_a_dead_proces
     put(client, "films/x.png", cv2.resize(films[0], (6000, 6000)).astype(np.uint16) * 257)
     code = f"import handler\nprint(handler.handler({event('films/x.png')!r})[0]['outcome'])"
     environment = {**os.environ, "PYTHONPATH": f"{CLONE}:{CLONE / 'deploy/lambda'}", "MODEL": str(onnx_file), "MAX_PIXELS": "100000000",
-                   "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "220"}
+                   "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "220", "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert re.search("memory is too small|Failed to allocate", done.stdout) and list(written(client)) == ["errors/x.png.json"]
