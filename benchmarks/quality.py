@@ -27,10 +27,11 @@ import pandas as pd
 import skimage.data
 from scipy.optimize import lsq_linear
 from scipy.special import expit
-from scipy.stats import pearsonr, rankdata, spearmanr
+from scipy.stats import pearsonr, spearmanr
 from tqdm import tqdm
 
 from benchmarks.damages import DAMAGES, STRENGTHS, damaged
+from kaggle_utils.calibrate import auc
 from kaggle_utils.data import read_manifest
 from kaggle_utils.image import read_image, read_mask, resize_image, resize_mask, resize_prob, write_bytes
 from kaggle_utils.infer import LungSegmenter
@@ -187,16 +188,10 @@ def measured(table: pd.DataFrame) -> dict:
     dice, estimate, flagged = table["dice"], table["estimate"], table["flag"] != "ok"
     poor = dice < POOR
     found = {"n": len(table), "poor": int(poor.sum()), "pearson": pearsonr(dice, estimate)[0], "spearman": spearmanr(dice, estimate)[0],
-             "auc": auc(-estimate, poor), "mean_error": (estimate - dice).abs().mean(), "bias": (estimate - dice).mean(),
+             "auc": auc(-estimate.to_numpy(), poor.to_numpy()) if 0 < poor.sum() < len(poor) else None, "mean_error": (estimate - dice).abs().mean(), "bias": (estimate - dice).mean(),
              "poor_flagged": flagged[poor].mean(), "good_flagged": flagged[~poor].mean(),
              "useless_rejected": (table["flag"] == "reject")[dice < USELESS].mean(), "good_rejected": (table["flag"] == "reject")[~poor].mean()}
     return {name: None if pd.isna(value) else round(float(value), 4) if isinstance(value, float) else value for name, value in found.items()}
-
-
-def auc(score: pd.Series, positive: pd.Series) -> float:
-    """Area under the ROC curve: the chance that a positive scores higher than a negative, ties counting half."""
-    ranks, n = rankdata(score), int(positive.sum())
-    return (ranks[positive].sum() - n * (n + 1) / 2) / (n * (len(score) - n)) if 0 < n < len(score) else np.nan
 
 
 def fit(data: Path, segmenter: LungSegmenter) -> dict:

@@ -210,11 +210,6 @@ def test_measures_of_made_up_rows():
     assert bench.measured(table[:2])["auc"] is None  # no poor one to find
 
 
-@pytest.mark.parametrize("score, auc", [([1, 2, 3, 4], 1.0), ([4, 3, 2, 1], 0.0), ([1, 1, 1, 1], 0.5), ([1, 3, 2, 4], 0.75)])
-def test_auc(score, auc):
-    assert bench.auc(pd.Series(score), pd.Series([False, False, True, True])) == auc
-
-
 @pytest.mark.parametrize("kind", [*bench.FIT_KINDS, *bench.TEST_KINDS])
 def test_drawn_pictures_are_pictures_and_the_same_each_time(kind):
     first, again = bench.drawn((kind,), 2), bench.drawn((kind,), 2)
