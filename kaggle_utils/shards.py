@@ -86,12 +86,14 @@ def read_shards(root: str | Path) -> pd.DataFrame:
     Raises:
         FileNotFoundError: no manifest, or a shard that it names is gone.
         OSError: S3 can't be reached.
+        ValueError: the set there is not in shards.
     """
+    root = str(root).rstrip("/")
     path = f"{root}/manifest.csv"
-    if str(root).startswith("s3://"):
-        from .s3 import fetch
-        path = fetch(path)
-    frame = pd.read_csv(path, dtype={"name": str})
+    with _open(path) as file:
+        frame = pd.read_csv(file, dtype={"name": str})
+    if "shard" not in frame:
+        raise ValueError(f"{path} is that of a set without shards: write them (python -m kaggle_utils shards), or download the set")
     frame["row"], frame["shard"] = frame.index, f"{root}/" + frame["shard"]
     gone = next((shard for shard in frame["shard"].unique() if not shard.startswith("s3://") and not Path(shard).exists()), None)
     if gone:
@@ -199,13 +201,13 @@ def _opened(shards: list[str]) -> Iterator[dict[str, object]]:
                 yield {"url": shard, "stream": stream}
 
 
-def _open(shard: str) -> BinaryIO:
-    if not shard.startswith("s3://"):
-        return open(shard, "rb")
+def _open(path: str) -> BinaryIO:
+    if not path.startswith("s3://"):
+        return open(path, "rb")
     from .s3 import connect, explained, parse
     file = TemporaryFile()  # not a stream from S3: boto3 fetches a file's parts again where the network fails
-    with explained(shard):
-        connect().download_fileobj(*parse(shard), file)
+    with explained(path):
+        connect().download_fileobj(*parse(path), file)
     file.seek(0)
     return file
 

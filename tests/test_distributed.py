@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,14 +15,17 @@ import pytest
 import torch
 
 import kaggle_utils
-from kaggle_utils import distributed
+from kaggle_utils import distributed, s3
 from kaggle_utils import train as training
 from kaggle_utils.data import EpochSampler
+from kaggle_utils.shards import ShardedFilms, read_shards, write_shards
 from phantoms import write_prepared
+from s3_server import Fault, proxy, server  # noqa: F401
 from two_processes import ALIKE, BASE, EQUAL, make_trainer, run
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(kaggle_utils.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+SETTINGS = {"PYTHONPATH": str(Path(kaggle_utils.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {**os.environ, **SETTINGS}
 CLOCK = ["films_s", "seconds"]
 
 
@@ -95,6 +99,57 @@ def test_one_process_writes(seen, two):
 
 def test_both_stop_by_the_first_process_s_clock(seen):
     assert seen[0]["clock"] == seen[1]["clock"] and 20 <= seen[0]["clock"][-1]["seconds"] <= 22
+
+
+class Joined:
+    """A loader of the batches that two processes stream from shards, step by step in one batch, without the films that only fill it."""
+
+    def __init__(self, shards, config, monkeypatch):
+        self.sampler, self.dataset, self.epoch, self.batches = None, self, 0, []
+        for epoch in range(config.epochs):
+            steps = []
+            for rank in (0, 1):
+                be_process(monkeypatch, rank, 2)
+                films = ShardedFilms(read_shards(shards).query("split == 'train'"), config.size, config.augment, batch=config.batch, shuffle=True)
+                films.epoch = epoch
+                steps.append(list(films))
+            monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+            self.batches.append([self.join(*both) for both in zip(*steps, strict=True)])
+
+    @staticmethod
+    def join(one, two):
+        keep = [n for n, name in enumerate(one["name"] + two["name"]) if name]
+        return {key: torch.cat([one[key], two[key]])[keep] if torch.is_tensor(one[key]) else [(one[key] + two[key])[n] for n in keep] for key in one}
+
+    def __len__(self):
+        return len(self.batches[self.epoch])
+
+    def __iter__(self):
+        return iter(self.batches[self.epoch])
+
+
+def test_two_machines_stream_from_s3_and_learn_what_one_process_does(data, proxy, tmp_path, monkeypatch):
+    """Each has its own torchrun and reads its own shards; what they share is the run's folder."""
+    pytest.importorskip("webdataset")
+    write_shards(data, tmp_path / "shards", films=3)
+    s3.upload(tmp_path / "shards", "s3://bkt/set")
+    proxy.faults.append(Fault("truncate", "GET", "train-00001"))
+    config = replace(BASE, sources=("montgomery", "shenzhen"), batch=4)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [*TORCHRUN[:3], "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--local-addr", "127.0.0.1",
+               "-m", "kaggle_utils", *config.command.split()[3:], "--data", "s3://bkt/set", "--out", str(tmp_path / "two")]
+    machines = [subprocess.Popen(command, env=os.environ | SETTINGS, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [machine.communicate(timeout=300)[1] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], errors
+    assert not proxy.faults[0].times
+    one = make_trainer(tmp_path / "shards", tmp_path / "one", config)
+    one.train_loader = Joined(tmp_path / "shards", config, monkeypatch)
+    films = [name for batch in one.train_loader.batches[0] for name in batch["name"]]
+    assert len(films) == len(set(films)) == 8 + 5
+    one.fit()
+    assert_same_run(tmp_path / "one", tmp_path / "two", epochs=3)
 
 
 # --- what goes wrong -------------------------------------------------------------------------------------------------

@@ -1,15 +1,17 @@
-"""shards.py: every film once, shuffled across shards, as the prepared set has it; training from them, also in two processes."""
+"""shards.py: every film once, shuffled across shards, as the prepared set has it; training from them, from a disk and from S3."""
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from kaggle_utils import s3
 from kaggle_utils.config import TrainConfig
 from kaggle_utils.data import LungDataset, read_manifest
 from kaggle_utils.shards import ShardedFilms, is_sharded, read_shards, stream_loader, write_shards
 from kaggle_utils.train import make_trainer
 from phantoms import write_prepared
+from s3_server import Fault, client, proxy, server  # noqa: F401
 
 pytest.importorskip("webdataset")
 
@@ -145,3 +147,41 @@ def test_a_set_without_films_is_refused(sharded):
     with pytest.raises(ValueError, match="left nothing"):
         ShardedFilms(pd.DataFrame(columns=read_shards(sharded).columns))
     assert np.isfinite(len(ShardedFilms(train_rows(sharded))))
+
+
+# --- from S3 ---------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def remote(sharded, proxy):
+    """The shards' address, with a slash at its end as people give it."""
+    s3.upload(sharded, "s3://bkt/set")
+    proxy.log.clear()
+    return "s3://bkt/set/"
+
+
+def test_shards_in_s3_are_those_of_the_disk_through_faults(sharded, remote, proxy):
+    proxy.faults[:] = [Fault("reset", "GET", "manifest"), Fault("truncate", "GET", "train-00001"), Fault("status", "GET", "train-00004")]
+    local, far = (list(ShardedFilms(train_rows(root), 32, "light", batch=5, shuffle=True)) for root in (sharded, remote))
+    assert not any(fault.times for fault in proxy.faults) and names(local) == names(far)
+    for one, other in zip(local, far):
+        torch.testing.assert_close(one["image"], other["image"], rtol=0, atol=0)
+
+
+def test_of_s3_no_more_than_the_next_shard_is_fetched_ahead(remote, proxy):
+    films = iter(ShardedFilms(train_rows(remote), 32, batch=2))
+    proxy.wait_for("GET", "manifest")
+    next(films)
+    proxy.wait_for("GET", "train-00001")
+    assert not proxy.asked("GET", "train-0000[2-9]")
+
+
+def test_what_is_wrong_with_shards_in_s3_is_one_line(prepared, remote, client):
+    with pytest.raises(FileNotFoundError, match="s3://bkt/other/manifest.csv: no such object"):
+        read_shards("s3://bkt/other")
+    frame = train_rows(remote)
+    client.delete_object(Bucket="bkt", Key="set/train-00003.tar")
+    with pytest.raises(FileNotFoundError, match="s3://bkt/set/train-00003.tar: no such object"):
+        list(ShardedFilms(frame, 32))
+    s3.upload(prepared, "s3://bkt/prepared")
+    with pytest.raises(ValueError, match="s3://bkt/prepared/manifest.csv is that of a set without shards"):
+        make_trainer("s3://bkt/prepared", None, TrainConfig(sources=("montgomery",)))
