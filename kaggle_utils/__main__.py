@@ -52,7 +52,7 @@ def evaluate(args: argparse.Namespace) -> int:
     from .infer import LungSegmenter, evaluate
     from .metrics import summarise
     from .s3 import fetch
-    segmenter = LungSegmenter(args.weights and fetch(args.weights), device=args.device, flip=args.flip, clean=not args.raw, head=args.head,
+    segmenter = LungSegmenter(fetch(args.weights), device=args.device, flip=args.flip, clean=not args.raw, head=args.head,
                               backend=args.backend)
     scores = evaluate(args.data, segmenter, split=args.split, sizes=args.sizes, raw=args.input)
     summary = summarise(scores, ["source", "protocol", "size"])
@@ -70,7 +70,7 @@ def predict(args: argparse.Namespace) -> int:
         return _predict_on_cluster(args)
     from .infer import LungSegmenter, predict
     from .s3 import fetch, results
-    segmenter = LungSegmenter(args.weights and fetch(args.weights), device=args.device, flip=args.flip, clean=not args.raw, head=args.head,
+    segmenter = LungSegmenter(fetch(args.weights), device=args.device, flip=args.flip, clean=not args.raw, head=args.head,
                               backend=args.backend)
     with results(args.out) as out:
         table = predict([fetch(path) for path in args.path], out, segmenter, batch=args.batch, force=args.force, formats=args.format)
@@ -90,10 +90,11 @@ def predict(args: argparse.Namespace) -> int:
 
 def _predict_on_cluster(args: argparse.Namespace) -> int:
     from .cluster import Settings, predict
+    from .s3 import fetch
     if args.format != ["png"]:
         raise ValueError("--ray writes Parquet with COCO run lengths and no other format: leave --format away")
     settings = Settings(batch=args.batch, force=args.force, flip=args.flip, clean=not args.raw, head=args.head, backend=args.backend)
-    result = predict(args.path, args.out, settings, weights=args.weights, device=args.device, address=args.ray)["result"]
+    result = predict(args.path, args.out, settings, weights=fetch(args.weights), device=args.device, address=args.ray)["result"]
     print(f"{result['masks']} masks in {args.out}, {result['unreadable']} files could not be read, {result['refused']} films refused"
           + " (--force segments them)" * bool(result["refused"]) + f"; {result['doubtful']} masks to look at: flag and reasons there")
     for error in result["errors"]:
@@ -106,7 +107,7 @@ def app(args: argparse.Namespace) -> int:
     from .infer import LungSegmenter
     from .s3 import fetch
     from .tb import TBScreener
-    segmenter = LungSegmenter(args.weights and fetch(args.weights), device=args.device, flip=args.flip, clean=not args.raw, head=args.head,
+    segmenter = LungSegmenter(fetch(args.weights), device=args.device, flip=args.flip, clean=not args.raw, head=args.head,
                               backend=args.backend)
     serve(TBScreener(segmenter=segmenter, device=args.device), host=args.host, port=args.port)
     return 0
@@ -114,12 +115,14 @@ def app(args: argparse.Namespace) -> int:
 
 def screen(args: argparse.Namespace) -> int:
     from .infer import LungSegmenter
+    from .s3 import fetch, results
     from .tb import SUSPECT, TBScreener, screen
-    screener = TBScreener(args.weights, segmenter=LungSegmenter(args.segmenter, device=args.device), device=args.device)
-    table = screen(args.path, args.out, screener, batch=args.batch)
+    screener = TBScreener(fetch(args.weights), segmenter=LungSegmenter(fetch(args.segmenter), device=args.device), device=args.device)
+    with results(args.out) as out:
+        table = screen([fetch(path) for path in args.path], out, screener, batch=args.batch)
     without = table[table["probability"].isna()]
     print(f"{len(table) - len(without)} of {len(table)} films have a probability, {(table['label'] == SUSPECT).sum()} of them are suspect: "
-          f"{Path(args.out) / 'screening.csv'}. No medical device")
+          f"{args.out}/screening.csv. No medical device")
     for film in without.head(5).itertuples():
         print(f"  {film.name}: {film.reason}", file=sys.stderr)
     return 3 if len(without) else 0
@@ -309,8 +312,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command(screen, "a probability of tuberculosis for films, with a heat map, or the reason why there is none: for research and "
                   "teaching, no medical device; exit status 3 if some films have none")
-    sub.add_argument("path", nargs="+", help="files, folders (searched below) and globs of this machine")
-    sub.add_argument("--out", required=True, help="folder to write: screening.csv and overlays")
+    sub.add_argument("path", nargs="+", help="files, folders (searched below) and globs; and s3:// addresses of objects and prefixes, without globs")
+    sub.add_argument("--out", required=True, help="folder to write, or s3://bucket/prefix: screening.csv and overlays")
     sub.add_argument("--weights", help="of the classifier, a safetensors file; the one shipped with the package if not given")
     sub.add_argument("--segmenter", help="weights of the segmenter that finds the lungs; the one shipped if not given")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")

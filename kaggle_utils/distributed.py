@@ -9,7 +9,9 @@ processes, another film or two count in its statistics, and in nothing else.)
 
 The first process's clock is everybody's: a time budget ends for all at the same step. When a process dies, torchrun
 ends the others, and ``--resume`` goes on with any number of processes (by itself, if torchrun is given
-``--max-restarts`` too). Several machines need the prepared set and the run's folder on a disk that all of them see.
+``--max-restarts`` too). Several machines need the prepared set, unless it is shards in S3, and the run's folder on a disk that
+all of them see. Where a machine's name stands for 127.0.0.1 or 127.0.1.1, as on Debian, its network is to be named:
+``GLOO_SOCKET_IFNAME=eth0``.
 
 In a process that torchrun didn't start, nothing here does anything.
 """
@@ -56,6 +58,7 @@ def processes(device: torch.device) -> Iterator[None]:
 
     Raises:
         ValueError: there are more processes than GPUs on this machine, or the device is a certain one of them.
+        ConnectionError: the processes don't reach each other.
     """
     if world_size() == 1:
         yield
@@ -68,7 +71,11 @@ def processes(device: torch.device) -> Iterator[None]:
                              f"choose --nproc-per-node {torch.cuda.device_count()}, or device cpu")
         torch.cuda.set_device(_from_torchrun("LOCAL_RANK", 0))
     # gloo for numbers of Python too: they meet without waiting for what the GPU still computes.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
+    except RuntimeError as error:
+        raise ConnectionError("the processes don't reach each other; between machines, name the network that connects them, on each of them: "
+                              f"GLOO_SOCKET_IFNAME=eth0 torchrun … (`ip addr` lists them). {error}") from error
     yield
     dist.destroy_process_group()  # not after an error: this could wait for processes that wait for this one
 

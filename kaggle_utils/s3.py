@@ -77,8 +77,8 @@ def download(address: str, folder: str | Path) -> Moved:
         return _download(s3, parse(address)[0], _find(s3, address), Path(folder))
 
 
-def fetch(path: str | Path) -> str | Path:
-    """The local copy of what an ``s3://`` address names, a file or a folder; any other path as it is.
+def fetch(path: str | Path | None) -> str | Path | None:
+    """The local copy of what an ``s3://`` address names, a file or a folder; any other path, or none, as it is.
 
     Copies are kept below ``~/.cache/unet-lung/s3`` (``XDG_CACHE_HOME``): what is there is not fetched again, and what is no
     longer in S3 is removed. Errors are those of :func:`download`.
@@ -109,9 +109,15 @@ def results(out: str | Path) -> Iterator[Path]:
     parse(out)
     with TemporaryDirectory() as folder:
         yield Path(folder)
+        kept = f"{_cache().as_posix()}/"
         for table in Path(folder).glob("*.csv"):
-            text = table.read_text(encoding="utf-8").replace(f"{_cache().as_posix()}/", SCHEME)
+            text = table.read_text(encoding="utf-8").replace(kept, SCHEME)
             table.write_text(text.replace(folder, str(out).rstrip("/")), encoding="utf-8")
+        for table in Path(folder).glob("*.parquet"):  # coco.parquet, whose paths are the films'
+            from pyarrow import compute, parquet
+            rows = parquet.read_table(table)
+            paths = compute.replace_substring(rows["path"], kept, SCHEME)
+            parquet.write_table(rows.set_column(rows.schema.get_field_index("path"), "path", paths), table, compression="zstd")
         upload(folder, str(out))
 
 

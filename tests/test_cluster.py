@@ -181,7 +181,7 @@ def test_killed_process_loses_nothing(cluster, films, weights, folder, expected)
     assert_same(folder / "killed", expected)
 
 
-def test_films_and_results_in_s3(cluster, films, weights, expected, monkeypatch):
+def test_films_and_results_in_s3(cluster, films, weights, expected, folder, monkeypatch, capsys):
     """A bucket on this machine; the credentials are dummies, which the nodes have in their environment."""
     boto3, server = pytest.importorskip("boto3"), pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
@@ -193,8 +193,10 @@ def test_films_and_results_in_s3(cluster, films, weights, expected, monkeypatch)
             client.upload_file(str(path), "films", f"in/{path.relative_to(films).as_posix()}")
         client.put_object(Bucket="films", Key="in/readme.txt", Body=b"no film")
         manifest = predict(["s3://films/in"], "s3://films/out", FORCED, weights=weights, address=cluster.address, shard=20)
-        with pytest.raises(ValueError, match="other films"):
-            predict(["s3://films/in/below/"], "s3://films/out", FORCED, weights=weights, address="127.0.0.1:1", shard=20)
+        client.upload_file(str(weights), "films", "w.safetensors")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        assert main(["predict", "s3://films/in/below/", "--out", "s3://films/out", "--weights", "s3://films/w.safetensors", "--ray", "127.0.0.1:1"]) == 1
+        assert "other films" in capsys.readouterr().err
         with pytest.raises(FileNotFoundError, match="s3://films/nothing"):
             predict(["s3://films/nothing"], "s3://films/out", FORCED, weights=weights)
         found = {item["Key"]: client.get_object(Bucket="films", Key=item["Key"])["Body"].read()

@@ -192,6 +192,15 @@ def test_processes_without_a_gpu_each_are_refused(monkeypatch, device, message):
         pass
 
 
+def test_machines_that_do_not_reach_each_other_are_told_which_variable_helps(monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("Gloo connectFullMesh failed with […] Connection refused, remote=[127.0.0.1]:55733")
+    be_process(monkeypatch, 1, 2)
+    monkeypatch.setattr(torch.distributed, "init_process_group", refuse)
+    with pytest.raises(ConnectionError, match="don't reach each other.*GLOO_SOCKET_IFNAME=eth0.*refused"), distributed.processes(torch.device("cpu")):
+        pass
+
+
 # --- shares ----------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("world, batch, n", [(1, 3, 8), (2, 3, 7), (2, 4, 8), (3, 4, 13), (4, 4, 9), (4, 8, 3)])

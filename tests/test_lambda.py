@@ -6,6 +6,9 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import cv2
@@ -209,6 +212,66 @@ def test_it_runs_without_pytorch_pandas_and_albumentations_within_its_memory(cli
     assert done.returncode == 0, done.stderr
     *_, outcome, peak = done.stdout.split()
     assert outcome == "segmented" and int(peak) / 1024 < 350
+
+
+class Runtime(ThreadingHTTPServer):
+    """Lambda's side of its runtime's protocol: hands out events one after the other, and keeps what comes back for each."""
+
+    def __init__(self, events: list[dict]):
+        super().__init__(("127.0.0.1", 0), _RuntimeHandler)
+        self.left, self.answers, self.over = list(enumerate(events)), {}, threading.Event()
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class _RuntimeHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        if not self.server.left:
+            self.close_connection = True
+            self.server.over.set()  # there is nothing more to do
+            return
+        number, event = self.server.left.pop(0)
+        self._answer(200, json.dumps(event).encode(), {
+            "Content-Type": "application/json", "Lambda-Runtime-Aws-Request-Id": str(number), "Lambda-Runtime-Deadline-Ms": str(int(time.time() * 1000) + 60_000),
+            "Lambda-Runtime-Invoked-Function-Arn": "arn:aws:lambda:us-east-1:1:function:unet-lung", "Lambda-Runtime-Trace-Id": "Root=1"})
+
+    def do_POST(self):
+        self.server.answers[self.path.removeprefix("/2018-06-01/runtime/")] = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self._answer(202, b"{}", {})
+
+    def _answer(self, status, body, headers):
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_aws_s_own_runtime_client_starts_it_and_takes_its_answers(client, films, onnx_file, proxy):
+    """The process that the image's base starts, in front of a stand-in for Lambda."""
+    pytest.importorskip("awslambdaric")
+    put(client, "films/x y.png", films[0])
+    proxy.faults.append(Fault("status", "HEAD", "films/denied", status=403))
+    docker = (CLONE / "deploy/lambda/Dockerfile").read_text()
+    runtime = Runtime([event("films/x y.png", "films/none.png"), event("films/denied.png"), {"Event": "s3:TestEvent"}])
+    environment = {**os.environ, "PYTHONPATH": f"{CLONE}:{CLONE / 'deploy/lambda'}", "MODEL": str(onnx_file), "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "512",
+                   "OPENBLAS_NUM_THREADS": "1", "AWS_LAMBDA_RUNTIME_API": f"127.0.0.1:{runtime.server_port}"}
+    process = subprocess.Popen([sys.executable, "-m", "awslambdaric", *re.search(r'CMD \["(.+)"\]', docker).groups()], env=environment, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True)
+    try:
+        assert runtime.over.wait(60), process.communicate(timeout=1)
+    finally:
+        process.kill()
+        process.communicate()
+        runtime.shutdown()
+    first = [{"bucket": "bkt", "key": "films/x y.png", "outcome": "segmented"}, {"bucket": "bkt", "key": "films/none.png", "outcome": "gone"}]
+    assert runtime.answers.pop("invocation/0/response") == first and len(written(client)) == 3
+    assert runtime.answers.pop("invocation/1/error")["errorType"] == "ClientError"  # so that Lambda tries again
+    assert runtime.answers == {"invocation/2/response": []}
 
 
 def test_a_film_too_large_for_the_memory_is_an_error_in_s3_and_not_a_dead_process(client, films, onnx_file):
