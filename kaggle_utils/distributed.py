@@ -58,7 +58,7 @@ def processes(device: torch.device) -> Iterator[None]:
 
     Raises:
         ValueError: there are more processes than GPUs on this machine, or the device is a certain one of them.
-        ConnectionError: the processes don't reach each other.
+        ConnectionError: the processes don't reach each other, or one doesn't answer any more.
     """
     if world_size() == 1:
         yield
@@ -76,7 +76,12 @@ def processes(device: torch.device) -> Iterator[None]:
     except RuntimeError as error:
         raise ConnectionError("the processes don't reach each other; between machines, name the network that connects them, on each of them: "
                               f"GLOO_SOCKET_IFNAME=eth0 torchrun … (`ip addr` lists them). {error}") from error
-    yield
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise ConnectionError(f"another process doesn't answer any more; the same command with --resume goes on with what is saved. {error}") from error
+        raise
     dist.destroy_process_group()  # not after an error: this could wait for processes that wait for this one
 
 

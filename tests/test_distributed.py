@@ -201,6 +201,16 @@ def test_machines_that_do_not_reach_each_other_are_told_which_variable_helps(mon
         pass
 
 
+def test_a_process_that_no_longer_answers_is_one_line_and_other_errors_stay_what_they_are(monkeypatch):
+    be_process(monkeypatch, 0, 2)
+    for name in ("init_process_group", "destroy_process_group"):
+        monkeypatch.setattr(torch.distributed, name, lambda *_, **__: None)
+    with pytest.raises(ConnectionError, match="doesn't answer any more.*--resume"), distributed.processes(torch.device("cpu")):
+        raise RuntimeError("[third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:129] Timed out waiting 300000ms for send operation to complete")
+    with pytest.raises(RuntimeError, match="of ours"), distributed.processes(torch.device("cpu")):
+        raise RuntimeError("one of ours")
+
+
 # --- shares ----------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("world, batch, n", [(1, 3, 8), (2, 3, 7), (2, 4, 8), (3, 4, 13), (4, 4, 9), (4, 8, 3)])
