@@ -1,6 +1,6 @@
 """Two hosts that share S3 and, for training, one folder; the cable between them is cut in the middle of a cluster's run and of a training.
 
-    sudo python -m benchmarks.two_hosts
+    sudo .venv/bin/python -m benchmarks.two_hosts
 
 The hosts are network namespaces of this machine, each with an address, temporary files and a home of its own; needs root and
 Debian's ``iproute2``. Host a has the S3 server (moto). Ray's host b doesn't see this clone: it gets the code from host a. Films
@@ -41,6 +41,7 @@ def ip(*words: str) -> None:
 @contextmanager
 def two_hosts():
     """Both, with a cable between them; all that runs there ends with the block."""
+    remove_hosts()  # of a run that was killed
     ip("link", "add", "ula", "type", "veth", "peer", "name", "ulb")
     try:
         for host, address in HOSTS.items():
@@ -51,9 +52,14 @@ def two_hosts():
             ip("-n", f"ul{host}", "link", "set", f"ul{host}", "up")
         yield
     finally:
-        for host in HOSTS:
-            subprocess.run(f"ip netns pids ul{host} | xargs -r kill -9", shell=True)
-            subprocess.run(["ip", "netns", "del", f"ul{host}"], stderr=subprocess.DEVNULL)
+        remove_hosts()
+
+
+def remove_hosts() -> None:
+    for host in HOSTS:
+        subprocess.run(f"ip netns pids ul{host} 2>/dev/null | xargs -r kill -9", shell=True)
+        for kind in (["netns", "del", f"ul{host}"], ["link", "del", f"ul{host}"]):
+            subprocess.run(["ip", *kind], stderr=subprocess.DEVNULL)
 
 
 def cable(state: str) -> None:
@@ -163,6 +169,7 @@ def training() -> dict[str, object]:
     cable("up")
     again = both(2)
     codes = [each.wait(timeout=900) for each in again]
+    assert codes == [0, 0] and epochs() == EPOCHS, f"see {SHARED}/train_*2.log"
     return {"epochs": EPOCHS, "epochs_before": before, "seconds_until_both_gave_up": seconds, "exit_codes_of_the_same_commands": codes, "epochs_in_the_end": epochs(),
             "val_dice": round(float(pd.read_csv(out / "history.csv")["val_dice"].max()), 4)}
 

@@ -69,7 +69,7 @@ def predict(args: argparse.Namespace) -> int:
     if args.ray:
         return _predict_on_cluster(args)
     from .infer import LungSegmenter, predict
-    from .s3 import fetch, results
+    from .s3 import as_addresses, fetch, results
     segmenter = LungSegmenter(fetch(args.weights), device=args.device, flip=args.flip, clean=not args.raw, head=args.head,
                               backend=args.backend)
     with results(args.out) as out:
@@ -84,7 +84,7 @@ def predict(args: argparse.Namespace) -> int:
     if len(doubtful) > 5:
         print(f"  and {len(doubtful) - 5} more to look at: flag and reasons in {args.out}/predictions.csv")
     for film in failed.head(5).itertuples():
-        print(f"  {film.error}", file=sys.stderr)
+        print(f"  {as_addresses(film.error)}", file=sys.stderr)
     return 3 if len(failed) else 0
 
 
@@ -115,7 +115,7 @@ def app(args: argparse.Namespace) -> int:
 
 def screen(args: argparse.Namespace) -> int:
     from .infer import LungSegmenter
-    from .s3 import fetch, results
+    from .s3 import as_addresses, fetch, results
     from .tb import SUSPECT, TBScreener, screen
     screener = TBScreener(fetch(args.weights), segmenter=LungSegmenter(fetch(args.segmenter), device=args.device), device=args.device)
     with results(args.out) as out:
@@ -124,7 +124,7 @@ def screen(args: argparse.Namespace) -> int:
     print(f"{len(table) - len(without)} of {len(table)} films have a probability, {(table['label'] == SUSPECT).sum()} of them are suspect: "
           f"{args.out}/screening.csv. No medical device")
     for film in without.head(5).itertuples():
-        print(f"  {film.name}: {film.reason}", file=sys.stderr)
+        print(f"  {film.name}: {as_addresses(film.reason)}", file=sys.stderr)
     return 3 if len(without) else 0
 
 
@@ -253,12 +253,13 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command(shards, "pack a prepared set into tar files, from which training streams what memory can't hold; needs webdataset")
     sub.add_argument("--data", default="segmentation", help="prepared folder")
     sub.add_argument("--out", required=True, help="folder to write; train --data takes it, and its s3:// address once it is uploaded")
-    sub.add_argument("--films", type=_positive, default=500, help="films in each")
+    sub.add_argument("--films", type=_positive, default=100, help="films in each; n processes need n shards at least")
     sub.add_argument("--size", type=_positive, help="px, side of the films in the shards; as prepared if not given")
 
     sub = command(train, "train a U-Net on a prepared folder")
-    sub.epilog = "On several GPUs: torchrun --nproc-per-node 2 -m kaggle_utils train ...; see kaggle_utils/distributed.py."
-    sub.add_argument("--data", nargs="+", default=["segmentation"], help="prepared folders; the first one's validation films count")
+    sub.epilog = "On several GPUs: torchrun --standalone --nproc-per-node 2 -m kaggle_utils train ...; see kaggle_utils/distributed.py."
+    sub.add_argument("--data", nargs="+", default=["segmentation"], help="prepared folders; the first one's validation films count. Or one folder "
+                     "of shards, or its s3:// address")
     sub.add_argument("--out", required=True, help="folder of the run: weights, checkpoint, history")
     sub.add_argument("--resume", action="store_true", help="go on where a stopped run was")
     _add_config(sub)
@@ -314,8 +315,8 @@ def build_parser() -> argparse.ArgumentParser:
                   "teaching, no medical device; exit status 3 if some films have none")
     sub.add_argument("path", nargs="+", help="files, folders (searched below) and globs; and s3:// addresses of objects and prefixes, without globs")
     sub.add_argument("--out", required=True, help="folder to write, or s3://bucket/prefix: screening.csv and overlays")
-    sub.add_argument("--weights", help="of the classifier, a safetensors file; the one shipped with the package if not given")
-    sub.add_argument("--segmenter", help="weights of the segmenter that finds the lungs; the one shipped if not given")
+    sub.add_argument("--weights", help="of the classifier, a safetensors file, here or in S3; the one shipped with the package if not given")
+    sub.add_argument("--segmenter", help="weights of the segmenter that finds the lungs, here or in S3; the one shipped if not given")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     sub.add_argument("--batch", type=_positive, default=8, help="films a forward pass")
 
@@ -341,8 +342,8 @@ def build_parser() -> argparse.ArgumentParser:
     within = commands.add_parser("s3", help=about, description=about).add_subparsers(
         dest="action", required=True, metavar="ACTION", help="upload, download or unzip; the same command goes on where it was stopped")
     sub = command(s3_upload, "copy a folder, or a file, to S3", within)
-    sub.add_argument("folder", help="folder or file")
-    sub.add_argument("address", help="s3://bucket/prefix")
+    sub.add_argument("folder", help="folder, without its own name, or file")
+    sub.add_argument("address", help="s3://bucket/prefix; a file's name is added where the address doesn't end in it")
     sub = command(s3_download, "copy all below a prefix, or an object, from S3", within)
     sub.add_argument("address", help="s3://bucket/prefix")
     sub.add_argument("folder", help="folder to write")
@@ -353,6 +354,19 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command(plots, "draw the README's pictures again")
     sub.add_argument("--out", default="images", help="folder to write")
     return parser
+
+
+# Options that take s3:// addresses, by command.
+_REMOTE = {"prep": ("input",), "train": ("data",), "evaluate": ("weights",), "predict": ("path", "out", "weights"), "app": ("weights",),
+           "screen": ("path", "out", "weights", "segmenter"), "export": ("weights",), "s3": ("address", "archive")}
+
+
+def _check_addresses(args: argparse.Namespace) -> None:
+    """Raises ValueError for an s3:// address where a folder or a file of this machine is needed: it would become a folder ``s3:`` here."""
+    for name, value in vars(args).items():
+        for path in value if isinstance(value, list) else [value]:
+            if str(path).startswith("s3://") and name not in _REMOTE.get(args.command, ()):
+                raise ValueError(f"{name} is a folder or a file of this machine, not {path}; `python -m kaggle_utils s3 --help` says how to copy")
 
 
 def _positive(text: str) -> int:
@@ -397,6 +411,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command; what a user can mend is one line on stderr and exit status 1."""
     args = build_parser().parse_args(argv)
     try:
+        _check_addresses(args)
         return args.function(args)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"kaggle_utils {args.command}: {error}", file=sys.stderr)

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from .cluster_work import Network, Settings, Whole, finish_films, is_remote, open_store, read_films
+from .cluster_work import STOPS, Network, Settings, Whole, explained, finish_films, is_remote, open_store, read_films
 from .image import DICOM_SUFFIXES, IMAGE_SUFFIXES
 from .infer import DEFAULT_WEIGHTS, LungSegmenter, find_files, unique_names
 
@@ -48,7 +48,7 @@ BLOCK = 4  # batches a task: what is done again after a kill, and how often the 
 WINDOW = 20_000  # films that Ray is told of at a time: what it remembers of each is some KB in this process
 TRIES = 5  # of a task whose process dies; more would hide a film that kills each of them
 _PLACE = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION")  # no secrets: a cluster's dashboard shows what is sent
-_NEEDED = {"ray[data]": "ray", "pyarrow": "pyarrow", "pycocotools": "pycocotools"}
+_NEEDED = {"ray[data]>=2.60,<2.64": "ray", "pyarrow": "pyarrow", "pycocotools": "pycocotools"}
 
 
 def predict(patterns: Iterable[str | Path], out: str | Path, settings: Settings = Settings(), *, weights: str | Path | None = None,
@@ -74,15 +74,16 @@ def predict(patterns: Iterable[str | Path], out: str | Path, settings: Settings 
         FileNotFoundError: a pattern names nothing.
         ValueError: ``out`` belongs to other films, weights or settings; no such device; bad weights.
         ImportError: a package is missing.
-        OSError: no cluster at ``address``, or ``out`` can't be written.
+        OSError: no cluster at ``address``, a store that gives no films, or ``out`` can't be written.
     """
     _check_installed()
     weights = Path(weights or DEFAULT_WEIGHTS)
     segmenter = settings.open(weights, "cpu")  # what is wrong with them is told before a cluster starts
     films = list_films(patterns)
-    store, root = open_store(out)
     manifest = _plan(films.column("path").to_pylist(), segmenter.version, settings, shard)
-    missing = _start(store, root, manifest)
+    with explained(out):
+        store, root = open_store(out)
+        missing = _start(store, root, manifest, address)
     bar = tqdm(total=len(films), initial=len(films) - sum(manifest["shards"][n]["rows"] for n in missing), desc="predict", unit="film",
                disable=None)
     if missing:
@@ -115,11 +116,14 @@ def list_films(patterns: Iterable[str | Path]) -> pa.Table:
 
 def _list_objects(address: str) -> list[str]:
     from pyarrow import fs
-    store, root = open_store(address)
-    if store.get_file_info(root).is_file:
-        return [f"s3://{root}"]
-    found = [f"s3://{info.path}" for info in store.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=True))
-             if info.is_file and info.path.lower().endswith(IMAGE_SUFFIXES + DICOM_SUFFIXES)]
+    with explained(address):
+        store, root = open_store(address)
+        if store.get_file_info(root.partition("/")[0]).type == fs.FileType.NotFound:
+            raise FileNotFoundError(f"{address}: no such bucket")
+        if store.get_file_info(root).is_file:
+            return [f"s3://{root}"]
+        found = [f"s3://{info.path}" for info in store.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=True))
+                 if info.is_file and info.path.lower().endswith(IMAGE_SUFFIXES + DICOM_SUFFIXES)]
     if not found:
         raise FileNotFoundError(f"{address}: no object with a suffix of {', '.join(IMAGE_SUFFIXES + DICOM_SUFFIXES)}")
     return found
@@ -133,11 +137,10 @@ def _plan(paths: list[str], version: str, settings: Settings, shard: int) -> dic
             "shards": [{"file": f"films-{n:05d}.parquet", "rows": count} for n, count in enumerate(rows)]}
 
 
-def _start(store: fs.FileSystem, root: str, manifest: dict[str, object]) -> list[int]:
+def _start(store: fs.FileSystem, root: str, manifest: dict[str, object], address: str) -> list[int]:
     """The shards that are missing; writes the manifest, or raises ValueError where the folder has another one."""
     from pyarrow import fs
-    store.create_dir(root, recursive=True)
-    there = {info.base_name for info in store.get_file_info(fs.FileSelector(root))}
+    there = {info.base_name for info in store.get_file_info(fs.FileSelector(root, allow_not_found=True))}
     if MANIFEST in there:
         with store.open_input_file(f"{root}/{MANIFEST}") as file:
             old = json.loads(file.read())
@@ -148,6 +151,8 @@ def _start(store: fs.FileSystem, root: str, manifest: dict[str, object]) -> list
     elif any(shard["file"] in there for shard in manifest["shards"]):
         raise ValueError(f"{root}: shards without {MANIFEST}, nobody knows of which films: choose another folder")
     else:
+        _check_address(address)  # before anything is written
+        store.create_dir(root, recursive=True)
         _write(store, f"{root}/{MANIFEST}", json.dumps(manifest, indent=1).encode())
     return [n for n, shard in enumerate(manifest["shards"]) if shard["file"] not in there]
 
@@ -182,13 +187,13 @@ def _cluster(address: str) -> Iterator[None]:
 
 
 def _check_address(address: str) -> None:
-    """Raises OSError where nobody answers: Ray itself would try for minutes."""
+    """Raises ConnectionError where nobody answers: Ray itself would try for minutes."""
     host, _, port = address.rpartition("//")[2].rpartition(":")
     if host:
         try:
             socket.create_connection((host, int(port)), timeout=10).close()
         except OSError as error:
-            raise OSError(f"no cluster at {address}: {error}") from None
+            raise ConnectionError(f"no cluster at {address}: {error}") from None
 
 
 @contextmanager
@@ -239,6 +244,9 @@ def _shards(results: Dataset, manifest: dict[str, object], shard: int, bar: tqdm
     import pyarrow as pa
     waiting = defaultdict(list)
     for part in results.iter_batches(batch_size=None, batch_format="pyarrow"):
+        failed = next((error for error in part.column("error").to_pylist() if error.endswith(STOPS)), None)
+        if failed:
+            raise OSError(failed)
         bar.update(len(part))
         of = part.column("number").to_numpy() // shard
         for n in map(int, np.unique(of)):

@@ -5,7 +5,10 @@ Axes: B films of a batch; the network's own size is the side of its square, px.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from pyarrow import fs
 
 READERS = 4  # films that a process reads side by side: the way to S3 is long
+WAITS = (1, 5, 15)  # seconds before the next try where a store fails; its client has tried for seconds before
+STOPS = "; the same command goes on when that is mended"  # with which the errors end that end the run, instead of being a film's for good
 _WHOLE, _TEXT = ("height", "width", "lung_px"), ("name", "path", "flag", "reasons", "notes", "error")
 
 
@@ -93,13 +98,19 @@ def read_films(batch: dict[str, np.ndarray], size: int, force: bool) -> dict[str
 def _read_film(path: str, name: str, force: bool) -> ReadFilm:
     if not is_remote(path):
         return read_checked(Path(path), name, force=force)
-    store, key = open_store(path)
-    try:
-        with store.open_input_file(key) as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        return ReadFilm(name, path, error=f"{path}: {error}")
-    return read_checked(path, name, force=force, data=data)
+    for wait in (*WAITS, None):
+        try:
+            with explained(path):
+                store, key = open_store(path)
+                with store.open_input_file(key) as file:
+                    data = file.read(MAX_BYTES + 1)
+            return read_checked(path, name, force=force, data=data)
+        except FileNotFoundError:
+            return ReadFilm(name, path, error=f"{path}: it is no longer there")
+        except OSError as error:  # the store's, and not the film's
+            if wait is None or isinstance(error, PermissionError):
+                return ReadFilm(name, path, error=f"{error}{STOPS}")
+            time.sleep(wait)
 
 
 def finish_films(batch: dict[str, np.ndarray], segmenter: LungSegmenter, force: bool) -> pa.Table:
@@ -141,6 +152,24 @@ def open_store(address: str | Path) -> tuple[fs.FileSystem, str]:
 def _bucket(name: str) -> fs.FileSystem:
     from pyarrow import fs
     return fs.FileSystem.from_uri(f"s3://{name}")[0]  # asks for the bucket's region, where no server is named
+
+
+@contextmanager
+def explained(address: str | Path) -> Iterator[None]:
+    """What a store says in a paragraph as an OSError of one line about the address."""
+    try:
+        yield
+    except (FileNotFoundError, ConnectionError):  # ours
+        raise
+    except OSError as error:
+        if not is_remote(address):
+            raise
+        said = str(error)
+        if "ACCESS_DENIED" in said or "credentials" in said.lower():
+            raise PermissionError(f"{address}: permission denied, or no credentials: every node needs them where AWS's tools find them") from None
+        if "not found" in said:
+            raise FileNotFoundError(f"{address}: no such bucket") from None
+        raise OSError(f"{address}: the store failed, or the network is broken ({said[:300]})") from None
 
 
 def is_remote(path: str | Path) -> bool:

@@ -35,13 +35,15 @@ def read_manifest(root: str | Path) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: no manifest, or a film that it names is gone.
-        ValueError: a column is missing, or a film is in the set twice, so that it could be trained on and tested on.
+        ValueError: a column is missing, the set is in shards, or a film is there twice, so that it could be trained on and tested on.
     """
     root = Path(root)
     path = root / "manifest.csv"
     if not path.exists():
         raise FileNotFoundError(f"{path} is not there: make it with `python -m kaggle_utils prep --input DIR --out {root}`")
     frame = pd.read_csv(path, dtype={"name": str})
+    if "shard" in frame:
+        raise ValueError(f"{root} holds shards, which train alone reads: give the prepared folder that they were written from")
     missing = {"name", "source", "split", "tb", "pixels"} - set(frame)
     if missing:
         raise ValueError(f"{path}: no column {', '.join(sorted(missing))}; it was not written by this version's prep")

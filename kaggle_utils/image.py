@@ -128,6 +128,18 @@ def decode_image(data: bytes) -> np.ndarray:
     return _read_picture(data).image
 
 
+def decode_pnm(data: bytes) -> np.ndarray:
+    """The gray levels ``uint8 (H, W)`` of a PGM or PBM file's bytes; the size it declares is not checked, as files of shards are our own.
+
+    Raises:
+        ValueError: the bytes are truncated or no image.
+    """
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    if pixels is None:
+        raise ValueError("it is truncated, or no PGM or PBM file")
+    return pixels
+
+
 def decode_mask(data: bytes) -> np.ndarray:
     """The mask of a file's bytes, see :func:`read_mask`."""
     gray = _to_gray(_decode(data))

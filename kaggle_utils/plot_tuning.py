@@ -252,28 +252,8 @@ def draw_check(path: str | Path | None = None, *, tables: str | Path = TABLES) -
     return saved(figure, path)
 
 
-def draw_whole(path: str | Path | None = None, *, tables: str | Path = TABLES) -> Figure:
-    """Makes ``images/tuning_whole.png``: Dice by epoch of runs as long as the shipped network's, and at the end at home and on a foreign set.
-
-    Args and Raises: as :func:`draw_bugs`.
-    """
-    table = read_study("whole", tables)
-    scores = scores_of(table)
-    figure, (curves, *ends) = plt.subplots(1, 1 + len(scores), figsize=(11, 3.6), layout="constrained", width_ratios=(2, *[1] * len(scores)))
-    colours = dict(zip(table["run"].unique(), (BLUE, ORANGE, GREEN)))
-    sns.lineplot(table, x="epoch", y="val_dice", hue="run", palette=colours, errorbar=RANGE, ax=curves)
-    curves.set(ylabel=DICE, ylim=(table.loc[table["epoch"] > table["epoch"].max() / 5, "val_dice"].min(), None))
-    curves.xaxis.set_major_locator(MaxNLocator(integer=True))
-    curves.legend(frameon=False, fontsize=8)
-    for ax, (score, label) in zip(ends, scores.items()):
-        sns.stripplot(last_epochs(table), x="run", y=score, hue="run", palette=colours, legend=False, ax=ax)
-        ax.tick_params("x", labelsize=7)
-        ax.set(xlabel="", ylabel=label)
-    return saved(figure, path)
-
-
 FIGURES = {f"tuning_{draw.__name__.removeprefix('draw_')}.png": draw for draw in (
-    draw_impossible, draw_bugs, draw_augmentation, draw_loss, draw_capacity, draw_data, draw_optimisation, draw_search, draw_whole, draw_check)}
+    draw_impossible, draw_bugs, draw_augmentation, draw_loss, draw_capacity, draw_data, draw_optimisation, draw_search, draw_check)}
 
 
 def saved(figure: Figure, path: str | Path | None) -> Figure:

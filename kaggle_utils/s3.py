@@ -21,7 +21,7 @@ from .s3_client import (CRC, Moved, abort_leftovers, connect, crc32, explained, 
                         settings)
 from .s3_zip import unzip
 
-__all__ = ["Moved", "connect", "download", "explained", "fetch", "is_address", "parse", "results", "unzip", "upload"]
+__all__ = ["Moved", "as_addresses", "connect", "download", "explained", "fetch", "is_address", "parse", "results", "unzip", "upload"]
 SCHEME = "s3://"
 FULL = (ENOSPC, EDQUOT, EFBIG)  # errors that writing raises without a file's name
 
@@ -31,14 +31,17 @@ def upload(source: str | Path, address: str) -> Moved:
 
     Args:
         source: the folder; its own name is not part of the objects' keys.
-        address: ``s3://bucket/prefix``.
+        address: ``s3://bucket/prefix``; a file's name is added where the address doesn't end in it.
 
     Raises:
         FileNotFoundError: no such folder, nothing in it, or no such bucket.
         OSError: no credentials, no permission, or a network that stays broken.
         ImportError: boto3 is not installed.
     """
-    source, (bucket, prefix) = Path(source), parse(address, folder=True)
+    source = Path(source)
+    if source.is_file() and str(address).endswith(f"/{source.name}"):
+        address = str(address).removesuffix(source.name)
+    bucket, prefix = parse(address, folder=True)
     root = source.parent if source.is_file() else source
     files = {prefix + path.relative_to(root).as_posix(): path for path in ([source] if source.is_file() else sorted(source.rglob("*")))
              if path.is_file() and path.suffix != ".part"}  # what a killed download left is no file yet
@@ -102,23 +105,40 @@ def fetch(path: str | Path | None) -> str | Path | None:
 
 @contextmanager
 def results(out: str | Path) -> Iterator[Path]:
-    """A folder to write results to; where ``out`` is an ``s3://`` address, they are uploaded at the end and their tables name objects."""
+    """A folder to write results to, whose tables name films by their addresses; it is uploaded at the end where ``out`` is one."""
     if not is_address(out):
         yield Path(out)
+        _name_films(Path(out))
         return
     parse(out)
     with TemporaryDirectory() as folder:
         yield Path(folder)
-        kept = f"{_cache().as_posix()}/"
-        for table in Path(folder).glob("*.csv"):
-            text = table.read_text(encoding="utf-8").replace(kept, SCHEME)
-            table.write_text(text.replace(folder, str(out).rstrip("/")), encoding="utf-8")
-        for table in Path(folder).glob("*.parquet"):  # coco.parquet, whose paths are the films'
-            from pyarrow import compute, parquet
-            rows = parquet.read_table(table)
-            paths = compute.replace_substring(rows["path"], kept, SCHEME)
-            parquet.write_table(rows.set_column(rows.schema.get_field_index("path"), "path", paths), table, compression="zstd")
+        _name_films(Path(folder), str(out).rstrip("/"))
         upload(folder, str(out))
+
+
+def as_addresses(text: str) -> str:
+    """A text with the addresses of the films whose copies of :func:`fetch` it names."""
+    return text.replace(f"{_cache().as_posix()}/", SCHEME)
+
+
+def _name_films(folder: Path, address: str | None = None) -> None:
+    """Puts addresses in place of paths into the tables of predict and screen; ``address`` is the folder's own, if it has one."""
+    for table in (path for name in ("predictions.csv", "screening.csv") if (path := folder / name).exists()):
+        old = table.read_text(encoding="utf-8")
+        new = as_addresses(old).replace(str(folder), address or str(folder))
+        if new != old:
+            part = table.with_name(f".{table.name}.part")
+            part.write_text(new, encoding="utf-8")
+            os.replace(part, table)
+    lungs = folder / "coco.parquet"
+    if lungs.exists():
+        import pyarrow as pa
+        from pyarrow import parquet
+        rows = parquet.read_table(lungs)
+        paths = pa.array([as_addresses(path) for path in rows["path"].to_pylist()], pa.string())
+        if not paths.equals(rows["path"].combine_chunks()):
+            parquet.write_table(rows.set_column(rows.schema.get_field_index("path"), "path", paths), lungs, compression="zstd")
 
 
 def is_address(path: str | Path) -> bool:
@@ -135,7 +155,7 @@ def _find(s3, address: str) -> dict[str, tuple[str, int]]:
     below = parse(address, folder=True)[1]
     named = {key: (key[len(below):], size) for key, size in found.items() if key.startswith(below)}
     if not named:
-        raise FileNotFoundError(f"{address}: no such object, and none below it")
+        raise FileNotFoundError(f"{address}: no such object, and none below it" + "; there are no globs in S3, only prefixes" * ("*" in address))
     paths = Counter(os.path.normpath(name) for name, _ in named.values())
     bad = next((key for key, (name, _) in named.items() if leads_out(name) or paths[os.path.normpath(name)] > 1), None)
     if bad:

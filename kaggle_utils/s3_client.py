@@ -34,7 +34,7 @@ class Moved:
     skipped: int
 
     def __str__(self) -> str:
-        return f"{self.files} files, {self.bytes / 1e6:.1f} MB; {self.skipped} were there"
+        return f"{self.files} files, {self.bytes / 1e6:.1f} MB; {self.skipped} were there already"
 
 
 def import_boto3() -> None:

@@ -19,7 +19,6 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import BinaryIO
 
-import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -28,12 +27,12 @@ from tqdm import tqdm
 
 from .data import augmentation, make_item, read_manifest
 from .distributed import batch_share, share, world_size
-from .image import encode_image, read_image, read_mask, resize_image, resize_mask, write_bytes
+from .image import decode_pnm, encode_image, read_image, read_mask, resize_image, resize_mask, write_bytes
 
 BUFFER = 1000  # films (0.3 MB each at 512 px) from which the next one is drawn
 
 
-def write_shards(data: str | Path, out: str | Path, *, films: int = 500, size: int | None = None, seed: int = 0) -> pd.DataFrame:
+def write_shards(data: str | Path, out: str | Path, *, films: int = 100, size: int | None = None, seed: int = 0) -> pd.DataFrame:
     """Packs a prepared set into shards, the films of each split dealt out at random.
 
     Args:
@@ -48,9 +47,12 @@ def write_shards(data: str | Path, out: str | Path, *, films: int = 500, size: i
 
     Raises:
         FileNotFoundError: no prepared set.
+        ValueError: ``out`` is the prepared set's own folder.
         ImportError: webdataset is not installed.
     """
     wds, out = _webdataset(), Path(out)
+    if out.resolve() == Path(data).resolve():
+        raise ValueError(f"{out} is the prepared set itself: choose another folder for the shards")
     frame = read_manifest(data)
     frame = frame[frame["mask"] != ""].sample(frac=1, random_state=seed).reset_index(drop=True)
     out.mkdir(parents=True, exist_ok=True)
@@ -95,8 +97,11 @@ def read_shards(root: str | Path) -> pd.DataFrame:
     """
     root = str(root).rstrip("/")
     path = f"{root}/manifest.csv"
-    with _open(path) as file:
-        frame = pd.read_csv(file, dtype={"name": str})
+    try:
+        with _open(path) as file:
+            frame = pd.read_csv(file, dtype={"name": str})
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; training streams sets in shards, which `python -m kaggle_utils shards` writes") from None
     if "shard" not in frame:
         raise ValueError(f"{path} is that of a set without shards: write them (python -m kaggle_utils shards), or download the set")
     frame["row"], frame["shard"] = frame.index, f"{root}/" + frame["shard"]
@@ -135,7 +140,7 @@ class ShardedFilms(IterableDataset):
         self.films = dict(zip(frame["row"], zip(frame["name"], frame["source"])))
         self.epoch = 0
         if len(self.shards) < world_size():
-            raise ValueError(f"{len(self.shards)} shards are too few for {world_size()} processes: write them again with fewer films each")
+            raise ValueError(f"{len(self.shards)} shards are too few for {world_size()} processes: write them again with --films {len(frame) // world_size()} or fewer")
 
     def __len__(self) -> int:
         """Batches of an epoch: in training those of the process that has most, so that all take the same steps."""
@@ -182,9 +187,10 @@ class ShardedFilms(IterableDataset):
         return wds.filters.shuffle(self.buffer, initial=self.buffer, rng=random.Random(f"{self.seed} {self.epoch}"))(samples)
 
     def _decode(self, sample: dict[str, object]) -> tuple[int, np.ndarray, np.ndarray]:
-        image, mask = (cv2.imdecode(np.frombuffer(sample.get(name, b"-"), np.uint8), cv2.IMREAD_GRAYSCALE) for name in ("film.pgm", "mask.pbm"))
-        if image is None or mask is None:
-            raise ValueError(f"{sample['__url__']}: film {sample['__key__']} is damaged: write the shards again")
+        try:
+            image, mask = decode_pnm(sample["film.pgm"]), decode_pnm(sample["mask.pbm"])
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{sample['__url__']}: film {sample['__key__']} is damaged ({error}): write the shards again") from None
         return int(sample["__key__"]), resize_image(image, self.size), resize_mask(mask // 255, self.size)
 
 

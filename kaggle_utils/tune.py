@@ -99,9 +99,6 @@ STUDIES: dict[str, list[Run]] = {
     "capacity": [Run("default"), *each(width=(8, 32), depth=(2, 4), patch=(4,), size=(64, 192))],
     "optimisation": [Run("default"), *each(lr=(5e-4, 1e-3, 4e-3, 8e-3), batch=(4, 16), epochs=(4, 16), ema=(0.0,),
                                            weight_decay=(0.0, 1e-1))],
-    # What short runs and the search prefer, in runs as long as the shipped network's. The other studies came before its settings.
-    "whole": [Run(name, {"size": 384, "epochs": 49, "augment": "light", "dice_weight": 0.25, **settings}) for name, settings in {
-        "default": {}, "lr=0.008": {"lr": 8e-3}, "batch=4 lr=0.004": {"batch": 4, "lr": 4e-3}}.items()],
     "data": [Run(f"{n or 'all'} {kind}", {}, partial(choose_films, real=real, built_in=built_in)) for n in FILMS
              for kind, real, built_in in (("real", n, 0), ("built-in", 0, n), ("real, built-in added", n, None))],
     # Some of the other studies' runs at a size nearer to the shipped network's: does their ranking hold?

@@ -25,6 +25,7 @@ from kaggle_utils.cluster import MANIFEST, Settings, predict
 from kaggle_utils.measure import MEASUREMENTS
 from kaggle_utils.model import UNet, save_weights
 from phantoms import phantom, write_raw
+from s3_server import Fault, client, proxy, server  # noqa: F401
 
 FORCED = Settings(batch=4, force=True)  # the checks say, rightly, that a phantom is no chest film
 NODE = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 2**27, "node_ip_address": "127.0.0.1"}
@@ -181,6 +182,29 @@ def test_killed_process_loses_nothing(cluster, films, weights, folder, expected)
     assert_same(folder / "killed", expected)
 
 
+def test_a_store_that_fails_ends_the_run_and_is_no_film_s_error(cluster, films, weights, proxy, client):
+    """Refused for good, and the next time broken for a moment."""
+    for path in sorted(films.glob("f[0-9][0-9].png"))[:12]:
+        client.upload_file(str(path), "bkt", f"in/{path.name}")
+    denied = Fault("status", "HEAD|GET", "/in/f09", times=10**6, status=403, code="AccessDenied")
+    proxy.faults.append(denied)
+    with pytest.raises(OSError, match="s3://bkt/in/f09.png: permission denied.* goes on when that is mended"):
+        predict(["s3://bkt/in"], "s3://bkt/out", FORCED, weights=weights, address=cluster.address, shard=4)
+    denied.times = 0
+    proxy.faults.append(Fault("status", "GET", "/in/f10", times=1, status=500))
+    assert predict(["s3://bkt/in"], "s3://bkt/out", FORCED, weights=weights, address=cluster.address, shard=4)["result"]["masks"] == 12
+
+
+def test_what_is_wrong_with_addresses_is_one_line_and_leaves_nothing(weights, films, tmp_path, proxy, client):
+    client.put_object(Bucket="bkt", Key="in/a.png", Body=b"x")
+    for patterns, out, said in ((["s3://nobody/in"], tmp_path / "a", "s3://nobody/in: no such bucket"), (["s3://bkt/in"], "s3://nobody/out", "s3://nobody/out: no such bucket")):
+        with pytest.raises(FileNotFoundError, match=said):
+            predict(patterns, out, FORCED, weights=weights)
+    with pytest.raises(OSError, match="no cluster at 127.0.0.1:1"):
+        predict([films], tmp_path / "b", FORCED, weights=weights, address="127.0.0.1:1")
+    assert not any(tmp_path.iterdir())
+
+
 def test_films_and_results_in_s3(cluster, films, weights, expected, folder, monkeypatch, capsys):
     """A bucket on this machine; the credentials are dummies, which the nodes have in their environment."""
     boto3, server = pytest.importorskip("boto3"), pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
@@ -280,7 +304,7 @@ def test_without_ray_one_line_says_what_to_install(monkeypatch, capsys, tmp_path
     from kaggle_utils import cluster
     monkeypatch.setattr(cluster, "find_spec", lambda name: None if name == "ray" else name)
     assert main(["predict", "film.png", "--out", str(tmp_path), "--ray"]) == 1
-    assert capsys.readouterr().err == "kaggle_utils predict: a cluster needs ray[data]: pip install 'ray[data]'\n"
+    assert capsys.readouterr().err == "kaggle_utils predict: a cluster needs ray[data]>=2.60,<2.64: pip install 'ray[data]>=2.60,<2.64'\n"
 
 
 @pytest.mark.parametrize("arguments, status, message", [

@@ -514,3 +514,36 @@ def test_screen_takes_addresses(client, tmp_path, monkeypatch, capsys):
     written = contents(client, "tb/")
     row = pd.read_csv(io.BytesIO(written["tb/screening.csv"])).iloc[0]
     assert (row["path"], row["overlay"]) == ("s3://bkt/raw/film.png", "s3://bkt/tb/overlays/film.png") and row["overlay"].removeprefix("s3://bkt/") in written
+
+
+def test_films_keep_their_addresses_in_tables_and_messages_of_a_folder(client, tmp_path, capsys):
+    import pandas as pd
+    from kaggle_utils.image import encode_image
+    from kaggle_utils.synthetic import AppearanceModel
+    client.put_object(Bucket="bkt", Key="raw/film.png", Body=encode_image(AppearanceModel.load().sample(1, 0, size=256, acquire=False)[0].image, ".png"))
+    client.put_object(Bucket="bkt", Key="raw/bad.png", Body=b"no film")
+    assert main(["predict", "s3://bkt/raw", "--out", str(tmp_path / "out"), "--device", "cpu", "--format", "png", "coco"]) == 3
+    table = pd.read_csv(tmp_path / "out/predictions.csv", keep_default_na=False)
+    assert list(table["path"]) == ["s3://bkt/raw/bad.png", "s3://bkt/raw/film.png"] and table["mask"][1] == str(tmp_path / "out/masks/film.png")
+    assert set(pd.read_parquet(tmp_path / "out/coco.parquet")["path"]) == {"s3://bkt/raw/film.png"}
+    assert table["error"][0].startswith("s3://bkt/raw/bad.png: ") and table["error"][0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["prep --input raw --out s3://bkt/set", "train --data set --out s3://bkt/run", "shards --data s3://bkt/set --out shards",
+                                     "evaluate --data s3://bkt/set", "synth --out s3://bkt/raw", "screen films --out out --device s3://x"])
+def test_an_address_where_a_folder_is_needed_is_refused_before_a_folder_of_that_name_is_made(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(command.split()) == 1
+    assert re.search("(out|data|device) is a folder or a file of this machine, not s3://", capsys.readouterr().err) and not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("address, key", [("s3://bkt/a/set.zip", "a/set.zip"), ("s3://bkt/a", "a/set.zip"), ("s3://bkt/a/", "a/set.zip"), ("s3://bkt", "set.zip")])
+def test_a_file_has_the_key_that_its_address_ends_in_or_its_own_name_below(address, key, client, tmp_path):
+    (tmp_path / "set.zip").write_bytes(b"zip")
+    s3.upload(tmp_path / "set.zip", address)
+    assert contents(client) == {key: b"zip"}
+
+
+def test_a_glob_in_s3_is_told_to_be_none(client):
+    with pytest.raises(FileNotFoundError, match="there are no globs in S3"):
+        s3.fetch("s3://bkt/films/*.png")

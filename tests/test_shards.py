@@ -120,7 +120,7 @@ def test_several_processes_share_the_shards_and_take_as_many_steps(sharded, monk
         found += filter(None, names(batches))
     assert len(steps) == 1 and sorted(found) == sorted(train_rows(sharded)["name"])
     monkeypatch.setenv("WORLD_SIZE", "7")
-    with pytest.raises(ValueError, match="6 shards are too few for 7 processes"):
+    with pytest.raises(ValueError, match="6 shards are too few for 7 processes.*--films 3 or fewer"):
         ShardedFilms(train_rows(sharded), 32, batch=14)
 
 
@@ -135,6 +135,13 @@ def test_training_from_shards_learns_and_resumes_to_the_same_weights(sharded, tm
     resumed.fit()
     for name, weight in whole.best_model.state_dict().items():
         torch.testing.assert_close(resumed.best_model.state_dict()[name], weight, rtol=0, atol=0)
+
+
+def test_shards_and_prepared_set_are_not_taken_for_each_other(prepared, sharded):
+    with pytest.raises(ValueError, match="is the prepared set itself"):
+        write_shards(prepared, prepared / ".")
+    with pytest.raises(ValueError, match="holds shards, which train alone reads"):
+        read_manifest(sharded)
 
 
 def test_without_webdataset_it_is_one_line(sharded, monkeypatch):
