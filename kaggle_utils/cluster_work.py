@@ -97,6 +97,8 @@ def read_films(batch: dict[str, np.ndarray], size: int, force: bool) -> dict[str
 
 def _read_film(path: str, name: str, force: bool) -> ReadFilm:
     if not is_remote(path):
+        if not Path(path).parent.exists():
+            return ReadFilm(name, path, error=f"{path}: a node doesn't see this folder, which must be there on all of them{STOPS}")
         return read_checked(Path(path), name, force=force)
     for wait in (*WAITS, None):
         try:

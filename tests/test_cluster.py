@@ -10,6 +10,7 @@ import time
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -22,6 +23,7 @@ psutil = pytest.importorskip("psutil")
 from kaggle_utils import infer
 from kaggle_utils.__main__ import main
 from kaggle_utils.cluster import MANIFEST, Settings, predict
+from kaggle_utils.cluster_work import STOPS, read_films
 from kaggle_utils.measure import MEASUREMENTS
 from kaggle_utils.model import UNet, save_weights
 from phantoms import phantom, write_raw
@@ -193,6 +195,13 @@ def test_a_store_that_fails_ends_the_run_and_is_no_film_s_error(cluster, films, 
     denied.times = 0
     proxy.faults.append(Fault("status", "GET", "/in/f10", times=1, status=500))
     assert predict(["s3://bkt/in"], "s3://bkt/out", FORCED, weights=weights, address=cluster.address, shard=4)["result"]["masks"] == 12
+
+
+def test_a_folder_that_a_node_does_not_see_ends_the_run_and_a_film_that_is_gone_does_not(tmp_path):
+    batch = {"number": np.arange(2), "name": np.array(["a", "b"]), "path": np.array([str(tmp_path / "gone.png"), str(tmp_path / "gone/film.png")])}
+    gone, unseen = read_films(batch, 32, force=False)["film"]
+    assert "a node doesn't see this folder" in unseen.error and unseen.error.endswith(STOPS)
+    assert gone.error and not gone.error.endswith(STOPS)
 
 
 def test_what_is_wrong_with_addresses_is_one_line_and_leaves_nothing(weights, films, tmp_path, proxy, client):
