@@ -49,7 +49,7 @@ def declared_size(data: bytes) -> tuple[int, int]:
         if data.startswith(magic):
             try:
                 return read(data)
-            except (struct.error, IndexError, KeyError):
+            except (struct.error, IndexError, KeyError, OverflowError):
                 raise ValueError("the file is truncated or damaged: its header declares no size") from None
     raise ValueError("not an image: it begins as no PNG, JPEG, TIFF, BMP, GIF or DICOM does")
 

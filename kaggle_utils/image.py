@@ -64,7 +64,7 @@ def read_film(path: str | Path, *, fix_polarity: bool = True, data: bytes | None
         _check_bytes(len(data))
         film = read_dicom(data) if is_dicom(data[:HEAD]) else _read_picture(data)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None  # one line, whatever a damaged file's texts hold
     except MemoryError:
         raise ValueError(f"{path}: this machine's memory is too small for it") from None
     if fix_polarity and is_inverted(film.image):

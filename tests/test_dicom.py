@@ -207,6 +207,8 @@ def test_plain_frontal_film_has_no_other_note():
 REFUSED = {
     "report": (dicom(FILM, SOPClassUID=uid.BasicTextSRStorage, PixelData=None), "without an image in it .Basic Text SR"),
     "PDF": (dicom(FILM, SOPClassUID=uid.EncapsulatedPDFStorage, PixelData=None), "without an image in it .Encapsulated PDF"),
+    "text of two lines": (dicom(FILM, SOPClassUID=uid.BasicTextSRStorage, PixelData=None).replace(b"1.2.840.10008.5.1.4.1.1.88", b"1.2.840.10008.5.1.4.1.1\nx|"),
+                          r"without an image in it .1.2.840.10008.5.1.4.1.1 x\|"),
     "CT": (dicom(FILM, Modality="CT"), "modality CT"),
     "frames": (dicom(FILM, NumberOfFrames=30), "30 frames"),
     "video": (dicom(FILM, uid.MPEG4HP41, frame=b"\0" * 100), "transfer syntax MPEG-4"),

@@ -219,6 +219,12 @@ def test_written_file_is_readable_by_others(tmp_path):
 
 # --- resizing --------------------------------------------------------------------------------------------------------
 
+def test_bigtiff_whose_directory_lies_beyond_all_files_is_refused(tmp_path):
+    (tmp_path / "x.tif").write_bytes(b"II\x2b\x00\x08\x00\x00\x00" + b"\xff" * 8 + bytes(100))
+    with pytest.raises(ValueError, match="x.tif: the file is truncated or damaged"):
+        files.read_image(tmp_path / "x.tif")
+
+
 def test_size_is_height_then_width():
     assert files.resize_image(np.zeros((10, 20), np.uint8), (6, 8)).shape == (6, 8)
 
