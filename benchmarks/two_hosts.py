@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -157,21 +158,23 @@ def training() -> dict[str, object]:
     def epochs() -> int:
         return len(pd.read_csv(out / "history.csv")) if (out / "history.csv").exists() else 0
 
-    def told() -> bool:
-        return all("doesn't answer any more" in (SHARED / f"train_{host}1.log").read_text() for host in HOSTS)
+    def messages() -> list[str]:
+        """What the processes said in the end: that the other one doesn't answer, or that S3 doesn't, whichever they waited for."""
+        found = [re.search(r"kaggle_utils train: (.*?the same command[^.\[]*)", (SHARED / f"train_{host}1.log").read_text()) for host in HOSTS]
+        return [re.sub(r" \(.*\)", "", message[1]).strip() for message in found if message]
 
     launched = both(1)
     wait(lambda: epochs() >= 3, 300, "three epochs", launched)
     cable("down")
-    seconds, before = wait(told, 600, "a message from both"), epochs()
+    seconds, before = wait(lambda: len(messages()) == 2, 600, "a message from both"), epochs()
     for each in launched:  # host b's torchrun itself would wait for host a until TCP gives up
         each.kill()
     cable("up")
     again = both(2)
     codes = [each.wait(timeout=900) for each in again]
     assert codes == [0, 0] and epochs() == EPOCHS, f"see {SHARED}/train_*2.log"
-    return {"epochs": EPOCHS, "epochs_before": before, "seconds_until_both_gave_up": seconds, "exit_codes_of_the_same_commands": codes, "epochs_in_the_end": epochs(),
-            "val_dice": round(float(pd.read_csv(out / "history.csv")["val_dice"].max()), 4)}
+    return {"epochs": EPOCHS, "epochs_before": before, "seconds_until_both_gave_up": seconds, "messages": messages(),
+            "exit_codes_of_the_same_commands": codes, "epochs_in_the_end": epochs(), "val_dice": round(float(pd.read_csv(out / "history.csv")["val_dice"].max()), 4)}
 
 
 def main() -> None:

@@ -31,6 +31,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+_LOST = ("gloo", "NCCL", "caused pair closure", "closed by peer", "reset by peer")  # in what PyTorch says, which has no type of its own
 LONGEST_WAIT = timedelta(minutes=5)  # for a process that hangs, or whose machine is lost; the others then fail too
 
 
@@ -79,7 +80,7 @@ def processes(device: torch.device) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
+        if isinstance(error, dist.DistError) or any(words in str(error) for words in _LOST):
             raise ConnectionError(f"another process doesn't answer any more; the same command with --resume goes on with what is saved. {error}") from error
         raise
     dist.destroy_process_group()  # not after an error: this could wait for processes that wait for this one
