@@ -363,9 +363,10 @@ _REMOTE = {"prep": ("input",), "train": ("data",), "evaluate": ("weights",), "pr
 
 def _check_addresses(args: argparse.Namespace) -> None:
     """Raises ValueError for an s3:// address where a folder or a file of this machine is needed: it would become a folder ``s3:`` here."""
+    from .s3 import is_address
     for name, value in vars(args).items():
         for path in value if isinstance(value, list) else [value]:
-            if str(path).startswith("s3://") and name not in _REMOTE.get(args.command, ()):
+            if is_address(path) and name not in _REMOTE.get(args.command, ()):
                 raise ValueError(f"{name} is a folder or a file of this machine, not {path}; `python -m kaggle_utils s3 --help` says how to copy")
 
 

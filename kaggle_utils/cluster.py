@@ -33,9 +33,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from .cluster_work import STOPS, Network, Settings, Whole, explained, finish_films, is_remote, open_store, read_films
+from .cluster_work import STOPS, Network, Settings, Whole, explained, finish_films, open_store, read_films
 from .image import DICOM_SUFFIXES, IMAGE_SUFFIXES
 from .infer import DEFAULT_WEIGHTS, LungSegmenter, find_files, unique_names
+from .s3 import is_address
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -107,8 +108,8 @@ def list_films(patterns: Iterable[str | Path]) -> pa.Table:
     """
     import pyarrow as pa
     patterns = list(map(str, patterns))
-    local = [pattern for pattern in patterns if not is_remote(pattern)]
-    paths = {path for pattern in patterns if is_remote(pattern) for path in _list_objects(pattern)}
+    local = [pattern for pattern in patterns if not is_address(pattern)]
+    paths = {path for pattern in patterns if is_address(pattern) for path in _list_objects(pattern)}
     paths = sorted(paths.union(str(path.absolute()) for path in find_files(local)))
     names = unique_names(list(map(Path, paths)))
     return pa.table({"number": range(len(paths)), "name": names, "path": paths})

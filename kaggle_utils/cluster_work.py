@@ -22,6 +22,7 @@ from .formats import annotate
 from .image import MAX_BYTES, resize_image
 from .infer import COLUMNS, LungSegmenter, ReadFilm, Segmented, read_checked, segment
 from .measure import MEASUREMENTS, SIDES, measure, split_lungs
+from .s3 import is_address
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -96,7 +97,7 @@ def read_films(batch: dict[str, np.ndarray], size: int, force: bool) -> dict[str
 
 
 def _read_film(path: str, name: str, force: bool) -> ReadFilm:
-    if not is_remote(path):
+    if not is_address(path):
         if not Path(path).parent.exists():
             return ReadFilm(name, path, error=f"{path}: a node doesn't see this folder, which must be there on all of them{STOPS}")
         return read_checked(Path(path), name, force=force)
@@ -144,7 +145,7 @@ def schema() -> pa.Schema:
 def open_store(address: str | Path) -> tuple[fs.FileSystem, str]:
     """The file system of a folder or an ``s3://`` address, and the path there."""
     from pyarrow import fs
-    if not is_remote(address):
+    if not is_address(address):
         return fs.LocalFileSystem(), str(Path(address).absolute())
     path = str(address).removeprefix("s3://").rstrip("/")
     return _bucket(path.partition("/")[0]), path
@@ -164,7 +165,7 @@ def explained(address: str | Path) -> Iterator[None]:
     except (FileNotFoundError, ConnectionError):  # ours
         raise
     except OSError as error:
-        if not is_remote(address):
+        if not is_address(address):
             raise
         said = str(error)
         if "ACCESS_DENIED" in said or "credentials" in said.lower():
@@ -172,7 +173,3 @@ def explained(address: str | Path) -> Iterator[None]:
         if "not found" in said:
             raise FileNotFoundError(f"{address}: no such bucket") from None
         raise OSError(f"{address}: the store failed, or the network is broken ({said[:300]})") from None
-
-
-def is_remote(path: str | Path) -> bool:
-    return str(path).startswith("s3://")

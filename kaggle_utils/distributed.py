@@ -71,8 +71,7 @@ def processes(device: torch.device) -> Iterator[None]:
             raise ValueError(f"{machine_size()} processes and {torch.cuda.device_count()} GPUs on this machine: "
                              f"choose --nproc-per-node {torch.cuda.device_count()}, or device cpu")
         torch.cuda.set_device(_from_torchrun("LOCAL_RANK", 0))
-    # gloo for numbers of Python too: they meet without waiting for what the GPU still computes.
-    try:
+    try:  # gloo for numbers of Python too: they meet without waiting for what the GPU still computes
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
     except RuntimeError as error:
         raise ConnectionError("the processes don't reach each other; between machines, name the network that connects them, on each of them: "

@@ -3,8 +3,8 @@
 Shards are read one after the other in an order that seed and epoch decide; their films pass a buffer from which they are drawn
 at random. No more than the buffer, two shards of S3 (in temporary files) and the films being decoded are held. A film's
 augmentation comes from (seed, epoch, film) alone, as in :mod:`data`. Of several processes each reads its own shards, so
-n processes need n shards at least. Films are PGM and masks PBM, uncompressed: PNG is half as large, and to inflate it in each
-epoch takes a twentieth of a CPU's training. WebDataset (Aizman, Maltby & Breuel 2019) writes, reads and shuffles.
+n processes need n shards at least. Films are PGM and masks PBM, uncompressed: PNG is half as large, and inflating it in each
+epoch takes time from a CPU's training. WebDataset (Aizman, Maltby & Breuel 2019) writes, reads and shuffles.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from tqdm import tqdm
 from .data import augmentation, make_item, read_manifest
 from .distributed import batch_share, share, world_size
 from .image import decode_pnm, encode_image, read_image, read_mask, resize_image, resize_mask, write_bytes
+from .s3 import connect, explained, is_address, parse
 
 BUFFER = 1000  # films (0.3 MB each at 512 px) from which the next one is drawn
 
@@ -78,7 +79,7 @@ def write_shards(data: str | Path, out: str | Path, *, films: int = 100, size: i
 
 def is_sharded(root: str | Path) -> bool:
     """Says whether a folder, or an ``s3://`` address, holds shards; what lies in S3 does."""
-    if str(root).startswith("s3://"):
+    if is_address(root):
         return True
     path = Path(root) / "manifest.csv"
     return path.exists() and "shard" in pd.read_csv(path, nrows=0)
@@ -105,7 +106,7 @@ def read_shards(root: str | Path) -> pd.DataFrame:
     if "shard" not in frame:
         raise ValueError(f"{path} is that of a set without shards: write them (python -m kaggle_utils shards), or download the set")
     frame["row"], frame["shard"] = frame.index, f"{root}/" + frame["shard"]
-    gone = next((shard for shard in frame["shard"].unique() if not shard.startswith("s3://") and not Path(shard).exists()), None)
+    gone = next((shard for shard in frame["shard"].unique() if not is_address(shard) and not Path(shard).exists()), None)
     if gone:
         raise FileNotFoundError(f"{gone} is in {path} but not on the disk: write the shards again")
     return frame
@@ -212,9 +213,8 @@ def _opened(shards: list[str]) -> Iterator[dict[str, object]]:
 
 
 def _open(path: str) -> BinaryIO:
-    if not path.startswith("s3://"):
+    if not is_address(path):
         return open(path, "rb")
-    from .s3 import connect, explained, parse
     file = TemporaryFile()  # not a stream from S3: boto3 fetches a file's parts again where the network fails
     with explained(path):
         connect().download_fileobj(*parse(path), file)
