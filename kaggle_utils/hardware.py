@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from pathlib import Path
 
 import torch
+
+PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -26,11 +29,20 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def choose_precision(device: torch.device) -> str:
-    """The fastest number format that the hardware computes in itself.
+    """The fastest number format that the hardware computes in itself, or the one that ``UNET_LUNG_PRECISION`` names.
 
     bf16 on a GPU from Ampere on and on a CPU with AVX512-BF16 or AMX; fp16 on an older GPU (a T4 only emulates bf16);
-    fp32 on any other CPU, where bf16 is emulated and slower.
+    fp32 on any other CPU, where bf16 is emulated and slower. bf16 keeps three digits: with ``UNET_LUNG_PRECISION=fp32``
+    two machines come to the same numbers, but for the last digits of a float.
+
+    Raises:
+        ValueError: the variable names no such format.
     """
+    named = os.environ.get("UNET_LUNG_PRECISION", "auto")
+    if named not in ("auto", *PRECISIONS):
+        raise ValueError(f"UNET_LUNG_PRECISION is auto, {', '.join(PRECISIONS)}, not {named!r}")
+    if named != "auto":
+        return named
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
     cpuinfo = Path("/proc/cpuinfo")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,13 +11,16 @@ for folder in (ROOT, ROOT / "tests"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))  # `pytest tests` finds the package from any folder, installed or not
 
+# Also of the processes and notebooks that tests start, so before anything that computes is imported.
+os.environ["UNET_LUNG_PRECISION"] = "fp32"  # on any processor; bfloat16 has tests of its own
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks: more threads cost more than they give
+if os.environ.get("TEST_THREADS") == "all":
+    del os.environ["OMP_NUM_THREADS"]  # as where nobody sets it: as many as there are cores
+
 import numpy as np
 import pytest
-import torch
 
 from phantoms import Phantom, phantom, write_prepared
-
-torch.set_num_threads(1)  # tiny networks: more threads cost more than they give, and the order of sums stays fixed
 
 
 @pytest.fixture

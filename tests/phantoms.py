@@ -75,8 +75,5 @@ def write_raw(path: Path, array: np.ndarray) -> Path:
 
 def train_in_child(data: str, out: str, values: dict, resume: bool) -> None:
     """What a process to be killed runs; importable, as a spawned process needs it."""
-    import torch
-
     from kaggle_utils.train import TrainConfig, train
-    torch.set_num_threads(1)
     train(data, out, TrainConfig.from_dict(values), resume=resume)

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 import torch
 
-from kaggle_utils import export, segmenter
+from kaggle_utils import export
 from kaggle_utils.export import export_onnx, open_graph, read_onnx_header, to_onnx
 from kaggle_utils.infer import LungSegmenter
 from kaggle_utils.model import FORMAT, UNet, read_header, save_weights
@@ -40,11 +40,6 @@ def weights(tmp_path):
 def exported(weights):
     export_onnx(weights, weights.with_suffix(".onnx"))
     return weights.with_suffix(".onnx")
-
-
-@pytest.fixture
-def float32(monkeypatch):
-    monkeypatch.setattr(segmenter, "choose_precision", lambda device: "fp32")
 
 
 # --- the graph -------------------------------------------------------------------------------------------------------
@@ -135,7 +130,7 @@ def test_missing_file_is_named(tmp_path):
 
 @pytest.mark.parametrize("backend", RUNTIMES)
 @pytest.mark.parametrize("head", HEADER["heads"])
-def test_masks_are_those_of_pytorch_from_weights_and_from_the_exported_file(backend, head, weights, exported, float32):
+def test_masks_are_those_of_pytorch_from_weights_and_from_the_exported_file(backend, head, weights, exported):
     films = [phantom(90, 60).image, phantom(50, 71, 1).image]
     switches = {"device": "cpu", "head": head, "flip": True, "clean": False}
     switches["threshold"] = float(LungSegmenter(weights, **switches).probabilities(films).mean())  # both lung and not

@@ -4,6 +4,15 @@ import pytest
 import torch
 
 from kaggle_utils import hardware
+from kaggle_utils.infer import LungSegmenter
+from kaggle_utils.metrics import confusion, overlap
+from kaggle_utils.synthetic import AppearanceModel
+
+
+@pytest.fixture(autouse=True)
+def no_precision_is_named(monkeypatch):
+    """conftest.py names float32 for the tests."""
+    monkeypatch.delenv("UNET_LUNG_PRECISION", raising=False)
 
 
 @pytest.mark.parametrize("there, expected", [(True, "cuda"), (False, "cpu")])
@@ -36,3 +45,28 @@ def test_precision_on_a_machine_without_cpuinfo_is_float32(monkeypatch, tmp_path
 def test_precision_on_a_gpu_follows_its_generation(monkeypatch, gpu, capability, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert hardware.choose_precision(torch.device("cuda")) == expected
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("named", hardware.PRECISIONS)
+def test_a_precision_that_is_named_is_taken(monkeypatch, device, named):
+    monkeypatch.setenv("UNET_LUNG_PRECISION", named)
+    assert hardware.choose_precision(torch.device(device)) == named
+
+
+def test_a_precision_that_does_not_exist_is_told(monkeypatch):
+    monkeypatch.setenv("UNET_LUNG_PRECISION", "float32")
+    with pytest.raises(ValueError, match="UNET_LUNG_PRECISION is auto, fp32, bf16, fp16, not 'float32'"):
+        hardware.choose_precision(torch.device("cpu"))
+
+
+def test_bfloat16_draws_the_lungs_that_float32_draws(monkeypatch):
+    """Emulated where the processor doesn't have it: the numbers are other ones than float32's, the masks nearly the same."""
+    films, found = [film.image for film in AppearanceModel.load().sample(2, seed=77)], {}
+    for precision in ("fp32", "bf16"):
+        monkeypatch.setenv("UNET_LUNG_PRECISION", precision)
+        segmenter = LungSegmenter(device="cpu")
+        found[precision] = segmenter.probabilities(films), segmenter.masks(films)
+    difference = abs(found["fp32"][0] - found["bf16"][0])
+    assert difference.max() > 1e-4 and difference.mean() < 0.005
+    assert all(overlap(confusion(*pair))["dice"] > 0.99 for pair in zip(found["fp32"][1], found["bf16"][1]))

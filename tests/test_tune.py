@@ -66,7 +66,6 @@ def slowly(trainer):
 
 
 def do_in_child(data, out):
-    torch.set_num_threads(1)
     tune.STUDIES["loss"] = [replace(run, change=slowly) for run in RUNS]
     do(data, out)
 

@@ -76,7 +76,6 @@ def diverge(root: Path, rank: int) -> None:
 
 def main(root: Path, out: Path) -> None:
     rank, writes, write_bytes = int(os.environ["RANK"]), [], training.write_bytes
-    torch.set_num_threads(1)
     training.write_bytes = lambda path, data: writes.append(str(path)) or write_bytes(path, data)
     with distributed.processes(torch.device("cpu")):
         seen = {name: run(root, out / name, **changes) for name, changes in (EQUAL | ALIKE).items()}
