@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .gray import gray_range
 from .header import check_size
 
 if TYPE_CHECKING:
@@ -52,8 +53,8 @@ class NotAFilm(ValueError):
 def read_dicom(data: bytes) -> Film:
     """Reads a radiograph (CR, DX, a secondary capture) from the bytes of a DICOM file.
 
-    8-bit values that no LUT changes stay as they are; all others are scaled so that the 0.1 and 99.9 percentiles of what is
-    shown become 0 and 255. A shutter's or collimator's outside and padding have no part in the percentiles.
+    8-bit values that no LUT changes stay as they are; all others are scaled by :func:`gray.gray_range` of what is shown. A
+    shutter's or collimator's outside and padding have no part in it.
 
     Args:
         data: the whole file, with or without preamble.
@@ -220,7 +221,7 @@ def _show(pixels: np.ndarray, ds: Dataset, notes: list[str]) -> np.ndarray:
     if bits == 8 and np.array_equal(shown, np.arange(256)):
         table = shown
     else:
-        low, high = np.percentile(seen, (0.1, 99.9))
+        low, high = gray_range(seen)
         table = np.clip((shown - low) * (255 / ((high - low) or 1)), 0, 255).round()
     if ds.PhotometricInterpretation == "MONOCHROME1":
         table = 255 - table

@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 
 from .dicom import Film, read_dicom
+from .gray import to_8_bits
 
 # OpenCV logs to stderr what read_image says in one line with the file's name.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -41,8 +42,8 @@ def read_image(path: str | Path, *, fix_polarity: bool = True) -> np.ndarray:
 def read_film(path: str | Path, *, fix_polarity: bool = True, data: bytes | None = None) -> Film:
     """Reads a radiograph as 8-bit gray with dark lungs, told by its content, not by its name.
 
-    16-bit files are scaled so that their 0.1 and 99.9 percentiles become 0 and 255 (a 12-bit film in a 16-bit file
-    would come out black otherwise); colour and palette become luminance; an alpha channel is dropped.
+    Files of more than 8 bits are scaled by :func:`gray.gray_range` (a 12-bit film in a 16-bit file would come out black
+    otherwise); colour and palette become luminance; an alpha channel is dropped.
 
     Args:
         path: a PNG, JPEG, TIFF, BMP or GIF, or a DICOM file, see :func:`dicom.read_dicom`.
@@ -281,7 +282,7 @@ def _check_bytes(size: int) -> None:
 
 def _read_picture(data: bytes) -> Film:
     pixels = _decode(data)
-    return Film(_to_8_bits(_to_gray(pixels)), colour=pixels if pixels.ndim == 3 else None)
+    return Film(to_8_bits(_to_gray(pixels)), colour=pixels if pixels.ndim == 3 else None)
 
 
 def _decode(data: bytes) -> np.ndarray:
@@ -307,12 +308,3 @@ def _to_gray(pixels: np.ndarray) -> np.ndarray:
     if not np.isfinite(gray).all():
         raise ValueError("it has pixels that are not finite numbers")
     return gray
-
-
-def _to_8_bits(gray: np.ndarray) -> np.ndarray:
-    if gray.dtype == np.uint8:
-        return gray
-    low, high = np.percentile(gray[::4, ::4], (0.1, 99.9))
-    values = np.arange(1 << 16, dtype=np.uint16) if gray.dtype == np.uint16 else gray  # a table takes a tenth of the memory
-    scaled = np.clip((values.astype(np.float32) - low) * (255 / max(high - low, 1)), 0, 255).round().astype(np.uint8)
-    return scaled if values is gray else scaled[gray]

@@ -11,6 +11,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from kaggle_utils import image as files
+from kaggle_utils.gray import gray_range, to_8_bits
 from phantoms import phantom, write_raw
 
 
@@ -67,6 +68,51 @@ def test_16_bit_film_fills_the_8_bit_range_whatever_its_scale(tmp_path, film, en
     expected = np.clip((film.image - low) / (high - low) * 255, 0, 255)
     assert read.dtype == np.uint8
     assert np.abs(read - expected).max() <= 1
+
+
+@pytest.mark.parametrize("top", [1.0, 0.05, 1e-3, 1e-30, 1e6], ids=str)
+def test_float_film_reads_the_same_in_any_unit(tmp_path, film, top):
+    read = files.read_image(write_raw(tmp_path / "film.tif", film.image.astype(np.float32) / 255 * np.float32(top)))
+    low, high = np.percentile(film.image[::4, ::4], (0.1, 99.9))
+    assert np.abs(read - np.clip((film.image - low) / (high - low) * 255, 0, 255)).max() <= 1
+
+
+def marked(film, kind, level):
+    """The film with something on it that is no part of it."""
+    film, blurred = film.copy(), np.zeros(film.shape, np.float32)
+    if kind == "label":
+        film[2:40, 2:40] = level
+    elif kind == "rim":
+        film[:12], film[-12:], film[:, :12], film[:, -12:] = level, level, level, level
+    elif kind == "blurred label":
+        blurred[8:40, 8:40] = 1
+        blurred = cv2.GaussianBlur(blurred, (0, 0), 2)
+    return (film * (1 - blurred) + level * blurred).astype(film.dtype)
+
+
+@pytest.mark.parametrize("kind", ["label", "blurred label", "rim"])
+@pytest.mark.parametrize("level", [0, 12_000, 65_535])
+def test_a_marker_or_a_saturated_rim_takes_no_gray_levels_from_the_film(kind, level):
+    film = phantom(400, 400).image.astype(np.uint16) * 4 + 5_000  # the film lies in 1,020 of 65,536 levels
+    plain, read = to_8_bits(film), to_8_bits(marked(film, kind, level))
+    inside = np.s_[60:-20, 60:-20]
+    assert read[inside].std() > 0.8 * plain[inside].std()
+    if kind != "blurred label":  # whose edge goes into the film's levels
+        assert np.abs(read[inside].astype(int) - plain[inside]).max() <= 4
+    assert read[5 if kind == "rim" else 20, 20] == (255 if level > film.max() else 0)
+
+
+def test_two_kinds_of_outliers_at_once_are_left_out():
+    film = phantom(400, 400).image.astype(np.uint16) * 4 + 5_000
+    both = marked(marked(film, "rim", 0), "label", 65_535)
+    inside = np.s_[60:-20, 60:-20]
+    assert np.abs(to_8_bits(both)[inside].astype(int) - to_8_bits(film)[inside]).max() <= 4
+
+
+@pytest.mark.parametrize("levels", [[7] * 50, [0, 1], [0] * 99 + [65_535], [5e-324] * 3 + [1e-320], [-1e30, 1e30]], ids=lambda v: f"{v[0]} to {v[-1]}")
+def test_gray_range_ends_whatever_the_levels_are(levels):
+    low, high = gray_range(np.array(levels))
+    assert min(levels) <= low <= high <= max(levels)
 
 
 def test_film_has_its_colours_where_the_file_has_them(tmp_path, film):
