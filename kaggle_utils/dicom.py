@@ -1,17 +1,16 @@
 """DICOM radiographs to 8-bit gray: pydicom parses, its decoders decompress, and the tags say how gray a value is shown.
 
-The order is the standard's: Modality LUT, VOI LUT, then MONOCHROME1 inverted (PS3.4 N.2). All three work on a table of the
-values that the pixels can have, at most 65,536, not on the pixels. Compressed pixels are decoded by a process of its own
-(``python -m kaggle_utils.dicom``), since a damaged file makes some decoders abort, and others take any time and memory.
+Compressed pixels are decoded by a process of its own (``python -m kaggle_utils.dicom``), since a damaged file makes some
+decoders abort, and others take any time and memory. :mod:`dicom_gray` makes gray levels of them.
 """
 
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from types import ModuleType
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .gray import gray_range
+from .dicom_gray import show
 from .header import check_size
 
 if TYPE_CHECKING:
@@ -33,7 +32,8 @@ _DEFLATED = "1.2.840.10008.1.2.1.99"
 # The patient's: calibrated; the detector's, magnified by a few per cent; the film scanner's.
 _SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 _REQUIRED = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation", "SamplesPerPixel")
-_STRIP = 512  # rows: NumPy turns an index into 8 bytes a pixel
+_FRAME_HEADS = frozenset(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC} | {0xFFF7}  # SOF of JPEG and JPEG-LS
+_SIZ, _DATA = 0xFF51, (0xFFDA, 0xFF93)  # of JPEG 2000; SOS of JPEG and SOD of JPEG 2000, after which the pixels come
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,16 @@ def read_dicom(data: bytes) -> Film:
     try:
         ds = _parse(data)
         _check(ds)
+        notes = _correct_bits(ds)
         pixels = _decode_apart(data) if ds.file_meta.TransferSyntaxUID.is_encapsulated else _decode(ds)
-        notes: list[str] = []
-        gray = _luminance(pixels) if pixels.ndim == 3 else _show(pixels, ds, notes)
+        gray = _luminance(pixels) if pixels.ndim == 3 else show(pixels, ds, notes)
         spacing = _spacing(ds, notes)
         notes += _remarks(ds)
         return Film(gray, spacing, tuple(note.replace(";", ",") for note in notes), pixels if pixels.ndim == 3 else None)
     except NotAFilm:
         raise
+    except MemoryError:
+        raise ValueError("this machine's memory is too small for it") from None
     except Exception as error:  # pydicom meets a damaged element with exceptions of a dozen kinds
         raise ValueError(f"damaged DICOM: {_in_one_line(error)}") from None
 
@@ -138,7 +140,6 @@ def _check(ds: Dataset) -> None:
 def _decode(ds: Dataset) -> np.ndarray:
     """The stored values, (H, W) or (H, W, 3)."""
     from pydicom import uid
-    from pydicom.encaps import generate_frames
     from pydicom.pixels import get_decoder, pixel_array
     syntax = ds.file_meta.TransferSyntaxUID
     if syntax.is_encapsulated:
@@ -147,12 +148,47 @@ def _decode(ds: Dataset) -> np.ndarray:
             raise NotAFilm(f"DICOM with {syntax.name} needs a decoder: {INSTALL}")
         if syntax == uid.JPEGExtended12Bit and ds.BitsStored > 8 and "pylibjpeg" not in decoder.available_plugins:
             raise NotAFilm("DICOM with JPEG Extended of 12 bits: a decoder under the GPL reads it, pip install pylibjpeg pylibjpeg-libjpeg")
-        frame = next(generate_frames(ds.PixelData, number_of_frames=1))
-        # JPEG, JPEG-LS and JPEG 2000 all end so; decoders fill up a truncated image without a word.
-        if "JPEG" in syntax.name and b"\xff\xd9" not in frame[-16:]:
-            raise ValueError("it is truncated: its image has no end mark")
-    # Bits that are not stored are dealt with in _stored, which knows of HighBit.
+    # Bits that are not stored are dealt with in dicom_gray, which knows of HighBit.
     return pixel_array(ds, correct_unused_bits=False)
+
+
+def _codestream(ds: Dataset) -> int:
+    """Bits of a sample of a compressed image, by its own head; BitsStored where it has none (RLE).
+
+    Raises:
+        ValueError: it has no head, or no end: decoders fill up a truncated image without a word.
+    """
+    from pydicom.encaps import generate_frames
+    if "JPEG" not in ds.file_meta.TransferSyntaxUID.name:
+        return ds.BitsStored
+    frame = next(generate_frames(ds.PixelData, number_of_frames=1))
+    bits = 0
+    at = max(frame.find(b"\xff\x4f\xff\x51"), 0) + 2  # behind the boxes of a JP2 file, where a frame is one
+    try:
+        while (marker := struct.unpack_from(">H", frame, at)[0]) not in _DATA:
+            if marker == 0xFFFF:  # a fill byte
+                at += 1
+                continue
+            if marker in _FRAME_HEADS:
+                bits = frame[at + 4]
+            elif marker == _SIZ:
+                bits = (frame[at + 40] & 0x7F) + 1
+            at += 2 + struct.unpack_from(">H", frame, at + 2)[0]
+    except (struct.error, IndexError):
+        raise ValueError("it is truncated, or its image has no head") from None
+    # JPEG, JPEG-LS and JPEG 2000 all end so, and have no such bytes among their pixels; a thumbnail in the head does.
+    if frame.find(b"\xff\xd9", at) < 0:
+        raise ValueError("it is truncated: its image has no end mark")
+    return bits
+
+
+def _correct_bits(ds: Dataset) -> list[str]:
+    """Sets BitsStored to the bits that a compressed image has, by which it is decoded and shown, and says so in a note."""
+    said, bits = ds.BitsStored, _codestream(ds)
+    if bits == said:
+        return []
+    ds.BitsStored, ds.HighBit = bits, bits - 1
+    return [f"its image has {bits} bits, though BitsStored says {said}"]
 
 
 def _decode_apart(data: bytes) -> np.ndarray:
@@ -185,7 +221,9 @@ def _decoder() -> int:
     os.dup2(2, 1)  # decoders print
     import_pydicom()
     try:
-        pixels = _decode(_parse(sys.stdin.buffer.read()))
+        ds = _parse(sys.stdin.buffer.read())
+        _correct_bits(ds)
+        pixels = _decode(ds)
     except Exception as error:  # of any decoder
         with answer:
             answer.write(_in_one_line(error).encode())
@@ -204,89 +242,6 @@ def _in_one_line(error: Exception) -> str:
 def _luminance(pixels: np.ndarray) -> np.ndarray:
     import cv2  # not needed by the process that decodes
     return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-
-
-def _show(pixels: np.ndarray, ds: Dataset, notes: list[str]) -> np.ndarray:
-    """Stored values to uint8, by a table with an entry for each."""
-    stored, bits = _stored(pixels, ds), ds.BitsStored
-    half = 1 << (bits - 1)
-    # Signed values index the table from its end, as NumPy counts.
-    levels = np.r_[:half, -half:0] if ds.PixelRepresentation else np.arange(2 * half)
-    shown = _through_luts(levels, ds, notes)
-    real = ~_padding(levels, ds)
-    sample = _inside(stored, ds, notes)[::4, ::4]
-    seen = shown[sample[real[sample]]]
-    if not seen.size:
-        raise NotAFilm("DICOM whose pixels are all padding")
-    if bits == 8 and np.array_equal(shown, np.arange(256)):
-        table = shown
-    else:
-        low, high = gray_range(seen)
-        table = np.clip((shown - low) * (255 / ((high - low) or 1)), 0, 255).round()
-    if ds.PhotometricInterpretation == "MONOCHROME1":
-        table = 255 - table
-        notes.append("MONOCHROME1 inverted")
-    table = (table * real).astype(np.uint8)
-    gray = np.empty(stored.shape, np.uint8)
-    for top in range(0, len(stored), _STRIP):
-        gray[top:top + _STRIP] = table[stored[top:top + _STRIP]]
-    return gray
-
-
-def _stored(pixels: np.ndarray, ds: Dataset) -> np.ndarray:
-    """The BitsStored bits below HighBit, with their sign; what else is in the word, such as an overlay, is dropped."""
-    width, bits = pixels.dtype.itemsize * 8, ds.BitsStored
-    words = np.ascontiguousarray(pixels).astype(f"u{width // 8}")
-    raw = "JPEG" not in ds.file_meta.TransferSyntaxUID.name  # a codestream has no unused bits
-    high = ds.get("HighBit") if raw else bits - 1
-    high = high if isinstance(high, int) and bits - 1 <= high < width else bits - 1
-    words <<= width - 1 - high
-    return words.view(f"{'iu'[ds.PixelRepresentation == 0]}{width // 8}") >> (width - bits)
-
-
-def _through_luts(levels: np.ndarray, ds: Dataset, notes: list[str]) -> np.ndarray:
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut
-    rescaled = _apply(apply_modality_lut, levels, ds, "Modality LUT", notes)
-    shown = _apply(apply_voi_lut, rescaled, ds, "VOI LUT", notes)
-    if shown.min() == shown.max():
-        notes.append("VOI LUT ignored: it shows one gray")
-        return rescaled
-    if shown is not rescaled and not np.array_equal(shown, rescaled):
-        notes.append("VOI LUT" if ds.get("VOILUTSequence") else "window")
-    return shown
-
-
-def _apply(lut: Callable[[np.ndarray, Dataset], np.ndarray], levels: np.ndarray, ds: Dataset, name: str, notes: list[str]) -> np.ndarray:
-    """Levels through a LUT; one that is empty or damaged says nothing about the pixels, so it is left out, with a note."""
-    try:
-        out = np.asarray(lut(levels, ds))
-        if out.shape == levels.shape and np.isfinite(out).all():
-            return out
-    except Exception:  # a dozen kinds, as when parsing
-        pass
-    notes.append(f"{name} ignored: empty or damaged")
-    return levels
-
-
-def _padding(levels: np.ndarray, ds: Dataset) -> np.ndarray:
-    """Which levels stand for no measurement (PixelPaddingValue, alone or up to PixelPaddingRangeLimit)."""
-    ends = [value for value in (ds.get("PixelPaddingValue"), ds.get("PixelPaddingRangeLimit")) if isinstance(value, int)]
-    if "PixelPaddingValue" not in ds or not ends:
-        return np.zeros(levels.shape, bool)
-    return (levels >= min(ends)) & (levels <= max(ends))
-
-
-def _inside(stored: np.ndarray, ds: Dataset, notes: list[str]) -> np.ndarray:
-    """The part within a rectangular shutter or collimator; all of it where the tags name none, or next to nothing."""
-    for name in ("Shutter", "Collimator"):
-        edges = [ds.get(f"{name}{edge}Edge") for edge in ("UpperHorizontal", "LowerHorizontal", "LeftVertical", "RightVertical")]
-        if "RECTANGULAR" in str(ds.get(f"{name}Shape", "")) and all(isinstance(edge, int) for edge in edges):
-            top, bottom, left, right = edges
-            part = stored[max(top, 0):max(bottom, 0), max(left, 0):max(right, 0)]
-            if stored.size > part.size >= stored.size / 4:
-                notes.append(f"gray range from within the {name.lower()} (rows {top}-{bottom}, columns {left}-{right})")
-                return part
-    return stored
 
 
 def _spacing(ds: Dataset, notes: list[str]) -> tuple[float, float] | None:

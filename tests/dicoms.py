@@ -16,7 +16,7 @@ LOSSLESS = {"implicit": uid.ImplicitVRLittleEndian, "explicit": uid.ExplicitVRLi
 
 
 def dicom(pixels: np.ndarray, syntax: str = uid.ExplicitVRLittleEndian, *, bits: int | None = None, photometric: str = "MONOCHROME2",
-          frame: bytes | None = None, preamble: bool = True, **tags: object) -> bytes:
+          frame: bytes | None = None, preamble: bool = True, elements: Dataset | None = None, **tags: object) -> bytes:
     """A file's bytes.
 
     Args:
@@ -26,6 +26,7 @@ def dicom(pixels: np.ndarray, syntax: str = uid.ExplicitVRLittleEndian, *, bits:
         photometric: its interpretation.
         frame: the encoded pixels, where they are encoded already.
         preamble: False leaves out the preamble, "DICM" and the file meta information.
+        elements: added as they are, with their own VR.
         tags: elements to set by their keywords; None takes one out.
     """
     ds = Dataset()
@@ -53,6 +54,7 @@ def dicom(pixels: np.ndarray, syntax: str = uid.ExplicitVRLittleEndian, *, bits:
             del ds[name]
         else:
             setattr(ds, name, value)
+    ds.update(elements or {})
     file = BytesIO()
     if preamble:
         ds.save_as(file, enforce_file_format=True)

@@ -22,7 +22,12 @@ FILM = phantom(64, 48).image
 @pytest.fixture
 def in_process(monkeypatch):
     """Decodes where the test runs: these files are whole, and a process takes longer than a test of its own should."""
-    monkeypatch.setattr(reader, "_decode_apart", lambda data: reader._decode(reader._parse(data)))
+    def decode(data):
+        ds = reader._parse(data)
+        reader._correct_bits(ds)
+        return reader._decode(ds)
+
+    monkeypatch.setattr(reader, "_decode_apart", decode)
 
 
 def stored_values(bits: int, signed: bool) -> np.ndarray:
@@ -146,14 +151,84 @@ def test_lut_sequence_is_applied(name):
     assert_gray(read_dicom(dicom(values, bits=10, **{name: lut(curve)}, **extra)).image, stretched(curve.astype(int)[values]))
 
 
-@pytest.mark.parametrize("tags, ignored", [({"WindowCenter": "", "WindowWidth": ""}, ""), ({"WindowCenter": "9", "WindowWidth": "0"}, "VOI LUT"),
-                                           ({"WindowCenter": "-90000", "WindowWidth": "9"}, "VOI LUT"), ({"VOILUTSequence": Sequence([Dataset()])}, ""),
-                                           ({"ModalityLUTSequence": Sequence([Dataset()])}, "Modality LUT")],
-                         ids=["empty window", "no width", "window beside the values", "empty VOI LUT", "empty modality LUT"])
-def test_damaged_lut_is_left_out_with_a_note(tags, ignored):
+EMPTY = Sequence([Dataset()])
+HIDES = {
+    "no window": ({"WindowCenter": "", "WindowWidth": ""}, None),
+    "no width": ({"WindowCenter": "9", "WindowWidth": "0"}, "window ignored: empty or damaged"),
+    "negative width": ({"WindowCenter": "2000", "WindowWidth": "-900"}, "window ignored: empty or damaged"),
+    "window that is no number": ({"WindowCenter": "nan", "WindowWidth": "900"}, "window ignored"),
+    "window of an unknown function": ({"WindowCenter": "2000", "WindowWidth": "900", "VOILUTFunction": "CUBIC"}, "window ignored"),
+    "window beside all levels": ({"WindowCenter": "-90000", "WindowWidth": "9"}, "window ignored: it would hide the film"),
+    "window below the film": ({"WindowCenter": "128", "WindowWidth": "256"}, "window ignored: it would hide the film"),
+    "window above the film": ({"WindowCenter": "4050", "WindowWidth": "90"}, "window ignored: it would hide the film"),
+    "window at the film's edge": ({"WindowCenter": "700", "WindowWidth": "600"}, "window ignored: it would hide the film"),
+    "sigmoid beside the film": ({"WindowCenter": "90", "WindowWidth": "90", "VOILUTFunction": "SIGMOID"}, "window ignored: it would hide the film"),
+    "empty VOI LUT": ({"VOILUTSequence": EMPTY}, "VOI LUT ignored: empty or damaged"),
+    "empty modality LUT": ({"ModalityLUTSequence": EMPTY}, "Modality LUT ignored: empty or damaged"),
+    "slope 0": ({"RescaleSlope": "0", "RescaleIntercept": "0"}, "rescaling by 0 ignored: it would hide the film"),
+    "huge slope": ({"RescaleSlope": "1e308", "RescaleIntercept": "0"}, "rescaling by 1e308 ignored"),
+    "slope lost in the intercept": ({"RescaleSlope": "1e-9", "RescaleIntercept": "1e12"}, "rescaling by 1e-9 ignored"),
+    "slope that is no number": ({"RescaleSlope": "nan", "RescaleIntercept": "0"}, "rescaling by nan ignored"),
+}
+
+
+@pytest.mark.parametrize("case", HIDES)
+def test_gray_scale_that_would_hide_the_film_is_left_out_with_a_note(case):
+    tags, note = HIDES[case]
     film = read_dicom(dicom(stored_values(12, False), bits=12, **tags))
     assert_gray(film.image, stretched(stored_values(12, False) / 1.0))
-    assert film.notes[:-1] == () if not ignored else film.notes[0].startswith(f"{ignored} ignored")
+    assert film.notes[:-1] == () if note is None else film.notes[0].startswith(note)
+
+
+def test_next_window_is_shown_where_the_first_hides_the_film():
+    values = stored_values(12, False)
+    film = read_dicom(dicom(values, bits=12, WindowCenter=["128", "1800"], WindowWidth=["256", "900"]))
+    assert_gray(film.image, stretched(window(values, 1800, 900)))
+    assert film.notes[:2] == ("window ignored: it would hide the film", "window 2")
+
+
+def test_window_is_shown_where_a_slope_of_0_and_a_damaged_lut_are_left_out():
+    values = stored_values(12, False)
+    film = read_dicom(dicom(values, bits=12, RescaleSlope="0", RescaleIntercept="9", VOILUTSequence=EMPTY, WindowCenter="1800", WindowWidth="900"))
+    assert_gray(film.image, stretched(window(values, 1800, 900)))
+    assert film.notes[-2] == "window"
+
+
+def test_8_bit_film_with_the_window_of_all_8_bits_stays_as_it_is():
+    film = read_dicom(dicom(FILM, WindowCenter="128", WindowWidth="256"))
+    assert_gray(film.image, FILM, 0)
+    assert "window" not in film.notes
+
+
+@pytest.mark.parametrize("name", ["ModalityLUTSequence", "VOILUTSequence"])
+@pytest.mark.parametrize("syntax", ["explicit", "implicit", "big endian"])
+@pytest.mark.parametrize("kind", ["12 bits", "8 bits in words", "8 bits, two a word", "odd count of 8 bits", "65536 entries", "entries not counted",
+                                  "first value above 0"])
+def test_lut_of_any_descriptor_is_applied(kind, syntax, name):
+    values = stored_values(12, False)
+    curve = (np.sqrt(np.arange(4096) / 4095) * (255 if "8 bits" in kind else 4095)).astype(int)
+    words, item = curve.astype("<u2"), Dataset()
+    item.LUTDescriptor = [4096, 0, 8 if "8 bits" in kind else 12]
+    if kind in ("8 bits, two a word", "odd count of 8 bits"):
+        item.LUTDescriptor[0] -= kind != "8 bits, two a word"
+        words = curve.astype(np.uint8).view("<u2")
+    elif kind == "65536 entries":
+        item.LUTDescriptor[0], words = 0, np.pad(words, (0, 61440), mode="edge")
+    elif kind == "entries not counted":
+        item.LUTDescriptor[0] = 0
+    elif kind == "first value above 0":
+        item.LUTDescriptor[:2], words = [3596, 500], words[500:]
+    item.LUTData = words.astype("u2" if syntax != "big endian" else ">u2").tobytes()
+    item["LUTDescriptor"].VR, item["LUTData"].VR = "US", "OW"
+    film = read_dicom(dicom(values, LOSSLESS[syntax], bits=12, **{name: Sequence([item])}))
+    assert_gray(film.image, stretched(curve[values]))
+
+
+def test_lut_of_a_film_with_a_sign_begins_below_0():
+    values = stored_values(12, True)
+    curve = np.sqrt(np.arange(4096) / 4095) * 4095
+    film = read_dicom(dicom(values, bits=12, VOILUTSequence=lut(curve, first=65536 - 2048, bits=12)))
+    assert_gray(film.image, stretched(curve.astype(int)[values.astype(int) + 2048]))
 
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
@@ -166,6 +241,32 @@ def test_padding_is_black_and_has_no_part_in_the_gray_range(photometric):
     low, high = np.percentile(inner[::4, ::4], (0.1, 99.9))
     expected = np.clip((inner - low) / (high - low) * 255, 0, 255)
     assert_gray(film.image[:, 12:], 255 - expected if photometric == "MONOCHROME1" else expected)
+
+
+@pytest.mark.parametrize("signed, vr, ends", [
+    (True, "US", (65536 - 2000,)), (False, "SS", (-2000,)), (True, "US", (65536 - 2048, 65536 - 1900)), (True, "SS", (-1900, -2048))],
+    ids=["unsigned of signed pixels", "signed of unsigned pixels", "unsigned range", "range from above"])
+def test_padding_of_the_other_sign_and_in_a_range_is_black(signed, vr, ends):
+    values = stored_values(12, signed) // 2 + 1000
+    inner, values[:, :10] = values[:, 12:].astype(float), -2000 if signed else -2000 & 0xFFF
+    film = read_dicom(with_padding(values, vr, *ends))
+    assert not film.image[:, :10].any()
+    low, high = np.percentile(inner[::4, ::4], (0.1, 99.9))
+    assert_gray(film.image[:, 12:], np.clip((inner - low) / (high - low) * 255, 0, 255))
+
+
+def with_padding(values, vr: str, *ends: int) -> bytes:
+    ds = Dataset()
+    for name, end in zip(("PixelPaddingValue", "PixelPaddingRangeLimit"), ends):
+        setattr(ds, name, end)
+        ds[name].VR = vr
+    return dicom(values, bits=12, elements=ds)
+
+
+def test_padding_that_would_hide_the_film_is_left_out_with_a_note():
+    film = read_dicom(with_padding(stored_values(12, False), "US", 4000, 100))
+    assert_gray(film.image, stretched(stored_values(12, False) / 1.0))
+    assert film.notes[0] == "padding ignored: it would hide the film"
 
 
 @pytest.mark.parametrize("name", ["Shutter", "Collimator"])
@@ -224,7 +325,7 @@ REFUSED = {
     "deflated": (dicom(FILM, uid.DeflatedExplicitVRLittleEndian), "deflated"),
     "truncated RLE": (dicom(FILM, uid.RLELossless)[:-500], "damaged DICOM: it is truncated"),
     "header alone": (dicom(FILM)[:140], "damaged DICOM"),
-    "12-bit extended": (dicom(stored_values(12, False), uid.JPEGExtended12Bit, bits=12, frame=b"\xff\xd9"), "JPEG Extended of 12 bits: .*pip install pylibjpeg "),
+    "12-bit extended": (dicom(stored_values(12, False), uid.JPEGExtended12Bit, bits=12, frame=b"\xff\xd8\xff\xc1\0\x08\x0c\0\x30\0\x40\0\xff\xda\xff\xd9"), "JPEG Extended of 12 bits: .*pip install pylibjpeg "),
 }
 
 
@@ -249,6 +350,40 @@ def test_truncated_frame_is_not_filled_up(in_process, syntax):
     frame = reader_frame(dicom(FILM, LOSSLESS[syntax]))
     with pytest.raises(ValueError, match="no end mark"):
         read_dicom(dicom(FILM, LOSSLESS[syntax], frame=frame[: len(frame) // 2]))
+
+
+PADDINGS = {"zeros": b"\0" * 200, "fill bytes": b"\xff" * 20, "spaces": b" " * 50, "half of another image": b"\xff\xd8\xff\xe0\0\x10JFIF" * 9}
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("syntax", ["RLE", "JPEG lossless", "JPEG lossless SV1", "JPEG-LS", "JPEG 2000", "JPEG baseline"])
+def test_what_lies_behind_the_end_of_an_image_does_not_matter_and_does_not_make_half_an_image_whole(in_process, syntax, padding):
+    known = LOSSLESS | {"JPEG baseline": uid.JPEGBaseline8Bit}
+    plain = dicom(FILM, known[syntax])
+    frame = reader_frame(plain)
+    film = read_dicom(dicom(FILM, known[syntax], frame=frame + PADDINGS[padding]))
+    np.testing.assert_array_equal(film.image, read_dicom(plain).image)
+    with pytest.raises(ValueError, match="damaged DICOM"):
+        read_dicom(dicom(FILM, known[syntax], frame=frame[: len(frame) // 2] + PADDINGS[padding]))
+
+
+def test_end_of_a_thumbnail_is_not_the_images(in_process):
+    frame = reader_frame(dicom(FILM, uid.JPEGBaseline8Bit))
+    thumbnail = cv2.imencode(".jpg", FILM[::8, ::8])[1].tobytes()
+    frame = frame[:2] + b"\xff\xe1" + (2 + len(thumbnail)).to_bytes(2, "big") + thumbnail + frame[2:]
+    assert read_dicom(dicom(FILM, uid.JPEGBaseline8Bit, frame=frame)).image.shape == FILM.shape
+    with pytest.raises(ValueError, match="no end mark"):
+        read_dicom(dicom(FILM, uid.JPEGBaseline8Bit, frame=frame[:-len(frame) // 4]))
+
+
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+@pytest.mark.parametrize("coded, said", [(16, 12), (14, 12), (12, 16), (12, 14), (10, 12)])
+@pytest.mark.parametrize("syntax", ["JPEG lossless", "JPEG lossless SV1", "JPEG-LS", "JPEG 2000"])
+def test_bits_of_the_compressed_image_count_where_bits_stored_says_others(in_process, syntax, coded, said, signed):
+    values = stored_values(coded, signed)
+    film = read_dicom(dicom(values, LOSSLESS[syntax], bits=coded, BitsStored=said, HighBit=said - 1))
+    assert_gray(film.image, stretched(values.astype(float)))
+    assert f"its image has {coded} bits, though BitsStored says {said}" in film.notes
 
 
 @pytest.mark.parametrize("run, reason", [(lambda *a, **k: subprocess.CompletedProcess(a, -11, b"", b""), "its decoder died .status -11"),

@@ -17,7 +17,7 @@ ROWS = {
     0: ["image", "outline", "hardware", "config", "distributed", "s3", "__init__"],
 }
 # One module in several files, from its face down to its depths: a file may import those to its right.
-CHAPTERS = {"image": ["image", "dicom", "gray", "header"], "synthetic": ["synthetic", "acquire", "appearance"],
+CHAPTERS = {"image": ["image", "dicom", "dicom_gray", "gray", "header"], "synthetic": ["synthetic", "acquire", "appearance"],
             "tune": ["tune", "search", "mistakes", "study"], "plot": ["plot", "plot_robustness", "plot_tb", "plot_tuning", "plot_films", "plot_unet"],
             "infer": ["infer", "segmenter", "film"], "kaggle": ["kaggle", "kaggle_metadata"], "s3": ["s3", "s3_zip", "s3_client"],
             "cluster": ["cluster", "cluster_work"], "tb": ["tb", "tb_train", "tb_net", "tb_data"]}
