@@ -34,8 +34,8 @@ import numpy as np
 from tqdm import tqdm
 
 from .cluster_work import STOPS, Network, Settings, Whole, explained, finish_films, open_store, read_films
-from .image import DICOM_SUFFIXES, IMAGE_SUFFIXES
-from .infer import DEFAULT_WEIGHTS, LungSegmenter, find_files, unique_names
+from .files import claims_film, find_files, unique_names
+from .infer import DEFAULT_WEIGHTS, LungSegmenter
 from .s3 import is_address
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def predict(patterns: Iterable[str | Path], out: str | Path, settings: Settings 
 def list_films(patterns: Iterable[str | Path]) -> pa.Table:
     """Every film that files, folders, globs and ``s3://`` addresses name: number, name and path (absolute), sorted, each once.
 
-    Folders are searched as in :func:`infer.find_files`; of the objects below a prefix, those count whose suffix says so.
+    Folders are searched as in :func:`files.find_files`; of the objects below a prefix, all count but those whose suffix says that they are no films.
     """
     import pyarrow as pa
     patterns = list(map(str, patterns))
@@ -124,9 +124,9 @@ def _list_objects(address: str) -> list[str]:
         if store.get_file_info(root).is_file:
             return [f"s3://{root}"]
         found = [f"s3://{info.path}" for info in store.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=True))
-                 if info.is_file and info.path.lower().endswith(IMAGE_SUFFIXES + DICOM_SUFFIXES)]
+                 if info.is_file and claims_film(info.base_name) is not False]
     if not found:
-        raise FileNotFoundError(f"{address}: no object with a suffix of {', '.join(IMAGE_SUFFIXES + DICOM_SUFFIXES)}")
+        raise FileNotFoundError(f"{address}: no object that could be a film")
     return found
 
 

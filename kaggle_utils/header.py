@@ -5,6 +5,7 @@ A file of a few hundred bytes can declare an image that fills any memory; here i
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable
 
@@ -12,8 +13,11 @@ from collections.abc import Callable
 # copies that decoding makes, it is about 1 GB.
 MAX_PIXELS = 120_000_000
 MAX_BYTES = 8 * MAX_PIXELS  # of a file: four channels of 16 bits, uncompressed
-HEAD = 144  # bytes that is_dicom wants to see
+HEAD = 512  # bytes that is_dicom and looks_like_image want to see
 _GROUPS = (b"\x02\x00", b"\x08\x00")  # with one of these a DICOM file without a preamble begins
+_IMAGE = re.compile(  # PNG, JPEG, TIFF, GIF, BMP, WebP, JPEG 2000 (file, codestream), HEIC and AVIF, PGM and its like, OpenEXR, NRRD, NIfTI-2
+    rb"\x89PNG\r\n|\xff\xd8\xff|II[*+]\0|MM\0[*+]|GIF8|BM.{4}\0{4}.{4}[\x0c(48@l|]\0{3}|RIFF.{4}WEBP|\0{3}\x0cjP  |\xff\x4f\xff\x51"
+    rb"|.{4}ftyp(?:hei[cx]|mif1|avif)|P[1-6]\s+[#\d]|v/1\x01|NRRD000|.{4}n\+2\0", re.DOTALL)
 # JPEG's start-of-frame markers: 0xC0-0xCF without DHT, JPG and DAC.
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
@@ -29,6 +33,11 @@ def is_dicom(head: bytes) -> bool:
     if len(head) < 16 or head[:2] not in _GROUPS or head[3]:
         return False
     return head[4:6] in (b"UL", b"CS", b"UI", b"OB", b"DA", b"TM", b"SH", b"LO") or 0 < int.from_bytes(head[4:8], "little") <= 64
+
+
+def looks_like_image(head: bytes) -> bool:
+    """Says whether a file's first ``HEAD`` bytes are those of a picture or of a NIfTI volume, be it one that is read here or not."""
+    return bool(_IMAGE.match(head)) or head[344:348] == b"n+1\0"
 
 
 def check_size(rows: int, columns: int) -> None:

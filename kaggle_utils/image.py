@@ -26,8 +26,6 @@ from .gray import to_8_bits
 # OpenCV logs to stderr what read_image says in one line with the file's name.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif")
-DICOM_SUFFIXES = (".dcm", ".dicom")  # of files that claim to be DICOM; most have none
 # A whole PNG ends in its IEND chunk and a whole JPEG in its EOI marker. OpenCV returns the rows it could decode of a
 # truncated file, the rest black, as if nothing had happened.
 _END_MARKS = {b"\x89PNG": b"IEND\xaeB`\x82", b"\xff\xd8\xff": b"\xff\xd9"}
@@ -72,22 +70,6 @@ def read_film(path: str | Path, *, fix_polarity: bool = True, data: bytes | None
         film = replace(film, image=255 - film.image, notes=(*film.notes, "inverted: its lungs were bright"))
     border = constant_border(film.image)
     return replace(film, notes=(*film.notes, "constant border: {} top, {} bottom, {} left, {} right".format(*border))) if any(border) else film
-
-
-def is_image_file(path: str | Path) -> bool:
-    """Says whether a file is for :func:`read_film`: it claims so by its suffix, or is DICOM by its first bytes. No DICOMDIR."""
-    path = Path(path)
-    if path.is_dir() or path.name.upper() == "DICOMDIR":
-        return False
-    if path.suffix.lower() in IMAGE_SUFFIXES + DICOM_SUFFIXES:
-        return True
-    if not path.is_file():  # a pipe would wait for its writer
-        return False
-    try:
-        with path.open("rb") as file:
-            return is_dicom(file.read(HEAD))
-    except OSError:  # not ours to read
-        return False
 
 
 def constant_border(image: np.ndarray) -> tuple[int, int, int, int]:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from glob import glob
 from pathlib import Path
 
 import pandas as pd
 from tqdm import tqdm
 
 from .data import read_manifest
+from .files import find_files, unique_names
 from .film import PRED_COLOUR, TRUTH_COLOUR, ReadFilm, Segmented, clean_mask, draw_overlay, read_checked, segment  # noqa: F401
 from .formats import annotate, check_formats, write_coco, write_dicom_seg
-from .image import IMAGE_SUFFIXES, is_image_file, read_image, read_mask, resize_mask, write_bytes, write_image, write_mask
+from .image import read_image, read_mask, resize_mask, write_bytes, write_image, write_mask
 from .measure import MEASUREMENTS, measure, split_lungs
 from .metrics import score
 from .prep import combined_mask, find_films
@@ -23,33 +21,6 @@ from .segmenter import DEFAULT_WEIGHTS, LungSegmenter  # noqa: F401 (this module
 
 COLUMNS = ("name", "path", "height", "width", "lung_px", "lung_share", "quality", "flag", "reasons", "mask", "overlay", "notes", "error")
 _FOLDERS = {"png": ("masks", "overlays"), "coco": (), "dicom-seg": ("dicom-seg",)}  # of each format
-
-
-def find_files(patterns: Iterable[str | Path], *, skip: str | Path | None = None) -> list[Path]:
-    """The image files that files, folders (searched below, not in hidden ones) and globs name, sorted, each once.
-
-    In folders, DICOM files are told by their content, whatever their suffix; a DICOMDIR is no film.
-
-    Args:
-        patterns: files, folders and globs.
-        skip: a folder not to search, such as the one that an earlier call wrote its own pictures to.
-
-    Raises:
-        FileNotFoundError: a pattern names nothing.
-    """
-    found: dict[Path, None] = {}
-    for pattern in patterns:
-        path = Path(pattern)
-        if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if not any(part.startswith(".") for part in p.relative_to(path).parts)
-                           and is_image_file(p))
-        else:
-            files = [path] if path.exists() else sorted(p for p in map(Path, glob(str(pattern), recursive=True)) if p.is_file())
-        files = [p for p in files if skip is None or Path(skip).absolute() not in p.absolute().parents]
-        if not files:
-            raise FileNotFoundError(f"{pattern}: no such file, or no image ({', '.join(IMAGE_SUFFIXES)} or DICOM) in it")
-        found.update(dict.fromkeys(files))
-    return list(found)
 
 
 def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegmenter, *, batch: int = 8, force: bool = False,
@@ -87,7 +58,7 @@ def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegm
     out = Path(out)
     for folder in ("", *(folder for name in formats for folder in _FOLDERS[name])):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    files = find_files(patterns, skip=out)
+    files = find_files(patterns, out=out)
     names = unique_names(files)
     rows, measured, annotations = [], [], []
     bar = tqdm(total=len(files), desc="predict", unit="film", disable=None)
@@ -195,15 +166,6 @@ def _write(found: Segmented, out: Path, formats: Sequence[str],
         except ValueError as error:
             row["notes"] = "; ".join((*found.notes, f"no DICOM-SEG: {error}"))
     return row, measure(mask, film.spacing_mm), annotate(lungs, film.name, film.path) if "coco" in formats else []
-
-
-def unique_names(files: list[Path]) -> list[str]:
-    """Stems; films that share one are named by their whole path below the folder common to all."""
-    twice = pd.Series([path.stem.lower() for path in files]).duplicated(keep=False)
-    common = os.path.commonpath([path.absolute().parent for path in files]) if twice.any() else ""
-    names = [re.sub(r"[/\\.]", "_", os.path.relpath(path, common)) if two else path.stem for path, two in zip(files, twice)]
-    nth = pd.Series(names).str.lower().groupby(pd.Series(names).str.lower()).cumcount()  # a/b.png and a_b.png still meet
-    return [f"{name}_{n + 1}" if n else name for name, n in zip(names, nth)]
 
 
 def _batches(items: Iterable, size: int) -> Iterator[list]:

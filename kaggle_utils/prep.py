@@ -24,7 +24,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from .image import IMAGE_SUFFIXES, read_image, read_mask, resize_image, resize_mask, write_bytes, write_image, write_mask
+from .files import claims_film, walk, without_suffix
+from .image import read_image, read_mask, resize_image, resize_mask, write_bytes, write_image, write_mask
 from .splits import SAME_PATIENT, published_split
 
 SPLITS = ("train", "val", "test")
@@ -85,7 +86,7 @@ def find_films(root: str | Path) -> list[RawFilm]:
         raise FileNotFoundError(f"{root}: no such folder")
     films: dict[str, RawFilm] = {}
     for path in _files(root):
-        stem = re.sub(r"_mask$", "", path.stem, flags=re.I)
+        stem = re.sub(r"(_mask)?(\.txt)?$", "", without_suffix(path.name), flags=re.I)
         source, match = next(((s, m) for s, p in _PATTERNS.items() if (m := p.fullmatch(stem))), (None, None))
         role = _role(path.relative_to(root)) if match else None
         if role:
@@ -251,14 +252,10 @@ def assign_splits(frame: pd.DataFrame, *, split: str = "published", seed: int = 
     return result
 
 
-def _files(root: Path):
-    for folder, folders, names in os.walk(root, followlinks=True):
-        if {"prep.json", "predictions.csv", "drawn"} & set(names):  # our own outputs are neither raw films nor anybody's truth
-            folders.clear()
-            continue
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        yield from (Path(folder, name) for name in sorted(names)
-                    if not name.startswith(".") and Path(name).suffix.lower() in (*IMAGE_SUFFIXES, ".txt"))
+def _files(root: Path) -> list[Path]:
+    """Films and texts in the order of their paths; our own prepared and built-in sets are neither raw films nor anybody's truth."""
+    paths = walk(root, unless=("prep.json", "drawn"))
+    return sorted(path for path in paths if claims_film(path.name) or path.suffix.lower() == ".txt")
 
 
 def _role(path: Path) -> str | None:

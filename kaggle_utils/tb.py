@@ -17,9 +17,10 @@ import torch
 from scipy.special import expit
 from tqdm import tqdm
 
+from .files import find_files, unique_names
 from .hardware import choose_device
 from .image import resize_mask, write_bytes, write_image
-from .infer import LungSegmenter, ReadFilm, Segmented, draw_overlay, find_files, read_checked, segment, unique_names
+from .infer import LungSegmenter, ReadFilm, Segmented, draw_overlay, read_checked, segment
 from .model import read_header
 from .tb_data import FILM, Cuts, cut, from_letter_box, lung_box, lung_fields, view
 from .tb_net import grad_cam, load_tb
@@ -121,7 +122,7 @@ def screen(patterns: Iterable[str | Path], out: str | Path, screener: TBScreener
     """
     out = Path(out)
     (out / "overlays").mkdir(parents=True, exist_ok=True)
-    files = find_files(patterns, skip=out)
+    files = find_files(patterns, out=out)
     names, rows = unique_names(files), []
     with ThreadPoolExecutor() as pool, tqdm(total=len(files), desc="screen", unit="film", disable=None) as bar:
         for start in range(0, len(files), batch):

@@ -20,7 +20,8 @@ if os.environ.get("TEST_THREADS") == "all":
 import numpy as np
 import pytest
 
-from phantoms import Phantom, phantom, write_prepared
+from dicoms import dicom
+from phantoms import Phantom, phantom, write_prepared, write_raw
 
 
 @pytest.fixture
@@ -38,3 +39,25 @@ def film() -> Phantom:
 def prepared(tmp_path: Path) -> Path:
     """A prepared set of 8 films to train on, 4 to validate, 4 to test."""
     return write_prepared(tmp_path / "segmentation")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Four films, two of them in a folder below, and a text."""
+    for name in ("b.png", "a.jpg", "sub/c.PNG", "sub/d.tif"):
+        write_raw(tmp_path / "films" / name, phantom(40, 32, seed=ord(name[-5])).image)
+    (tmp_path / "films" / "notes.txt").write_text("not a film")
+    return tmp_path / "films"
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """A folder as a DICOM viewer exports it: names without suffixes, an index, a report and a film that was cut off."""
+    tags = {"PixelSpacing": [0.2, 0.1], "ViewPosition": "PA"}
+    found = {"ST1/IM2": dicom(phantom(40, 32, seed=1).image, **tags), "ST1/1.2.840.1": dicom(phantom(40, 32, seed=2).image, photometric="MONOCHROME1"),
+             "DICOMDIR": dicom(phantom().image, PixelData=None), "ST1/SR1": dicom(phantom().image, Modality="SR", PixelData=None),
+             "ST2/IM3": dicom(phantom().image, preamble=False)[:-900], "ST2/cut.dcm": b"", "ST2/notes": b"not a film", "ST2/x.txt": b"DICM"}
+    for name, data in found.items():
+        (tmp_path / "study" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "study" / name).write_bytes(data)
+    return tmp_path / "study"

@@ -15,9 +15,11 @@ ROWS = {
     2: ["export", "formats", "quality", "shards", "workspace"],
     1: ["model", "loss", "metrics", "measure", "data", "prep", "synthetic", "checks", "calibrate"],
     0: ["image", "outline", "hardware", "config", "distributed", "s3", "__init__"],
+    -1: ["files"],
+    -2: ["header"],
 }
 # One module in several files, from its face down to its depths: a file may import those to its right.
-CHAPTERS = {"image": ["image", "dicom", "dicom_gray", "gray", "header"], "synthetic": ["synthetic", "acquire", "appearance"],
+CHAPTERS = {"image": ["image", "dicom", "dicom_gray", "gray"], "synthetic": ["synthetic", "acquire", "appearance"],
             "tune": ["tune", "search", "mistakes", "study"], "plot": ["plot", "plot_robustness", "plot_tb", "plot_tuning", "plot_films", "plot_unet"],
             "infer": ["infer", "segmenter", "film"], "kaggle": ["kaggle", "kaggle_metadata"], "s3": ["s3", "s3_zip", "s3_client"],
             "cluster": ["cluster", "cluster_work"], "tb": ["tb", "tb_train", "tb_net", "tb_data"]}

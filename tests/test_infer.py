@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from kaggle_utils import image as files
 from kaggle_utils import infer
-from kaggle_utils.infer import LungSegmenter, clean_mask, evaluate, find_files
+from kaggle_utils.infer import LungSegmenter, clean_mask, evaluate
 from kaggle_utils.measure import MEASUREMENTS, measure
 from kaggle_utils.model import UNet, save_weights
 from dicoms import dicom
@@ -186,78 +186,6 @@ def test_cleaning_can_be_switched_off(weights):
     assert segmenter.masks([film])[0][3, 3] == 0
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
-
-@pytest.fixture
-def folder(tmp_path):
-    for name in ("b.png", "a.jpg", "sub/c.PNG", "sub/d.tif"):
-        write_raw(tmp_path / "films" / name, phantom(40, 32, seed=ord(name[-5])).image)
-    (tmp_path / "films" / "notes.txt").write_text("not a film")
-    return tmp_path / "films"
-
-
-def names(paths):
-    return [p.name for p in paths]
-
-
-def test_folder_is_searched_below_for_images(folder):
-    assert names(find_files([folder])) == ["a.jpg", "b.png", "c.PNG", "d.tif"]
-
-
-def test_glob_and_file_are_found_once_each(folder):
-    assert names(find_files([folder / "b.png", str(folder / "*.png"), folder])) == ["b.png", "a.jpg", "c.PNG", "d.tif"]
-
-
-def test_recursive_glob(folder):
-    assert names(find_files([str(folder / "**" / "*.tif")])) == ["d.tif"]
-
-
-def test_file_whose_name_looks_like_a_glob_is_that_file(tmp_path):
-    write_raw(tmp_path / "film[1].png", phantom().image)
-    assert names(find_files([tmp_path / "film[1].png"])) == ["film[1].png"]
-
-
-@pytest.mark.parametrize("pattern", ["nothing.png", "*.dcm", "empty"])
-def test_pattern_that_names_nothing_is_an_error(tmp_path, pattern):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=pattern.replace("*", r"\*")):
-        find_files([tmp_path / pattern])
-
-
-@pytest.fixture
-def study(tmp_path):
-    """A folder as a DICOM viewer exports it: names without suffixes, an index, a report and a film that was cut off."""
-    tags = {"PixelSpacing": [0.2, 0.1], "ViewPosition": "PA"}
-    found = {"ST1/IM2": dicom(phantom(40, 32, seed=1).image, **tags), "ST1/1.2.840.1": dicom(phantom(40, 32, seed=2).image, photometric="MONOCHROME1"),
-             "DICOMDIR": dicom(phantom().image, PixelData=None), "ST1/SR1": dicom(phantom().image, Modality="SR", PixelData=None),
-             "ST2/IM3": dicom(phantom().image, preamble=False)[:-900], "ST2/cut.dcm": b"", "ST2/notes": b"not a film", "ST2/x.txt": b"DICM"}
-    for name, data in found.items():
-        (tmp_path / "study" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "study" / name).write_bytes(data)
-    return tmp_path / "study"
-
-
-def test_dicom_files_are_found_by_their_content(study):
-    write_raw(study / "film.png", phantom().image)
-    assert [str(path.relative_to(study)) for path in find_files([study])] == [
-        "ST1/1.2.840.1", "ST1/IM2", "ST1/SR1", "ST2/IM3", "ST2/cut.dcm", "film.png"]
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
-def test_pipe_in_a_folder_is_not_waited_for(study):
-    os.mkfifo(study / "pipe")
-    assert "pipe" not in names(find_files([study]))
-
-
-def test_hidden_folders_are_not_searched(folder):
-    write_raw(folder / ".ipynb_checkpoints" / "b-checkpoint.png", phantom().image)
-    assert "b-checkpoint.png" not in names(find_files([folder]))
-
-
-def test_glob_that_matches_a_folder_gives_files_only(folder):
-    assert all(path.is_file() for path in find_files([str(folder / "*")]))
-
-
 # --- predict ---------------------------------------------------------------------------------------------------------
 
 def test_prediction_writes_masks_overlays_and_a_table(folder, segmenter, tmp_path):
@@ -295,8 +223,8 @@ def test_folder_of_dicom_is_segmented_with_a_reason_for_what_is_no_film(study, s
     table = predict([study], tmp_path / "out", segmenter)
     table["notes"] = table["notes"].fillna("")
     errors, notes = dict(zip(table["name"], table["error"])), dict(zip(table["name"], table["notes"]))
-    assert notes["IM2"].split("; ")[0] == "spacing from PixelSpacing" and "MONOCHROME1 inverted" in notes["1.2.840"].split("; ")
-    assert errors["IM2"] == errors["1.2.840"] == ""
+    assert notes["IM2"].split("; ")[0] == "spacing from PixelSpacing" and "MONOCHROME1 inverted" in notes["1.2.840.1"].split("; ")
+    assert errors["IM2"] == errors["1.2.840.1"] == ""
     assert "without an image" in errors["SR1"] and "less than expected" in errors["IM3"] and "empty" in errors["cut"]
     stored = pd.read_csv(tmp_path / "out" / "predictions.csv", keep_default_na=False)
     assert stored["notes"].tolist() == table["notes"].tolist()

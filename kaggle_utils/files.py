@@ -1,0 +1,213 @@
+"""Which files are films, and what their results are called. Imports nothing heavy: the command line asks before it loads anything."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import unicodedata
+import zlib
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from glob import glob, has_magic
+from pathlib import Path
+
+from .header import HEAD, is_dicom, looks_like_image
+
+log = logging.getLogger(__name__)
+
+# Files that claim by their suffix to be films: where one is damaged, or of a kind that is not read here, that is said of it.
+FILM_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".dib", ".gif", ".webp", ".jp2", ".j2k", ".jpf", ".jpx",
+                 ".heic", ".heif", ".avif", ".jxl", ".dcm", ".dicom", ".dic", ".ima", ".nii", ".img", ".mha", ".nrrd")
+# What lies beside films without being taken for one; other files that are left out are named.
+_BESIDE = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml", ".md", ".html", ".htm", ".pdf", ".doc", ".docx", ".xls", ".xlsx",
+           ".parquet", ".py", ".ipynb", ".log", ".db", ".ini", ".inf", ".exe", ".dll", ".safetensors", ".onnx")
+_INDICES = ("dicomdir",)
+# The pictures that this package writes, by the file that is in their folder's parent: none of them is a film.
+OUTPUTS = {"predictions.csv": ("masks", "overlays", "dicom-seg"), "screening.csv": ("overlays",),
+           "prep.json": ("new", "train/mask", "val/mask", "test/mask")}
+_PICTURES = OUTPUTS["predictions.csv"]
+NAME_BYTES = 220  # of the 255 that a file's name may have; the rest is for a suffix, a number and what a temporary file adds
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # controls, ends of lines, bytes that are not UTF-8
+_RESERVED = re.compile(r"\.*|(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.I)  # no names of files, on Windows or anywhere
+
+
+def find_files(patterns: Iterable[str | Path], *, out: str | Path | None = None) -> list[Path]:
+    """The films that files, folders (searched below, through links, not in hidden ones) and globs name, sorted, each once.
+
+    In folders, films are told by their content, or by a suffix that claims so. Other files are left out; a warning in the log names
+    them, unless they are texts, tables and the like. What this package wrote there itself is no film. A file that is named is taken as
+    it is.
+
+    Args:
+        patterns: files, folders and globs.
+        out: the folder that the caller writes ``masks``, ``overlays`` and ``dicom-seg`` to.
+
+    Raises:
+        FileNotFoundError: a pattern names nothing.
+        ValueError: a named file lies where the caller would write its own.
+    """
+    written = {Path(os.path.realpath(out), name) for name in _PICTURES} if out is not None else set()
+    found: dict[Path, Path] = {}
+    for pattern in patterns:
+        films = _find(Path(pattern), written)
+        if not films:
+            raise FileNotFoundError(_nothing(pattern))
+        for path in films:  # a folder that is reached in two ways is one; two links to one file are two names
+            found.setdefault(Path(os.path.realpath(path.parent), path.name), path)
+    return list(found.values())
+
+
+def check_patterns(patterns: Iterable[str | Path]) -> None:
+    """Raises FileNotFoundError for a pattern in which :func:`find_files` would find nothing; looks no further than the first film."""
+    for pattern in map(Path, patterns):
+        paths = [pattern] if os.path.lexists(pattern) else _expand(pattern)
+        if not any(any(map(is_film, walk(path))) if path.is_dir() else True for path in paths):
+            raise FileNotFoundError(_nothing(pattern))
+
+
+def walk(root: str | Path, *, unless: Collection[str] = ()) -> Iterator[Path]:
+    """The files in a folder and below it, through links, each folder once; no hidden ones, and no pictures that this package wrote.
+
+    Args:
+        root: the folder.
+        unless: a folder that has a file of one of these names is left out with all below it.
+    """
+    folders, links, seen, skip = [Path(root)], [], set(), set()
+    while folders or links:  # links last: a folder goes by its own place where it has one
+        folder = folders.pop() if folders else links.pop(0)
+        real = os.path.realpath(folder)
+        if real in seen or folder in skip:
+            continue
+        seen.add(real)
+        try:
+            names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+        except OSError as error:
+            log.warning("%s: not searched: %s", printable(folder), error.strerror)
+            continue
+        if set(unless) & set(names):
+            continue
+        skip.update(folder / below for marker in OUTPUTS.keys() & set(names) for below in OUTPUTS[marker])
+        for path in (folder / name for name in names):
+            if path.is_dir():
+                (links if path.is_symlink() else folders).append(path)
+            else:
+                yield path
+
+
+def is_film(path: str | Path) -> bool:
+    """Says whether a file looks like a film by its first bytes, or claims to be one by its suffix. A DICOM folder's index is none."""
+    path = Path(path)
+    if path.name.lower() in _INDICES or path.is_dir():
+        return False
+    return bool(claims_film(path.name)) or _looks_like_film(path)
+
+
+def claims_film(name: str) -> bool | None:
+    """What a file's name says of it: a film, or none (a text, a table, an index); None where only its content can."""
+    if without_suffix(name) != name:
+        return True
+    return False if name.lower().endswith(_BESIDE) or name.lower() in _INDICES or name.startswith(".") else None
+
+
+def without_suffix(name: str) -> str:
+    """A file's name without what says that it is a film: ``.png``, ``.dcm.gz``; the end of a UID, ``.2``, stays."""
+    stem = name[:-3] if name.lower().endswith(".gz") else name
+    suffix = next((s for s in FILM_SUFFIXES if stem.lower().endswith(s) and len(stem) > len(s)), "")
+    return stem[:-len(suffix)] if suffix else name
+
+
+def unique_names(files: list[Path]) -> list[str]:
+    """Names for the files' results, no two alike on any system: those of the files, without their suffix.
+
+    Films that share one are named by their whole path below the folder common to all. What can't be in a file's name everywhere
+    (a line's end, bytes that are not UTF-8, more than ``NAME_BYTES``) is replaced, and a long name's end by a hash of the whole.
+    """
+    stems = [without_suffix(path.name) for path in files]
+    count = Counter(map(_key, stems))
+    common = os.path.commonpath([path.absolute().parent for path in files]) if files else ""
+    names: dict[str, str] = {}
+    for path, stem in zip(files, stems):
+        first = _file_name(re.sub(r"[/\\.]", "_", os.path.relpath(path, common)) if count[_key(stem)] > 1 else stem)
+        name, n = first, 1
+        while _key(name) in names:
+            n += 1
+            name = f"{first}_{n}"
+        names[_key(name)] = name
+    return list(names.values())
+
+
+def printable(text: object) -> str:
+    r"""A path or a message in one line of valid text: a control character is ``\n``, a byte that is not UTF-8 is ``\xf6``."""
+    def escape(found: re.Match) -> str:
+        code = ord(found[0])
+        return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else found[0].encode("unicode_escape").decode()
+
+    return _UNSEEN.sub(escape, str(text))
+
+
+def _find(pattern: Path, written: set[Path]) -> list[Path]:
+    if pattern.is_dir():
+        return _search(pattern, written)
+    if os.path.lexists(pattern):
+        if _is_below(pattern, written):
+            raise ValueError(f"{printable(pattern)}: results would be written to this film's folder: choose another folder to write")
+        return [pattern]
+    paths = _expand(pattern)
+    folders = [film for path in paths if path.is_dir() for film in _search(path, written)]
+    return sorted({path for path in paths if path.is_file() and not _is_below(path, written)}.union(folders))
+
+
+def _expand(pattern: Path) -> list[Path]:
+    return [Path(path) for path in glob(str(pattern), recursive=True)] if has_magic(str(pattern)) else []
+
+
+def _search(folder: Path, written: set[Path]) -> list[Path]:
+    films, others = [], []
+    for path in walk(folder):
+        if not _is_below(path, written):
+            (films if is_film(path) else others).append(path)
+    others = sorted(printable(path.relative_to(folder)) for path in others if claims_film(path.name) is None)
+    if others:
+        log.warning("%s: %d %s left out, as no film: %s%s", printable(folder), len(others), "files" if len(others) > 1 else "file",
+                    ", ".join(others[:3]), ", …" if len(others) > 3 else "")
+    return sorted(films)
+
+
+def _is_below(path: Path, folders: set[Path]) -> bool:
+    return bool(folders) and not folders.isdisjoint(Path(os.path.realpath(path.parent), path.name).parents)
+
+
+def _nothing(pattern: str | Path) -> str:
+    what = "no film in it" if Path(pattern).is_dir() else "no film among what it names" if _expand(Path(pattern)) else "no such file"
+    return f"{printable(pattern)}: {what}; films are PNG, JPEG, TIFF, BMP, GIF, WebP, JPEG 2000 and DICOM files"
+
+
+def _looks_like_film(path: Path) -> bool:
+    if not path.is_file():  # a pipe would wait for its writer
+        return False
+    try:
+        with path.open("rb") as file:
+            head = file.read(4 * HEAD)
+        if head.startswith(b"\x1f\x8b"):
+            head = zlib.decompressobj(wbits=31).decompress(head, HEAD)
+    except (OSError, zlib.error):  # not ours to read, or not really compressed
+        return False
+    return is_dicom(head) or looks_like_image(head)
+
+
+def _key(name: str) -> str:
+    """Alike for names that some file system takes for the same."""
+    return unicodedata.normalize("NFC", printable(name)).casefold()
+
+
+def _file_name(text: str) -> str:
+    """The text as a file's name on any system, NAME_BYTES long at most."""
+    name = re.sub(r'[\\/:*?"<>|]', "_", printable(text))
+    if _RESERVED.fullmatch(name):
+        name = f"_{name}"
+    data = name.encode()
+    if len(data) <= NAME_BYTES:
+        return name
+    return f"{data[:NAME_BYTES - 9].decode(errors='ignore')}_{hashlib.sha256(data).hexdigest()[:8]}"

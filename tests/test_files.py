@@ -1,0 +1,249 @@
+"""files.py: which files are films, through links and by their content, and what their results are called."""
+
+import gzip
+import hashlib
+import os
+from pathlib import Path
+
+import cv2
+import pytest
+
+from kaggle_utils.files import NAME_BYTES, check_patterns, claims_film, find_files, is_film, printable, unique_names, walk, without_suffix
+from dicoms import dicom
+from phantoms import phantom, write_raw
+
+UID = "1.2.276.0.7230010.3.1.4.1704223.693.1533189483.2"
+FILM = phantom(40, 32).image
+
+
+def names(paths):
+    return [p.name for p in paths]
+
+
+def encoded(suffix):
+    return cv2.imencode(suffix, FILM)[1].tobytes()
+
+
+# --- patterns --------------------------------------------------------------------------------------------------------
+
+def test_folder_is_searched_below_for_images(folder):
+    assert names(find_files([folder])) == ["a.jpg", "b.png", "c.PNG", "d.tif"]
+
+
+def test_glob_and_file_are_found_once_each(folder):
+    assert names(find_files([folder / "b.png", str(folder / "*.png"), folder])) == ["b.png", "a.jpg", "c.PNG", "d.tif"]
+
+
+def test_recursive_glob(folder):
+    assert names(find_files([str(folder / "**" / "*.tif")])) == ["d.tif"]
+
+
+def test_glob_that_matches_a_folder_searches_it(folder):
+    assert names(find_files([str(folder / "s*")])) == ["c.PNG", "d.tif"]
+
+
+def test_file_whose_name_looks_like_a_glob_is_that_file(tmp_path):
+    write_raw(tmp_path / "film[1].png", FILM)
+    assert names(find_files([tmp_path / "film[1].png"])) == ["film[1].png"]
+
+
+@pytest.mark.parametrize("search", [find_files, check_patterns])
+@pytest.mark.parametrize("pattern, reason", [("nothing.png", "no such file"), ("*.dcm", "no such file"), ("empty", "no film in it"), ("texts", "no film in it"),
+                                             ("[et]*", "no film among what it names")])
+def test_pattern_that_names_nothing_is_an_error(tmp_path, search, pattern, reason):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "notes.txt").write_text("not a film")
+    with pytest.raises(FileNotFoundError) as error:
+        search([tmp_path / pattern])
+    assert str(error.value).startswith(f"{tmp_path / pattern}: {reason}")
+
+
+def test_patterns_that_name_films_are_no_error(folder):
+    check_patterns([folder, folder / "b.png", str(folder / "*.jpg")])
+
+
+def test_check_stops_at_the_first_film_of_a_folder(folder, monkeypatch):
+    looked = []
+    monkeypatch.setattr("kaggle_utils.files.is_film", lambda path: looked.append(path) or True)
+    check_patterns([folder])
+    assert len(looked) == 1
+
+
+# --- content ---------------------------------------------------------------------------------------------------------
+
+def test_dicom_files_are_found_by_their_content(study):
+    write_raw(study / "film.png", FILM)
+    assert [str(path.relative_to(study)) for path in find_files([study])] == [
+        "ST1/1.2.840.1", "ST1/IM2", "ST1/SR1", "ST2/IM3", "ST2/cut.dcm", "film.png"]
+
+
+FILMS = {"scan.jfif": encoded(".jpg"), "png_without_suffix": encoded(".png"), "film.webp": encoded(".webp"), "film.jp2": encoded(".jp2"),
+         "film.dcm.gz": gzip.compress(dicom(FILM)), "packed": gzip.compress(encoded(".png")), UID: dicom(FILM), "scan.dat": encoded(".tif"),
+         "old.bmp.bak": encoded(".bmp"), "drawing": encoded(".pgm"), "phone.heic": b"", "volume.nii.gz": b"", "JPCLN001.IMG": bytes(64),
+         "volume": (348).to_bytes(4, "little") + bytes(340) + b"n+1\0"}
+NONE = {"notes.txt": b"PNG", "table.csv": b"a,b\n", "Thumbs.db": b"\xd0\xcf\x11\xe0", ".hidden.png": encoded(".png"), "._film.png": b"\0\5\x16\7",
+        ".DS_Store": b"\0\0\0\1Bud1", "DICOMDIR": dicom(FILM, PixelData=None), "BMI of patients": b"BMI  age\n22.1 50\n", "films.zip": b"PK\3\4",
+        "set.tar.gz": gzip.compress(b"film" * 200), "cut": b"\x1f\x8b", "nothing": b""}
+
+
+@pytest.mark.parametrize("name", FILMS)
+def test_film_is_found_whatever_its_name_and_kind(tmp_path, name):
+    (tmp_path / name).write_bytes(FILMS[name])
+    assert is_film(tmp_path / name) and names(find_files([tmp_path])) == [name]
+
+
+@pytest.mark.parametrize("name", NONE)
+def test_what_nobody_takes_for_a_film_is_not_found(tmp_path, name):
+    (tmp_path / name).write_bytes(NONE[name])
+    with pytest.raises(FileNotFoundError):
+        find_files([tmp_path])
+
+
+def test_files_that_are_left_out_are_named_but_for_texts_tables_and_hidden_ones(tmp_path, caplog):
+    for name in ["film.png", *NONE]:
+        (tmp_path / name).write_bytes(NONE.get(name, FILMS["png_without_suffix"]))
+    assert names(find_files([tmp_path])) == ["film.png"]
+    message, = caplog.messages
+    assert message == f"{tmp_path}: 5 files left out, as no film: BMI of patients, cut, films.zip, …"
+
+
+@pytest.mark.parametrize("name, claim", [("film.PNG", True), ("film.dcm.gz", True), ("film.IMG", True), ("notes.txt", False), ("DICOMDIR", False),
+                                         (".film.png", True), (".DS_Store", False), (UID, None), ("IM1", None)])
+def test_what_a_name_says_of_its_file(name, claim):
+    assert claims_film(name) is claim
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_pipe_in_a_folder_is_not_waited_for(study):
+    os.mkfifo(study / "pipe")
+    assert "pipe" not in names(find_files([study]))
+
+
+def test_hidden_folders_are_not_searched(folder):
+    write_raw(folder / ".ipynb_checkpoints" / "b-checkpoint.png", FILM)
+    assert "b-checkpoint.png" not in names(find_files([folder]))
+
+
+# --- links -----------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def linked(tmp_path):
+    """Films in a store elsewhere, and a folder with a film, a link to the store, and a link to itself."""
+    write_raw(tmp_path / "store" / "study" / "film.png", FILM)
+    write_raw(tmp_path / "films" / "here.png", FILM)
+    (tmp_path / "films" / "study").symlink_to("../store/study")
+    (tmp_path / "store" / "study" / "round").symlink_to("../../films")
+    return tmp_path / "films"
+
+
+def test_linked_folder_is_searched_and_a_loop_of_links_ends(linked):
+    assert [str(path.relative_to(linked)) for path in find_files([linked])] == ["here.png", "study/film.png"]
+
+
+def test_link_to_a_folder_can_be_named(linked):
+    assert names(find_files([linked / "study"])) == ["film.png", "here.png"]
+
+
+def test_folder_reached_in_two_ways_is_searched_once_by_its_own_name(linked):
+    write_raw(linked / "z" / "deep" / "deep.png", FILM)
+    (linked / "a").symlink_to("z/deep")
+    assert [str(path.relative_to(linked)) for path in find_files([linked, linked / "a"])] == ["here.png", "study/film.png", "z/deep/deep.png"]
+    assert names(find_files([str(linked / "**" / "*.png")])) == ["deep.png", "here.png", "film.png"]
+
+
+def test_two_links_to_one_file_are_two_films(linked):
+    for name in ("one.png", "two.png"):
+        (linked / name).symlink_to("here.png")
+    assert names(find_files([linked])) == ["here.png", "one.png", "film.png", "two.png"]
+
+
+def test_dangling_link_is_a_film_that_will_have_a_reason(linked):
+    (linked / "gone.png").symlink_to("nowhere.png")
+    assert "gone.png" in names(find_files([linked])) and names(find_files([linked / "gone.png"])) == ["gone.png"]
+
+
+@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may read all")
+def test_folder_that_may_not_be_read_is_named(linked, caplog):
+    (linked / "locked").mkdir(mode=0)
+    find_files([linked])
+    assert "locked: not searched: Permission denied" in caplog.text
+
+
+# --- our own outputs -------------------------------------------------------------------------------------------------
+
+def test_pictures_of_earlier_runs_are_no_films(folder):
+    for run in (folder, folder / "first run"):
+        for below in ("masks", "overlays"):
+            write_raw(run / below / "b.png", FILM)
+        (run / "predictions.csv").write_text("name\n")
+    write_raw(folder / "sub" / "masks" / "own.png", FILM)  # no table says that these are ours
+    assert names(find_files([folder])) == ["a.jpg", "b.png", "c.PNG", "d.tif", "own.png"]
+    assert "b.png" in names(find_files([folder / "first run" / "overlays"]))
+
+
+def test_masks_of_a_prepared_folder_are_no_films(prepared):
+    (prepared / "prep.json").write_text("{}")
+    assert len(find_files([prepared])) == 16
+
+
+@pytest.mark.parametrize("patterns", [["."], ["*.png", "*/*.*", "*.jpg"], ["**/*.*g", "sub"]], ids=str)
+def test_output_may_be_the_inputs_own_folder(folder, monkeypatch, patterns):
+    monkeypatch.chdir(folder)
+    write_raw(folder / "masks" / "b.png", FILM)  # of a run that was killed before it had a table
+    assert sorted(names(find_files(patterns, out=folder))) == ["a.jpg", "b.png", "c.PNG", "d.tif"]
+
+
+def test_film_that_the_results_would_replace_is_refused(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    write_raw(folder / "masks" / "b.png", FILM)
+    with pytest.raises(ValueError, match="^masks/b.png: .* choose another folder"):
+        find_files(["masks/b.png"], out=".")
+    assert names(find_files(["masks/b.png"], out="elsewhere")) == ["b.png"]
+
+
+def test_walk_leaves_out_a_marked_folder_with_all_below(folder):
+    (folder / "sub" / "drawn").touch()
+    write_raw(folder / "sub" / "deeper" / "e.png", FILM)
+    assert {path.name for path in walk(folder, unless=("drawn",))} == {"a.jpg", "b.png", "notes.txt"}
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name, stem", [("film.png", "film"), ("film.dcm.gz", "film"), ("v1.2.PNG", "v1.2"), (UID, UID), ("film", "film"),
+                                        (".png", ".png"), ("scan.2020", "scan.2020"), ("brain.nii.gz", "brain"), ("set.gz", "set.gz")])
+def test_only_what_says_that_it_is_a_film_is_taken_off_a_name(name, stem):
+    assert without_suffix(name) == stem
+
+
+def named(*paths):
+    return unique_names([Path("/films", path) for path in paths])
+
+
+def test_films_of_one_name_are_named_by_their_paths():
+    assert named("a/film.png", "b/Film.dcm", "c.png") == ["a_film_png", "b_Film_dcm", "c"]
+    assert named("a/b.png", "c/b.png", "a_b_png.png") == ["a_b_png", "c_b_png", "a_b_png_2"]
+
+
+def test_names_that_differ_in_case_or_in_the_form_of_their_accents_are_told_apart():
+    found = named("o\u0308.png", "\u00f6.png", "X.png", "x.jpg")
+    assert len({name.casefold() for name in found}) == 4 and found[2:] == ["X_png", "x_jpg"]
+
+
+@pytest.mark.parametrize("file, name", [("con.png", "_con"), ("LPT1.x.png", "_LPT1.x"), ("a\nb.png", "a_nb"), ('a:b"c?.png', "a_b_c_"), ("...png", "_.."),
+                                        (os.fsdecode(b"r\xf6ntgen.png"), "r_xf6ntgen"), ("röntgen.png", "röntgen"), ("片.png", "片")])
+def test_name_is_one_that_any_system_can_write(file, name):
+    assert named(file) == [name]
+
+
+def test_long_names_are_cut_and_stay_apart():
+    long = ["片" * 83 + end + ".png" for end in "ab"] + ["片" * 85, "片" * 73]
+    found = named(*long)
+    assert all(len(name.encode()) <= NAME_BYTES for name in found) and len(set(found)) == 4
+    digest = hashlib.sha256(("片" * 83 + "a").encode()).hexdigest()[:8]
+    assert found[0] == "片" * 70 + "_" + digest and found[3] == "片" * 73
+
+
+@pytest.mark.parametrize("text, line", [("a\nb\x85c\u2028", "a\\nb\\x85c\\u2028"), (os.fsdecode(b"r\xf6n"), "r\\xf6n"), ("röntgen 片", "röntgen 片")])
+def test_printable_text_is_one_line_of_valid_characters(text, line):
+    assert printable(text) == line and printable(Path(text)) == line
