@@ -26,7 +26,7 @@ from benchmarks.fit_checks import varied
 from kaggle_utils import checks
 from kaggle_utils.checks import Checked, check_film, check_lungs, frame_contact, shape_distance, view_odds
 from kaggle_utils.data import read_manifest
-from kaggle_utils.image import is_inverted, read_image, read_mask, resize_image, resize_mask
+from kaggle_utils.image import read_image, read_mask, resize_image, resize_mask
 from kaggle_utils.infer import LungSegmenter
 from kaggle_utils.metrics import score
 from kaggle_utils.synthetic import AppearanceModel
@@ -37,7 +37,7 @@ N = 60  # pictures of a kind
 
 
 def as_read(frame: pd.DataFrame) -> list[np.ndarray]:
-    return [read_image(path, fix_polarity=False) for path in frame["image"]]
+    return [read_image(path) for path in frame["image"]]
 
 
 def spread(values, digits: int = 2) -> dict[str, float]:
@@ -209,7 +209,7 @@ def final(frame: pd.DataFrame) -> dict:
     """Films that nothing was fitted on or chosen by."""
     films = as_read(frame)
     return {"untouched": untouched(films, masks_of(films, LungSegmenter())), "positions": positions(films),
-            "taken otherwise": taken_otherwise(films), "polarity template wrong": sum(map(is_inverted, films))}
+            "taken otherwise": taken_otherwise(films)}
 
 
 def spoilt(frame: pd.DataFrame) -> dict:

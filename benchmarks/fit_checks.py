@@ -113,7 +113,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     frame = training_films(args.data)
-    films = [resize_image(read_image(path, fix_polarity=False), 128) for path in frame["image"]]
+    films = [resize_image(read_image(path), 128) for path in frame["image"]]
     drawn = [film.image for film in AppearanceModel.load().stream(200, 71, size=128)]
     good = frame[~frame["name"].isin(suspect_masks()["name"])]
     shapes = fit_shapes([read_mask(path) for path in good["mask"]])

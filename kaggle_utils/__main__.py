@@ -234,7 +234,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command(prep, "raw public sets to a prepared folder")
     sub.add_argument("--input", required=True, help="folder with the raw sets, in any nesting, or s3://bucket/prefix")
     sub.add_argument("--out", default="segmentation", help="folder to write; a second run does what is missing")
-    sub.add_argument("--size", type=_positive, default=512, help="px, side of the prepared films")
+    sub.add_argument("--size", type=_prepared_side, default=512, help="px, side of the prepared films")
     sub.add_argument("--workers", type=_positive, help="threads, one a core if not given")
     sub.add_argument("--split", choices=("published", "random"), default="published",
                      help="the frozen published lists, or 50 films for the test and the rest 80:20")
@@ -375,6 +375,14 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
     return number
+
+
+def _prepared_side(text: str) -> int:
+    from .config import PREPARED_SIDES
+    least, most = PREPARED_SIDES
+    if not least <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"{text} is not from {least} to {most}")
+    return int(text)
 
 
 def _ray_address(text: str) -> str:

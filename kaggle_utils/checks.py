@@ -28,6 +28,7 @@ STRIDES = {"0": 4, "2": 2, "4": 2}  # of the convolutions of benchmarks.fit_chec
 OUTLINE = 256  # px a side of the mask whose outline is compared
 LEAST_SIDE = 64  # px of the film's shorter side: validation films shrunk so far lose 0.005 Dice, at 48 px 0.011
 LEAST_CONTRAST = 8  # gray levels between the 1st and the 99th percentile
+TWO_LEVELS, NEAR = 0.95, 8  # share of a mask's pixels that are within so many levels of its lowest or highest; real films have .68 and less
 COLOURED = 0.1  # share of pixels; a coloured mark or a letter on a film has less
 # Log odds, in nats. The lowest of 70 validation films had 6.1; of the same taken otherwise, one in a hundred had 0.1 or less.
 CHEST, DOUBTFUL = 0.0, 4.0
@@ -36,6 +37,7 @@ MIRRORED = 3.0  # of the mirrored film over the film; validation films had 1.1 a
 CUT = 0.05  # of a side of the frame that lungs lie on; validation masks lie on none
 UNUSUAL = 2.5  # shape_distance; validation films' masks had 1.9 and less
 NO_CHEST = "no frontal chest film: a lateral view, another body part, a small part of a film, a photograph?"
+MASK = "a mask or a drawing, not a radiograph: nearly all of it has one of two or three gray levels"
 NO_PHOTO = "a colour photograph, no chest film"
 TURNED = ((), ("lay on its side: turned by 90° counter-clockwise",), ("upside down: turned by 180°",),
           ("lay on its side: turned by 90° clockwise",))  # by quarters of np.rot90
@@ -78,6 +80,8 @@ def check_film(image: np.ndarray, colour: np.ndarray | None = None) -> Checked:
     height, width = image.shape
     if min(height, width) < LEAST_SIDE:
         return Checked(image, problems=(f"too small: {width}×{height} px, lungs need {LEAST_SIDE} px and more",))
+    if is_mask(image):
+        return Checked(image, problems=(MASK,))
     if contrast(image) < LEAST_CONTRAST:
         return Checked(image, problems=(f"blank: nearly all of it within {LEAST_CONTRAST} gray levels",))
     share = 0.0 if colour is None else coloured_share(colour)
@@ -88,17 +92,30 @@ def check_film(image: np.ndarray, colour: np.ndarray | None = None) -> Checked:
         return Checked(image, problems=(NO_PHOTO if notes else NO_CHEST,), notes=notes)
     doubtful = bool(chest < DOUBTFUL)
     notes += ("hardly like a frontal chest film",) * doubtful
-    positions = np.logaddexp(odds[:, 0], odds[:, 1])  # whether it is mirrored matters to neither
-    negative, quarters = np.unravel_index(positions.argmax(), positions.shape)
-    if 0 < positions.max() - positions[0, 0] < SURE:
-        negative, quarters = 0, 0
+    negative, quarters, sure = _position(odds)
+    if not sure:
         notes += ("perhaps turned or a negative: left as it is",)
     elif odds[negative, 1, quarters] - odds[negative, 0, quarters] > MIRRORED:
         notes += ("mirrored, or the heart is on the right: left as it is",)
     upright = np.ascontiguousarray(np.rot90(image, quarters))
-    notes = ("a negative: inverted",) * int(negative) + TURNED[quarters] + notes
-    return Checked(255 - upright if negative else upright, turned=90 * int(quarters), inverted=bool(negative), notes=notes,
-                   doubtful=doubtful)
+    notes = ("a negative: inverted",) * negative + TURNED[quarters] + notes
+    return Checked(255 - upright if negative else upright, turned=90 * quarters, inverted=bool(negative), notes=notes, doubtful=doubtful)
+
+
+def is_negative(image: np.ndarray) -> bool:
+    """Says whether a frontal chest film ``uint8 (H, W)`` has bright lungs, whichever way it lies; False where that isn't certain."""
+    odds = view_odds(image)
+    return bool(np.logaddexp.reduce(odds, axis=None) >= CHEST and _position(odds)[0])
+
+
+def is_mask(image: np.ndarray) -> bool:
+    """Says whether an image ``uint8 (H, W)`` is a mask that was taken for a film: of two or three gray levels, or nearly of two."""
+    step = max(1, min(image.shape) // 256)
+    levels, counts = np.unique(image[::step, ::step], return_counts=True)
+    if len(levels) <= 3:
+        return len(np.unique(image)) in (2, 3)
+    near = np.minimum(levels - levels[0], levels[-1] - levels) <= NEAR
+    return bool(counts[near].sum() > TWO_LEVELS * counts.sum() and contrast(image) >= LEAST_CONTRAST)
 
 
 def check_lungs(mask: np.ndarray) -> tuple[str, ...]:
@@ -209,6 +226,15 @@ def views(thumb: np.ndarray) -> np.ndarray:
 def _models() -> dict[str, np.ndarray]:
     with np.load(ASSET) as file:
         return {name: file[name].astype(np.float32) for name in file.files}
+
+
+def _position(odds: np.ndarray) -> tuple[int, int, bool]:
+    """Whether a film is a negative and the quarters that turn it upright, by its :func:`view_odds`; both 0 where that isn't sure."""
+    positions = np.logaddexp(odds[:, 0], odds[:, 1])  # whether it is mirrored matters to neither
+    negative, quarters = np.unravel_index(positions.argmax(), positions.shape)
+    if 0 < positions.max() - positions[0, 0] < SURE:
+        return 0, 0, False
+    return int(negative), int(quarters), True
 
 
 def _conv(films: np.ndarray, weight: np.ndarray, bias: np.ndarray, stride: int) -> np.ndarray:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
+PREPARED_SIDES = (8, 8192)  # px, least and most of prepared films
+
 
 def setting(default: object, about: str) -> object:
     """A field of the configuration with its unit, range or reason, which is also its help text on the command line."""

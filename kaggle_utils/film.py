@@ -69,7 +69,7 @@ def read_checked(path: str | Path, name: str, *, force: bool = False, data: byte
         data: the file's bytes where they are here already; then ``path`` may be any address.
     """
     try:
-        film = read_film(path, fix_polarity=False, data=data)
+        film = read_film(path, data=data)
     except (ValueError, OSError, ImportError) as error:  # a folder may hold DICOM besides what needs no extra
         return ReadFilm(name, path, error=str(error))
     checked = check_film(film.image, film.colour)

@@ -1,4 +1,4 @@
-"""Pixels of any type and range to 8-bit gray: one rule for pictures and for DICOM."""
+"""Gray levels of any type and range to 8 bits: one rule for pictures and for DICOM."""
 
 from __future__ import annotations
 

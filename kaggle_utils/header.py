@@ -1,6 +1,8 @@
-"""What a file says it is, from its first bytes, before anything decodes it: its format and how many pixels it declares.
+"""What a file says it is, before anything decodes it: its format, its pixels, its pictures, which way up they are, its end.
 
-A file of a few hundred bytes can declare an image that fills any memory; here it is refused while it is still small.
+A file of a few hundred bytes can declare an image that fills any memory; here it is refused while it is still small. A
+truncated one is told by its own structure: decoders fill up what is missing as if nothing had happened. What lies behind
+the end (a phone's trailer, padding) is nobody's concern.
 """
 
 from __future__ import annotations
@@ -8,18 +10,56 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
 
 # Twice a 14×17 inch film scanned at 50 µm, five times the largest film of the public sets. Decoded at 16 bits, with the
 # copies that decoding makes, it is about 1 GB.
 MAX_PIXELS = 120_000_000
 MAX_BYTES = 8 * MAX_PIXELS  # of a file: four channels of 16 bits, uncompressed
-HEAD = 512  # bytes that is_dicom and looks_like_image want to see
+HEAD = 512  # bytes that kind_of, is_dicom and looks_like_image want to see
 _GROUPS = (b"\x02\x00", b"\x08\x00")  # with one of these a DICOM file without a preamble begins
 _IMAGE = re.compile(  # PNG, JPEG, TIFF, GIF, BMP, WebP, JPEG 2000 (file, codestream), HEIC and AVIF, PGM and its like, OpenEXR, NRRD, NIfTI-2
     rb"\x89PNG\r\n|\xff\xd8\xff|II[*+]\0|MM\0[*+]|GIF8|BM.{4}\0{4}.{4}[\x0c(48@l|]\0{3}|RIFF.{4}WEBP|\0{3}\x0cjP  |\xff\x4f\xff\x51"
     rb"|.{4}ftyp(?:hei[cx]|mif1|avif)|P[1-6]\s+[#\d]|v/1\x01|NRRD000|.{4}n\+2\0", re.DOTALL)
 # JPEG's start-of-frame markers: 0xC0-0xCF without DHT, JPG and DAC.
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_ALONE = frozenset((0x00, 0x01, *range(0xD0, 0xD9)))  # JPEG's stuffed zeros, TEM, restarts and SOI have no length
+_AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_MOST_PAGES = 100  # of a TIFF that are looked at
+_PAGE_KIND, _OLD_PAGE_KIND, _WIDTH, _LENGTH, _ORIENTATION = _TAGS = 254, 255, 256, 257, 274
+_MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"II\x2a\x00": "TIFF", b"MM\x00\x2a": "TIFF", b"II\x2b\x00": "TIFF",
+          b"MM\x00\x2b": "TIFF", b"BM": "BMP", b"GIF8": "GIF", b"\x00\x00\x00\x0cjP  \r\n\x87\n": "JP2", b"\xff\x4f\xff\x51": "J2K",
+          b"\x1f\x8b": "gzip"}
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a picture file declares.
+
+    Attributes:
+        rows: of pixels as they are stored; rows and columns are not swapped by an orientation tag.
+        columns: the same.
+        orientation: EXIF's, 1 to 8: which way up the stored pixels are.
+        pictures: how many films are in the file; a TIFF's reduced copies are not counted.
+        page: which of a TIFF's pages the film is.
+    """
+
+    rows: int
+    columns: int
+    orientation: int = 1
+    pictures: int = 1
+    page: int = 0
+
+
+def kind_of(head: bytes) -> str | None:
+    """The format of a file by its first ``HEAD`` bytes: DICOM, PNG, JPEG, TIFF, BMP, GIF, WebP, JP2, J2K, NIfTI or gzip."""
+    if is_dicom(head):
+        return "DICOM"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WebP"
+    found = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
+    return found or ("NIfTI" if head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0" else None)
 
 
 def is_dicom(head: bytes) -> bool:
@@ -48,66 +88,192 @@ def check_size(rows: int, columns: int) -> None:
         raise ValueError(f"it declares {columns} x {rows} pixels, more than {MAX_PIXELS / 1e6:.0f} million: too large for a film")
 
 
-def declared_size(data: bytes) -> tuple[int, int]:
-    """The (H, W) that a PNG, JPEG, TIFF, BMP or GIF declares; H and W are not swapped by an orientation tag.
+def read_header(data: bytes) -> Header:
+    """What a file of PNG, JPEG, TIFF, BMP, GIF, WebP, JPEG 2000 or NIfTI declares.
 
     Raises:
-        ValueError: another format, or a header that ends too early.
+        ValueError: another format, or the file ends too early.
     """
-    for magic, read in _READERS.items():
-        if data.startswith(magic):
-            try:
-                return read(data)
-            except (struct.error, IndexError, KeyError, OverflowError):
-                raise ValueError("the file is truncated or damaged: its header declares no size") from None
-    raise ValueError("not an image: it begins as no PNG, JPEG, TIFF, BMP, GIF or DICOM does")
+    kind = kind_of(data[:HEAD])
+    if kind == "DICOM":
+        raise ValueError("a DICOM file, where a picture is expected")
+    if kind not in _READERS:
+        raise ValueError("not an image: it begins as no PNG, JPEG, TIFF, BMP, GIF, WebP, JPEG 2000, NIfTI or DICOM does")
+    try:
+        return _READERS[kind](data)
+    except (struct.error, IndexError, KeyError, OverflowError):
+        raise ValueError(f"the file is truncated or damaged ({len(data):,} bytes): its end or its size is missing") from None
 
 
-def _png(data: bytes) -> tuple[int, int]:
-    width, height = struct.unpack_from(">II", data, 16)
-    at = 8
+def _png(data: bytes) -> Header:
+    columns, rows = struct.unpack_from(">II", data, 16)
+    at, orientation, pictures = 8, 1, 1
     # OpenCV makes room for a chunk of any length before it sees that the file ends: 2 GB, and seconds.
-    while data[at + 4:at + 8] != b"IEND":
-        at += 12 + struct.unpack_from(">I", data, at)[0]
-    return height, width
+    while (kind := data[at + 4:at + 8]) != b"IEND":
+        length, = struct.unpack_from(">I", data, at)
+        if kind == b"eXIf":
+            orientation = _exif(data[at + 8:at + 8 + length])
+        elif kind == b"acTL":  # animated
+            pictures, = struct.unpack_from(">I", data, at + 8)
+        at += 12 + length
+    struct.unpack_from(">I", data, at + 8)  # the last checksum
+    return Header(rows, columns, orientation, pictures)
 
 
-def _gif(data: bytes) -> tuple[int, int]:
-    width, height = struct.unpack_from("<HH", data, 6)
-    return height, width
-
-
-def _bmp(data: bytes) -> tuple[int, int]:
-    old = struct.unpack_from("<I", data, 14)[0] == 12  # OS/2's header has 16-bit sizes
-    width, height = struct.unpack_from("<HH" if old else "<ii", data, 18)
-    return abs(height), abs(width)  # a negative height means top-down
-
-
-def _jpeg(data: bytes) -> tuple[int, int]:
-    at = 2
+def _jpeg(data: bytes) -> Header:
+    at, size, orientation = 2, {}, 1
     while True:
-        at = data.index(b"\xff", at) if data.find(b"\xff", at) >= 0 else len(data)
+        at = _find(data, b"\xff", at)
         marker = data[at + 1]
+        if marker == 0xD9:
+            return Header(*size["declared"], orientation)
+        if marker == 0xFF or marker in _ALONE:
+            at += 1 if marker == 0xFF else 2  # fill bytes before a marker
+            continue
+        length, = struct.unpack_from(">H", data, at + 2)
         if marker in _SOF:
-            return struct.unpack_from(">HH", data, at + 5)
-        # Fill bytes, stuffed zeros, restarts and TEM stand alone; other segments say how long they are.
-        at += 1 if marker == 0xFF else 2 if marker in (0x00, 0x01, *range(0xD0, 0xD9)) else 2 + struct.unpack_from(">H", data, at + 2)[0]
+            size.setdefault("declared", struct.unpack_from(">HH", data, at + 5))
+        elif marker == 0xE1 and data[at + 4:at + 10] == b"Exif\0\0":
+            orientation = _exif(data[at + 10:at + 2 + length])
+        at += 2 + length
+        if marker == 0xDA:  # a scan, which has no length
+            at = found.start() if (found := _AFTER_SCAN.search(data, at)) else len(data)
 
 
-def _tiff(data: bytes) -> tuple[int, int]:
+def _tiff(data: bytes) -> Header:
+    pages = _pages(data)
+    whole = [n for n, page in enumerate(pages) if not page.get(_PAGE_KIND, 0) & 0b101 and page.get(_OLD_PAGE_KIND) != 2]
+    film = whole[0] if whole else 0  # neither a reduced copy nor a transparency mask
+    page = pages[film]
+    return Header(page[_LENGTH], page[_WIDTH], page.get(_ORIENTATION, 1), max(len(whole), 1), film)
+
+
+def _pages(data: bytes) -> list[dict[int, int]]:
+    """The tags of each page of a TIFF, or of EXIF, which is one."""
     order = "<" if data[:2] == b"II" else ">"
     big = data[2:4] in (b"\x2b\x00", b"\x00\x2b")  # BigTIFF: 8-byte offsets and counts
-    start, = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
-    count, = struct.unpack_from(order + ("Q" if big else "H"), data, start)
-    size, first = (20, start + 8) if big else (12, start + 2)
-    tags = {}
-    for at in range(first, first + min(count, 4096) * size, size):
-        tag, kind = struct.unpack_from(order + "HH", data, at)
-        if tag in (256, 257):  # ImageWidth, ImageLength
-            tags[tag], = struct.unpack_from(order + {3: "H", 4: "I", 16: "Q"}[kind], data, at + (12 if big else 8))
-    return tags[257], tags[256]
+    offset, number, size, value = ("Q", "Q", 20, 12) if big else ("I", "H", 12, 8)
+    pages: dict[int, dict[int, int]] = {}
+    start, = struct.unpack_from(order + offset, data, 8 if big else 4)
+    while start and start not in pages and len(pages) < _MOST_PAGES:
+        count, = struct.unpack_from(order + number, data, start)
+        first = start + struct.calcsize(order + number)
+        tags = pages[start] = {}
+        for at in range(first, first + min(count, 4096) * size, size):
+            tag, kind = struct.unpack_from(order + "HH", data, at)
+            form = {1: "B", 3: "H", 4: "I", 16: "Q"}.get(kind)
+            if tag in _TAGS and form:
+                tags[tag], = struct.unpack_from(order + form, data, at + value)
+        after = first + count * size
+        start = struct.unpack_from(order + offset, data, after)[0] if after + struct.calcsize(order + offset) <= len(data) else 0
+    return list(pages.values())
 
 
-_READERS: dict[bytes, Callable[[bytes], tuple[int, int]]] = {
-    b"\x89PNG\r\n\x1a\n": _png, b"\xff\xd8\xff": _jpeg, b"II\x2a\x00": _tiff, b"MM\x00\x2a": _tiff, b"II\x2b\x00": _tiff,
-    b"MM\x00\x2b": _tiff, b"BM": _bmp, b"GIF8": _gif}
+def _exif(block: bytes) -> int:
+    """The orientation that a block of EXIF names; a damaged one says nothing about the pixels."""
+    try:
+        orientation = _pages(block.removeprefix(b"Exif\0\0"))[0][_ORIENTATION]
+    except (struct.error, IndexError, KeyError, OverflowError):
+        return 1
+    return orientation if 1 <= orientation <= 8 else 1
+
+
+def _bmp(data: bytes) -> Header:
+    old = struct.unpack_from("<I", data, 14)[0] == 12  # OS/2's header has 16-bit sizes
+    columns, rows = struct.unpack_from("<HH" if old else "<ii", data, 18)
+    return Header(abs(rows), abs(columns))  # a negative height means top-down
+
+
+def _gif(data: bytes) -> Header:
+    columns, rows, flags = struct.unpack_from("<HHB", data, 6)
+    at, pictures = 13 + _gif_colours(flags), 0
+    while at < len(data) or not pictures:
+        if data[at] == 0x2C:
+            pictures += 1
+            at = _gif_blocks(data, at + 11 + _gif_colours(data[at + 9]))
+        elif data[at] == 0x21:
+            at = _gif_blocks(data, at + 2)
+        else:  # 0x3B, its end, or what is no GIF any more
+            break
+    if not pictures:
+        raise IndexError
+    return Header(rows, columns, pictures=pictures)
+
+
+def _gif_colours(flags: int) -> int:
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+
+def _gif_blocks(data: bytes, at: int) -> int:
+    while data[at]:
+        at += 1 + data[at]
+    return at + 1
+
+
+def _webp(data: bytes) -> Header:
+    end = 8 + struct.unpack_from("<I", data, 4)[0]
+    if end > len(data):
+        raise IndexError
+    at, size, orientation, pictures = 12, {}, 1, 0
+    while at + 8 <= end:
+        kind, length = struct.unpack_from("<4sI", data, at)
+        if kind == b"VP8X":
+            size.setdefault("declared", [1 + int.from_bytes(data[at + n:at + n + 3], "little") for n in (15, 12)])
+        elif kind == b"VP8L":
+            bits, = struct.unpack_from("<I", data, at + 9)
+            size.setdefault("declared", (1 + (bits >> 14 & 0x3FFF), 1 + (bits & 0x3FFF)))
+        elif kind == b"VP8 ":
+            size.setdefault("declared", [side & 0x3FFF for side in struct.unpack_from("<HH", data, at + 14)[::-1]])
+        elif kind == b"EXIF":
+            orientation = _exif(data[at + 8:at + 8 + length])
+        pictures += kind in (b"VP8 ", b"VP8L", b"ANMF")
+        at += 8 + length + length % 2
+    return Header(*size["declared"], orientation, pictures)
+
+
+def _jp2(data: bytes) -> Header:
+    at = 0
+    while True:
+        length, kind = struct.unpack_from(">I4s", data, at)
+        head = 16 if length == 1 else 8
+        if kind == b"jp2c":
+            return _j2k(data, at + head)
+        if length == 1:
+            length, = struct.unpack_from(">Q", data, at + 8)
+        if length < head:
+            raise IndexError
+        at += length
+
+
+def _j2k(data: bytes, at: int = 0) -> Header:
+    right, bottom, left, top = struct.unpack_from(">IIII", data, at + 8)
+    channels, = struct.unpack_from(">H", data, at + 40)
+    if channels > 4:
+        raise ValueError(f"it declares {channels} channels: no film")
+    at += 2
+    while (marker := data[at:at + 2]) != b"\xff\xd9":
+        if marker == b"\xff\x90":  # a tile's part, which says how long it is, or 0: up to the end
+            length, = struct.unpack_from(">I", data, at + 6)
+            at = at + length if length else _find(data, b"\xff\xd9", at)
+        else:
+            at += 2 + struct.unpack_from(">H", data, at + 2)[0]
+    return Header(bottom - top, right - left)
+
+
+def _nifti(data: bytes) -> Header:
+    order = "<" if data[0] else ">"
+    number, *sizes = struct.unpack_from(order + "8q", data, 16) if data[4:8] == b"n+2\0" else struct.unpack_from(order + "8h", data, 40)
+    axes = [size for size in sizes[:max(number, 0)] if size != 1]
+    columns, rows, *others = axes + [1] * (2 - len(axes))
+    return Header(rows, columns, pictures=prod(others))
+
+
+def _find(data: bytes, what: bytes, at: int) -> int:
+    found = data.find(what, at)
+    if found < 0:
+        raise IndexError
+    return found
+
+
+_READERS: dict[str, Callable[[bytes], Header]] = {
+    "PNG": _png, "JPEG": _jpeg, "TIFF": _tiff, "BMP": _bmp, "GIF": _gif, "WebP": _webp, "JP2": _jp2, "J2K": _j2k, "NIfTI": _nifti}

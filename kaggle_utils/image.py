@@ -1,4 +1,4 @@
-"""Files to arrays and back: with `header` and `dicom`, which it alone imports, the only module that knows file formats.
+"""Files to arrays and back: with `picture`, `dicom`, `gray` and `header`, which it alone imports, all that knows file formats.
 
 Inside the project an image is ``uint8 (H, W)`` and a mask is ``uint8 (H, W)`` in {0, 1}; H counts rows, W columns.
 Films are seen as the radiologist hangs them: the **patient's left lung is on the image's right**.
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 
-from .header import HEAD, MAX_BYTES, MAX_PIXELS, check_size, declared_size, is_dicom
+from .header import HEAD, MAX_BYTES, MAX_PIXELS, is_dicom
 
 # A second belt: OpenCV reads it when it is imported. An import before this one leaves OpenCV's own limit, 2**30.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
@@ -22,30 +23,30 @@ import numpy as np
 
 from .dicom import Film, read_dicom
 from .gray import to_8_bits
+from .picture import decode, unpack
 
 # OpenCV logs to stderr what read_image says in one line with the file's name.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
-# A whole PNG ends in its IEND chunk and a whole JPEG in its EOI marker. OpenCV returns the rows it could decode of a
-# truncated file, the rest black, as if nothing had happened.
-_END_MARKS = {b"\x89PNG": b"IEND\xaeB`\x82", b"\xff\xd8\xff": b"\xff\xd9"}
+_LABEL = 0.005  # share of a mask: a gray that fills less in one piece is no label
+_MOST_LABELS = 16  # a mask of more grays has edges, or was JPEG
 _TO_GRAY = {3: cv2.COLOR_BGR2GRAY, 4: cv2.COLOR_BGRA2GRAY}  # by channels
 
 
-def read_image(path: str | Path, *, fix_polarity: bool = True) -> np.ndarray:
-    """The ``image`` of :func:`read_film`: a radiograph as ``uint8 (H, W)`` with dark lungs, with the same arguments and errors."""
-    return read_film(path, fix_polarity=fix_polarity).image
+def read_image(path: str | Path) -> np.ndarray:
+    """The ``image`` of :func:`read_film`: a radiograph as ``uint8 (H, W)``, with the same errors."""
+    return read_film(path).image
 
 
-def read_film(path: str | Path, *, fix_polarity: bool = True, data: bytes | None = None) -> Film:
-    """Reads a radiograph as 8-bit gray with dark lungs, told by its content, not by its name.
+def read_film(path: str | Path, *, data: bytes | None = None) -> Film:
+    """Reads a radiograph as 8-bit gray, told by its content, not by its name. A negative stays one, see :func:`checks.check_film`.
 
     Files of more than 8 bits are scaled by :func:`gray.gray_range` (a 12-bit film in a 16-bit file would come out black
-    otherwise); colour and palette become luminance; an alpha channel is dropped.
+    otherwise); colour and palette become luminance; an alpha channel is dropped; an orientation tag is obeyed.
 
     Args:
-        path: a PNG, JPEG, TIFF, BMP or GIF, or a DICOM file, see :func:`dicom.read_dicom`.
-        fix_polarity: invert a film whose lungs are brighter than its mediastinum, see :func:`is_inverted`.
+        path: a PNG, JPEG, TIFF, BMP, GIF, WebP, JPEG 2000 or NIfTI (see :func:`picture.decode`), a raw film of JSRT, or a DICOM
+            file (see :func:`dicom.read_dicom`); each may be gzip'd.
         data: the file's bytes where they are here already; then errors alone name the path, which may be any address.
 
     Returns:
@@ -56,18 +57,12 @@ def read_film(path: str | Path, *, fix_polarity: bool = True, data: bytes | None
         FileNotFoundError: there is no such file.
         ValueError: the file is empty, truncated, damaged, no film, or larger than ``header.MAX_PIXELS``; the message names it
             and says which.
-        ImportError: a DICOM file, and pydicom is not installed.
+        ImportError: a DICOM or NIfTI file, and what reads it is not installed.
     """
-    try:
-        data = _read_bytes(Path(path)) if data is None else data
+    with _naming(path):
+        data = unpack(_read_bytes(Path(path)) if data is None else data)
         _check_bytes(len(data))
         film = read_dicom(data) if is_dicom(data[:HEAD]) else _read_picture(data)
-    except ValueError as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None  # one line, whatever a damaged file's texts hold
-    except MemoryError:
-        raise ValueError(f"{path}: this machine's memory is too small for it") from None
-    if fix_polarity and is_inverted(film.image):
-        film = replace(film, image=255 - film.image, notes=(*film.notes, "inverted: its lungs were bright"))
     border = constant_border(film.image)
     return replace(film, notes=(*film.notes, "constant border: {} top, {} bottom, {} left, {} right".format(*border))) if any(border) else film
 
@@ -81,34 +76,40 @@ def constant_border(image: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def read_mask(path: str | Path) -> np.ndarray:
-    """Reads a mask, whatever its encoding: 0/1, 0/255, gray, colour, palette or 16-bit.
-
-    The file's own maximum decides: above half of it is lung. JPEG's ringing around an edge is thereby gone too.
+    """Reads a mask, whatever its encoding: 0/1, 0/255, a label for each lung, gray, colour, palette or 16-bit; see :func:`to_mask`.
 
     Args:
-        path: a mask file.
+        path: a mask file, of any format that :func:`picture.decode` reads.
 
     Returns:
         ``uint8 (H, W)`` in {0, 1}.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is empty, truncated or not an image.
+        ValueError: the file is empty, truncated, not an image, or a map of more than two labels.
     """
-    path = Path(path)
-    try:
-        return decode_mask(_read_bytes(path))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    with _naming(path):
+        data = unpack(_read_bytes(Path(path)))
+        return to_mask(_to_gray(decode(data)[0]))
 
 
-def decode_image(data: bytes) -> np.ndarray:
-    """The film ``uint8 (H, W)`` of a picture file's bytes, as it is.
+def to_mask(gray: np.ndarray) -> np.ndarray:
+    """Gray levels ``(H, W)`` of any real type as a mask in {0, 1}: the lungs are of one gray, or of two, a label each.
+
+    A label is a gray that fills an area. Grays along an edge, or of JPEG's ringing, fill none: above half of the lowest label they
+    are lung.
 
     Raises:
-        ValueError: the bytes are truncated or no image.
+        ValueError: it has more than two labels.
     """
-    return _read_picture(data).image
+    top = gray.max()
+    if not top > 0:
+        return np.zeros(gray.shape, np.uint8)
+    labels = [*_labels_below(gray, top), float(top)]
+    if len(labels) > 2:
+        raise ValueError(f"a label map of {len(labels)} labels ({', '.join(f'{label:g}' for label in labels)}): which are lungs can't be told, "
+                         "write them alone")
+    return (gray > labels[0] / 2).astype(np.uint8)
 
 
 def decode_pnm(data: bytes) -> np.ndarray:
@@ -121,39 +122,6 @@ def decode_pnm(data: bytes) -> np.ndarray:
     if pixels is None:
         raise ValueError("it is truncated, or no PGM or PBM file")
     return pixels
-
-
-def decode_mask(data: bytes) -> np.ndarray:
-    """The mask of a file's bytes, see :func:`read_mask`."""
-    gray = _to_gray(_decode(data))
-    top = int(gray.max())
-    return (gray > top // 2).astype(np.uint8) if top else np.zeros(gray.shape, np.uint8)
-
-
-def is_inverted(image: np.ndarray) -> bool:
-    """Says whether a frontal chest film is a negative, with bright lungs (MONOCHROME1, a palette read the wrong way).
-
-    A linear template of the chest, fitted on training films, decides: it scores a film about +1 and its negative
-    about -1. Between -0.25 and 0.25 the film is left as it is. Source: ``python -m benchmarks.polarity`` fits and tests it.
-
-    Args:
-        image: ``uint8 (H, W)``.
-    """
-    return bool(polarity_features(image) @ _polarity_template() < -0.25)
-
-
-def polarity_features(image: np.ndarray) -> np.ndarray:
-    """The film at 12×12, zero mean and unit deviation, as ``float32 (144,)``: its negative has the opposite sign."""
-    # Area-averaging 20 megapixels would cost a fifth of the decoding; every k-th pixel says the same at 12×12.
-    step = max(1, min(image.shape) // 256)
-    small = cv2.resize(image[::step, ::step], (12, 12), interpolation=cv2.INTER_AREA).astype(np.float32)
-    small -= small.mean()
-    return (small / (small.std() + 1e-3)).ravel()
-
-
-@lru_cache(maxsize=1)
-def _polarity_template() -> np.ndarray:
-    return np.loadtxt(Path(__file__).with_name("assets") / "polarity.csv", delimiter=",", dtype=np.float32).ravel()
 
 
 def write_image(path: str | Path, image: np.ndarray) -> None:
@@ -248,6 +216,17 @@ def check_mask(mask: np.ndarray) -> None:
                          "read it with read_mask, or threshold it")
 
 
+@contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    """Errors of what is in a file, in one line with its name."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None  # whatever a damaged file's texts hold
+    except MemoryError:
+        raise ValueError(f"{path}: this machine's memory is too small for it") from None
+
+
 def _read_bytes(path: Path) -> bytes:
     if path.exists() and not path.is_file():
         raise ValueError("not a file")  # a device or a pipe may never end
@@ -263,30 +242,37 @@ def _check_bytes(size: int) -> None:
 
 
 def _read_picture(data: bytes) -> Film:
-    pixels = _decode(data)
-    return Film(to_8_bits(_to_gray(pixels)), colour=pixels if pixels.ndim == 3 else None)
-
-
-def _decode(data: bytes) -> np.ndarray:
-    """The pixels as stored: (H, W), (H, W, 3) in BGR or (H, W, 4) in BGRA, of any real type."""
-    check_size(*declared_size(data))
-    mark = _END_MARKS.get(data[:4]) or _END_MARKS.get(data[:3])
-    if mark and mark not in data[-4096:]:
-        raise ValueError(f"the file is truncated ({len(data):,} bytes, no end mark)")
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:
-        raise ValueError(error.err) from None
-    if pixels is None:
-        raise ValueError("not an image that OpenCV can read")
-    return pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+    pixels, notes = decode(data)
+    return Film(to_8_bits(_to_gray(pixels)), notes=notes, colour=pixels if pixels.ndim == 3 else None)
 
 
 def _to_gray(pixels: np.ndarray) -> np.ndarray:
-    """What _decode gives as gray levels, (H, W) of the same type."""
+    """What picture.decode gives as gray levels, (H, W) of the same type, or float32 for float64."""
     if pixels.ndim == 3 and (pixels.shape[2] not in _TO_GRAY or pixels.dtype not in (np.uint8, np.uint16, np.float32)):
         raise ValueError(f"{pixels.shape[2]} channels of {pixels.dtype} have no gray")
     gray = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, _TO_GRAY[pixels.shape[2]])
+    gray = gray.astype(np.float32) if gray.dtype.kind == "f" else gray
     if not np.isfinite(gray).all():
         raise ValueError("it has pixels that are not finite numbers")
     return gray
+
+
+def _labels_below(gray: np.ndarray, top: float) -> list[float]:
+    """Grays between 0 and the highest that fill an area; neighbours count as one."""
+    levels, counts = _histogram(gray)
+    lossy = len(levels) > _MOST_LABELS  # then the background may be a little above 0, and labels a little off
+    labels: list[float] = []
+    for level in levels[(counts >= _LABEL * gray.size) & (levels > (top / 8 if lossy else 0)) & (levels < top)].tolist():
+        areas = cv2.connectedComponentsWithStats((gray == level).astype(np.uint8), connectivity=4)[2][1:, cv2.CC_STAT_AREA]
+        if areas.max() >= _LABEL * gray.size and not (lossy and labels and level - labels[-1] < top / 16):
+            labels.append(level)
+    return [label for label in labels if not (lossy and top - label < top / 16)]
+
+
+def _histogram(gray: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The levels of an image, rising, and how many pixels have each."""
+    if gray.dtype not in (np.uint8, np.uint16):
+        return np.unique(gray, return_counts=True)
+    counts = cv2.calcHist([gray], [0], None, [1 << 16], [0, 1 << 16]).ravel()  # many times faster
+    levels = np.flatnonzero(counts)
+    return levels, counts[levels]

@@ -24,12 +24,15 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from .checks import MASK, is_mask, is_negative
+from .config import PREPARED_SIDES
 from .files import claims_film, walk, without_suffix
 from .image import read_image, read_mask, resize_image, resize_mask, write_bytes, write_image, write_mask
 from .splits import SAME_PATIENT, published_split
 
 SPLITS = ("train", "val", "test")
-COLUMNS = ("name", "source", "split", "tb", "sex", "age", "height", "width", "sha256", "pixels")
+COLUMNS = ("name", "source", "split", "tb", "sex", "age", "height", "width", "inverted", "sha256", "pixels")
+_RULES = 2  # of what is written for a film; another number does every film again
 _PATTERNS = {
     "montgomery": re.compile(r"MCUCXR_\d{4,6}_(?P<tb>[01])", re.I),
     "shenzhen": re.compile(r"CHNCXR_\d{4,6}_(?P<tb>[01])", re.I),
@@ -117,8 +120,11 @@ def prepare(root: str | Path, out: str | Path, *, size: int = 512, workers: int 
 
     Raises:
         FileNotFoundError: no film was found.
-        ValueError: no film could be prepared; the message says why.
+        ValueError: ``size`` is outside ``config.PREPARED_SIDES``, or no film could be prepared; the message says why.
     """
+    least, most = PREPARED_SIDES
+    if not least <= size <= most:
+        raise ValueError(f"prepared films have a side of {least} to {most} px, not of {size}")
     films, out = find_films(root), Path(out)
     rows, problems = _prepare_all(films, out, size, workers or os.cpu_count())
     frame = pd.DataFrame(rows).sort_values("name", ignore_index=True) if rows else pd.DataFrame(columns=[*COLUMNS, "masked"])
@@ -141,7 +147,7 @@ def prepare(root: str | Path, out: str | Path, *, size: int = 512, workers: int 
 
 
 def prepare_film(film: RawFilm, folder: str | Path, size: int = 512) -> dict[str, object]:
-    """Reads one film and its masks, combines left and right with OR, resizes and writes them.
+    """Reads one film and its masks, turns over a negative, combines left and right masks with OR, resizes and writes them.
 
     Args:
         film: its files.
@@ -152,11 +158,15 @@ def prepare_film(film: RawFilm, folder: str | Path, size: int = 512) -> dict[str
         The film's row of the manifest, without its split.
 
     Raises:
-        ValueError: a file is damaged, a mask is empty, has another size than the film or lacks its other half.
+        ValueError: a file is damaged, the film is a mask, a mask is empty, has another size than the film or lacks its other half.
     """
     if "image" not in film.files:
         raise ValueError("mask without image")
     image = read_image(film.files["image"])
+    if is_mask(image):
+        raise ValueError(f"{film.files['image']}: {MASK}")
+    inverted = is_negative(image)
+    image = 255 - image if inverted else image
     mask = combined_mask(film, image.shape)
     small = resize_image(image, size)
     if mask is not None:
@@ -165,7 +175,7 @@ def prepare_film(film: RawFilm, folder: str | Path, size: int = 512) -> dict[str
     sex, age = read_clinical(film.files["text"]) if "text" in film.files else (None, None)
     return {
         "name": film.name, "source": film.source, "tb": film.tb, "sex": sex, "age": age,
-        "height": image.shape[0], "width": image.shape[1], "masked": mask is not None,
+        "height": image.shape[0], "width": image.shape[1], "inverted": int(inverted), "masked": mask is not None,
         "sha256": hashlib.sha256(film.files["image"].read_bytes()).hexdigest(),
         "pixels": hashlib.sha256(small.tobytes()).hexdigest()[:16],
     }
@@ -176,7 +186,8 @@ def combined_mask(film: RawFilm, shape: tuple[int, int]) -> np.ndarray | None:
 
     Args:
         film: its files.
-        shape: (H, W) of the film, which the mask must have too.
+        shape: (H, W) of the film, which the mask must have too. SCR's masks of JSRT (1024 px) may have another size of the same
+            shape, and are resized.
 
     Raises:
         ValueError: a mask is damaged, empty, of another size, or lacks its other half.
@@ -186,7 +197,7 @@ def combined_mask(film: RawFilm, shape: tuple[int, int]) -> np.ndarray | None:
         return None
     if len(files) == 1 and "mask" not in film.files:
         raise ValueError(f"{files[0]}: the other lung's mask is missing")
-    masks = [read_mask(path) for path in files]
+    masks = [_mask_of(film, path, shape) for path in files]
     for path, mask in zip(files, masks):
         if mask.shape != shape:
             raise ValueError(f"{path}: size mismatch, the mask is {mask.shape} and the film {shape}")
@@ -194,6 +205,12 @@ def combined_mask(film: RawFilm, shape: tuple[int, int]) -> np.ndarray | None:
             raise ValueError(f"{path}: the mask is empty")
     # OR, not a sum: 255 + 255 wraps round to 254 in 8 bits.
     return np.bitwise_or.reduce(masks)
+
+
+def _mask_of(film: RawFilm, path: Path, shape: tuple[int, int]) -> np.ndarray:
+    mask = read_mask(path)
+    alike = mask.shape[0] * shape[1] == mask.shape[1] * shape[0]
+    return resize_mask(mask, shape) if film.source == "jsrt" and alike and mask.shape != shape else mask
 
 
 def read_clinical(path: str | Path) -> tuple[str | None, float | None]:
@@ -292,8 +309,13 @@ def _prepare_all(films: list[RawFilm], out: Path, size: int, workers: int) -> tu
                     log.write(json.dumps(row) + "\n")
                     log.flush()
                     rows.append(row)
-                except (ValueError, OSError) as error:
+                except (ValueError, OSError, ImportError) as error:
                     problems.append(Problem(film.name, film.source, str(error)))
+                except (MemoryError, cv2.error) as error:
+                    if isinstance(error, cv2.error) and error.code != cv2.Error.StsNoMem:
+                        raise
+                    problems.append(Problem(film.name, film.source, f"this machine's memory is too small: fewer workers than {workers}, or a "
+                                                                    f"smaller size than {size} px"))
                 except BaseException:
                     pool.shutdown(cancel_futures=True)
                     raise
@@ -303,11 +325,11 @@ def _prepare_all(films: list[RawFilm], out: Path, size: int, workers: int) -> tu
 
 
 def _start_journal(out: Path, size: int) -> Path:
-    """Makes the folders; a prepared set of another size is done again from the start."""
+    """Makes the folders; a prepared set of another size, or made by other rules, is done again from the start."""
     for name in ("new/image", "new/mask", *(f"{s}/{kind}" for s in SPLITS for kind in ("image", "mask")), "unlabelled/image"):
         (out / name).mkdir(parents=True, exist_ok=True)
     journal, settings = out / "films.jsonl", out / "prep.json"
-    wanted = json.dumps({"size": size}).encode()
+    wanted = json.dumps({"size": size, "rules": _RULES}).encode()
     if not settings.exists() or settings.read_bytes() != wanted:
         journal.unlink(missing_ok=True)
         write_bytes(settings, wanted)

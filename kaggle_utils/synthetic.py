@@ -242,7 +242,7 @@ def _training_films(root: str | Path) -> dict:
     table = table[~table.name.isin(appearance.LOOSE_MASKS)]
     read = tqdm(table.name, desc="read", disable=None)
     folders = root / table.split
-    pairs = [(image.read_image(folder / "image" / f"{name}.png", fix_polarity=False),
+    pairs = [(image.read_image(folder / "image" / f"{name}.png"),
               image.read_mask(folder / "mask" / f"{name}.png")) for folder, name in zip(folders, read, strict=True)]
     return {"names": list(table.name), "images": [p[0] for p in pairs], "masks": [p[1] for p in pairs], "tb": table.tb.to_numpy(int)}
 

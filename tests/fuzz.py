@@ -7,6 +7,7 @@ file's name and a seed, so it can be made again: ``python -m tests.fuzz --case p
 from __future__ import annotations
 
 import argparse
+import gzip
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
+from io import BytesIO
 from itertools import count
 from pathlib import Path
 
@@ -25,11 +27,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import cv2
 import numpy as np
+from nibabel import Nifti1Image
+from PIL import Image
 
 from dicoms import LOSSLESS, dicom
 from kaggle_utils import image as files
 from kaggle_utils.header import MAX_PIXELS
-from phantoms import phantom
+from phantoms import phantom, tiff
 
 SECONDS = 10  # of processor time, of one case; a small file that declares 100 megapixels takes 2-3
 HANG = 300  # seconds of one case on a busy machine
@@ -51,7 +55,16 @@ def whole_files() -> dict[str, bytes]:
 
     found = {"png8": encode(".png", film), "png16": encode(".png", twelve), "png colour": encode(".png", np.dstack([film] * 4)),
              "jpeg": encode(".jpg", film), "jpeg progressive": encode(".jpg", np.dstack([film] * 3), cv2.IMWRITE_JPEG_PROGRESSIVE, 1),
-             "bmp": encode(".bmp", film), "gif": encode(".gif", np.dstack([film] * 3))}
+             "bmp": encode(".bmp", film), "gif": encode(".gif", np.dstack([film] * 3)), "webp": encode(".webp", film),
+             "webp lossy": encode(".webp", film, cv2.IMWRITE_WEBP_QUALITY, 50), "jpeg 2000": encode(".jp2", phantom(64, 64).image),
+             "nifti": Nifti1Image(twelve, np.eye(4)).to_bytes(), "gzip": gzip.compress(encode(".png", film))}
+    found["jpeg 2000 codestream"] = found["jpeg 2000"][found["jpeg 2000"].index(b"\xff\x4f\xff\x51"):]
+    for kind in ("JPEG", "PNG", "WEBP"):
+        file, exif = BytesIO(), Image.Exif()
+        exif[274] = 6
+        Image.fromarray(film).save(file, kind, exif=exif)
+        found[f"{'png' if kind == 'PNG' else kind.lower()} orientation"] = file.getvalue()
+    found["tiff thumbnail"] = tiff((film[::2, ::2], {254: 1}), (film, {}))
     for name, code in (("raw", 1), ("lzw", 5), ("deflate", 8), ("packbits", 32773)):
         found[f"tiff {name}"] = encode(".tif", twelve, cv2.IMWRITE_TIFF_COMPRESSION, code)
     tags = {"RescaleSlope": "1", "RescaleIntercept": "0", "WindowCenter": "2000", "WindowWidth": "3000", "PixelSpacing": [0.2, 0.2]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +72,18 @@ def write_raw(path: Path, array: np.ndarray) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     assert cv2.imwrite(str(path), array)
     return path
+
+
+def tiff(*pages: tuple[np.ndarray, dict[int, int]]) -> bytes:
+    """A TIFF's bytes: of each page its ``uint8 (H, W)`` and further tags, all numbers."""
+    data, link = b"II*\0" + bytes(4), 4  # where the next page's place is written
+    for image, tags in pages:
+        start, pixels = len(data) + image.size, image.tobytes()
+        entries = {256: image.shape[1], 257: image.shape[0], 258: 8, 259: 1, 262: 1, 273: len(data), 277: 1, 278: image.shape[0], 279: image.size, **tags}
+        page = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(entries.items()))
+        data = data[:link] + struct.pack("<I", start) + data[link + 4:] + pixels + struct.pack("<H", len(entries)) + page + bytes(4)
+        link = len(data) - 4
+    return data
 
 
 def train_in_child(data: str, out: str, values: dict, resume: bool) -> None:

@@ -91,7 +91,7 @@ NO_CHEST = {
     "page": page, "noise": lambda: np.random.default_rng(0).integers(0, 256, (200, 200), dtype=np.uint8),
     "slope": lambda: np.tile(np.arange(256, dtype=np.uint8), (256, 1)), "photograph": skimage.data.camera,
     "coins": skimage.data.coins, "moon": skimage.data.moon,
-    "chequers": lambda: ((np.indices((256, 256)) // 32).sum(0) % 2 * 255).astype(np.uint8),
+    "chequers": lambda: ((np.indices((256, 256)) // 32).sum(0) % 2 * 155 + np.indices((256, 256))[0] // 4).astype(np.uint8),
 }
 
 
@@ -110,6 +110,34 @@ def test_blank_film_is_refused(level, rng):
     image = np.clip(level + rng.integers(-2, 3, (128, 128)), 0, 255).astype(np.uint8)
     image[:4, :6] = 255 - level  # a letter
     assert "blank" in check_film(image).problems[0]
+
+
+def as_jpeg(image):
+    return cv2.imdecode(cv2.imencode(".jpg", image)[1], cv2.IMREAD_GRAYSCALE)
+
+
+@pytest.mark.parametrize("encode", [lambda left, right: left | right, lambda left, right: (left | right) * 255, lambda left, right: left + 2 * right,
+                                    lambda left, right: left * 255 + right * 127, lambda left, right: as_jpeg((left | right) * 255),
+                                    lambda left, right: 255 - cv2.GaussianBlur((left | right) * 255, (0, 0), 1)],
+                         ids=["0/1", "0/255", "labels", "gray labels", "JPEG", "soft, bright outside"])
+def test_mask_given_as_a_film_is_called_one(encode):
+    film = phantom(400, 300)
+    assert check_film(encode(film.left, film.right)).problems == (checks.MASK,)
+
+
+def test_film_in_hard_contrast_is_no_mask(films):
+    hard = np.clip((films[0][0].astype(float) - 110) * 3 + 128, 0, 255).astype(np.uint8)
+    assert not checks.is_mask(hard) and len(np.unique(hard)) > 50
+
+
+@pytest.mark.parametrize("negative, quarters", POSITIONS)
+def test_negative_is_told_in_every_position(films, negative, quarters):
+    assert checks.is_negative(lay(films[0][0], negative, quarters)) == negative
+
+
+def test_what_is_no_chest_film_is_no_negative_either(rng):
+    assert not checks.is_negative(rng.integers(0, 256, (128, 128)).astype(np.uint8))
+    assert not checks.is_negative(np.full((64, 64), 200, np.uint8))
 
 
 @pytest.mark.parametrize("shape", [(63, 500), (500, 63), (1, 1)])

@@ -1,5 +1,6 @@
 """Whatever happened to a file, it is read as something valid or refused with ValueError: never another exception, death or hang."""
 
+import gzip
 import json
 import os
 import struct
@@ -8,6 +9,7 @@ import zlib
 from pathlib import Path
 
 import cv2
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -18,8 +20,9 @@ from safetensors.torch import save
 import fuzz
 from dicoms import dicom
 from kaggle_utils import dicom as reader
+from kaggle_utils import header
 from kaggle_utils import image as files
-from kaggle_utils.header import MAX_BYTES, MAX_PIXELS, declared_size, is_dicom
+from kaggle_utils.header import MAX_BYTES, MAX_PIXELS, is_dicom, read_header
 from kaggle_utils.model import FORMAT, UNet, load_weights
 from phantoms import phantom, write_raw
 
@@ -42,14 +45,15 @@ def test_damaged_file_is_read_or_refused(tmp_path, name):
 
 @FEW
 @given(data=st.binary(max_size=300) | st.builds(lambda magic, rest: magic + rest, st.sampled_from(
-    [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08", b"II+\0", b"BM", b"GIF89a", b"\x08\0\x05\0CS"]), st.binary(max_size=200)))
+    [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08", b"II+\0", b"BM", b"GIF89a", b"\x08\0\x05\0CS",
+     b"RIFF\x40\0\0\0WEBPVP8X", b"\0\0\0\x0cjP  \r\n\x87\n", b"\xffO\xffQ", b"\x1c\2\0\0n+2\0\r\n\x1a\n\2\0"]), st.binary(max_size=200)))
 def test_any_bytes_declare_a_size_or_are_refused(data):
     is_dicom(data)
     try:
-        height, width = declared_size(data)
+        found = read_header(data)
     except ValueError:
         return
-    assert height >= 0 and width >= 0
+    assert all(isinstance(number, int) for number in (found.rows, found.columns, found.pictures, found.page, found.orientation))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs limits on address space and alarms")
@@ -115,12 +119,12 @@ def png_of(width: int, height: int) -> bytes:
 
 
 def bomb(kind: str, side: int = 65_000) -> bytes:
-    film = phantom(16, 16).image
+    film = phantom(64, 64).image
     if kind == "png":
         return png_of(side, side)
     if kind == "dicom":
         return dicom(film, Rows=side, Columns=side)
-    data = bytearray(cv2.imencode(f".{kind}", np.dstack([film] * 3) if kind == "gif" else film)[1].tobytes())
+    data = bytearray(b"" if kind == "nii" else cv2.imencode(f".{kind}", np.dstack([film] * 3) if kind == "gif" else film)[1].tobytes())
     if kind == "jpg":
         at = data.index(b"\xff\xc0")
         data[at + 5:at + 9] = struct.pack(">HH", side, side)
@@ -128,6 +132,14 @@ def bomb(kind: str, side: int = 65_000) -> bytes:
         data[18:26] = struct.pack("<ii", side, -side)
     elif kind == "gif":
         data[6:10] = struct.pack("<HH", side, side)
+    elif kind == "jp2":
+        at = data.index(b"\xff\x4f\xff\x51")
+        data[at + 8:at + 16] = struct.pack(">II", side, side)
+    elif kind == "webp":
+        data = bytearray(b"RIFF" + struct.pack("<I", len(data) + 10) + b"WEBPVP8X" + struct.pack("<II", 10, 0) + 2 * (side - 1).to_bytes(3, "little") + data[12:])
+    elif kind == "nii":
+        data = bytearray(nibabel.Nifti1Image(film, np.eye(4)).to_bytes())
+        data[40:46] = struct.pack("<3h", 2, side // 2, side // 2)
     elif kind == "tif":
         first = struct.unpack_from("<I", data, 4)[0] + 2
         for n in range(struct.unpack_from("<H", data, first - 2)[0]):
@@ -136,20 +148,32 @@ def bomb(kind: str, side: int = 65_000) -> bytes:
     return bytes(data)
 
 
-@pytest.mark.parametrize("kind", ["png", "jpg", "bmp", "gif", "tif", "dicom"])
+@pytest.mark.parametrize("kind", ["png", "jpg", "bmp", "gif", "tif", "webp", "jp2", "nii", "dicom"])
 def test_bomb_is_refused_by_what_it_declares_before_anything_decodes_it(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(cv2, "imdecode", None)
     path = tmp_path / f"bomb.{kind}"
     path.write_bytes(bomb(kind))
-    with pytest.raises(ValueError, match=f"{path}: .*it declares 65000 x 65000 pixels, more than {MAX_PIXELS / 1e6:.0f} million"):
+    side = 32500 if kind == "nii" else 65000  # NIfTI's numbers have a sign
+    with pytest.raises(ValueError, match=f"{path}: .*it declares {side} x {side} pixels, more than {MAX_PIXELS / 1e6:.0f} million"):
         files.read_image(path)
 
 
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".gif", ".tif", ".tiff"])
+@pytest.mark.parametrize("content, said", [(bytes(20_000_000), "not an image"), (b"\x89PNG\r\n\x1a\n" + bytes(20_000_000), "truncated or damaged"),
+                                           (gzip.compress(bytes(1000)), "not an image")], ids=["zeros", "a PNG's first bytes", "gzip again"])
+def test_gzip_bomb_is_refused_without_being_unpacked(tmp_path, content, said, monkeypatch):
+    path = tmp_path / "film.png.gz"
+    path.write_bytes(gzip.compress(content, 1))
+    monkeypatch.setattr(header, "MAX_PIXELS", 1_000_000)
+    with pytest.raises(ValueError, match=f"{path}: .*({said}|a gzip file of no film)"):
+        files.read_image(path)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".gif", ".tif", ".tiff", ".webp"])
 def test_declared_size_is_rows_then_columns(tmp_path, suffix):
     film = phantom(30, 20).image
     path = write_raw(tmp_path / f"film{suffix}", np.dstack([film] * 3) if suffix == ".gif" else film)
-    assert declared_size(path.read_bytes()) == (30, 20)
+    found = read_header(path.read_bytes())
+    assert (found.rows, found.columns) == (30, 20)
 
 
 def test_opencv_has_the_same_limit():

@@ -132,26 +132,8 @@ def test_other_formats_keep_shape_and_about_the_gray_levels(tmp_path, film, suff
     assert np.abs(read.astype(int) - film.image).mean() < 3
 
 
-def test_inverted_film_comes_out_with_dark_lungs(tmp_path, film):
-    read = files.read_image(write_raw(tmp_path / "negative.png", 255 - film.image))
-    np.testing.assert_array_equal(read, film.image)
-
-
-def test_polarity_can_be_left_alone(tmp_path, film):
-    negative = 255 - film.image
-    np.testing.assert_array_equal(files.read_image(write_raw(tmp_path / "n.png", negative), fix_polarity=False), negative)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_polarity_tells_a_film_from_its_negative_at_any_exposure(seed):
-    film = phantom(seed=seed).image
-    for exposure in (film, (film * 0.4).astype(np.uint8), (film * 0.5 + 120).astype(np.uint8)):
-        assert not files.is_inverted(exposure)
-        assert files.is_inverted(255 - exposure)
-
-
-def test_polarity_leaves_an_image_without_a_chest_as_it_is():
-    assert not files.is_inverted(np.full((64, 64), 200, np.uint8))
+def test_a_plain_reader_does_not_turn_over_a_negative(tmp_path, film):
+    np.testing.assert_array_equal(files.read_image(write_raw(tmp_path / "n.png", 255 - film.image)), 255 - film.image)
 
 
 # --- masks -----------------------------------------------------------------------------------------------------------

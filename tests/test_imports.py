@@ -11,15 +11,15 @@ ROWS = {
     6: ["__main__"],
     5: ["kaggle", "cluster", "app"],
     4: ["tune", "tb", "plot", "protocol"],
-    3: ["train", "infer"],
-    2: ["export", "formats", "quality", "shards", "workspace"],
-    1: ["model", "loss", "metrics", "measure", "data", "prep", "synthetic", "checks", "calibrate"],
+    3: ["train", "infer", "workspace"],
+    2: ["export", "formats", "quality", "shards", "prep"],
+    1: ["model", "loss", "metrics", "measure", "data", "synthetic", "checks", "calibrate"],
     0: ["image", "outline", "hardware", "config", "distributed", "s3", "__init__"],
     -1: ["files"],
     -2: ["header"],
 }
 # One module in several files, from its face down to its depths: a file may import those to its right.
-CHAPTERS = {"image": ["image", "dicom", "dicom_gray", "gray"], "synthetic": ["synthetic", "acquire", "appearance"],
+CHAPTERS = {"image": ["image", "picture", "dicom", "dicom_gray", "gray"], "synthetic": ["synthetic", "acquire", "appearance"],
             "tune": ["tune", "search", "mistakes", "study"], "plot": ["plot", "plot_robustness", "plot_tb", "plot_tuning", "plot_films", "plot_unet"],
             "infer": ["infer", "segmenter", "film"], "kaggle": ["kaggle", "kaggle_metadata"], "s3": ["s3", "s3_zip", "s3_client"],
             "cluster": ["cluster", "cluster_work"], "tb": ["tb", "tb_train", "tb_net", "tb_data"]}
@@ -75,7 +75,7 @@ def test_module_imports_only_from_rows_below(module):
 
 def test_only_the_image_module_knows_file_formats():
     users = [m for m in MODULES if any(call in (PACKAGE / f"{m}.py").read_text() for call in ("imread(", "imdecode(", "imwrite(", "imencode("))]
-    assert users == ["image"]
+    assert set(users) <= set(CHAPTERS["image"])
 
 
 def test_only_the_data_module_knows_albumentations():

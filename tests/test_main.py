@@ -142,8 +142,15 @@ def test_error_is_one_line_on_stderr_and_a_status(case, tmp_path, weights, film_
     assert len(lines) == 1 and lines[0].startswith(f"kaggle_utils {arguments[0]}: ") and message in lines[0]
 
 
-@pytest.mark.parametrize("arguments", [["prep", "--input", "raw", "--size", "0"], ["predict", "film.png", "--out", "o", "--batch", "0"]],
-                         ids=["prep: size 0", "predict: batch of 0"])
+@pytest.mark.parametrize("size", ["0", "7", "1000000"])
+def test_prepared_side_has_bounds(size, capfd):
+    with pytest.raises(SystemExit) as stopped:
+        main(["prep", "--input", "raw", "--size", size])
+    assert stopped.value.code == 2 and f"{size} is not from 8 to 8192" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["prep", "--input", "raw", "--workers", "0"], ["predict", "film.png", "--out", "o", "--batch", "0"]],
+                         ids=["prep: workers 0", "predict: batch of 0"])
 def test_number_below_one_is_a_usage_error(arguments, capfd):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)

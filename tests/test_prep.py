@@ -5,12 +5,15 @@ import os
 import random
 import time
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from kaggle_utils import image as files
 from kaggle_utils import prep
+from kaggle_utils.synthetic import AppearanceModel
 from phantoms import phantom, write_raw
 
 SIZE = 32
@@ -285,6 +288,36 @@ def test_unusable_film_is_listed_with_its_reason_and_the_rest_goes_on(tmp_path, 
     assert list(problems) == ["MCUCXR_0001_0"] and re.search(reason, problems["MCUCXR_0001_0"])
 
 
+def test_mask_in_the_place_of_a_film_is_called_one(tmp_path):
+    montgomery(tmp_path / "input")
+    write_raw(tmp_path / "input" / "CXR_png" / "MCUCXR_0001_0.png", film_of("MCUCXR_0001_0").mask * 255)
+    prepare(tmp_path / "input", tmp_path / "out")
+    assert "MCUCXR_0001_0.png: a mask or a drawing, not a radiograph" in problems_in(tmp_path / "out")["MCUCXR_0001_0"]
+
+
+@pytest.mark.parametrize("kind", ["python", "opencv"])
+def test_too_little_memory_is_a_film_s_problem_that_says_what_to_make_smaller(tmp_path, monkeypatch, kind):
+    montgomery(tmp_path / "input")
+    resize = prep.resize_image
+
+    def full(image, size):
+        if image[0, 0] == film_of("MCUCXR_0001_0").image[0, 0] and image.shape == (48, 40) and kind == "python":
+            raise MemoryError
+        if image.shape == (48, 40) and np.array_equal(image, film_of("MCUCXR_0001_0").image):
+            return cv2.resize(image, (1 << 20, 1 << 25))  # 32 TB
+        return resize(image, size)
+
+    monkeypatch.setattr(prep, "resize_image", full)
+    assert prepare(tmp_path / "input", tmp_path / "out")["name"].tolist() == ["MCUCXR_0108_1"]
+    assert "fewer workers than 2, or a smaller size than 32 px" in problems_in(tmp_path / "out")["MCUCXR_0001_0"]
+
+
+@pytest.mark.parametrize("size", [0, 7, 8193, 1_000_000])
+def test_size_that_no_film_should_have_is_refused_before_anything_is_looked_for(tmp_path, size):
+    with pytest.raises(ValueError, match=f"side of 8 to 8192 px, not of {size}"):
+        prep.prepare(tmp_path / "nowhere", tmp_path / "out", size=size)
+
+
 def test_no_usable_film_at_all_is_an_error_with_the_first_reason(tmp_path):
     montgomery(tmp_path / "input", MONTGOMERY[:1])
     break_film(tmp_path / "input", "truncated")
@@ -301,6 +334,57 @@ def test_twins_by_pixels_are_reported_and_only_the_first_is_kept(tmp_path):
     frame = prepare(root, tmp_path / "out")
     assert frame["name"].tolist() == ["MCUCXR_0001_0"]
     assert problems_in(tmp_path / "out") == {"MCUCXR_0002_0": "the same pixels as MCUCXR_0001_0"}
+
+
+# --- negatives, and the raw films of JSRT ------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def drawn():
+    return AppearanceModel.load().sample(1, 3, size=256, acquire=False)[0]
+
+
+def test_negative_is_turned_over_and_the_manifest_says_of_which_film(tmp_path, drawn):
+    root = tmp_path / "input"
+    for name, image in (("MCUCXR_0001_0", drawn.image), ("MCUCXR_0002_0", 255 - np.ascontiguousarray(drawn.image[:, 3:]))):
+        write_raw(root / "CXR_png" / f"{name}.png", image)
+    prep.prepare(root, tmp_path / "out", size=64, workers=1)
+    manifest = pd.read_csv(tmp_path / "out" / "manifest.csv").set_index("name")
+    assert manifest["inverted"].to_dict() == {"MCUCXR_0001_0": 0, "MCUCXR_0002_0": 1}
+    first, second = (files.read_image(tmp_path / "out" / "unlabelled" / "image" / f"{name}.png").astype(float) for name in manifest.index)
+    assert np.corrcoef(first.ravel(), second.ravel())[0, 1] > 0.8
+
+
+def test_set_that_was_prepared_before_negatives_were_marked_is_prepared_anew(raw, tmp_path, monkeypatch):
+    prepare(raw, tmp_path / "out")
+    journal = tmp_path / "out" / "films.jsonl"
+    journal.write_text("".join(json.dumps({k: v for k, v in json.loads(row).items() if k != "inverted"}) + "\n"
+                               for row in journal.read_text().splitlines()))
+    (tmp_path / "out" / "prep.json").write_text(json.dumps({"size": SIZE}))
+    done = count_films(monkeypatch)
+    assert set(prepare(raw, tmp_path / "out")["inverted"]) == {0} and sorted(done) == EXPECTED
+
+
+def write_img(path, drawn):
+    """A film as JSRT distributes it: high values are dark."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    film = cv2.resize(drawn.image, (2048, 2048), interpolation=cv2.INTER_LINEAR).astype(np.uint16)
+    path.write_bytes((4095 - 3 * film).astype(">u2").tobytes())
+
+
+def test_jsrt_as_it_is_distributed_raw_films_and_smaller_masks_in_folds(tmp_path, drawn):
+    root, mask = tmp_path / "input", cv2.resize(drawn.mask, (1024, 1024), interpolation=cv2.INTER_NEAREST)
+    write_img(root / "All247images" / "JPCLN001.IMG", drawn)
+    for side, half in (("left lung", np.s_[:, 512:]), ("right lung", np.s_[:, :512])):
+        part = np.zeros_like(mask)
+        part[half] = mask[half] * 255
+        (root / "scratch/fold1/masks" / side).mkdir(parents=True)
+        Image.fromarray(part).save(root / "scratch/fold1/masks" / side / "JPCLN001.gif")
+    row = prep.prepare(root, tmp_path / "out", size=128, workers=1).iloc[0]
+    assert (row["height"], row["width"], row["inverted"], row["split"] in prep.SPLITS) == (2048, 2048, 0, True)
+    read = files.read_image(tmp_path / "out" / row["split"] / "image" / "JPCLN001.png").astype(float)
+    assert np.corrcoef(read.ravel(), cv2.resize(drawn.image, (128, 128), interpolation=cv2.INTER_AREA).ravel())[0, 1] > 0.99
+    found = files.read_mask(tmp_path / "out" / row["split"] / "mask" / "JPCLN001.png")
+    assert (found != cv2.resize(drawn.mask, (128, 128), interpolation=cv2.INTER_AREA)).mean() < 0.01
 
 
 # --- clinical text ---------------------------------------------------------------------------------------------------

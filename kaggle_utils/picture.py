@@ -1,0 +1,131 @@
+"""A picture file's bytes to its pixels, upright: what OpenCV reads, NIfTI of one slice, and the raw films of JSRT."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import zlib
+from io import BytesIO
+
+import cv2
+import numpy as np
+
+from . import header
+from .header import HEAD, Header, check_size, kind_of, read_header
+
+JSRT_SIDE = 2048  # px
+JSRT_BYTES = 2 * JSRT_SIDE**2
+_JSRT_TOP = 4095
+# What EXIF's orientation says to do with the stored pixels: exchange rows and columns, then turn over the rows' order, the columns'.
+_PLACED = {1: (False, False, False), 2: (False, False, True), 3: (False, True, True), 4: (False, True, False),
+           5: (True, False, False), 6: (True, False, True), 7: (True, True, True), 8: (True, True, False)}
+
+
+def decode(data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The pixels of a picture file's bytes, and notes on what was done to them.
+
+    A file with more than one film is refused; of a TIFF with reduced copies the whole film is read. An orientation tag is obeyed
+    in JPEG, PNG, WebP and TIFF alike, as browsers and Pillow's ``exif_transpose`` do.
+
+    Returns:
+        ``(H, W)``, ``(H, W, 3)`` in BGR or ``(H, W, 4)`` in BGRA, of any real type.
+
+    Raises:
+        ValueError: truncated, damaged, no image, of more than one picture, or too large.
+        ImportError: a NIfTI file, and nibabel is not installed.
+        MemoryError: this machine has too little.
+    """
+    kind = kind_of(data[:HEAD])
+    if kind is None and len(data) == JSRT_BYTES:
+        return _jsrt(data), ()
+    declared = read_header(data)
+    check_size(declared.rows, declared.columns)
+    if declared.pictures != 1:
+        raise ValueError(f"{kind} of {declared.pictures} pictures, a film has one")
+    if kind == "NIfTI":
+        return _nifti(data, declared), ()
+    pixels = _opencv(data, declared.page)
+    if declared.orientation not in range(2, 9):
+        return pixels, ()
+    if kind != "TIFF":  # of which OpenCV obeys it
+        pixels = _place(pixels, *_PLACED[declared.orientation])
+    return pixels, (f"turned or mirrored as its orientation tag says ({declared.orientation})",)
+
+
+def unpack(data: bytes) -> bytes:
+    """What a gzip file holds; other bytes as they are. No more is unpacked than a film of 16 bits has.
+
+    Raises:
+        ValueError: truncated, damaged, or what is in it is no film.
+    """
+    if kind_of(data[:HEAD]) != "gzip":
+        return data
+    try:
+        with gzip.GzipFile(fileobj=BytesIO(data)) as file:
+            head = file.read(HEAD)
+            most = JSRT_BYTES if kind_of(head) in (None, "gzip") else 2 * header.MAX_PIXELS
+            whole = head + file.read(most + 1 - len(head))
+    except (OSError, EOFError, zlib.error):
+        raise ValueError("a gzip file that is truncated or damaged") from None
+    if len(whole) > most:
+        raise ValueError(f"a gzip file of no film: {'' if most > JSRT_BYTES else 'not an image, '}more than {most:,} bytes unpacked")
+    return whole
+
+
+def _opencv(data: bytes, page: int) -> np.ndarray:
+    buffer = np.frombuffer(data, np.uint8)
+    try:
+        if page:
+            pixels = next(iter(cv2.imdecodemulti(buffer, cv2.IMREAD_UNCHANGED, range=(page, page + 1))[1]), None)
+        else:
+            pixels = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError from None
+        raise ValueError(error.err) from None
+    if pixels is None:
+        raise ValueError("not an image that OpenCV can read: damaged, or of a rare kind")
+    return pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+
+
+def _place(pixels: np.ndarray, exchange: bool, upside_down: bool, mirror: bool) -> np.ndarray:
+    pixels = np.swapaxes(pixels, 0, 1) if exchange else pixels
+    return np.ascontiguousarray(pixels[::-1 if upside_down else 1, ::-1 if mirror else 1])
+
+
+def _jsrt(data: bytes) -> np.ndarray:
+    """A film of JSRT as it is distributed: 12 bits in big-endian words without a header, whose high values are dark."""
+    pixels = np.frombuffer(data, ">u2").reshape(JSRT_SIDE, JSRT_SIDE)
+    if pixels.max() > _JSRT_TOP:
+        raise ValueError(f"not an image: it has the {JSRT_BYTES:,} bytes of a raw film of JSRT, but values above {_JSRT_TOP}")
+    return (_JSRT_TOP - pixels).astype(np.uint16)
+
+
+def _nifti(data: bytes, declared: Header) -> np.ndarray:
+    """The slice as a radiologist hangs it, by its affine: columns run to the patient's left, rows downwards.
+
+    Downwards is to the feet, or to the back where a converter took a picture for an axial slice. Where the header has no
+    affine, the first axis runs along the rows and the second down the columns, as they are stored.
+    """
+    try:
+        import nibabel
+    except ImportError:
+        raise ImportError("NIfTI files need nibabel: pip install nibabel") from None
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # what it mends in a header
+    try:
+        image = (nibabel.Nifti2Image if data[4:8] == b"n+2\0" else nibabel.Nifti1Image).from_bytes(data)
+        pixels = np.asanyarray(image.dataobj).reshape(declared.columns, declared.rows).T
+        known = int(image.header["sform_code"]) > 0 or int(image.header["qform_code"]) > 0
+        ends = nibabel.aff2axcodes(image.affine) if known else ()
+        first, second = [axis for axis, n in enumerate(image.shape) if n != 1][:2]
+    except MemoryError:
+        raise
+    except Exception as error:  # of a dozen kinds
+        raise ValueError(f"damaged NIfTI: {error}") from None
+    if pixels.dtype.kind not in "biuf":
+        raise ValueError(f"NIfTI of {pixels.dtype}: no gray")
+    across, down = (ends[axis] if axis < len(ends) else None for axis in (first, second))
+    exchange = down in ("L", "R")
+    if exchange:
+        across, down = down, across
+    return _place(pixels, exchange, down in ("S", "A"), across == "R")
