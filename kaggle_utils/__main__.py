@@ -147,9 +147,12 @@ def synth(args: argparse.Namespace) -> int:
 
 
 def fit_synth(args: argparse.Namespace) -> int:
-    from .synthetic import ASSET, fit_prepared
+    from .quality import save_shape
+    from .synthetic import ASSET, AppearanceModel, fit_prepared
     out = Path(args.out or ASSET)
     fit_prepared(args.data).save(out)
+    if not args.out:
+        save_shape(AppearanceModel.load().arrays)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
     return 0
 
@@ -248,7 +251,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command(fit_synth, "fit the statistical model of the built-in films again")
     sub.add_argument("--data", default="segmentation", help="prepared folder with the real Montgomery and Shenzhen")
-    sub.add_argument("--out", help="file to write; the package's own asset if not given")
+    sub.add_argument("--out", help="file to write; if not given the package's own asset, and the shapes that masks are judged by")
 
     sub = command(shards, "pack a prepared set into tar files, from which training streams what memory can't hold; needs webdataset")
     sub.add_argument("--data", default="segmentation", help="prepared folder")

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -19,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from .distributed import batch_share, share, share_of_batches
 from .image import read_image, read_mask, resize_image, resize_mask
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks the network for a newer version
-import albumentations as A  # noqa: E402
+if TYPE_CHECKING:
+    import albumentations as A
 
 
 def read_manifest(root: str | Path) -> pd.DataFrame:
@@ -89,6 +90,9 @@ def augmentation(preset: str) -> A.Compose:
         preset: ``none``; ``light`` (flip, small affine, brightness and contrast); ``full`` (larger affine, exposure,
             gamma, sharpness, noise, elastic deformation, dropout that hides markers, wires and corners).
     """
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks the network for a newer version
+    import albumentations as A  # takes a second, and prediction needs none of it
+
     def affine(scale: float, shift: float, turn: float, p: float) -> A.Affine:
         return A.Affine(scale=(1 - scale, 1 + scale), translate_percent=(-shift, shift), rotate=(-turn, turn),
                         keep_ratio=False, border_mode=cv2.BORDER_CONSTANT, fill=0, fill_mask=0, p=p)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy.ndimage import binary_erosion, distance_transform_edt
-from scipy.stats import bootstrap
 
 from .image import check_mask
 
@@ -69,6 +67,7 @@ def surface_distances(pred: np.ndarray, truth: np.ndarray, spacing: tuple[float,
     if not pred.any() or not truth.any():
         far = 0.0 if pred.any() == truth.any() else float(np.hypot(*np.multiply(pred.shape, spacing)))
         return {"hd95": far, "hd": far, "assd": far}
+    from scipy.ndimage import binary_erosion, distance_transform_edt  # predict has no truth to compare with
     # Nothing outside the box of both masks changes a distance, and a raw film's box is a third of it.
     rows, columns = (np.flatnonzero((pred | truth).any(axis)) for axis in (1, 0))
     box = np.s_[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
@@ -113,6 +112,7 @@ def summarise(scores: pd.DataFrame, by: list[str], *, seed: int = 0) -> pd.DataF
 def _interval(values: np.ndarray, seed: int) -> tuple[float, float]:
     if len(values) < 2:
         return float(values[0]), float(values[0])
+    from scipy.stats import bootstrap  # half a second
     interval = bootstrap((values,), np.mean, n_resamples=5000, method="percentile", rng=np.random.default_rng(seed),
                          batch=500).confidence_interval
     return interval.low, interval.high

@@ -10,7 +10,6 @@ from functools import lru_cache
 
 import cv2
 import numpy as np
-from scipy.interpolate import CubicSpline, RBFInterpolator
 
 # Landmarks from the apex down the chest wall to the costophrenic angle, along the diaphragm to the cardiophrenic
 # corner, and up the mediastinum. Fixed corners keep the diaphragm on the diaphragm in every film.
@@ -139,6 +138,7 @@ def warp_field(source: np.ndarray, target: np.ndarray, size: int) -> np.ndarray:
     target = np.vstack([target, np.c_[np.ones(8), ring] @ affine])
     axis = np.linspace(0, 1, _GRID)
     nodes = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
+    from scipy.interpolate import RBFInterpolator
     field = RBFInterpolator(source, target, kernel="thin_plate_spline", smoothing=_STIFFNESS)(nodes)
     return upsample(field.reshape(_GRID, _GRID, 2).astype(np.float32), size)
 
@@ -151,6 +151,7 @@ def upsample(nodes: np.ndarray, size: int) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _weights(count: int, size: int) -> np.ndarray:
+    from scipy.interpolate import CubicSpline
     at = (np.arange(size) + 0.5) / size * (count - 1)
     return CubicSpline(np.arange(count), np.eye(count))(at).astype(np.float32)
 
@@ -166,6 +167,7 @@ def smooth(side: np.ndarray, *, times: int = 5) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _natural(count: int, times: int) -> np.ndarray:
+    from scipy.interpolate import CubicSpline
     spline = CubicSpline(np.arange(count + 1), np.eye(count + 1), bc_type="natural")
     return spline(np.arange(count * times) / times)
 

@@ -9,17 +9,19 @@ and that a second view of the film (mirrored, smaller and shifted) costs as much
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
-from .image import resize_mask, resize_prob
+from .image import resize_mask, resize_prob, write_bytes
 from .outline import landmarks, move, similarity
-from .synthetic import AppearanceModel
 
 ASSET = Path(__file__).with_name("assets") / "quality.json"
+SHAPE = Path(__file__).with_name("assets") / "shape.npz"  # of the built-in films' model what an outline is judged by, a hundredth of it
 SIDE = 256  # px a side at which masks are looked at
 OK, REJECT = 0.90, 0.70  # estimated Dice from which on a mask is ok, and below which it is probably of no use
 LEAST = 0.3  # logits by which a feature must lower the estimate to be a reason
@@ -97,6 +99,19 @@ def calibration() -> dict:
     return json.loads(ASSET.read_text())
 
 
+def save_shape(arrays: Mapping[str, np.ndarray], path: str | Path = SHAPE) -> None:
+    """Writes the shape model that outlines are judged by; ``python -m kaggle_utils fit-synth`` calls it.
+
+    Args:
+        arrays: of a :class:`synthetic.AppearanceModel`, as read from its file.
+        path: the file.
+    """
+    modes = arrays["shape_modes"]
+    buffer = BytesIO()
+    np.savez_compressed(buffer, mean=arrays["shape_mean"], centre=arrays["shape_centre"], modes=modes, sd=arrays["code_sd"][:len(modes)])
+    write_bytes(path, buffer.getvalue())
+
+
 def _shape(mask: np.ndarray) -> dict[str, float]:
     """Distance of both lungs' aligned outlines from the mean, in deviations of the shape model's modes.
 
@@ -112,9 +127,8 @@ def _shape(mask: np.ndarray) -> dict[str, float]:
 
 @lru_cache(maxsize=1)
 def _shape_model() -> dict[str, np.ndarray]:
-    arrays = AppearanceModel.load().arrays
-    modes = arrays["shape_modes"]
-    return {"mean": arrays["shape_mean"], "centre": arrays["shape_centre"], "modes": modes, "sd": arrays["code_sd"][:len(modes)]}
+    with np.load(SHAPE) as file:
+        return dict(file)
 
 
 def _log(value: float) -> float:
