@@ -7,8 +7,6 @@ import sys
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
-import pandas as pd
-
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """The default after each option that has one worth saying."""
@@ -22,6 +20,7 @@ def prep(args: argparse.Namespace) -> int:
     from .s3 import fetch
     frame = prepare(fetch(args.input), args.out, size=args.size, workers=args.workers, split=args.split, seed=args.seed)
     print(frame.groupby(["source", "split"]).size().unstack(fill_value=0).to_string())
+    import pandas as pd
     problems = pd.read_csv(Path(args.out) / "problems.csv")
     print(f"{len(frame)} films in {args.out}; {len(problems)} could not be used" + (", see problems.csv:" if len(problems) else ""))
     for problem in problems.head(5).itertuples():
@@ -373,6 +372,20 @@ def _check_addresses(args: argparse.Namespace) -> None:
                 raise ValueError(f"{name} is a folder or a file of this machine, not {path}; `python -m kaggle_utils s3 --help` says how to copy")
 
 
+def _check_paths(args: argparse.Namespace) -> None:
+    """Raises OSError, before the libraries are loaded, for a path that is not there or is of the wrong kind."""
+    from . import files
+    from .s3 import is_address
+    checks = {"data": files.manifest_path, "input": files.check_input, "weights": files.check_weights, "segmenter": files.check_weights,
+              "path": lambda pattern: files.check_patterns([pattern]),
+              "out": files.check_out_file if args.function in (export, fit_synth) else files.check_out}
+    for name in checks.keys() & vars(args).keys():
+        given = getattr(args, name)
+        for path in given if isinstance(given, list) else [given]:
+            if path and not is_address(path):
+                checks[name](path)
+
+
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -421,9 +434,13 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; what a user can mend is one line on stderr and exit status 1."""
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal has no letters for ends no run
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     args = build_parser().parse_args(argv)
     try:
         _check_addresses(args)
+        _check_paths(args)
         return args.function(args)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"kaggle_utils {args.command}: {error}", file=sys.stderr)

@@ -18,10 +18,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .distributed import batch_share, share, share_of_batches
+from .files import manifest_path
 from .image import read_image, read_mask, resize_image, resize_mask
 
 if TYPE_CHECKING:
     import albumentations as A
+
+
+_SPLITS = ("train", "val", "test", "unlabelled")
 
 
 def read_manifest(root: str | Path) -> pd.DataFrame:
@@ -38,16 +42,20 @@ def read_manifest(root: str | Path) -> pd.DataFrame:
         FileNotFoundError: no manifest, or a film that it names is gone.
         ValueError: a column is missing, the set is in shards, or a film is there twice, so that it could be trained on and tested on.
     """
-    root = Path(root)
-    path = root / "manifest.csv"
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is not there: make it with `python -m kaggle_utils prep --input DIR --out {root}`")
-    frame = pd.read_csv(path, dtype={"name": str})
+    root, path = Path(root), manifest_path(root)
+    try:
+        frame = pd.read_csv(path, dtype={"name": str, "split": str})
+    except ValueError as error:  # among them what pandas and the decoder say of a file that is no text, or has no columns
+        raise ValueError(f"{path}: not a table as prep writes it ({' '.join(str(error).split())}): run prep again") from None
     if "shard" in frame:
         raise ValueError(f"{root} holds shards, which train alone reads: give the prepared folder that they were written from")
     missing = {"name", "source", "split", "tb", "pixels"} - set(frame)
     if missing:
         raise ValueError(f"{path}: no column {', '.join(sorted(missing))}; it was not written by this version's prep")
+    wrong = frame[frame["name"].isna() | ~frame["split"].isin(_SPLITS)]
+    if len(wrong):
+        raise ValueError(f"{path}: line {wrong.index[0] + 2} has the name {wrong['name'].iloc[0]!r} and the split {wrong['split'].iloc[0]!r}, which is one "
+                         f"of {', '.join(_SPLITS)}: run prep again")
     check_disjoint(frame)
     frame["image"] = [str(root / s / "image" / f"{n}.png") for s, n in zip(frame["split"], frame["name"])]
     frame["mask"] = [str(root / s / "mask" / f"{n}.png") if s != "unlabelled" else ""

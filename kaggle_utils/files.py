@@ -67,6 +67,47 @@ def check_patterns(patterns: Iterable[str | Path]) -> None:
             raise FileNotFoundError(_nothing(pattern))
 
 
+def manifest_path(root: str | Path) -> Path:
+    """The manifest of a prepared folder.
+
+    Raises:
+        OSError: there is none; the message says how it is made.
+    """
+    path = Path(root) / "manifest.csv"
+    if Path(root).is_file():
+        raise NotADirectoryError(f"{printable(root)}: a file; expected the folder that `python -m kaggle_utils prep` wrote")
+    if not path.is_file():
+        raise FileNotFoundError(f"{printable(path)} is not there: make it with `python -m kaggle_utils prep --input DIR --out {printable(root)}`")
+    return path
+
+
+def check_weights(path: str | Path) -> None:
+    """Raises FileNotFoundError where there is no weights file."""
+    if not Path(path).is_file():
+        what = "a folder, not a weights file" if Path(path).is_dir() else "no such weights file"
+        raise FileNotFoundError(f"{printable(path)}: {what}")
+
+
+def check_input(folder: str | Path) -> None:
+    """Raises OSError where there is no folder to read."""
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{printable(folder)}: {'a file; expected a folder' if Path(folder).exists() else 'no such folder'}")
+
+
+def check_out(folder: str | Path) -> None:
+    """Raises OSError where a folder can't be made, as a file is there or above."""
+    there = next((path for path in (Path(folder), *Path(folder).parents) if path.exists()), None)
+    if there and not there.is_dir():
+        raise NotADirectoryError(f"{printable(there)}: a file, where a folder is to be written: choose another one")
+
+
+def check_out_file(path: str | Path) -> None:
+    """Raises OSError where a file can't be written, as a folder is there, or none above."""
+    if Path(path).is_dir():
+        raise IsADirectoryError(f"{printable(path)}: a folder, where a file is to be written: add a name")
+    check_input(Path(path).parent)
+
+
 def walk(root: str | Path, *, unless: Collection[str] = ()) -> Iterator[Path]:
     """The files in a folder and below it, through links, each folder once; no hidden ones, and no pictures that this package wrote.
 

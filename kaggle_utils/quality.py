@@ -99,17 +99,16 @@ def calibration() -> dict:
     return json.loads(ASSET.read_text())
 
 
-def save_shape(arrays: Mapping[str, np.ndarray], path: str | Path = SHAPE) -> None:
+def save_shape(arrays: Mapping[str, np.ndarray]) -> None:
     """Writes the shape model that outlines are judged by; ``python -m kaggle_utils fit-synth`` calls it.
 
     Args:
         arrays: of a :class:`synthetic.AppearanceModel`, as read from its file.
-        path: the file.
     """
     modes = arrays["shape_modes"]
     buffer = BytesIO()
     np.savez_compressed(buffer, mean=arrays["shape_mean"], centre=arrays["shape_centre"], modes=modes, sd=arrays["code_sd"][:len(modes)])
-    write_bytes(path, buffer.getvalue())
+    write_bytes(SHAPE, buffer.getvalue())
 
 
 def _shape(mask: np.ndarray) -> dict[str, float]:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from . import acquire as acquisition
 from . import appearance, image, outline
+from .files import manifest_path
 
 ASSET = Path(__file__).with_name("assets") / "appearance.npz"
 VERSION = 1
@@ -236,7 +237,7 @@ def _training_films(root: str | Path) -> dict:
 
     from .splits import published_split
     root = Path(root)
-    table = pd.read_csv(root / "manifest.csv")
+    table = pd.read_csv(manifest_path(root))
     # By the published lists, whatever the set's own split: no film of a validation or test list may get in.
     table = table[(published_split(table) == "train") & table.source.isin(["montgomery", "shenzhen"])].sort_values("name")
     table = table[~table.name.isin(appearance.LOOSE_MASKS)]

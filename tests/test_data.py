@@ -62,6 +62,27 @@ def test_manifest_of_another_program_is_refused(prepared):
         data.read_manifest(prepared)
 
 
+@pytest.mark.parametrize("text, reason", [
+    ("", "not a table as prep writes it"), (b"\x00\xff\xfe\x89PNG\n,,", "not a table as prep writes it"), ("name\n\"a\nb", "not a table as prep writes it"),
+    ("name,source,split,tb,pixels\na,montgomery,,1,x\n", "line 2 has the name 'a' and the split nan"),
+    ("name,source,split,tb,pixels\na,montgomery,dev,1,x\n", "line 2 has the name 'a' and the split 'dev'"),
+    ("name,source,split,tb,pixels\n,montgomery,val,1,x\n", "line 2 has the name nan and the split 'val'")],
+    ids=["empty", "bytes", "an open quote", "no split", "a split of another program", "no name"])
+def test_damaged_manifest_is_refused_in_one_line_with_its_path(tmp_path, text, reason):
+    (tmp_path / "manifest.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError) as error:
+        data.read_manifest(tmp_path)
+    assert str(error.value).startswith(f"{tmp_path / 'manifest.csv'}: {reason}") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("root, error", [("film.png", "a file; expected the folder"), ("film.png/manifest.csv", "is not there"), ("odd", "is not there")])
+def test_what_is_no_prepared_folder_is_refused(tmp_path, root, error):
+    (tmp_path / "film.png").touch()
+    (tmp_path / "odd" / "manifest.csv").mkdir(parents=True)
+    with pytest.raises(OSError, match=error):
+        data.read_manifest(tmp_path / root)
+
+
 # --- normalisation ---------------------------------------------------------------------------------------------------
 
 def test_normalised_film_has_zero_mean_and_unit_deviation():

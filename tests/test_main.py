@@ -18,6 +18,7 @@ import kaggle_utils
 from kaggle_utils.__main__ import build_parser, main
 from kaggle_utils.model import UNet, read_header, save_weights
 from kaggle_utils.splits import suspect_masks
+from kaggle_utils.synthetic import AppearanceModel
 from dicoms import dicom
 from phantoms import phantom, write_prepared, write_raw
 
@@ -164,10 +165,77 @@ def test_a_gpu_that_is_not_there_is_one_line_too(tmp_path, weights, film_file, c
     assert len(capfd.readouterr().err.splitlines()) == 1
 
 
-def test_interrupted_training_says_how_to_go_on(monkeypatch, capsys, tmp_path):
+def test_interrupted_training_says_how_to_go_on(monkeypatch, capsys, prepared, tmp_path):
     monkeypatch.setattr("kaggle_utils.train.train", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert main(["train", "--out", str(tmp_path), *TINY]) == 130
+    assert main(["train", "--data", str(prepared), "--out", str(tmp_path), *TINY]) == 130
     assert "--resume" in capsys.readouterr().err
+
+
+# --- wrong paths, told before anything is loaded ---------------------------------------------------------------------
+
+WRONG_PATHS = [  # command, and what is said
+    (["predict", "nowhere.png", "--out", "o"], "nowhere.png: no such file"),
+    (["predict", "*.dcm", "--out", "o"], "*.dcm: no such file"),
+    (["predict", "empty", "--out", "o"], "empty: no film in it"),
+    (["predict", "film.png", "--out", "film.png"], "film.png: a file, where a folder is to be written"),
+    (["predict", "film.png", "--out", "film.png/masks"], "film.png: a file, where a folder is to be written"),
+    (["predict", "film.png", "--out", "o", "--weights", "nowhere.safetensors"], "nowhere.safetensors: no such weights file"),
+    (["predict", "film.png", "--out", "o", "--weights", "empty"], "empty: a folder, not a weights file"),
+    (["screen", "nowhere.png", "--out", "o"], "nowhere.png: no such file"),
+    (["screen", "film.png", "--out", "o", "--segmenter", "nowhere"], "nowhere: no such weights file"),
+    (["app", "--weights", "nowhere"], "nowhere: no such weights file"),
+    (["train", "--data", "nowhere", "--out", "o"], "nowhere/manifest.csv is not there"),
+    (["train", "--data", "film.png", "--out", "o"], "film.png: a file; expected the folder that"),
+    (["evaluate", "--data", "film.png"], "film.png: a file; expected the folder that"),
+    (["evaluate", "--data", "set", "--input", "film.png"], "film.png: a file; expected a folder"),
+    (["evaluate", "--data", "set", "--out", "film.png/scores"], "film.png: a file, where a folder is to be written"),
+    (["tune", "bugs", "--data", "film.png"], "film.png: a file; expected the folder that"),
+    (["protocol", "both", "--data", "empty"], "empty/manifest.csv is not there"),
+    (["shards", "--data", "nowhere", "--out", "o"], "nowhere/manifest.csv is not there"),
+    (["fit-synth", "--data", "nowhere"], "nowhere/manifest.csv is not there"),
+    (["fit-synth", "--data", "set", "--out", "empty"], "empty: a folder, where a file is to be written"),
+    (["export", "--weights", "empty"], "empty: a folder, not a weights file"),
+    (["export", "--out", "empty"], "empty: a folder, where a file is to be written"),
+    (["export", "--out", "nowhere/w.onnx"], "nowhere: no such folder"),
+    (["prep", "--input", "nowhere", "--out", "o"], "nowhere: no such folder"),
+    (["prep", "--input", "film.png", "--out", "o"], "film.png: a file; expected a folder"),
+    (["synth", "--out", "film.png"], "film.png: a file, where a folder is to be written"),
+    (["plots", "--out", "film.png"], "film.png: a file, where a folder is to be written"),
+]
+HEAVY = ("torch", "numpy", "pandas", "cv2", "scipy", "albumentations", "matplotlib", "gradio", "ray", "boto3")
+
+
+def modules_after(folder, code) -> tuple[list[str], set[str]]:
+    """What a new Python process says when it runs the code, and the modules that it has loaded then."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(kaggle_utils.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"], cwd=folder, env=environment, capture_output=True, text=True,
+                          timeout=120, check=True)
+    return done.stderr.splitlines(), set(done.stdout.splitlines()[-1].split())
+
+
+def test_a_wrong_path_is_told_in_one_line_before_any_library_is_loaded(tmp_path, film_file):
+    (tmp_path / "empty").mkdir()
+    write_prepared(tmp_path / "set", {"train": 1})
+    commands = [command for command, _ in WRONG_PATHS]
+    said, modules = modules_after(tmp_path, f"from kaggle_utils.__main__ import main\nassert all([main(c) == 1 for c in {commands!r}])")
+    assert not modules & set(HEAVY)
+    for line, (command, reason) in zip(said, WRONG_PATHS, strict=True):
+        assert line.startswith(f"kaggle_utils {command[0]}: {reason}")
+
+
+def test_a_film_is_segmented_judged_and_measured_without_what_only_training_needs(tmp_path):
+    write_raw(tmp_path / "film.png", AppearanceModel.load().film(7, 0, size=256, tb=0).image)
+    said, modules = modules_after(tmp_path, "from kaggle_utils.__main__ import main\nassert main(['predict', 'film.png', '--out', 'o', '--device', 'cpu']) == 0")
+    assert said == [] and (tmp_path / "o" / "masks" / "film.png").exists()
+    assert not modules & {"albumentations", "torch._dynamo", "torch._inductor", "sympy", "scipy.stats", "scipy.interpolate", "scipy.ndimage", "matplotlib",
+                          "kaggle_utils.synthetic", "kaggle_utils.train"}
+
+
+def test_names_that_the_terminal_has_no_letters_for_end_no_run(tmp_path, film_file):
+    environment = {**os.environ, "PYTHONPATH": str(Path(kaggle_utils.__file__).parents[1]), "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-m", "kaggle_utils", "synth", "--n", "1", "--size", "32", "--out", os.fsdecode(b"r\xf6ntgen \xe7\x89\x87")],
+                          cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout.startswith(r"1 built-in films in r\udcf6ntgen \u7247")
 
 
 # --- progress --------------------------------------------------------------------------------------------------------

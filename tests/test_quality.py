@@ -7,10 +7,12 @@ import pytest
 from benchmarks import quality as bench
 from benchmarks.damages import damaged
 from kaggle_utils import quality
+from kaggle_utils.__main__ import main
 from kaggle_utils.image import resize_image, write_image
 from kaggle_utils.infer import LungSegmenter, predict
 from kaggle_utils.quality import REASONS, Quality, calibration, estimate_quality, judge, observe
 from kaggle_utils.synthetic import AppearanceModel
+from phantoms import write_prepared
 
 USUAL = {name: usual for name, (usual, _) in calibration()["features"].items()}
 FIT = {"bias": 3.0, "features": {name: [0.0, 1.0] for name in REASONS}}
@@ -44,6 +46,32 @@ def drawn(mask):
 @pytest.fixture(scope="module")
 def untouched(segmenter, films):
     return judged(segmenter, [film.image for film in films])
+
+
+# --- the shape model -------------------------------------------------------------------------------------------------
+
+def test_shape_model_is_the_built_in_films_own():
+    arrays = AppearanceModel.load().arrays
+    model = quality._shape_model()
+    assert {name: array.dtype for name, array in model.items()} == dict.fromkeys(("mean", "centre", "modes", "sd"), np.float32)
+    for name, array in {"mean": arrays["shape_mean"], "centre": arrays["shape_centre"], "modes": arrays["shape_modes"], "sd": arrays["code_sd"][:20]}.items():
+        np.testing.assert_array_equal(model[name], array)
+    assert len(model["modes"]) == 20 and quality.SHAPE.stat().st_size < 20_000
+
+
+def test_shape_model_is_written_with_the_built_in_films_model(monkeypatch, tmp_path):
+    model, asset = AppearanceModel.load(), tmp_path / "appearance.npz"
+    monkeypatch.setattr("kaggle_utils.synthetic.fit_prepared", lambda data: model)
+    monkeypatch.setattr("kaggle_utils.synthetic.ASSET", asset)
+    monkeypatch.setattr("kaggle_utils.quality.SHAPE", tmp_path / "shape.npz")
+    write_prepared(tmp_path / "set", {"train": 1})
+    assert main(["fit-synth", "--data", str(tmp_path / "set"), "--out", str(tmp_path / "other.npz")]) == 0
+    assert not (tmp_path / "shape.npz").exists()
+    assert main(["fit-synth", "--data", str(tmp_path / "set")]) == 0 and asset.exists()
+    quality._shape_model.cache_clear()
+    written = dict(quality._shape_model())
+    quality._shape_model.cache_clear()
+    np.testing.assert_array_equal(written["modes"], AppearanceModel.load(asset).arrays["shape_modes"])
 
 
 # --- estimates -------------------------------------------------------------------------------------------------------
