@@ -1,18 +1,25 @@
 """image.py: every file becomes uint8 (H, W), or an error that names the file and the reason."""
 
+import gzip
 import os
+import struct
+import sys
+import zlib
+from io import BytesIO
 
 import cv2
+import nibabel
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from PIL import Image
+from PIL import Image, ImageOps
 
 from kaggle_utils import image as files
 from kaggle_utils.gray import gray_range, to_8_bits
-from phantoms import phantom, write_raw
+from dicoms import dicom
+from phantoms import phantom, tiff, write_raw
 
 
 def encode_gray8(path, film):
@@ -136,6 +143,205 @@ def test_a_plain_reader_does_not_turn_over_a_negative(tmp_path, film):
     np.testing.assert_array_equal(files.read_image(write_raw(tmp_path / "n.png", 255 - film.image)), 255 - film.image)
 
 
+# --- what surrounds the pixels: trailers, orientation, pages, wrappings --------------------------------------------------
+
+def encoded(kind, array, **options):
+    """A picture file's bytes, by Pillow."""
+    file = BytesIO()
+    Image.fromarray(array).save(file, kind, **options)
+    return file.getvalue()
+
+
+TRAILERS = {"zeros": bytes(20_000), "a phone's trailer": b"SEFHk\0\0\0" + bytes(range(256)) * 80 + b"SEFT", "fill bytes": b"\xff" * 50}
+WRITTEN = {"png": ("PNG", {}), "jpeg": ("JPEG", {}), "jpeg progressive": ("JPEG", {"progressive": True}), "gif": ("GIF", {}),
+           "jpeg restarts": ("JPEG", {"restart_marker_blocks": 3}), "webp": ("WEBP", {"lossless": True}), "webp lossy": ("WEBP", {"quality": 80}),
+           "jpeg 2000": ("JPEG2000", {}), "jpeg 2000 tiles": ("JPEG2000", {"tile_size": (64, 64), "no_jp2": True})}
+each_format = pytest.mark.parametrize("written", WRITTEN.values(), ids=WRITTEN)
+
+
+@each_format
+@pytest.mark.parametrize("trailer", TRAILERS.values(), ids=TRAILERS)
+def test_what_lies_behind_the_image_s_end_changes_nothing(tmp_path, written, trailer):
+    data = encoded(written[0], phantom(200, 160).image, **written[1])
+    plain, more = tmp_path / "plain", tmp_path / "more"
+    plain.write_bytes(data)
+    more.write_bytes(data + trailer)
+    np.testing.assert_array_equal(files.read_image(more), files.read_image(plain))
+    assert np.abs(files.read_image(plain).astype(int) - phantom(200, 160).image).mean() < 8
+
+
+@each_format
+@pytest.mark.parametrize("left", [0.2, 0.7, 0.98])
+def test_truncated_picture_is_refused(tmp_path, written, left):
+    data = encoded(written[0], phantom(200, 160).image, **written[1])
+    path = tmp_path / "half"
+    path.write_bytes(data[:int(left * len(data))])
+    with pytest.raises(ValueError, match="truncated"):
+        files.read_image(path)
+
+
+@pytest.mark.parametrize("written", [written for written in WRITTEN.values() if written[0] in ("PNG", "JPEG")],
+                         ids=[name for name, written in WRITTEN.items() if written[0] in ("PNG", "JPEG")])
+def test_truncated_picture_that_was_filled_up_is_refused_too(tmp_path, written):
+    data = encoded(written[0], phantom(200, 160).image, **written[1])
+    path = tmp_path / "half"
+    path.write_bytes(data[:len(data) // 2].ljust(len(data), b"\0"))
+    with pytest.raises(ValueError, match="truncated"):
+        files.read_image(path)
+
+
+@pytest.mark.parametrize("kind, options", [("PNG", {}), ("JPEG", {"quality": 100}), ("WEBP", {"lossless": True}), ("TIFF", {})], ids=lambda v: v if v else "")
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("read", [files.read_image, lambda path: files.read_mask(path) * 255], ids=["film", "mask"])
+def test_orientation_tag_is_obeyed_in_every_format_as_pillow_and_opencv_do(tmp_path, read, kind, options, orientation):
+    shape = np.zeros((40, 24), np.uint8)
+    shape[4:30, 4:9], shape[24:30, 4:18] = 255, 255  # an L
+    exif = Image.Exif()
+    exif[274] = orientation
+    path = tmp_path / f"film.{kind.lower()}"
+    path.write_bytes(encoded(kind, shape, exif=exif, **options))
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(BytesIO(encoded("PNG", shape, exif=exif)))))
+    assert read(path).shape == upright.shape
+    if kind != "TIFF":  # OpenCV 5 has no gray of a TIFF that is to be turned
+        assert cv2.imread(str(path), cv2.IMREAD_GRAYSCALE).shape == upright.shape
+    assert np.abs(read(path).astype(int) - upright).max() < 20
+    said = f"turned or mirrored as its orientation tag says ({orientation})"
+    assert (said in files.read_film(path).notes) == (orientation > 1)
+
+
+@pytest.mark.parametrize("block", [b"", b"II*\0", b"II*\0\xff\xff\xff\xff", b"junk" * 9], ids=["empty", "cut", "beyond the end", "junk"])
+def test_damaged_orientation_says_nothing_about_the_pixels(tmp_path, film, block):
+    path = tmp_path / "film.png"
+    data = encoded("PNG", film.image)
+    chunk = b"eXIf" + block
+    path.write_bytes(data[:33] + struct.pack(">I", len(block)) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[33:])
+    np.testing.assert_array_equal(files.read_image(path), film.image)
+
+
+def test_of_a_tiff_with_reduced_copies_the_whole_film_is_read(tmp_path, film):
+    path, small = tmp_path / "film.tif", film.image[::4, ::4].copy()
+    for tags in ({254: 1}, {255: 2}, {254: 4}):  # reduced, as older files say it, a transparency mask
+        for pages in ([(small, tags), (film.image, {})], [(film.image, {}), (small, tags)], [(small, tags), (small, tags), (film.image, {254: 0})]):
+            path.write_bytes(tiff(*pages))
+            np.testing.assert_array_equal(files.read_image(path), film.image)
+
+
+def test_page_that_is_the_film_has_an_orientation_of_its_own(tmp_path, film):
+    (tmp_path / "film.tif").write_bytes(tiff((film.image[::4, ::4].copy(), {254: 1}), (film.image, {274: 6})))
+    np.testing.assert_array_equal(files.read_image(tmp_path / "film.tif"), np.rot90(film.image, -1))
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "GIF", "PNG", "WEBP"])
+@pytest.mark.parametrize("read", [files.read_image, files.read_mask], ids=["film", "mask"])
+def test_several_films_in_one_file_are_refused(tmp_path, read, kind):
+    images = [Image.fromarray(phantom(80, 64, seed).image) for seed in range(3)]
+    images[0].save(tmp_path / "films", kind, save_all=True, append_images=images[1:])
+    with pytest.raises(ValueError, match=f"films: {'WebP' if kind == 'WEBP' else kind} of 3 pictures, a film has one"):
+        read(tmp_path / "films")
+
+
+def test_tiff_whose_pages_go_round_in_a_circle_ends(tmp_path, film):
+    data = bytearray(tiff((film.image, {})))
+    data[-4:] = data[4:8]
+    (tmp_path / "film.tif").write_bytes(data)
+    np.testing.assert_array_equal(files.read_image(tmp_path / "film.tif"), film.image)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+def test_gzip_film_and_mask_are_read_as_what_is_in_them(tmp_path, film, suffix):
+    plain = write_raw(tmp_path / f"film{suffix}", film.image)
+    packed = tmp_path / f"film{suffix}.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()[:500]) + gzip.compress(plain.read_bytes()[500:]))
+    np.testing.assert_array_equal(files.read_image(packed), files.read_image(plain))
+    np.testing.assert_array_equal(files.read_mask(packed), files.read_mask(plain))
+
+
+def test_gzip_dicom_is_read(tmp_path, film):
+    (tmp_path / "film.dcm.gz").write_bytes(gzip.compress(dicom(film.image)))
+    np.testing.assert_array_equal(files.read_image(tmp_path / "film.dcm.gz"), film.image)
+
+
+@pytest.mark.parametrize("damage, said", [(lambda data: data[:-20], "gzip file that is truncated"), (lambda data: data[:40], "gzip file that is truncated"),
+                                          (lambda data: data[:2] + b"x" * 50, "gzip file that is truncated"), (lambda _: gzip.compress(b"text"), "not an image")],
+                         ids=["no end", "cut", "junk", "of no image"])
+def test_damaged_gzip_is_refused(tmp_path, film, damage, said):
+    (tmp_path / "film.png.gz").write_bytes(damage(gzip.compress(encoded("PNG", film.image))))
+    with pytest.raises(ValueError, match=f"film.png.gz: .*{said}"):
+        files.read_image(tmp_path / "film.png.gz")
+
+
+# --- NIfTI, and the raw films of JSRT ------------------------------------------------------------------------------------
+
+def nifti(axes, affine, *, kind=nibabel.Nifti1Image, code=1):
+    image = kind(axes, affine)
+    image.set_sform(affine, code)
+    image.set_qform(affine, code)
+    return image.to_bytes()
+
+
+LEFT_AND_DOWN = np.diag([-0.2, 1.0, -0.2, 1.0])  # the first axis runs to the left, the third to the feet (RAS)
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image], ids=["NIfTI-1", "NIfTI-2"])
+@pytest.mark.parametrize("packed", [False, True], ids=[".nii", ".nii.gz"])
+@pytest.mark.parametrize("layout, affine, code", [
+    (lambda film: film.T[:, None], LEFT_AND_DOWN, 1), (lambda film: film[:, ::-1].T[:, None], np.diag([1.0, 1, -1, 1]), 1),
+    (lambda film: film[::-1].T[:, None], np.diag([-1.0, 1, 1, 1]), 1), (lambda film: film.T, np.diag([-1.0, -1, 1, 1]), 1),
+    (lambda film: film.T[..., None], np.diag([-1.0, -1, 1, 1]), 1), (lambda film: film[::-1, ::-1].T[..., None], np.eye(4), 1),
+    (lambda film: film.T[..., None], np.eye(4), 0),
+    (lambda film: film[:, None], np.array([[0, 0, -1.0, 0], [0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 0, 1]]), 1)],
+    ids=["left, feet", "right, feet", "left, head", "a picture of two axes", "a picture by ITK", "right, front", "no affine", "feet, left"])
+def test_slice_of_nifti_lies_as_its_affine_says(tmp_path, film, kind, packed, layout, affine, code):
+    data = nifti(np.ascontiguousarray(layout(film.image)), affine, kind=kind, code=code)
+    (tmp_path / "film").write_bytes(gzip.compress(data) if packed else data)
+    np.testing.assert_array_equal(files.read_image(tmp_path / "film"), film.image)
+
+
+def test_nifti_of_other_types_is_scaled_as_other_films_are(tmp_path, film):
+    expected = to_8_bits(film.image.astype(np.uint16) * 16)
+    for array in (film.image.astype(np.int16) * 16 - 1000, film.image.astype(np.float64) / 1e4, film.image.astype(np.int32) * 16):
+        (tmp_path / "film.nii").write_bytes(nifti(array.T[:, None], LEFT_AND_DOWN))
+        assert np.abs(files.read_image(tmp_path / "film.nii").astype(int) - expected).max() <= 1
+
+
+def test_labels_of_nifti_are_a_mask(tmp_path, film):
+    (tmp_path / "mask.nii").write_bytes(nifti((film.right + 2 * film.left).T[:, None], LEFT_AND_DOWN))
+    np.testing.assert_array_equal(files.read_mask(tmp_path / "mask.nii"), film.mask)
+
+
+@pytest.mark.parametrize("damage, said", [
+    (lambda data, _: data[:-100], "damaged NIfTI"), (lambda data, _: data[:352], "damaged NIfTI"),
+    (lambda _, film: nifti(np.dstack([film] * 3), np.eye(4)), "NIfTI of 3 pictures, a film has one"),
+    (lambda _, film: nifti(film.astype(np.complex64), np.eye(4)), "NIfTI of complex64: no gray")], ids=["cut", "head alone", "slices", "complex"])
+def test_nifti_that_is_no_film_is_refused(tmp_path, film, damage, said):
+    (tmp_path / "film.nii").write_bytes(damage(nifti(film.image.T, LEFT_AND_DOWN), film.image))
+    with pytest.raises(ValueError, match=f"film.nii: {said}"):
+        files.read_image(tmp_path / "film.nii")
+
+
+def test_without_nibabel_it_is_said_what_to_install(tmp_path, film, monkeypatch):
+    (tmp_path / "film.nii").write_bytes(nifti(film.image.T, LEFT_AND_DOWN))
+    monkeypatch.setitem(sys.modules, "nibabel", None)
+    with pytest.raises(ImportError, match="NIfTI files need nibabel: pip install nibabel"):
+        files.read_image(tmp_path / "film.nii")
+
+
+def test_raw_film_of_jsrt_has_high_values_dark(tmp_path):
+    dense = np.zeros((2048, 2048), ">u2")
+    dense[:1024] = np.linspace(100, 4000, 2048)
+    dense[1024:] = 4000
+    (tmp_path / "JPCLN001.IMG").write_bytes(dense.tobytes())
+    read = files.read_image(tmp_path / "JPCLN001.IMG")
+    assert read.shape == (2048, 2048) and (read[0, 0], read[-1, 0]) == (255, 0) and (np.diff(read[0].astype(int)) <= 0).all()
+
+
+@pytest.mark.parametrize("data", [bytes(8_388_607), b"\x20\0" * 4_194_304], ids=["a byte less", "more than 12 bits"])
+def test_other_raw_files_are_no_image(tmp_path, data):
+    (tmp_path / "x.img").write_bytes(data)
+    with pytest.raises(ValueError, match="x.img: not an image"):
+        files.read_image(tmp_path / "x.img")
+
+
 # --- masks -----------------------------------------------------------------------------------------------------------
 
 MASK = np.zeros((20, 12), np.uint8)
@@ -150,6 +356,49 @@ def test_mask_is_0_and_1_whatever_the_file_holds(tmp_path, stored):
     read = files.read_mask(write_raw(tmp_path / "mask.png", stored))
     assert read.dtype == np.uint8
     np.testing.assert_array_equal(read, MASK)
+
+
+@pytest.mark.parametrize("right, left", [(1, 2), (2, 1), (100, 200), (127, 255), (20, 255), (254, 255), (1000, 60_000)], ids=str)
+@pytest.mark.parametrize("kind", ["gray", "colour"])
+def test_of_a_label_map_both_lungs_are_taken(tmp_path, right, left, kind):
+    film = phantom(128, 128)
+    labels = (film.right.astype(np.uint16) * right + film.left.astype(np.uint16) * left)
+    labels = labels if left > 255 else labels.astype(np.uint8)
+    path = write_raw(tmp_path / "mask.png", labels if kind == "gray" else np.dstack([film.right * 0 + 0, film.right * 200, film.left * 200]))
+    np.testing.assert_array_equal(files.read_mask(path), film.mask)
+
+
+def test_jpeg_of_a_label_map_has_both_lungs(tmp_path):
+    film = phantom(256, 256)
+    read = files.read_mask(write_raw(tmp_path / "mask.jpg", film.right * 120 + film.left * 240))
+    assert (read != film.mask).mean() < 0.01
+
+
+@pytest.mark.parametrize("labels", [(1, 2, 3), (85, 170, 255)], ids=str)
+def test_more_than_two_labels_are_a_problem_in_words(tmp_path, labels):
+    film = phantom(128, 128)
+    heart = np.zeros_like(film.left)
+    heart[60:100, 55:75] = 1
+    path = write_raw(tmp_path / "mask.png", np.select([heart > 0, film.right > 0, film.left > 0], labels).astype(np.uint8))
+    with pytest.raises(ValueError, match=f"mask.png: a label map of 3 labels \\({labels[0]}, {labels[1]}, {labels[2]}\\): which are lungs can't be told"):
+        files.read_mask(path)
+
+
+@pytest.mark.parametrize("soften", [
+    lambda mask: cv2.GaussianBlur(mask, (0, 0), 2), lambda mask: cv2.resize(cv2.resize(mask, (64, 64), interpolation=cv2.INTER_AREA), (256, 256)),
+    lambda mask: cv2.resize(cv2.resize(mask, (128, 128), interpolation=cv2.INTER_AREA), (256, 256), interpolation=cv2.INTER_NEAREST),
+    lambda mask: cv2.imdecode(cv2.imencode(".jpg", mask, [cv2.IMWRITE_JPEG_QUALITY, 10])[1], cv2.IMREAD_GRAYSCALE)],
+    ids=["blurred", "enlarged", "enlarged in blocks", "poor JPEG"])
+@pytest.mark.parametrize("top", [255, 90])
+def test_grays_along_an_edge_are_no_labels(tmp_path, soften, top):
+    mask = phantom(256, 256).mask
+    read = files.read_mask(write_raw(tmp_path / "mask.png", soften(mask * np.uint8(top))))
+    assert (read != mask).mean() < 0.02
+
+
+def test_probabilities_in_a_float_tiff_are_a_mask_from_a_half_of_the_highest_on(tmp_path, film):
+    read = files.read_mask(write_raw(tmp_path / "mask.tif", film.mask * np.float32(0.9)))
+    np.testing.assert_array_equal(read, film.mask)
 
 
 @pytest.mark.parametrize("bits", [1, 8], ids=["bilevel", "palette"])
