@@ -35,8 +35,8 @@ def read_manifest(root: str | Path) -> pd.DataFrame:
         root: the folder that ``python -m kaggle_utils prep`` wrote.
 
     Returns:
-        One row a film: name, source, split, tb, sex, age, height, width, sha256, pixels, and the paths image and mask
-        (mask is empty where split is ``unlabelled``).
+        One row a film: name, source, split, tb, sex, age, height, width, inverted (1: prep turned over a negative; older sets have
+        no such column), sha256, pixels, and the paths image and mask (mask is empty where split is ``unlabelled``).
 
     Raises:
         FileNotFoundError: no manifest, or a film that it names is gone.

@@ -224,7 +224,7 @@ def _naming(path: str | Path) -> Iterator[None]:
     except ValueError as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None  # whatever a damaged file's texts hold
     except MemoryError:
-        raise ValueError(f"{path}: this machine's memory is too small for it") from None
+        raise ValueError(f"{path}: this machine's memory is too small for it: fewer workers, or fewer films at once, take less") from None
 
 
 def _read_bytes(path: Path) -> bytes:

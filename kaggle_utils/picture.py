@@ -68,7 +68,7 @@ def unpack(data: bytes) -> bytes:
     except (OSError, EOFError, zlib.error):
         raise ValueError("a gzip file that is truncated or damaged") from None
     if len(whole) > most:
-        raise ValueError(f"a gzip file of no film: {'' if most > JSRT_BYTES else 'not an image, '}more than {most:,} bytes unpacked")
+        raise ValueError(f"not an image of a film: this gzip file holds more than {most:,} bytes")
     return whole
 
 

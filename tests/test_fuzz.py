@@ -158,13 +158,13 @@ def test_bomb_is_refused_by_what_it_declares_before_anything_decodes_it(tmp_path
         files.read_image(path)
 
 
-@pytest.mark.parametrize("content, said", [(bytes(20_000_000), "not an image"), (b"\x89PNG\r\n\x1a\n" + bytes(20_000_000), "truncated or damaged"),
+@pytest.mark.parametrize("content, said", [(bytes(20_000_000), "not an image of a film"), (b"\x89PNG\r\n\x1a\n" + bytes(20_000_000), "not an image of a film"),
                                            (gzip.compress(bytes(1000)), "not an image")], ids=["zeros", "a PNG's first bytes", "gzip again"])
 def test_gzip_bomb_is_refused_without_being_unpacked(tmp_path, content, said, monkeypatch):
     path = tmp_path / "film.png.gz"
     path.write_bytes(gzip.compress(content, 1))
     monkeypatch.setattr(header, "MAX_PIXELS", 1_000_000)
-    with pytest.raises(ValueError, match=f"{path}: .*({said}|a gzip file of no film)"):
+    with pytest.raises(ValueError, match=f"{path}: {said}"):
         files.read_image(path)
 
 

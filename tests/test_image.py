@@ -443,6 +443,20 @@ def test_unreadable_file_is_an_error_with_its_name_and_the_reason(tmp_path, read
     assert str(path) in str(error.value)
 
 
+@pytest.mark.parametrize("error", [MemoryError, cv2.error], ids=["python", "opencv"])
+@pytest.mark.parametrize("read", [files.read_image, files.read_mask])
+def test_too_little_memory_is_an_error_of_the_file_that_says_what_takes_less(tmp_path, film, monkeypatch, read, error):
+    def full(*_):
+        if error is MemoryError:
+            raise MemoryError
+        return cv2.resize(film.image, (1 << 20, 1 << 25))  # 32 TB
+
+    path = write_raw(tmp_path / "film.png", film.image)
+    monkeypatch.setattr("kaggle_utils.picture.cv2.imdecode", full)
+    with pytest.raises(ValueError, match=f"{path}: this machine's memory is too small for it: fewer workers"):
+        read(path)
+
+
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere.png"):
         files.read_image(tmp_path / "nowhere.png")
