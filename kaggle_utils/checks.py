@@ -11,7 +11,7 @@ radiographs of other parts were not among them: the public sets have none, so ho
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from .image import check_mask, resize_mask
+from .image import Lie, check_mask, resize_mask
 from .outline import landmarks
 
 ASSET = Path(__file__).with_name("assets") / "checks.npz"
@@ -39,6 +39,7 @@ UNUSUAL = 2.5  # shape_distance; validation films' masks had 1.9 and less
 NO_CHEST = "no frontal chest film: a lateral view, another body part, a small part of a film, a photograph?"
 MASK = "a mask or a drawing, not a radiograph: nearly all of it has one of two or three gray levels"
 NO_PHOTO = "a colour photograph, no chest film"
+OBEYED = ("put right as its file says",)
 TURNED = ((), ("lay on its side: turned by 90° counter-clockwise",), ("upside down: turned by 180°",),
           ("lay on its side: turned by 90° clockwise",))  # by quarters of np.rot90
 
@@ -49,57 +50,75 @@ class Checked:
 
     Attributes:
         image: ``uint8 (H, W)``, corrected; H and W change places where the film lay on its side.
-        turned: degrees counter-clockwise that the film was turned by: 0, 90, 180 or 270.
+        lie: how the film lay.
         inverted: the film was a negative.
         problems: reasons not to segment it.
         notes: what was corrected, and what is worth a look.
         doubtful: hardly like a frontal chest film; it is none if :func:`check_lungs` has something to say too.
+        sides: False where the patient's right is perhaps not on the image's left: the film looks mirrored, or may be turned.
     """
 
     image: np.ndarray
-    turned: int = 0
+    lie: Lie = Lie()
     inverted: bool = False
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     doubtful: bool = False
+    sides: bool = True
+
+    @property
+    def turned(self) -> int:
+        """Degrees counter-clockwise that the film was turned by: 0, 90, 180 or 270."""
+        return 90 * self.lie.quarters
 
     def undo(self, mask: np.ndarray) -> np.ndarray:
         """A mask of the corrected film, ``(H, W)``, as the film lay originally: no pixel changes, they only move."""
-        return np.ascontiguousarray(np.rot90(mask, -self.turned // 90))
+        return self.lie.undo(mask)
 
 
-def check_film(image: np.ndarray, colour: np.ndarray | None = None) -> Checked:
+def check_film(image: np.ndarray, colour: np.ndarray | None = None, lie: Lie | None = None) -> Checked:
     """Says what is wrong with a film before it is segmented, and turns and inverts it where that is certain.
 
-    A mirrored film is left as it is and noted: the heart may really be on the right.
+    What the file says of its lie is obeyed first. Where the film then surely lies on its side or upside down, the file is wrong,
+    and what is seen counts alone. Which side is which can't be seen for sure: a film that only looks mirrored is left as it is
+    and noted, as the heart may really be on the right.
 
     Args:
         image: ``uint8 (H, W)``, as read, negatives not inverted.
         colour: ``(H, W, 3)`` or ``(H, W, 4)``, what the film was before it became gray, if that was in colour.
+        lie: how it lies by its file, None where that says nothing.
     """
+    said = lie or Lie()
+    image = said.put_right(image)
     height, width = image.shape
     if min(height, width) < LEAST_SIDE:
-        return Checked(image, problems=(f"too small: {width}×{height} px, lungs need {LEAST_SIDE} px and more",))
+        return Checked(image, said, problems=(f"too small: {width}×{height} px, lungs need {LEAST_SIDE} px and more",))
     if is_mask(image):
-        return Checked(image, problems=(MASK,))
+        return Checked(image, said, problems=(MASK,))
     if contrast(image) < LEAST_CONTRAST:
-        return Checked(image, problems=(f"blank: nearly all of it within {LEAST_CONTRAST} gray levels",))
+        return Checked(image, said, problems=(f"blank: nearly all of it within {LEAST_CONTRAST} gray levels",))
     share = 0.0 if colour is None else coloured_share(colour)
     notes = (f"a picture in colour ({share:.0%} of it)",) if share > COLOURED else ()
     odds = view_odds(image)
     chest = np.logaddexp.reduce(odds, axis=None)
     if chest < CHEST:
-        return Checked(image, problems=(NO_PHOTO if notes else NO_CHEST,), notes=notes)
+        return Checked(image, said, problems=(NO_PHOTO if notes else NO_CHEST,), notes=notes)
+    negative, quarters, sure = _position(odds)
+    if said != Lie() and quarters:
+        seen = check_film(said.undo(image), colour)
+        return replace(seen, notes=("doesn't lie as its file says: put right by what is seen alone", *seen.notes),
+                       sides=seen.sides and not said.mirrored)
     doubtful = bool(chest < DOUBTFUL)
     notes += ("hardly like a frontal chest film",) * doubtful
-    negative, quarters, sure = _position(odds)
+    mirrored = bool(odds[negative, 1, quarters] - odds[negative, 0, quarters] > MIRRORED)
     if not sure:
         notes += ("perhaps turned or a negative: left as it is",)
-    elif odds[negative, 1, quarters] - odds[negative, 0, quarters] > MIRRORED:
+    elif mirrored:
         notes += ("mirrored, or the heart is on the right: left as it is",)
-    upright = np.ascontiguousarray(np.rot90(image, quarters))
-    notes = ("a negative: inverted",) * negative + TURNED[quarters] + notes
-    return Checked(255 - upright if negative else upright, turned=90 * quarters, inverted=bool(negative), notes=notes, doubtful=doubtful)
+    notes = OBEYED * (said != Lie()) + ("a negative: inverted",) * negative + TURNED[quarters] + notes
+    upright = Lie(quarters=quarters).put_right(image)
+    return Checked(255 - upright if negative else upright, Lie(said.mirrored, (said.quarters + quarters) % 4), bool(negative), notes=notes,
+                   doubtful=doubtful, sides=sure and not mirrored)
 
 
 def is_negative(image: np.ndarray) -> bool:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .dicom_gray import show
+from .dicom_gray import listed, show
 from .header import check_size
 
 if TYPE_CHECKING:
@@ -37,6 +37,36 @@ _SIZ, _DATA = 0xFF51, (0xFFDA, 0xFF93)  # of JPEG 2000; SOS of JPEG and SOD of J
 
 
 @dataclass(frozen=True)
+class Lie:
+    """How a film lies in its file: mirrored and then turned, it stands upright with the patient's right on the image's left.
+
+    Attributes:
+        mirrored: left and right change places.
+        quarters: that it is turned by then, counter-clockwise: 0 to 3.
+    """
+
+    mirrored: bool = False
+    quarters: int = 0
+
+    def __str__(self) -> str:
+        return " and ".join(filter(None, ("mirrored" if self.mirrored else "", ("", "on its side", "upside down", "on its side")[self.quarters])))
+
+    def put_right(self, image: np.ndarray) -> np.ndarray:
+        """A film or mask ``(H, W)`` of the file, upright: no pixel changes, they only move."""
+        return np.ascontiguousarray(np.rot90(image[:, ::-1] if self.mirrored else image, self.quarters))
+
+    def undo(self, image: np.ndarray) -> np.ndarray:
+        """An upright film or mask ``(H, W)`` as the file has it."""
+        lying = np.rot90(image, -self.quarters)
+        return np.ascontiguousarray(lying[:, ::-1] if self.mirrored else lying)
+
+
+# By what rows run to and what columns run to: the patient's left or right, head or feet (PatientOrientation, PS3.3 C.7.6.1.1.1).
+_LIES = {"LF": Lie(), "HL": Lie(False, 1), "RH": Lie(False, 2), "FR": Lie(False, 3),
+         "RF": Lie(True), "FL": Lie(True, 1), "LH": Lie(True, 2), "HR": Lie(True, 3)}
+
+
+@dataclass(frozen=True)
 class Film:
     """A radiograph as it was read."""
 
@@ -44,6 +74,7 @@ class Film:
     spacing_mm: tuple[float, float] | None = None  # mm between rows and between columns
     notes: tuple[str, ...] = ()  # what was done to it and what its file says that matters, without semicolons
     colour: np.ndarray | None = None  # (H, W, 3) or (H, W, 4) of any depth, as the file has it, where it is in colour
+    lie: Lie | None = None  # how the image lies, where the file says so; it is not put right here
 
 
 class NotAFilm(ValueError):
@@ -71,8 +102,9 @@ def read_dicom(data: bytes) -> Film:
         pixels = _decode_apart(data) if ds.file_meta.TransferSyntaxUID.is_encapsulated else _decode(ds)
         gray = _luminance(pixels) if pixels.ndim == 3 else show(pixels, ds, notes)
         spacing = _spacing(ds, notes)
-        notes += _remarks(ds)
-        return Film(gray, spacing, tuple(note.replace(";", ",") for note in notes), pixels if pixels.ndim == 3 else None)
+        lie = _lie(ds)
+        notes += _remarks(ds, lie)
+        return Film(gray, spacing, tuple(note.replace(";", ",") for note in notes), pixels if pixels.ndim == 3 else None, lie)
     except NotAFilm:
         raise
     except MemoryError:
@@ -113,21 +145,23 @@ def _parse(data: bytes) -> Dataset:
 
 def _check(ds: Dataset) -> None:
     """Refuses what is no film, with a reason."""
-    kind = getattr(ds.get("SOPClassUID"), "name", "") or "of no known class"
+    kind = " ".join(getattr(sop_class, "name", "") for sop_class in listed(ds, "SOPClassUID")) or "of no known class"
     syntax = ds.file_meta.TransferSyntaxUID
     if "PixelData" not in ds:
         raise NotAFilm(f"DICOM without an image in it ({kind})")
-    if ds.get("Modality") in NOT_FILMS:
-        raise NotAFilm(f"DICOM of modality {ds.Modality}, a radiograph has CR or DX")
-    missing = [name for name in _REQUIRED if not isinstance(ds.get(name), int)]
+    modality = listed(ds, "Modality")[:1]
+    if modality and modality[0] in NOT_FILMS:
+        raise NotAFilm(f"DICOM of modality {modality[0]}, a radiograph has CR or DX")
+    missing = [name for name in _REQUIRED if [isinstance(value, int) for value in listed(ds, name)] != [True]]
     if missing:
         raise ValueError(f"no valid {' and no '.join(missing)}")
     check_size(ds.Rows, ds.Columns)
-    if int(ds.get("NumberOfFrames") or 1) != 1:
-        raise NotAFilm(f"DICOM of {ds.NumberOfFrames} frames ({kind}), a film has one")
+    frames = next(iter(listed(ds, "NumberOfFrames")), 1) or 1
+    if frames != 1:
+        raise NotAFilm(f"DICOM of {frames} frames ({kind}), a film has one")
     if not syntax.is_transfer_syntax or "MPEG" in syntax.name or "HEVC" in syntax.name:
         raise NotAFilm(f"DICOM of transfer syntax {syntax.name}: not that of a film")
-    photometric = str(ds.get("PhotometricInterpretation", "")).strip()
+    photometric = "".join(map(str, listed(ds, "PhotometricInterpretation"))).strip()
     gray = photometric in ("MONOCHROME1", "MONOCHROME2") and ds.SamplesPerPixel == 1
     colour = photometric.startswith(("RGB", "YBR_")) and ds.SamplesPerPixel == 3 and ds.BitsAllocated == 8
     if not gray and not colour:
@@ -248,8 +282,8 @@ def _spacing(ds: Dataset, notes: list[str]) -> tuple[float, float] | None:
     """mm between rows and between columns, from the first tag that holds two lengths that a film can have."""
     for name in _SPACINGS:
         try:
-            row, column = map(float, ds.get(name))
-        except (TypeError, ValueError):  # missing, empty, one number, no number
+            row, column = map(float, listed(ds, name))
+        except (TypeError, ValueError):  # none, one number, no number
             continue
         if 0 < row < 10 and 0 < column < 10:
             notes.append(f"spacing from {name}")
@@ -258,16 +292,23 @@ def _spacing(ds: Dataset, notes: list[str]) -> tuple[float, float] | None:
     return None
 
 
-def _remarks(ds: Dataset) -> list[str]:
+def _lie(ds: Dataset) -> Lie | None:
+    """How a frontal film lies, by PatientOrientation; None where that says nothing of the kind."""
+    return _LIES.get("".join(str(side)[:1].upper() for side in listed(ds, "PatientOrientation")))
+
+
+def _remarks(ds: Dataset, lie: Lie | None) -> list[str]:
     """What the tags say that a reader of the mask should know."""
     remarks = []
-    view, sides = str(ds.get("ViewPosition") or ""), [str(side) for side in ds.get("PatientOrientation") or []]
+    view = "".join(map(str, listed(ds, "ViewPosition")))
+    sides = "\\".join(map(str, listed(ds, "PatientOrientation")))
     if view and view not in ("PA", "AP"):
         remarks.append(f"view {view}: not frontal")
-    # The mask lies on the file's pixels, so a film stored mirrored is not turned.
-    if len(sides) == 2 and (sides[0][:1] == "R" or sides[1][:1] == "H"):
-        remarks.append(f"stored mirrored or turned: rows run to {sides[0]} and columns to {sides[1]}")
-    if ds.get("BurnedInAnnotation") == "YES":
+    if lie not in (None, Lie()):
+        remarks.append(f"stored {lie} (PatientOrientation {sides})")
+    if lie is None and sides:
+        remarks.append(f"PatientOrientation {sides}: not that of a frontal film")
+    if "YES" in listed(ds, "BurnedInAnnotation"):
         remarks.append("burned-in annotation")
     return remarks
 

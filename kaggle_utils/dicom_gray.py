@@ -6,7 +6,7 @@ values that the pixels can have, at most 65,536, not on the pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, MutableSequence
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -69,8 +69,8 @@ def _stored(pixels: np.ndarray, ds: Dataset, bits: int) -> np.ndarray:
     width = pixels.dtype.itemsize * 8
     words = np.ascontiguousarray(pixels).astype(f"u{width // 8}")
     raw = "JPEG" not in ds.file_meta.TransferSyntaxUID.name  # a codestream has no unused bits
-    high = ds.get("HighBit") if raw else bits - 1
-    high = high if isinstance(high, int) and bits - 1 <= high < width else bits - 1
+    high = (listed(ds, "HighBit") if raw else []) or [bits - 1]
+    high = high[0] if isinstance(high[0], int) and bits - 1 <= high[0] < width else bits - 1
     words <<= width - 1 - high
     return words.view(f"{'iu'[ds.PixelRepresentation == 0]}{width // 8}") >> (width - bits)
 
@@ -93,7 +93,7 @@ def _through_luts(levels: np.ndarray, seen: np.ndarray, ds: Dataset, notes: list
                 if np.isfinite(shown).all() and np.ptp(shown[seen]) > 0 and _gray_share(shown[seen]) >= least:
                     return shown, name
                 notes.append(f"{name} ignored: it would hide the film")
-            except Exception:  # pydicom meets a damaged element with exceptions of a dozen kinds
+            except Exception:  # a dozen kinds, as of a damaged element
                 notes.append(f"{name} ignored: empty or damaged")
         return values, ""
 
@@ -113,9 +113,9 @@ def _gray_share(shown: np.ndarray) -> float:
 
 
 def _modality_luts(ds: Dataset) -> Iterator[Lut]:
-    for item in _listed(ds, "ModalityLUTSequence")[:1]:
+    for item in listed(ds, "ModalityLUTSequence")[:1]:
         yield "Modality LUT", partial(_lut, item=item, ds=ds)
-    for slope, intercept in zip(_listed(ds, "RescaleSlope")[:1], _listed(ds, "RescaleIntercept")[:1]):
+    for slope, intercept in zip(listed(ds, "RescaleSlope")[:1], listed(ds, "RescaleIntercept")[:1]):
         yield f"rescaling by {slope}", lambda values: values * float(slope) + float(intercept)
 
 
@@ -123,21 +123,21 @@ def _voi_luts(ds: Dataset) -> Iterator[Lut]:
     def named(kind: str, luts: Iterable[object]) -> Iterator[tuple[str, object]]:
         return ((f"{kind} {n}" if n > 1 else kind, lut) for n, lut in enumerate(islice(luts, MOST_LUTS), 1))
 
-    for name, item in named("VOI LUT", _listed(ds, "VOILUTSequence")):
+    for name, item in named("VOI LUT", listed(ds, "VOILUTSequence")):
         yield name, partial(_lut, item=item, ds=ds)
-    for name, (center, width) in named("window", zip(_listed(ds, "WindowCenter"), _listed(ds, "WindowWidth"))):
+    for name, (center, width) in named("window", zip(listed(ds, "WindowCenter"), listed(ds, "WindowWidth"))):
         yield name, partial(_window, center=center, width=width, ds=ds)
 
 
-def _listed(ds: Dataset, name: str) -> list:
-    """An element's values, none, one or many; one that can't be read is a value that is none."""
+def listed(ds: Dataset, name: str) -> list:
+    """An element's values: none, one or many; None stands for one that can't be read."""
     try:
         value = ds.get(name)
-    except Exception:  # a dozen kinds
+    except Exception:  # pydicom meets a damaged element with exceptions of a dozen kinds
         return [None]
     if value is None or value == "":
         return []
-    return [value] if isinstance(value, (str, bytes, int, float)) else list(value)
+    return list(value) if isinstance(value, MutableSequence) else [value]
 
 
 def _lut(values: np.ndarray, item: Dataset, ds: Dataset) -> np.ndarray:
@@ -160,15 +160,15 @@ def _window(values: np.ndarray, center: object, width: object, ds: Dataset) -> n
     alone = Dataset()  # without what the window's own range doesn't depend on
     alone.PhotometricInterpretation, alone.BitsStored, alone.PixelRepresentation = "MONOCHROME2", ds.BitsStored, 0
     alone.WindowCenter, alone.WindowWidth = float(center), float(width)
-    alone.VOILUTFunction = ds.get("VOILUTFunction") or "LINEAR"
+    alone.VOILUTFunction = (listed(ds, "VOILUTFunction") or ["LINEAR"])[0]
     return apply_windowing(values, alone)
 
 
 def _padding(levels: np.ndarray, sample: np.ndarray, ds: Dataset, notes: list[str]) -> np.ndarray:
     """Which levels stand for no measurement (PixelPaddingValue, alone or up to PixelPaddingRangeLimit), by a sample of the pixels."""
     none = np.zeros(levels.shape, bool)
-    ends = [value for name in ("PixelPaddingValue", "PixelPaddingRangeLimit") for value in _listed(ds, name) if isinstance(value, int)]
-    if "PixelPaddingValue" not in ds or not ends:
+    ends = [value for name in ("PixelPaddingValue", "PixelPaddingRangeLimit") for value in listed(ds, name) if isinstance(value, int)]
+    if not listed(ds, "PixelPaddingValue") or not ends:
         return none
     low = levels.min()
     # A value that is written with a sign where the pixels have none, or the reverse, is the level of the same bits.
@@ -184,8 +184,9 @@ def _padding(levels: np.ndarray, sample: np.ndarray, ds: Dataset, notes: list[st
 def _inside(stored: np.ndarray, ds: Dataset, notes: list[str]) -> np.ndarray:
     """The part within a rectangular shutter or collimator; all of it where the tags name none, or next to nothing."""
     for name in ("Shutter", "Collimator"):
-        edges = [ds.get(f"{name}{edge}Edge") for edge in ("UpperHorizontal", "LowerHorizontal", "LeftVertical", "RightVertical")]
-        if "RECTANGULAR" in str(ds.get(f"{name}Shape", "")) and all(isinstance(edge, int) for edge in edges):
+        edges = [value for edge in ("UpperHorizontal", "LowerHorizontal", "LeftVertical", "RightVertical")
+                 for value in listed(ds, f"{name}{edge}Edge")]
+        if "RECTANGULAR" in listed(ds, f"{name}Shape") and len(edges) == 4 and all(isinstance(edge, int) for edge in edges):
             top, bottom, left, right = edges
             part = stored[max(top, 0):max(bottom, 0), max(left, 0):max(right, 0)]
             if stored.size > part.size >= stored.size / 4:

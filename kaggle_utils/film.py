@@ -72,7 +72,7 @@ def read_checked(path: str | Path, name: str, *, force: bool = False, data: byte
         film = read_film(path, data=data)
     except (ValueError, OSError, ImportError) as error:  # a folder may hold DICOM besides what needs no extra
         return ReadFilm(name, path, error=str(error))
-    checked = check_film(film.image, film.colour)
+    checked = check_film(film.image, film.colour, film.lie)
     refused = f"{path}: refused: {'; '.join(checked.problems)}" if checked.problems and not force else ""
     spacing = film.spacing_mm and film.spacing_mm[::-1 if checked.turned % 180 else 1]
     # No colours: many films wait in memory.

@@ -6,6 +6,7 @@ Lungs are the patient's: the right one is category and segment 1, on the image's
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from io import BytesIO
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .image import HEAD, is_dicom, write_bytes
+from .image import HEAD, is_dicom, listed, unpack, write_bytes
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -27,9 +28,16 @@ FORMATS: dict[str, dict[str, str]] = {
 }
 LUNGS = ("right lung", "left lung")
 _SNOMED = ("3341006", "44029006")  # of the lungs, in this order; SNOMED CT, as DICOM PS3.16 prefers
-# Type 2 of the patient and the study: they may be empty, and are left out of many a film that was made anonymous.
-_MAY_BE_EMPTY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate", "StudyTime")
-_REQUIRED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality")
+# What a segmentation object has of its film's patient and study. The first may be empty, by the standard (type 2) and in many a film
+# that was made anonymous; the others may be missing.
+_MAY_BE_EMPTY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate", "StudyTime",
+                 "ReferringPhysicianName")
+_MAY_BE_MISSING = ("IssuerOfPatientID", "PatientAge", "PatientIdentityRemoved", "DeidentificationMethod", "StudyDescription",
+                   "LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod", "PatientOrientation")
+_REQUIRED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+_VALIDATED = ("AS", "CS", "DA", "DS", "TM")  # VRs whose form counts; texts of any length are handed on as they are
+_ALLOWED = {"PatientSex": ("F", "M", "O"), "LossyImageCompression": ("00", "01")}
+_UID = r"[0-9.]{1,64}"  # leniently: one with a leading zero is no valid one, but does name a film
 
 
 def check_formats(formats: Sequence[str]) -> None:
@@ -91,12 +99,13 @@ def write_coco(path: str | Path, annotations: Iterable[dict[str, object]]) -> No
     write_bytes(path, buffer.getvalue())
 
 
-def write_dicom_seg(path: str | Path, lungs: tuple[np.ndarray, np.ndarray], source: str | Path, *, version: str) -> None:
+def write_dicom_seg(path: str | Path, lungs: tuple[np.ndarray, np.ndarray], source: str | Path, *, version: str) -> tuple[str, ...]:
     """Writes a DICOM segmentation object of a film that is a DICOM file: a segment a lung, pixel on pixel.
 
-    It carries the film's patient and study, in a series of its own, and refers to the film's instance. A radiograph is a
-    projection: it has no place and no plane in the patient, so there is no frame of reference and no spacing either, and a
-    viewer lays the segments on the film that they refer to. A lung that is missing is a segment without pixels.
+    It carries the film's patient and study, in a series of its own, and refers to the film's instance. An element of these
+    that no valid object can hold (a birth date "ANON") is left empty. A radiograph is a projection: it has no place and no plane
+    in the patient, so there is no frame of reference and no spacing either, and a viewer lays the segments on the film that they
+    refer to. A lung that is missing is a segment without pixels.
 
     Args:
         path: file to write.
@@ -104,9 +113,13 @@ def write_dicom_seg(path: str | Path, lungs: tuple[np.ndarray, np.ndarray], sour
         source: the film's file.
         version: of the weights, as the object's AlgorithmVersion.
 
+    Returns:
+        A note on the elements that were left empty, if any.
+
     Raises:
         ValueError: the film is no DICOM file, or lacks what such an object has to refer to.
         OSError: a file can't be read or written.
+        Exception: of any kind, by highdicom or pydicom, at an element that they can't take.
 
     Source: DICOM PS3.3 A.51, Segmentation IOD; C.7.4.1 is needed only where no source image is referred to.
     """
@@ -114,7 +127,7 @@ def write_dicom_seg(path: str | Path, lungs: tuple[np.ndarray, np.ndarray], sour
     from highdicom.seg import Segmentation, SegmentationTypeValues, SegmentAlgorithmTypeValues, SegmentDescription
     from pydicom.sr.codedict import codes
     from pydicom.sr.coding import Code
-    film = _read_tags(source)
+    film, kind, emptied = _read_tags(source, lungs[0].shape)
     algorithm = hd.AlgorithmIdentificationSequence("unet-lung", family=codes.cid7162.ArtificialIntelligence, version=version)
     segments = [SegmentDescription(number, label, codes.cid7150.AnatomicalStructure, Code(code, "SCT", label.capitalize()),
                                    SegmentAlgorithmTypeValues.AUTOMATIC, algorithm)
@@ -125,24 +138,73 @@ def write_dicom_seg(path: str | Path, lungs: tuple[np.ndarray, np.ndarray], sour
         version, "none", omit_empty_frames=False, content_label="LUNGS", content_description="Lungs of a chest radiograph")
     segmentation.SeriesDescription = "Lungs"
     segmentation.PatientOrientation = film.get("PatientOrientation")  # required, if empty, where there is no place in the patient
+    for element in segmentation.iterall():
+        if element.keyword == "ReferencedSOPClassUID":
+            element.value = kind
     buffer = BytesIO()
     segmentation.save_as(buffer)
     write_bytes(path, buffer.getvalue())
+    return (f"DICOM-SEG without {', '.join(emptied)}: not valid in the film",) if emptied else ()
 
 
-def _read_tags(source: str | Path) -> Dataset:
-    """A film's tags without its pixels, with those that a segmentation object copies."""
-    from pydicom import dcmread
-    with Path(source).open("rb") as file:
-        if not is_dicom(file.read(HEAD)):
-            raise ValueError("the film is no DICOM file")
-    film = dcmread(source, stop_before_pixels=True, force=True)
-    missing = [name for name in _REQUIRED if not film.get(name)]
+def _read_tags(source: str | Path, shape: tuple[int, int]) -> tuple[Dataset, str, list[str]]:
+    """What a segmentation object copies and refers to, its film's SOP class, and the names of what can't be copied."""
+    from pydicom import Dataset, dcmread, uid
+    data = unpack(Path(source).read_bytes())
+    if not is_dicom(data[:HEAD]):
+        raise ValueError("the film is no DICOM file")
+    film = dcmread(BytesIO(data), stop_before_pixels=True, force=True)
+    uids = {name: "\\".join(map(str, listed(film, name))) for name in _REQUIRED}
+    missing = [name for name, text in uids.items() if not re.fullmatch(_UID, text)]
     if missing:
         raise ValueError(f"the film has no {' and no '.join(missing)}")
-    for name in _MAY_BE_EMPTY:
-        if name not in film:
-            setattr(film, name, None)
-    # Some films name a frame of reference, but no place in it: none can be handed on.
-    film.pop("FrameOfReferenceUID", None)
-    return film
+    tags, emptied = Dataset(), []
+    tags.Rows, tags.Columns = shape
+    tags.SpecificCharacterSet = "ISO_IR 192"  # UTF-8, whatever the film has; pydicom decodes that
+    for name, text in uids.items():
+        setattr(tags, name, text)
+    tags.SOPClassUID = uid.DigitalXRayImageStorageForPresentation  # highdicom copies the elements that it knows a class to have
+    for name in _MAY_BE_EMPTY + _MAY_BE_MISSING:
+        try:
+            value = _usable(film, name)
+        except Exception:  # pydicom meets a damaged element with exceptions of a dozen kinds
+            value = None
+            emptied.append(name)
+        if value is not None or name in _MAY_BE_EMPTY:
+            setattr(tags, name, value)
+    return tags, uids["SOPClassUID"], emptied
+
+
+def _usable(film: Dataset, name: str) -> str | list[str] | None:
+    """An element's text, or texts, where a valid object can hold it; None where it is missing or empty.
+
+    Raises:
+        Exception: of a dozen kinds, where none can.
+    """
+    from pydicom.charset import python_encoding
+    from pydicom.datadict import dictionary_VM, dictionary_VR
+    from pydicom.valuerep import PersonName
+    values, vr, many = listed(film, name), dictionary_VR(name), dictionary_VM(name) != "1"
+    if not any(map(str, values)):
+        return None
+    if not all(isinstance(each, (str, PersonName, float)) for each in values) or len(values) > 1 and not many:
+        raise TypeError(f"{name} is not {'texts' if many else 'one text'}")
+    texts = [str(each) for each in values]
+    known = all(each in python_encoding for each in map(str, listed(film, "SpecificCharacterSet")))
+    for text in texts:
+        text.encode("utf-8" if known else "ascii")
+        _check_text(text, vr)
+    if texts[0] not in _ALLOWED.get(name, texts) or name == "PatientOrientation" and len(texts) != 2:
+        raise ValueError(f"{name} is {texts}")
+    return texts if many else texts[0]
+
+
+def _check_text(text: str, vr: str) -> None:
+    """Raises ValueError unless a text is one of its value representation."""
+    from pydicom import config
+    from pydicom.valuerep import DA, TM, validate_value
+    if vr in _VALIDATED:
+        validate_value(vr, text, config.RAISE)
+    {"DA": DA, "TM": TM}.get(vr, str)(text)  # no 30th of February, and no span of days
+    if "\ufffd" in text or "\\" in text:
+        raise ValueError("it was written in another character set, or is two texts")

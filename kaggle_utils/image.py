@@ -21,7 +21,7 @@ os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
 import cv2
 import numpy as np
 
-from .dicom import Film, read_dicom
+from .dicom import Film, Lie, listed, read_dicom  # noqa: F401 (this module is the face of the first three)
 from .gray import to_8_bits
 from .picture import decode, unpack
 

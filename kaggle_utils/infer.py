@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
@@ -21,6 +22,7 @@ from .segmenter import DEFAULT_WEIGHTS, LungSegmenter  # noqa: F401 (this module
 
 COLUMNS = ("name", "path", "height", "width", "lung_px", "lung_share", "quality", "flag", "reasons", "mask", "overlay", "notes", "error")
 _FOLDERS = {"png": ("masks", "overlays"), "coco": (), "dicom-seg": ("dicom-seg",)}  # of each format
+_NAMES = {"png": "PNG", "coco": "COCO", "dicom-seg": "DICOM-SEG"}  # in notes
 
 
 def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegmenter, *, batch: int = 8, force: bool = False,
@@ -154,18 +156,38 @@ def _write(found: Segmented, out: Path, formats: Sequence[str],
     film, mask, row = found.film, found.mask, found.row
     if mask is None:
         return row, {}, []
-    if "png" in formats:
-        lying = film.checked.undo(mask)
-        row |= {"mask": str(out / "masks" / f"{film.name}.png"), "overlay": str(out / "overlays" / f"{film.name}.png")}
-        write_mask(row["mask"], lying)
-        write_image(row["overlay"], draw_overlay(film.image, lying))
+    lying, notes, annotations = film.checked.undo(mask), list(found.notes), []
     lungs = tuple(map(film.checked.undo, split_lungs(mask))) if set(formats) - {"png"} else ()  # right and left only while upright
-    if "dicom-seg" in formats:
+    for form in formats:
         try:
-            write_dicom_seg(out / "dicom-seg" / f"{film.name}.dcm", lungs, film.path, version=version)
-        except ValueError as error:
-            row["notes"] = "; ".join((*found.notes, f"no DICOM-SEG: {error}"))
-    return row, measure(mask, film.spacing_mm), annotate(lungs, film.name, film.path) if "coco" in formats else []
+            if form == "png":
+                row |= _write_pictures(film, lying, out)
+            elif form == "coco":
+                annotations = annotate(lungs, film.name, film.path)
+            else:
+                notes += _write_dicom_seg(film, lungs, out, version)
+        except Exception as error:  # whatever a film makes a format's packages raise, the other films go on
+            notes.append(f"no {_NAMES[form]}: {_in_a_note(error)}")
+    return row | {"notes": "; ".join(notes)}, measure(mask, film.spacing_mm), annotations
+
+
+def _write_pictures(film: ReadFilm, lying: np.ndarray, out: Path) -> dict[str, str]:
+    """Writes mask and overlay; their columns in the table."""
+    paths = {"mask": str(out / "masks" / f"{film.name}.png"), "overlay": str(out / "overlays" / f"{film.name}.png")}
+    write_mask(paths["mask"], lying)
+    write_image(paths["overlay"], draw_overlay(film.image, lying))
+    return paths
+
+
+def _write_dicom_seg(film: ReadFilm, lungs: tuple[np.ndarray, np.ndarray], out: Path, version: str) -> tuple[str, ...]:
+    if not film.checked.sides:
+        raise ValueError("which of the lungs is the right one is not certain")
+    return write_dicom_seg(out / "dicom-seg" / f"{film.name}.dcm", lungs, film.path, version=version)
+
+
+def _in_a_note(error: Exception) -> str:
+    kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__} "
+    return f"{kind}{' '.join(str(error).split())[:300]}".replace(";", ",")
 
 
 def _batches(items: Iterable, size: int) -> Iterator[list]:

@@ -1,5 +1,7 @@
 """checks.py: what is said of a film before it is segmented, what is put right, and what is said of the lungs found."""
 
+import itertools
+
 import cv2
 import numpy as np
 import pandas as pd
@@ -58,9 +60,11 @@ def test_mask_goes_back_to_where_the_film_lay(films, negative, quarters):
 
 def test_undo_keeps_every_pixel_of_a_mask_of_odd_sides():
     mask = np.arange(15, dtype=np.uint8).reshape(3, 5) % 2
-    for turned in (0, 90, 180, 270):
-        back = Checked(mask, turned=turned).undo(mask)
-        np.testing.assert_array_equal(np.rot90(back, turned // 90), mask)
+    for mirrored, quarters in itertools.product((False, True), range(4)):
+        checked = Checked(mask, files.Lie(mirrored, quarters))
+        back = checked.undo(mask)
+        np.testing.assert_array_equal(np.rot90(back[:, ::-1] if mirrored else back, quarters), mask)
+        np.testing.assert_array_equal(checked.lie.put_right(back), mask)
 
 
 def test_mirrored_film_is_noted_and_left_as_it_is(films):

@@ -1,6 +1,8 @@
 """formats.py: masks as pycocotools, a Parquet reader, pydicom and highdicom read them back."""
 
+import gzip
 import subprocess
+from io import BytesIO
 from shutil import which
 
 import numpy as np
@@ -8,8 +10,11 @@ import pandas as pd
 import pydicom
 import pytest
 import torch
+from pydicom import Dataset
+from pydicom.datadict import dictionary_VR
+from pydicom.uid import DigitalXRayImageStorageForPresentation as DX
 
-from kaggle_utils import formats
+from kaggle_utils import formats, infer
 from kaggle_utils import image as files
 from kaggle_utils.formats import annotate, check_formats, write_coco, write_dicom_seg
 from kaggle_utils.infer import LungSegmenter, predict
@@ -180,6 +185,153 @@ def test_film_that_lay_on_its_side_has_its_lungs_where_they_lie_and_by_their_rig
     assert overlap(confusion(lungs["upright"][0], film.right))["dice"] > 0.9  # segment 1 is the patient's right lung
     rows = pd.read_parquet(tmp_path / "out/coco.parquet").query("name == 'turned'")
     np.testing.assert_array_equal([coco.decode(s) for s in rows.segmentation], lungs["turned"])
+
+
+LIES = {"L\\F": files.Lie(), "H\\L": files.Lie(False, 1), "R\\H": files.Lie(False, 2), "F\\R": files.Lie(False, 3),
+        "R\\F": files.Lie(True), "F\\L": files.Lie(True, 1), "L\\H": files.Lie(True, 2), "H\\R": files.Lie(True, 3)}
+
+
+@pytest.fixture(scope="module")
+def chest() -> tuple[np.ndarray, np.ndarray]:
+    """A film narrower than it is high, whose heart is plainly on the left, and its right lung."""
+    film = AppearanceModel.load().film(1, 4, size=256, tb=0)
+    return film.image[:, 6:-10], film.right[:, 6:-10]
+
+
+def test_film_of_any_patient_orientation_has_its_masks_as_it_lies_and_its_lungs_by_their_right_names(tmp_path, chest):
+    coco = pytest.importorskip("pycocotools.mask")
+    pytest.importorskip("pyarrow"), pytest.importorskip("highdicom")
+    image, right = chest
+    for orientation, lie in LIES.items():
+        tags = STUDY | {"PixelSpacing": [0.7, 1.4][::-1 if lie.quarters % 2 else 1], "PatientOrientation": orientation.split("\\")}
+        (tmp_path / f"{orientation.replace(chr(92), '')}.dcm").write_bytes(dicom(lie.undo(image), **tags))
+    out = tmp_path / "out"
+    table = predict([tmp_path], out, LungSegmenter(device="cpu"), formats=("png", "coco", "dicom-seg")).set_index("name")
+    plain = files.read_mask(out / "masks" / "LF.png")
+    lungs = split_lungs(plain)
+    assert overlap(confusion(lungs[0], right))["dice"] > 0.9
+    annotations = pd.read_parquet(out / "coco.parquet").set_index(["name", "category"])
+    measured = pd.read_csv(out / "measurements.csv").set_index("name")
+    for orientation, lie in LIES.items():
+        name = orientation.replace("\\", "")
+        np.testing.assert_array_equal(files.read_mask(out / "masks" / f"{name}.png"), lie.undo(plain))
+        expected = [lie.undo(lung) for lung in lungs]
+        np.testing.assert_array_equal([coco.decode(annotations.segmentation[name, f"{side} lung"]) for side in ("right", "left")], expected)
+        ds = pydicom.dcmread(out / "dicom-seg" / f"{name}.dcm")
+        np.testing.assert_array_equal(ds.pixel_array, expected)
+        assert [(s.SegmentLabel, s.SegmentedPropertyTypeCodeSequence[0].CodeMeaning) for s in ds.SegmentSequence] == [
+            ("right lung", "Right lung"), ("left lung", "Left lung")]
+        assert list(ds.PatientOrientation) == orientation.split("\\")
+        pd.testing.assert_series_equal(measured.loc[name], measured.loc["LF"], check_names=False)
+        notes = table.notes[name].split("; ")
+        assert (f"stored {lie} (PatientOrientation {orientation})" in notes) == ("put right as its file says" in notes) == (name != "LF")
+    assert "mirrored and upside down" in table.notes["LH"] and measured.right_width_mm["LF"] == pytest.approx(1.4 * measured.right_width_px["LF"])
+
+
+@pytest.mark.parametrize("said, lies, written, note", [
+    (None, files.Lie(True), False, "mirrored, or the heart is on the right"),  # only the network suspects it
+    (["L", "F"], files.Lie(True), False, "mirrored, or the heart is on the right"),
+    (["R", "F"], files.Lie(), False, "mirrored, or the heart is on the right"),
+    (["L", "F"], files.Lie(False, 2), True, "upside down: turned by 180°"),
+    (["R", "H"], files.Lie(), True, "doesn't lie as its file says"),
+    (["F", "R"], files.Lie(False, 2), True, "doesn't lie as its file says"),
+    (["L", "H"], files.Lie(), False, "doesn't lie as its file says"),  # of a tag that is wrong on one thing, the other can't be taken
+    (["P", "F"], files.Lie(), True, "not that of a frontal film"),
+    (["L"], files.Lie(), True, "not that of a frontal film")])
+def test_what_is_seen_of_a_films_lie_counts_and_its_sides_are_named_only_where_they_are_certain(tmp_path, chest, said, lies, written, note):
+    pytest.importorskip("highdicom")
+    image, right = chest
+    (tmp_path / "film.dcm").write_bytes(dicom(lies.undo(image), **STUDY, **{"PatientOrientation": said} if said else {}))
+    table = predict([tmp_path / "film.dcm"], tmp_path / "out", LungSegmenter(device="cpu"), formats=("dicom-seg",))
+    assert note in table.notes[0] and (tmp_path / "out/dicom-seg/film.dcm").exists() == written
+    assert ("no DICOM-SEG: which of the lungs is the right one is not certain" in table.notes[0]) != written
+    if written:
+        found = pydicom.dcmread(tmp_path / "out/dicom-seg/film.dcm").pixel_array[0]
+        assert overlap(confusion(found, lies.undo(right)))["dice"] > 0.9
+
+
+ODD = {  # elements of a film, and those that its segmentation object is without
+    "Japanese": ({"SpecificCharacterSet": ["", "ISO 2022 IR 87"], "PatientName": "Yamada^Tarou=山田^太郎=やまだ^たろう"}, ""),
+    "Japanese, half width": ({"SpecificCharacterSet": ["ISO 2022 IR 13", "ISO 2022 IR 87"], "PatientName": "ﾔﾏﾀﾞ^ﾀﾛｳ=山田^太郎=やまだ^たろう"}, ""),
+    "Korean": ({"SpecificCharacterSet": ["", "ISO 2022 IR 149"], "PatientName": "Hong^Gildong=洪^吉洞=홍^길동"}, ""),
+    "Latin 1": ({"SpecificCharacterSet": "ISO_IR 100", "PatientName": "Müller^Jörg"}, ""),
+    "character set of no one": ({"SpecificCharacterSet": "FOO", "PatientName": "A^B"}, ""),
+    "birth date ANON": ({"PatientBirthDate": "ANON"}, "PatientBirthDate"),
+    "birth date of zeros": ({"PatientBirthDate": "00000000"}, "PatientBirthDate"),
+    "30th of February": ({"PatientBirthDate": "20000230"}, "PatientBirthDate"),
+    "date with dashes": ({"StudyDate": "2020-01-01"}, "StudyDate"),
+    "span of dates": ({"StudyDate": "20200101-20210101"}, "StudyDate"),
+    "time with colons": ({"StudyTime": "10:10:10"}, "StudyTime"),
+    "25 o'clock": ({"StudyTime": "250000", "StudyDate": "20200101"}, "StudyTime"),
+    "sex in lower case": ({"PatientSex": "f"}, "PatientSex"),
+    "sex of no kind": ({"PatientSex": "UNKNOWN"}, "PatientSex"),
+    "two sexes": ({"PatientSex": ["M", "F"]}, "PatientSex"),
+    "name as a number": ({"PatientName": ("US", 7)}, "PatientName"),
+    "name as bytes": ({"PatientName": ("OB", b"Nobody")}, "PatientName"),
+    "name as a text": ({"PatientName": ("LO", "Nobody^Phantom")}, ""),
+    "name of two": ({"PatientName": ("LO", ["A^B", "C^D"])}, "PatientName"),
+    "identifier as a list": ({"PatientID": ["a", "b"]}, "PatientID"),
+    "referring physician as a sequence": ({"ReferringPhysicianName": ("SQ", [pydicom.dcmread(BytesIO(dicom(phantom().image)))])}, "ReferringPhysicianName"),
+    "age in words": ({"PatientAge": "forty"}, "PatientAge"),
+    "one direction": ({"PatientOrientation": "L"}, "PatientOrientation"),
+    "unknown class": ({"SOPClassUID": "1.2.3.4.5.6"}, ""),
+    "UID with a leading zero": ({"StudyInstanceUID": "1.02.3"}, ""),
+    "compression of no kind": ({"LossyImageCompression": "YES"}, "LossyImageCompression"),
+    "lossy": ({"LossyImageCompression": "01", "LossyImageCompressionRatio": "8.5", "LossyImageCompressionMethod": "ISO_10918_1"}, ""),
+    "place in the patient": ({"ImageOrientationPatient": "1", "FrameOfReferenceUID": "ANON"}, ""),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_element_that_no_valid_object_can_hold_is_left_empty_and_named(tmp_path, case):
+    pytest.importorskip("highdicom")
+    tags, emptied = ODD[case]
+    film, odd = phantom(50, 70), Dataset()
+    with pydicom.config.disable_value_validation():
+        for name, value in tags.items():
+            vr, value = value if isinstance(value, tuple) else (dictionary_VR(name), value)
+            odd.add_new(name, vr, value)
+        (tmp_path / "film.dcm").write_bytes(dicom(film.image, **{k: v for k, v in STUDY.items() if k not in tags}, elements=odd))
+    notes = write_dicom_seg(tmp_path / "seg.dcm", (film.right, film.left), tmp_path / "film.dcm", version="7")
+    assert notes == ((f"DICOM-SEG without {emptied}: not valid in the film",) if emptied else ())
+    ds = pydicom.dcmread(tmp_path / "seg.dcm")
+    np.testing.assert_array_equal(ds.pixel_array, [film.right, film.left])
+    for name, expected in (STUDY | {"SOPClassUID": DX} | tags).items():
+        expected = expected[1] if isinstance(expected, tuple) else expected
+        if name in ("SOPInstanceUID", "SOPClassUID"):
+            source = ds.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence[0].SourceImageSequence[0]
+            assert source[f"Referenced{name}"].value == expected
+        elif name == emptied:
+            assert not ds.get(name) or name == "LossyImageCompression"
+        elif name in ("PatientName", "StudyInstanceUID", "StudyDate", "LossyImageCompression"):
+            assert str(ds[name].value) == expected
+
+
+def test_film_named_by_no_uid_has_no_object_and_gzipped_film_has_one(tmp_path, film_file):
+    pytest.importorskip("highdicom")
+    film = phantom(50, 70)
+    (tmp_path / "film.dcm.gz").write_bytes(gzip.compress(film_file.read_bytes()))
+    write_dicom_seg(tmp_path / "seg.dcm", (film.right, film.left), tmp_path / "film.dcm.gz", version="7")
+    assert pydicom.dcmread(tmp_path / "seg.dcm").StudyInstanceUID == STUDY["StudyInstanceUID"]
+    film_file.write_bytes(film_file.read_bytes().replace(b"1.2.826.1.1\0", b"1.2.ANON.1\0\0"))
+    with pytest.raises(ValueError, match="the film has no StudyInstanceUID"):
+        write_dicom_seg(tmp_path / "none.dcm", (film.right, film.left), film_file, version="7")
+
+
+@pytest.mark.parametrize("error", [TypeError("a list; of\ntwo"), KeyError("1.2.3"), AttributeError("x"), RecursionError(), OSError(36, "File name too long")])
+@pytest.mark.parametrize("broken, name", [("write_dicom_seg", "DICOM-SEG"), ("annotate", "COCO"), ("write_mask", "PNG")])
+def test_no_format_ends_a_run_whatever_it_raises(tmp_path, segmenter, film_file, monkeypatch, broken, name, error):
+    pytest.importorskip("pycocotools"), pytest.importorskip("pyarrow"), pytest.importorskip("highdicom")
+
+    def fails(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(infer, broken, fails)
+    table = predict([film_file], tmp_path / "out", segmenter, force=True, formats=tuple(formats.FORMATS))
+    notes = [note for note in table.notes[0].split("; ") if note.startswith("no ") and note != "no spacing"]
+    assert len(notes) == 1 and notes[0].startswith(f"no {name}: ") and "\n" not in notes[0]
+    assert len(pd.read_csv(tmp_path / "out" / "measurements.csv")) == 1 and table.error[0] == ""
+    assert table["mask"].isna()[0] == (name == "PNG")
 
 
 def test_predict_without_png_leaves_no_picture(tmp_path, segmenter, film_file):
