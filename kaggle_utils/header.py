@@ -19,18 +19,18 @@ MAX_PIXELS = 120_000_000
 MAX_BYTES = 8 * MAX_PIXELS  # of a file: four channels of 16 bits, uncompressed
 HEAD = 512  # bytes that kind_of, is_dicom and looks_like_image want to see
 _GROUPS = (b"\x02\x00", b"\x08\x00")  # with one of these a DICOM file without a preamble begins
-_IMAGE = re.compile(  # PNG, JPEG, TIFF, GIF, BMP, WebP, JPEG 2000 (file, codestream), HEIC and AVIF, PGM and its like, OpenEXR, NRRD, NIfTI-2
-    rb"\x89PNG\r\n|\xff\xd8\xff|II[*+]\0|MM\0[*+]|GIF8|BM.{4}\0{4}.{4}[\x0c(48@l|]\0{3}|RIFF.{4}WEBP|\0{3}\x0cjP  |\xff\x4f\xff\x51"
-    rb"|.{4}ftyp(?:hei[cx]|mif1|avif)|P[1-6]\s+[#\d]|v/1\x01|NRRD000|.{4}n\+2\0", re.DOTALL)
 # JPEG's start-of-frame markers: 0xC0-0xCF without DHT, JPG and DAC.
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _ALONE = frozenset((0x00, 0x01, *range(0xD0, 0xD9)))  # JPEG's stuffed zeros, TEM, restarts and SOI have no length
 _AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _MOST_PAGES = 100  # of a TIFF that are looked at
 _PAGE_KIND, _OLD_PAGE_KIND, _WIDTH, _LENGTH, _ORIENTATION = _TAGS = 254, 255, 256, 257, 274
-_MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"II\x2a\x00": "TIFF", b"MM\x00\x2a": "TIFF", b"II\x2b\x00": "TIFF",
-          b"MM\x00\x2b": "TIFF", b"BM": "BMP", b"GIF8": "GIF", b"\x00\x00\x00\x0cjP  \r\n\x87\n": "JP2", b"\xff\x4f\xff\x51": "J2K",
-          b"\x1f\x8b": "gzip"}
+_KINDS = {kind: re.compile(magic, re.DOTALL) for kind, magic in {
+    "PNG": rb"\x89PNG\r\n\x1a\n", "JPEG": rb"\xff\xd8\xff", "TIFF": rb"II[*+]\0|MM\0[*+]", "GIF": rb"GIF8", "WebP": rb"RIFF.{4}WEBP",
+    "BMP": rb"BM.{12}[\x0c(48@l|]\0{3}", "JP2": rb"\0{3}\x0cjP  \r\n\x87\n", "J2K": rb"\xff\x4f\xff\x51", "gzip": rb"\x1f\x8b",
+    "NIfTI": rb".{344}n\+1\0|.{4}n\+2\0"}.items()}
+# HEIC and AVIF, PGM and its like, OpenEXR, NRRD
+_NOT_READ = re.compile(rb".{4}ftyp(?:hei[cx]|mif1|avif)|P[1-6]\s+[#\d]|v/1\x01|NRRD000", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,7 @@ def kind_of(head: bytes) -> str | None:
     """The format of a file by its first ``HEAD`` bytes: DICOM, PNG, JPEG, TIFF, BMP, GIF, WebP, JP2, J2K, NIfTI or gzip."""
     if is_dicom(head):
         return "DICOM"
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WebP"
-    found = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
-    return found or ("NIfTI" if head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0" else None)
+    return next((kind for kind, magic in _KINDS.items() if magic.match(head)), None)
 
 
 def is_dicom(head: bytes) -> bool:
@@ -77,7 +74,7 @@ def is_dicom(head: bytes) -> bool:
 
 def looks_like_image(head: bytes) -> bool:
     """Says whether a file's first ``HEAD`` bytes are those of a picture or of a NIfTI volume, be it one that is read here or not."""
-    return bool(_IMAGE.match(head)) or head[344:348] == b"n+1\0"
+    return kind_of(head) not in (None, "gzip", "DICOM") or bool(_NOT_READ.match(head))
 
 
 def check_size(rows: int, columns: int) -> None:
