@@ -61,3 +61,15 @@ def study(tmp_path: Path) -> Path:
         (tmp_path / "study" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "study" / name).write_bytes(data)
     return tmp_path / "study"
+
+
+LONGEST = ("test_cluster", "test_notebooks", "test_distributed", "test_s3", "test_train", "test_main", "test_tune", "test_app")  # files
+SLOW = {"cluster", "two", "journey", "uninterrupted", "browser", "viewer"}  # fixtures: each starts processes or a browser
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first, so that processes which share the files end together; who needs a slow fixture is slow."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+    for item in items:
+        if SLOW & set(item.fixturenames):
+            item.add_marker(pytest.mark.slow)

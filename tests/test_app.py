@@ -211,6 +211,7 @@ def test_answers_forbid_other_machines_whatever_the_page_would_load(page):
 
 
 # The last one: it stops the server.
+@pytest.mark.slow
 def test_stopped_server_leaves_nothing_and_has_asked_no_other_machine(server):
     output = server.stop()
     assert server.process.returncode == 0 and "Traceback" not in output, output

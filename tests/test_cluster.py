@@ -245,6 +245,7 @@ def test_films_and_results_in_s3(cluster, films, weights, expected, folder, monk
     assert {error.split(": ")[0] for error in manifest["result"]["errors"]} == {"s3://films/in/f03b.png", "s3://films/in/f20b.png"}
 
 
+@pytest.mark.slow
 def test_command_line_on_this_machine_alone(films, weights, folder):
     """It listens to this machine alone, prints what concerns users, and leaves its results and nothing else."""
     for name in ("home", "tmp"):
@@ -304,6 +305,7 @@ def test_address_where_nobody_answers_is_an_error(films, weights, tmp_path):
         predict([films], tmp_path, FORCED, weights=weights, address="127.0.0.1:1")
 
 
+@pytest.mark.slow
 def test_ray_is_imported_where_it_is_used():
     code = "import sys, kaggle_utils.__main__, kaggle_utils.cluster; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(infer.__file__).parents[1], timeout=SECONDS).returncode == 0

@@ -128,6 +128,7 @@ class Joined:
         return iter(self.batches[self.epoch])
 
 
+@pytest.mark.slow
 def test_two_machines_stream_from_s3_and_learn_what_one_process_does(data, proxy, tmp_path, monkeypatch):
     """Each has its own torchrun and reads its own shards; what they share is the run's folder."""
     pytest.importorskip("webdataset")
@@ -162,6 +163,7 @@ def test_what_one_process_meets_ends_both_in_words(seen, rank, case, message):
     assert seen[rank][case].startswith(message)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds the processes in /proc")
 def test_process_that_is_killed_ends_the_run_which_another_number_of_processes_finishes(data, tmp_path):
     config = replace(BASE, epochs=16)
@@ -247,6 +249,7 @@ def test_command_for_a_notebook_takes_all_gpus(monkeypatch, gpus, launcher):
     assert command == [sys.executable, *launcher, "-m", "kaggle_utils", "train", "--data", "set", "--epochs", "3"]
 
 
+@pytest.mark.slow
 def test_a_notebook_sees_what_the_training_says_and_that_it_failed(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)  # where there is no kaggle_utils
     distributed.launch("--help")

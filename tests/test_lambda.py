@@ -251,6 +251,7 @@ class _RuntimeHandler(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.slow
 def test_aws_s_own_runtime_client_starts_it_and_takes_its_answers(client, films, onnx_file, proxy):
     """The process that the image's base starts, in front of a stand-in for Lambda."""
     pytest.importorskip("awslambdaric")
@@ -274,6 +275,7 @@ def test_aws_s_own_runtime_client_starts_it_and_takes_its_answers(client, films,
     assert runtime.answers == {"invocation/2/response": []}
 
 
+@pytest.mark.slow
 def test_a_film_too_large_for_the_memory_is_an_error_in_s3_and_not_a_dead_process(client, films, onnx_file):
     put(client, "films/x.png", cv2.resize(films[0], (6000, 6000)).astype(np.uint16) * 257)
     code = f"import handler\nprint(handler.handler({event('films/x.png')!r})[0]['outcome'])"

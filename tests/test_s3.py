@@ -142,6 +142,7 @@ def impatient(monkeypatch):
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_breaks_in_each_kind_of_request_is_tried_again(fault, folder, proxy, client, tmp_path, impatient, monkeypatch):
     monkeypatch.setattr(s3_client, "READ_S", 3 if fault == "slow" else 30)
@@ -205,12 +206,14 @@ def kill_and_repeat(proxy, arguments, wait, *, within, look=lambda: None):
     return out
 
 
+@pytest.mark.slow
 def test_killed_upload_goes_on_with_what_is_missing(folder, proxy, client):
     said = kill_and_repeat(proxy, ["upload", folder, "s3://bkt/set"], ("PUT", "a.png"), within=("PUT", "partNumber=3"))
     assert contents(client) == {f"set/{name}": data for name, data in files_below(folder).items()}
     assert "were there" in said and not proxy.asked("PUT", r"a\.png") and not unfinished(client)
 
 
+@pytest.mark.slow
 def test_killed_download_goes_on_with_what_is_missing(folder, proxy, tmp_path):
     s3.upload(folder, "s3://bkt/set")
     proxy.log.clear()
@@ -225,6 +228,7 @@ def test_killed_download_goes_on_with_what_is_missing(folder, proxy, tmp_path):
     assert not proxy.asked("GET", r"/bkt/set/a\.png") and proxy.asked("GET", "large")
 
 
+@pytest.mark.slow
 def test_killed_unzip_goes_on_with_what_is_missing(proxy, client):
     members = {"a/small": noise(1000), "b/large": noise(18 * MB, 1), "c/small": noise(2000, 2)}
     client.put_object(Bucket="bkt", Key="set.zip", Body=packed(members))

@@ -70,6 +70,7 @@ def do_in_child(data, out):
     do(data, out)
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on_and_repeats_no_run(prepared, tmp_path, counted):
     path = tmp_path / "out" / "loss.csv"
     child = multiprocessing.get_context("spawn").Process(target=do_in_child, args=(prepared, path.parent))
@@ -108,6 +109,7 @@ def test_more_seeds_are_added_to_a_finished_study(prepared, tmp_path, counted):
     assert counted == [(run.name, seed) for seed in range(2) for run in RUNS]
 
 
+@pytest.mark.slow
 def test_processes_beside_each_other_write_the_same_rows(prepared, tmp_path):
     alone, beside = (do(prepared, tmp_path / str(jobs), seeds=1, jobs=jobs) for jobs in (1, 2))
     pd.testing.assert_frame_equal(without_clock(alone), without_clock(beside))

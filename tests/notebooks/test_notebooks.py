@@ -55,6 +55,7 @@ def clone(tmp_path_factory):
     return lay_out(tmp_path_factory.mktemp("clone"))
 
 
+@pytest.mark.slow
 @by_name
 def test_a_notebook_prints_what_was_saved(path, clone):
     assert not differences(*again(path, clone))
@@ -135,6 +136,7 @@ def test_a_number_changed_in_a_saved_output_is_noticed():
     assert [line.split("\n")[0].split(": ")[1].split()[0] for line in differences(saved, changed)] == [number]
 
 
+@pytest.mark.slow
 def test_a_changed_function_of_the_library_is_noticed(clone, tmp_path):
     """The first cells with a mask that is one lung alone."""
     root = tmp_path / "clone"
@@ -148,6 +150,7 @@ def test_a_changed_function_of_the_library_is_noticed(clone, tmp_path):
     assert len(found) == 1 and "px of lung" in found[0]
 
 
+@pytest.mark.slow
 def test_the_first_notebook_finds_sets_in_kaggles_old_and_nested_layouts(tmp_path, monkeypatch):
     attached, drawn = tmp_path / "kaggle" / "input", tmp_path / "drawn"
     write_raw(drawn, 24, seed=3, size=64)
