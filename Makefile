@@ -1,4 +1,4 @@
-# make run [DATA=folder with the raw sets] · make demo · make test · make test-kaggle · make bench [DATA=…] · make notebooks · make slides
+# make run [DATA=folder with the raw sets] · make demo · make test · make test-machines · make test-kaggle · make bench [DATA=…] · make notebooks · make slides
 PYTHON  ?= python3
 DATA    ?=
 NAME    ?= $(if $(DATA),real,builtin)
@@ -7,17 +7,24 @@ RUN     := runs/$(NAME)
 RAW     := $(or $(DATA),$(RUN)/raw)
 PY      := .venv/bin/python
 CLI     := $(PY) -m kaggle_utils
+# Two processes share the files of tests; WORKERS=0 is none beside this one.
+WORKERS ?= 2
+PYTEST  := -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# Files of tests whose numbers depend on the processor.
+COMPUTE := $(patsubst %,tests/test_%.py,calibrate checks data distributed export hardware infer lambda loss main measure metrics \
+             model protocol quality robustness shards synthetic tb train tune twenty_bugs) tests/notebooks
 
 # Notebooks' kernels write below the home folder otherwise.
 export IPYTHONDIR := $(CURDIR)/.cache/ipython
 export JUPYTER_DATA_DIR := $(CURDIR)/.cache/jupyter
 export JUPYTER_CONFIG_DIR := $(CURDIR)/.cache/jupyter
 
-.PHONY: run demo weights test test-kaggle bench notebooks slides clean help
+.PHONY: run demo weights test test-machines test-kaggle bench notebooks slides clean help
 help:
 	@echo "make run [DATA=folder]  prepare, train, evaluate, predict, into runs/NAME; built-in films without DATA"
 	@echo "make demo               six built-in films and their lungs, into runs/demo/lungs"
-	@echo "make test               all tests"
+	@echo "make test               all tests, in two processes; those of seconds: .venv/bin/python -m pytest -m 'not slow'"
+	@echo "make test-machines      those that compute, as on an old processor, on one with AVX2 and four threads, and with all threads"
 	@echo "make test-kaggle        the same with the versions of Kaggle's image; PYTHON=python3.12 is what it has"
 	@echo "make bench [DATA=…]     speed beside peers, and with the raw sets the time to a Dice of 0.95, into results/"
 	@echo "make notebooks          all notebooks again, on built-in films, saved with their outputs"
@@ -45,11 +52,18 @@ weights: .venv/run.stamp
 test: .venv/dev.stamp
 	@mkdir -p .cache
 	@$(PY) -m slides.make --fetch || true  # an install step: without it, or without a browser, the deck's test is skipped and says so
-	$(PY) -m pytest -q tests --basetemp .cache/tests
+	$(PY) $(PYTEST) tests --basetemp .cache/tests
+
+# What PyTorch and oneDNN may use of the processor is limited; MKL_DYNAMIC else takes no more threads than there are cores.
+test-machines: .venv/dev.stamp
+	@mkdir -p .cache
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=1 $(PY) $(PYTEST) $(COMPUTE) --basetemp .cache/tests
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=4 MKL_DYNAMIC=FALSE $(PY) $(PYTEST) $(COMPUTE) --basetemp .cache/tests
+	TEST_THREADS=all $(PY) $(PYTEST) $(COMPUTE) --basetemp .cache/tests
 
 test-kaggle: .venv-kaggle/dev.stamp
 	@mkdir -p .cache
-	.venv-kaggle/bin/python -m pytest -q tests --basetemp .cache/tests-kaggle
+	.venv-kaggle/bin/python $(PYTEST) tests --basetemp .cache/tests-kaggle
 
 bench: .venv/dev.stamp
 	$(PY) -m benchmarks.prep
