@@ -7,6 +7,7 @@ decoders abort, and others take any time and memory. :mod:`dicom_gray` makes gra
 from __future__ import annotations
 
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -75,6 +76,7 @@ class Film:
     notes: tuple[str, ...] = ()  # what was done to it and what its file says that matters, without semicolons
     colour: np.ndarray | None = None  # (H, W, 3) or (H, W, 4) of any depth, as the file has it, where it is in colour
     lie: Lie | None = None  # how the image lies, where the file says so; it is not put right here
+    age: float | None = None  # of the patient, years
 
 
 class NotAFilm(ValueError):
@@ -104,7 +106,7 @@ def read_dicom(data: bytes) -> Film:
         spacing = _spacing(ds, notes)
         lie = _lie(ds)
         notes += _remarks(ds, lie)
-        return Film(gray, spacing, tuple(note.replace(";", ",") for note in notes), pixels if pixels.ndim == 3 else None, lie)
+        return Film(gray, spacing, tuple(note.replace(";", ",") for note in notes), pixels if pixels.ndim == 3 else None, lie, _age(ds))
     except NotAFilm:
         raise
     except MemoryError:
@@ -295,6 +297,12 @@ def _spacing(ds: Dataset, notes: list[str]) -> tuple[float, float] | None:
 def _lie(ds: Dataset) -> Lie | None:
     """How a frontal film lies, by PatientOrientation; None where that says nothing of the kind."""
     return _LIES.get("".join(str(side)[:1].upper() for side in listed(ds, "PatientOrientation")))
+
+
+def _age(ds: Dataset) -> float | None:
+    """Years, of PatientAge: a number of days, weeks, months or years."""
+    found = re.fullmatch(r"(\d{1,3})([DWMY])", "".join(map(str, listed(ds, "PatientAge"))))
+    return int(found[1]) / {"D": 365.25, "W": 365.25 / 7, "M": 12, "Y": 1}[found[2]] if found else None
 
 
 def _remarks(ds: Dataset, lie: Lie | None) -> list[str]:

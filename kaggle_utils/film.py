@@ -10,6 +10,7 @@ import numpy as np
 
 from .checks import NO_CHEST, Checked, check_film, check_lungs
 from .image import read_film, resize_prob
+from .measure import check_height
 from .quality import Quality, estimate_quality
 
 # Blue and orange of Okabe & Ito's palette, told apart by colour-blind eyes; BGR, as OpenCV draws.
@@ -27,6 +28,7 @@ class ReadFilm:
     error: str = ""
     spacing_mm: tuple[float, float] | None = None  # between the checked film's rows and columns, where the file carries them
     notes: tuple[str, ...] = ()  # without semicolons
+    age: float | None = None  # of the patient, years, where the file says it
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def read_checked(path: str | Path, name: str, *, force: bool = False, data: byte
     refused = f"{path}: refused: {'; '.join(checked.problems)}" if checked.problems and not force else ""
     spacing = film.spacing_mm and film.spacing_mm[::-1 if checked.turned % 180 else 1]
     # No colours: many films wait in memory.
-    return ReadFilm(name, path, film.image, checked, refused, spacing, film.notes + checked.problems * force + checked.notes)
+    return ReadFilm(name, path, film.image, checked, refused, spacing, film.notes + checked.problems * force + checked.notes, film.age)
 
 
 def segment(film: ReadFilm, prob: np.ndarray | None, segmenter, *, force: bool = False) -> Segmented:
@@ -94,7 +96,8 @@ def segment(film: ReadFilm, prob: np.ndarray | None, segmenter, *, force: bool =
     lungs = check_lungs(mask)
     if film.checked.doubtful and lungs and not force:
         return Segmented(film, notes=film.notes + lungs, error=f"{film.path}: refused: {NO_CHEST}")
-    return Segmented(film, mask, estimate_quality(prob, mask, segmenter.threshold), film.notes + lungs)
+    notes = film.notes + lungs + check_height(mask, film.spacing_mm, film.age)
+    return Segmented(film, mask, estimate_quality(prob, mask, segmenter.threshold), notes)
 
 
 def finish_mask(prob: np.ndarray, shape: tuple[int, int], *, threshold: float = 0.5, clean: bool = True) -> np.ndarray:

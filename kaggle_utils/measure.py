@@ -28,6 +28,11 @@ _SEAM_ERROR = 1 / 64  # of the film's height: lungs a pixel apart are one in tha
 # A seam cuts Montgomery's 276 lungs, each taken alone, along 0.24 of their height at least, and 1 % of them are wider than 0.81 of
 # it; of the 951 pairs of Montgomery, Shenzhen and JSRT none is cut, and the narrowest measures 0.78.
 _LONE_CUT, _LONE_WIDTH = 0.25, 0.8
+# mm from the highest to the lowest lung pixel, at birth and from GROWN on; in between the limits grow evenly. JSRT's 247 adults have 187 to
+# 342; Montgomery's 121 adults 154 to 390 and its children of 4 and 5 years 161 to 213, whichever way its films lay in the scanner.
+# A newborn's lungs are some 60 to 90 mm high. 299 mm for one lung is known as a sign of emphysema (Burki & Krumpelman 1980).
+LEAST_HEIGHT, MOST_HEIGHT = (40, 140), (150, 400)
+GROWN = 16  # years
 _MIDLINE_SIDE = 160  # px, the longer side of the copy in which the midline is sought
 
 
@@ -85,6 +90,31 @@ def measure(mask: np.ndarray, spacing_mm: tuple[float, float] | None = None) -> 
     film = (sum(map(bool, areas)), sum(areas) / mask.size if mask.size else nan, areas[1] / areas[0] if all(areas) else nan,
             line.symmetry, line.tilt_deg, line.column)
     return dict(zip(_FILM, film)) | {f"{side}_{name}": value for side, found in each.items() for name, value in found.items()}
+
+
+def check_height(mask: np.ndarray, spacing_mm: tuple[float, float] | None, age: float | None = None) -> tuple[str, ...]:
+    """Says whether lungs are so high or so low that the spacing of their film is hardly right.
+
+    Args:
+        mask: ``uint8 (H, W)`` in {0, 1}, of an upright film.
+        spacing_mm: as for :func:`measure`.
+        age: of the patient, years; None if unknown: then lungs as low as a small child's get another note.
+
+    Returns:
+        A note, or none; none without a spacing or a lung.
+    """
+    rows = np.flatnonzero(mask.any(1))
+    if spacing_mm is None or not rows.size:
+        return ()
+    height = (rows[-1] - rows[0] + 1) * spacing_mm[0]
+    grown = 1.0 if age is None else min(age / GROWN, 1.0)
+    least, most = (first + (last - first) * grown for first, last in (LEAST_HEIGHT, MOST_HEIGHT))
+    if least <= height <= most:
+        return ()
+    whose = "an adult's" if grown == 1 else f"at {age:.0f} years they"
+    child = age is None and LEAST_HEIGHT[0] <= height < least
+    reason = "a small child, or is the spacing wrong" if child else "is the spacing wrong, or the mask"
+    return (f"lungs {height:.0f} mm high, {whose} are {least:.0f} to {most:.0f}: {reason}?",)
 
 
 def split_lungs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

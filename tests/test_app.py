@@ -271,6 +271,18 @@ def test_film_that_lay_on_its_side_is_shown_upright_and_its_mask_lies_as_it_did(
     np.testing.assert_array_equal(mask_turned, np.rot90(mask))
 
 
+def test_film_of_another_orientation_or_of_a_spacing_that_can_not_be_is_shown_upright_with_its_notes(tmp_path, film, monkeypatch):
+    screener, drawn = TBScreener(device="cpu"), []
+    monkeypatch.setattr(page_module, "encode_image", lambda image, suffix: drawn.append(image) or b"")
+    (tmp_path / "plain.dcm").write_bytes(dicom(film.image))
+    (tmp_path / "mirrored.dcm").write_bytes(dicom(film.image[:, ::-1], PatientOrientation=["R", "F"], PixelSpacing=[0.7, 0.7]))
+    plain, mirrored = (report(tmp_path / f"{name}.dcm", screener) for name in ("plain", "mirrored"))
+    assert "put right as its file says" in mirrored and "a small child, or is the spacing wrong?" in mirrored and "spacing wrong" not in plain
+    shown, mask, shown_mirrored, mask_mirrored = drawn
+    np.testing.assert_array_equal(shown_mirrored, shown)
+    np.testing.assert_array_equal(mask_mirrored, mask[:, ::-1])
+
+
 def test_what_is_no_film_is_refused_without_saying_where_it_lies(tmp_path, screener):
     files.write_image(tmp_path / "page.png", phantom().image)
     text = report(tmp_path / "page.png", screener)

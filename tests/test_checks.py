@@ -278,6 +278,7 @@ def test_turned_film_is_measured_upright_with_the_spacing_turned_too(films, segm
     plain, turned = pd.read_csv(tmp_path / "out" / "measurements.csv").drop(columns="name").to_dict("records")
     assert turned == plain and plain["right_height_mm"] == pytest.approx(0.2 * plain["right_height_px"]) and plain["lungs"] == 2
     notes = table.loc["turned", "notes"].split("; ")
+    assert notes[-1].startswith("lungs ") and notes[-1].endswith("mm high, an adult's are 140 to 400: is the spacing wrong, or the mask?")
     assert {"spacing from PixelSpacing", "view LL: not frontal", "lay on its side: turned by 90° clockwise"} <= set(notes)
 
 

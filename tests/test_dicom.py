@@ -298,6 +298,19 @@ def test_what_a_reader_of_the_mask_should_know_is_noted(tags, note):
     assert any(note in text for text in read_dicom(dicom(FILM, **tags)).notes)
 
 
+@pytest.mark.parametrize("age, years", [("045Y", 45), ("018M", 1.5), ("026W", 0.498), ("003D", 0.0082), ("45", None), ("", None), (None, None)])
+def test_age_is_in_years(age, years):
+    assert read_dicom(dicom(FILM, **{"PatientAge": age} if age is not None else {})).age == (years and pytest.approx(years, rel=0.01))
+
+
+@pytest.mark.parametrize("orientation, lie", [("L\\F", reader.Lie()), ("R\\F", reader.Lie(True)), ("F\\L", reader.Lie(True, 1)),
+                                              ("LA\\FP", reader.Lie()), ("A\\F", None), ("L", None), ("LF", None), ("R\\L", None), ("", None)])
+def test_lie_is_that_of_patient_orientation_and_the_pixels_stay_where_they_are(orientation, lie):
+    film = read_dicom(dicom(FILM, PatientOrientation=orientation.split("\\")))
+    assert film.lie == lie
+    assert_gray(film.image, FILM, 0)
+
+
 def test_plain_frontal_film_has_no_other_note():
     tags = {"ViewPosition": "PA", "PatientOrientation": ["L", "F"], "PixelSpacing": [0.1, 0.1]}
     assert read_dicom(dicom(FILM, **tags)).notes == ("spacing from PixelSpacing",)

@@ -109,8 +109,9 @@ def test_dicom_is_read_and_measured_in_mm(load, client, films):
     pytest.importorskip("pydicom")
     put(client, "films/ward/IM1", dicom(films[0], PixelSpacing=[0.5, 0.5]))
     assert load().handler(event("films/ward/IM1"))[0]["outcome"] == "segmented"
-    measured = json.loads(written(client)["measurements/ward/IM1.json"])["measurements"]
-    assert measured["right_height_mm"] == pytest.approx(measured["right_height_px"] / 2)
+    report = json.loads(written(client)["measurements/ward/IM1.json"])
+    measured = report["measurements"]
+    assert measured["right_height_mm"] == pytest.approx(measured["right_height_px"] / 2) and "is the spacing wrong" in report["notes"]
 
 
 def test_an_event_that_comes_twice_writes_the_same_again(load, client, films):

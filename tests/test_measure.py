@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from kaggle_utils.measure import MEASUREMENTS, find_midline, measure, split_lungs
+from kaggle_utils.measure import MEASUREMENTS, check_height, find_midline, measure, split_lungs
 from kaggle_utils.synthetic import AppearanceModel
 
 
@@ -239,3 +239,22 @@ def test_every_heap_of_boxes_is_measured(spans):
     found = measure(mask)
     assert found["lungs"] in (1, 2) and (isnan(found["symmetry"]) or 0 <= found["symmetry"] <= 1 + 1e-6)
     assert found == pytest.approx(measure(mask), nan_ok=True)
+
+
+# --- heights that can't be -------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("millimetres, age, said", [
+    (121, 50, "lungs 121 mm high, an adult's are 140 to 400: is the spacing wrong, or the mask?"),
+    (121, None, "lungs 121 mm high, an adult's are 140 to 400: a small child, or is the spacing wrong?"),
+    (12, None, "lungs 12 mm high, an adult's are 140 to 400: is the spacing wrong, or the mask?"),
+    (520, None, "lungs 520 mm high, an adult's are 140 to 400: is the spacing wrong, or the mask?"),
+    (240, 2, "lungs 240 mm high, at 2 years they are 52 to 181: is the spacing wrong, or the mask?"),
+    (187, 50, ""), (342, 50, ""), (260, None, ""), (70, 0, ""), (85, 1 / 12, ""), (161, 4, ""), (196, 4, ""), (121, 3, ""), (264, 8, "")])
+def test_lungs_that_no_one_of_that_age_has_are_noted(millimetres, age, said):
+    mask = np.zeros((300, 200), np.uint8)
+    mask[50:150, 20:80], mask[70:250, 120:180] = 1, 1  # 200 rows
+    assert check_height(mask, (millimetres / 200, 0.1), age) == ((said,) if said else ())
+
+
+def test_height_is_not_judged_without_a_spacing_or_a_lung():
+    assert check_height(np.ones((9, 9), np.uint8), None) == check_height(np.zeros((9, 9), np.uint8), (0.1, 0.1)) == ()
