@@ -7,6 +7,8 @@ import sys
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
+from . import files
+
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """The default after each option that has one worth saying."""
@@ -374,7 +376,6 @@ def _check_addresses(args: argparse.Namespace) -> None:
 
 def _check_paths(args: argparse.Namespace) -> None:
     """Raises OSError, before the libraries are loaded, for a path that is not there or is of the wrong kind."""
-    from . import files
     from .s3 import is_address
     checks = {"data": files.manifest_path, "input": files.check_input, "weights": files.check_weights, "segmenter": files.check_weights,
               "path": lambda pattern: files.check_patterns([pattern]),
@@ -443,7 +444,7 @@ def main(argv: list[str] | None = None) -> int:
         _check_paths(args)
         return args.function(args)
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"kaggle_utils {args.command}: {error}", file=sys.stderr)
+        print(f"kaggle_utils {args.command}: {files.printable(error)}", file=sys.stderr)
         return 1
     except ImportError as error:
         advice = "" if "pip install" in str(error) else ": pip install -r requirements.txt"

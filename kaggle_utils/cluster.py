@@ -102,7 +102,7 @@ def predict(patterns: Iterable[str | Path], out: str | Path, settings: Settings 
 # --- what there is to do ---------------------------------------------------------------------------------------------
 
 def list_films(patterns: Iterable[str | Path]) -> pa.Table:
-    """Every film that files, folders, globs and ``s3://`` addresses name: number, name and path (absolute), sorted, each once.
+    """Every film that files, folders, globs and ``s3://`` addresses name: number, name and path (absolute, as bytes, since some are not UTF-8), sorted, each once.
 
     Folders are searched as in :func:`files.find_files`; of the objects below a prefix, all count but those whose suffix says that they are no films.
     """
@@ -112,7 +112,7 @@ def list_films(patterns: Iterable[str | Path]) -> pa.Table:
     paths = {path for pattern in patterns if is_address(pattern) for path in _list_objects(pattern)}
     paths = sorted(paths.union(str(path.absolute()) for path in find_files(local)))
     names = unique_names(list(map(Path, paths)))
-    return pa.table({"number": range(len(paths)), "name": names, "path": paths})
+    return pa.table({"number": range(len(paths)), "name": names, "path": list(map(os.fsencode, paths))})
 
 
 def _list_objects(address: str) -> list[str]:
@@ -130,9 +130,9 @@ def _list_objects(address: str) -> list[str]:
     return found
 
 
-def _plan(paths: list[str], version: str, settings: Settings, shard: int) -> dict[str, object]:
+def _plan(paths: list[bytes], version: str, settings: Settings, shard: int) -> dict[str, object]:
     """The manifest before the first film."""
-    digest = hashlib.sha256("\n".join(paths).encode(errors="surrogateescape")).hexdigest()
+    digest = hashlib.sha256(b"\n".join(paths)).hexdigest()
     rows = [min(shard, len(paths) - start) for start in range(0, len(paths), shard)]
     return {"films": len(paths), "films_sha256": digest, "weights": version, "settings": asdict(settings),
             "shards": [{"file": f"films-{n:05d}.parquet", "rows": count} for n, count in enumerate(rows)]}

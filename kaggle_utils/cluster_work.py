@@ -5,6 +5,7 @@ Axes: B films of a batch; the network's own size is the side of its square, px.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -79,8 +80,8 @@ class Whole(Network):
 
 def read_films(batch: dict[str, np.ndarray], size: int, force: bool) -> dict[str, np.ndarray]:
     """Films by their name and path, checked, without their pixels; and thumbnails ``uint8 (B, size, size)`` for the network."""
-    def read(path: str, name: str) -> tuple[ReadFilm, np.ndarray]:
-        film = _read_film(path, name, force)
+    def read(path: bytes, name: str) -> tuple[ReadFilm, np.ndarray]:
+        film = _read_film(os.fsdecode(path), name, force)
         if film.image is None:
             return film, blank
         small = blank if film.error else resize_image(film.checked.image, size)

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from .checks import NO_CHEST, Checked, check_film, check_lungs
+from .files import printable
 from .image import read_film, resize_prob
 from .measure import check_height
 from .quality import Quality, estimate_quality
@@ -52,7 +53,7 @@ class Segmented:
     @property
     def row(self) -> dict[str, object]:
         """What ``predictions.csv`` says of it, without the paths of what was written."""
-        row = {"name": self.film.name, "path": str(self.film.path), "notes": "; ".join(self.notes), "error": self.error}
+        row = {"name": self.film.name, "path": printable(self.film.path), "notes": "; ".join(self.notes), "error": printable(self.error)}
         if self.film.image is not None:
             row |= dict(zip(("height", "width"), self.film.image.shape))
         if self.mask is None:

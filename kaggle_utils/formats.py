@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .files import printable
 from .image import HEAD, is_dicom, listed, unpack, write_bytes
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def annotate(lungs: tuple[np.ndarray, np.ndarray], name: str, path: str | Path) 
         rle = coco.encode(np.asfortranarray(lung, np.uint8))
         height, width = lung.shape
         rows.append({
-            "name": name, "path": str(path), "height": height, "width": width, "category_id": category, "category": label,
+            "name": name, "path": printable(path), "height": height, "width": width, "category_id": category, "category": label,
             "segmentation": {"size": [height, width], "counts": rle["counts"].decode("ascii")},
             "area": int(coco.area(rle)), "bbox": coco.toBbox(rle).tolist(), "iscrowd": 0})
     return rows

@@ -11,7 +11,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from .data import read_manifest
-from .files import find_files, unique_names
+from .files import find_files, printable, unique_names
 from .film import PRED_COLOUR, TRUTH_COLOUR, ReadFilm, Segmented, clean_mask, draw_overlay, read_checked, segment  # noqa: F401
 from .formats import annotate, check_formats, write_coco, write_dicom_seg
 from .image import read_image, read_mask, resize_mask, write_bytes, write_image, write_mask
@@ -173,10 +173,10 @@ def _write(found: Segmented, out: Path, formats: Sequence[str],
 
 def _write_pictures(film: ReadFilm, lying: np.ndarray, out: Path) -> dict[str, str]:
     """Writes mask and overlay; their columns in the table."""
-    paths = {"mask": str(out / "masks" / f"{film.name}.png"), "overlay": str(out / "overlays" / f"{film.name}.png")}
+    paths = {"mask": out / "masks" / f"{film.name}.png", "overlay": out / "overlays" / f"{film.name}.png"}
     write_mask(paths["mask"], lying)
     write_image(paths["overlay"], draw_overlay(film.image, lying))
-    return paths
+    return {column: printable(path) for column, path in paths.items()}
 
 
 def _write_dicom_seg(film: ReadFilm, lungs: tuple[np.ndarray, np.ndarray], out: Path, version: str) -> tuple[str, ...]:

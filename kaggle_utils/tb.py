@@ -17,7 +17,7 @@ import torch
 from scipy.special import expit
 from tqdm import tqdm
 
-from .files import find_files, unique_names
+from .files import find_files, printable, unique_names
 from .hardware import choose_device
 from .image import resize_mask, write_bytes, write_image
 from .infer import LungSegmenter, ReadFilm, Segmented, draw_overlay, read_checked, segment
@@ -160,12 +160,12 @@ def _screen(films: list[ReadFilm], out: Path, screener: TBScreener, pool: Thread
     good = [film for film in films if not film.error]
     probs = dict(zip((film.name for film in good), screener.segmenter.probabilities([film.checked.image for film in good]) if good else ()))
     found = list(pool.map(lambda film: segment(film, probs.get(film.name), screener.segmenter), films))
-    rows = {each.film.name: {**each.row, "label": "", "reason": why_not(each)} for each in found}
+    rows = {each.film.name: {**each.row, "label": "", "reason": printable(why_not(each))} for each in found}
     fit = [each for each in found if not why_not(each)]
     images, masks = [each.film.checked.image for each in fit], [each.mask for each in fit]
     for each, image, mask, probability in zip(fit, images, masks, screener.probabilities(images, masks) if fit else ()):
         path = out / "overlays" / f"{each.film.name}.png"
         write_image(path, draw_heat(image, mask, screener.heat(image, mask), float(probability)))
-        rows[each.film.name] |= {"probability": round(float(probability), 4), "overlay": str(path),
+        rows[each.film.name] |= {"probability": round(float(probability), 4), "overlay": printable(path),
                                  "label": SUSPECT if probability >= screener.threshold else CLEAR}
     return list(rows.values())

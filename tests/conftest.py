@@ -50,6 +50,21 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "films"
 
 
+ODD_NAMES = {"r\udcf6ntgen.png": "r_xf6ntgen", "a\nb.png": "a_nb", "片" * 83 + ".png": "片" * 70 + "_004cc0b5", "con.png": "_con", "Film.png": "Film_png",
+             "film.png": "film_png_2", "1.2.840.10008.1533189483.2": "1.2.840.10008.1533189483.2", "a,\"b.png": "a,_b", "b" * 251 + ".png": "b" * 211 + "_412d6dbd"}
+
+
+@pytest.fixture
+def odd_names(tmp_path: Path) -> dict[Path, str]:
+    """Films whose names are not UTF-8, of 250 bytes and more, with a line's end, and so on, and what their results are called."""
+    write_raw(tmp_path / "film.png", phantom(40, 32).image)
+    films = {tmp_path / "odd" / name: result for name, result in ODD_NAMES.items()}
+    (tmp_path / "odd").mkdir()
+    for path in films:
+        path.write_bytes((tmp_path / "film.png").read_bytes())
+    return films
+
+
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
     """A folder as a DICOM viewer exports it: names without suffixes, an index, a report and a film that was cut off."""

@@ -22,8 +22,9 @@ psutil = pytest.importorskip("psutil")
 
 from kaggle_utils import infer
 from kaggle_utils.__main__ import main
-from kaggle_utils.cluster import MANIFEST, Settings, predict
-from kaggle_utils.cluster_work import STOPS, read_films
+from kaggle_utils.cluster import MANIFEST, Settings, list_films, predict
+from kaggle_utils.cluster_work import STOPS, Whole, read_films
+from kaggle_utils.files import printable
 from kaggle_utils.measure import MEASUREMENTS
 from kaggle_utils.model import UNet, save_weights
 from phantoms import phantom, write_raw
@@ -195,6 +196,13 @@ def test_a_store_that_fails_ends_the_run_and_is_no_film_s_error(cluster, films, 
     denied.times = 0
     proxy.faults.append(Fault("status", "GET", "/in/f10", times=1, status=500))
     assert predict(["s3://bkt/in"], "s3://bkt/out", FORCED, weights=weights, address=cluster.address, shard=4)["result"]["masks"] == 12
+
+
+def test_no_name_of_a_file_ends_a_run(odd_names, weights, tmp_path):
+    films = list_films([tmp_path / "odd"])
+    batch = {name: np.array(films.column(name).to_pylist(), object) for name in films.column_names}
+    rows = Whole(FORCED, weights.name, weights.read_bytes(), "cpu")(batch).to_pandas()
+    assert set(rows["name"]) == set(odd_names.values()) and set(rows["path"]) == set(map(printable, odd_names)) and (rows["error"] == "").all()
 
 
 def test_a_folder_that_a_node_does_not_see_ends_the_run_and_a_film_that_is_gone_does_not(tmp_path):

@@ -3,6 +3,7 @@
 import os
 import sys
 from functools import partial
+from io import BytesIO
 
 import cv2
 import numpy as np
@@ -13,6 +14,7 @@ from scipy import ndimage
 
 from kaggle_utils import image as files
 from kaggle_utils import infer
+from kaggle_utils.files import printable
 from kaggle_utils.infer import LungSegmenter, clean_mask, evaluate
 from kaggle_utils.measure import MEASUREMENTS, measure
 from kaggle_utils.model import UNet, save_weights
@@ -206,6 +208,32 @@ def test_written_mask_is_that_of_the_segmenter(folder, segmenter, tmp_path):
     predict([folder / "b.png"], tmp_path / "out", segmenter)
     np.testing.assert_array_equal(files.read_mask(tmp_path / "out" / "masks" / "b.png"),
                                   segmenter.masks([files.read_image(folder / "b.png")])[0])
+
+
+def test_no_name_of_a_file_ends_a_run(odd_names, segmenter, tmp_path):
+    out = tmp_path / os.fsdecode(b"\xf6ut")
+    table = predict([tmp_path / "odd"], out, segmenter, formats=("png", "coco"))
+    assert (table["error"] == "").all() and set(table["name"]) == set(odd_names.values())
+    stored = pd.read_csv(out / "predictions.csv").set_index("name")
+    assert set(pd.read_parquet(BytesIO((out / "coco.parquet").read_bytes()))["path"]) == set(stored["path"]) == set(map(printable, odd_names))
+    for name in odd_names.values():
+        assert (out / "masks" / f"{name}.png").exists() and stored.loc[name, "overlay"] == printable(out / "overlays" / f"{name}.png")
+    assert set(pd.read_csv(out / "measurements.csv")["name"]) == set(odd_names.values())
+
+
+def test_a_damaged_film_of_an_odd_name_is_a_row_with_one_line(odd_names, segmenter, tmp_path):
+    for path in odd_names:
+        path.write_bytes(b"\x89PNG")
+    table = predict([tmp_path / "odd"], tmp_path / "out", segmenter)
+    assert set(table["name"]) == {odd_names[path] for path in odd_names if path.suffix == ".png"}  # what has no suffix is no PNG any more
+    assert all(error.startswith(path) and "\n" not in error for path, error in zip(table["path"], table["error"]))
+
+
+@pytest.mark.parametrize("where", ["films", "."], ids=["the input's own folder", "the folder above"])
+def test_results_beside_the_films_are_not_taken_for_films(folder, segmenter, tmp_path, monkeypatch, where):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert predict(["films", "films/b.png"], where, segmenter)["name"].tolist() == ["a", "b", "c", "d"]
 
 
 @pytest.mark.parametrize("batch", [1, 2, 100])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from copy import deepcopy
 from pathlib import Path
 
@@ -293,6 +294,16 @@ def test_screening_gives_a_probability_or_a_reason(folder, weights, tmp_path):
     assert table["reason"][0].startswith("refused: blank") and table["reason"][1].startswith("the file is truncated")
     assert len(pd.read_csv(tmp_path / "out" / "screening.csv")) == 5
     assert sorted(path.name for path in (tmp_path / "out" / "overlays").iterdir()) == ["film0.png", "film1.png"]
+
+
+def test_no_name_of_a_file_ends_a_run(odd_names, weights, tmp_path):
+    for path in list(odd_names)[:3]:
+        write_image(tmp_path / "film.png", AppearanceModel.load().film(0, 0, size=256).image)
+        path.write_bytes((tmp_path / "film.png").read_bytes())
+    table = screen([tmp_path / "odd"], tmp_path / os.fsdecode(b"\xf6ut"), TBScreener(weights, device="cpu"))
+    stored = pd.read_csv(tmp_path / os.fsdecode(b"\xf6ut") / "screening.csv", keep_default_na=False)
+    assert set(stored["name"]) == set(odd_names.values()) and (stored["overlay"] != "").sum() == table["probability"].notna().sum() == 3
+    assert all("\n" not in reason for reason in stored["reason"])
 
 
 def test_no_lungs_no_probability(folder, weights, tmp_path, monkeypatch):
