@@ -28,8 +28,8 @@ from .picture import decode, unpack
 # OpenCV logs to stderr what read_image says in one line with the file's name.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
-_LABEL = 0.005  # share of a mask: a gray that fills less in one piece is no label
-_MOST_LABELS = 16  # a mask of more grays has edges, or was JPEG
+_MOST_LABELS = 16  # a mask of more grays has soft edges, or was JPEG
+_LABEL = 0.005  # share of such a mask: a gray that fills less in one piece is no label
 _TO_GRAY = {3: cv2.COLOR_BGR2GRAY, 4: cv2.COLOR_BGRA2GRAY}  # by channels
 
 
@@ -96,20 +96,20 @@ def read_mask(path: str | Path) -> np.ndarray:
 def to_mask(gray: np.ndarray) -> np.ndarray:
     """Gray levels ``(H, W)`` of any real type as a mask in {0, 1}: the lungs are of one gray, or of two, a label each.
 
-    A label is a gray that fills an area. Grays along an edge, or of JPEG's ringing, fill none: above half of the lowest label they
-    are lung.
+    The lowest gray is the background. A label is a gray that fills an area; grays along an edge, or of JPEG's ringing, fill none:
+    from half-way between the background and the lowest label on they are lung.
 
     Raises:
         ValueError: it has more than two labels.
     """
-    top = gray.max()
-    if not top > 0:
-        return np.zeros(gray.shape, np.uint8)
-    labels = [*_labels_below(gray, top), float(top)]
+    bottom, top = float(gray.min()), float(gray.max())
+    if bottom == top:
+        return np.full(gray.shape, top > 0, np.uint8)
+    labels = [*_labels_between(gray, bottom, top), top]
     if len(labels) > 2:
         raise ValueError(f"a label map of {len(labels)} labels ({', '.join(f'{label:g}' for label in labels)}): which are lungs can't be told, "
                          "write them alone")
-    return (gray > labels[0] / 2).astype(np.uint8)
+    return (gray > (bottom + labels[0]) / 2).astype(np.uint8)
 
 
 def decode_pnm(data: bytes) -> np.ndarray:
@@ -257,16 +257,22 @@ def _to_gray(pixels: np.ndarray) -> np.ndarray:
     return gray
 
 
-def _labels_below(gray: np.ndarray, top: float) -> list[float]:
-    """Grays between 0 and the highest that fill an area; neighbours count as one."""
+def _labels_between(gray: np.ndarray, bottom: float, top: float) -> list[float]:
+    """Grays between the lowest and the highest that fill an area."""
     levels, counts = _histogram(gray)
-    lossy = len(levels) > _MOST_LABELS  # then the background may be a little above 0, and labels a little off
+    place = (levels - bottom) / (top - bottom)
+    if len(levels) <= _MOST_LABELS:
+        near = 1 / 32 if len(levels) > 3 else 0  # what JPEG leaves of 0 and 255 may fill areas too
+        between = levels[(place > near) & (place < 1 - near)].tolist()
+        # An edge is thin; a small lung isn't.
+        return [level for level in between if cv2.erode((gray == level).astype(np.uint8), np.ones((5, 5), np.uint8)).any()]
+    # Edges, or JPEG: the background may be a little higher, and a label is several neighbouring grays.
     labels: list[float] = []
-    for level in levels[(counts >= _LABEL * gray.size) & (levels > (top / 8 if lossy else 0)) & (levels < top)].tolist():
+    for level in levels[(counts >= _LABEL * gray.size) & (place > 1 / 8) & (place < 15 / 16)].tolist():
         areas = cv2.connectedComponentsWithStats((gray == level).astype(np.uint8), connectivity=4)[2][1:, cv2.CC_STAT_AREA]
-        if areas.max() >= _LABEL * gray.size and not (lossy and labels and level - labels[-1] < top / 16):
+        if areas.max() >= _LABEL * gray.size and not (labels and level - labels[-1] < (top - bottom) / 16):
             labels.append(level)
-    return [label for label in labels if not (lossy and top - label < top / 16)]
+    return labels
 
 
 def _histogram(gray: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -368,6 +368,25 @@ def test_of_a_label_map_both_lungs_are_taken(tmp_path, right, left, kind):
     np.testing.assert_array_equal(files.read_mask(path), film.mask)
 
 
+@pytest.mark.parametrize("background, lung", [(1, 2), (10, 255), (200, 255), (-1000, 1)], ids=str)
+def test_background_of_a_mask_need_not_be_0(background, lung):
+    mask = phantom(128, 128).mask
+    np.testing.assert_array_equal(files.to_mask(np.where(mask, lung, background).astype(np.int16 if background < 0 else np.uint8)), mask)
+
+
+def test_what_jpeg_leaves_of_0_and_255_are_no_labels():
+    mask = phantom(128, 128).mask
+    gray = mask * np.uint8(255)
+    gray[:16], gray[60:68, 30:40] = 1, 254
+    np.testing.assert_array_equal(files.to_mask(gray), mask | (gray == 254))
+
+
+def test_small_lung_of_a_label_map_is_not_lost(tmp_path):
+    labels = phantom(256, 256).left * np.uint8(2)
+    labels[100:108, 60:70] = 1
+    np.testing.assert_array_equal(files.read_mask(write_raw(tmp_path / "mask.png", labels)), labels > 0)
+
+
 def test_jpeg_of_a_label_map_has_both_lungs(tmp_path):
     film = phantom(256, 256)
     read = files.read_mask(write_raw(tmp_path / "mask.jpg", film.right * 120 + film.left * 240))
