@@ -64,6 +64,14 @@ def dicom(pixels: np.ndarray, syntax: str = uid.ExplicitVRLittleEndian, *, bits:
     return file.getvalue()
 
 
+def gray_lut(values: np.ndarray = np.arange(4096), first: int = 0, bits: int = 16) -> Dataset:
+    """An item of a Modality or VOI LUT sequence: what is shown for the values from ``first`` on."""
+    item = Dataset()
+    item.LUTDescriptor, item.LUTData = [len(values), first, bits], [int(value) for value in values]
+    item["LUTDescriptor"].VR, item["LUTData"].VR = "US", "US"
+    return item
+
+
 def _encode(pixels: np.ndarray, ds: Dataset) -> bytes:
     from imagecodecs import ljpeg_encode
     from pydicom.pixels import get_encoder

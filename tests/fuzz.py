@@ -30,7 +30,7 @@ import numpy as np
 from nibabel import Nifti1Image
 from PIL import Image
 
-from dicoms import LOSSLESS, dicom
+from dicoms import LOSSLESS, dicom, gray_lut
 from kaggle_utils import image as files
 from kaggle_utils.header import MAX_PIXELS
 from phantoms import phantom, tiff
@@ -71,6 +71,10 @@ def whole_files() -> dict[str, bytes]:
     for name, syntax in LOSSLESS.items():
         found[f"dicom {name}"] = dicom(twelve, syntax, bits=12, **tags)
     found["dicom bare"] = dicom(film, preamble=False)
+    found["dicom tags"] = dicom(twelve, bits=12, **tags | {
+        "WindowCenter": ["9", "2000"], "WindowWidth": ["9", "3000"], "PatientOrientation": ["R", "F"], "PatientAge": "045Y",
+        "PixelPaddingValue": 0, "PixelPaddingRangeLimit": 9, "VOILUTSequence": [gray_lut()], "ShutterShape": "RECTANGULAR",
+        "ShutterUpperHorizontalEdge": 2, "ShutterLowerHorizontalEdge": 36, "ShutterLeftVerticalEdge": 2, "ShutterRightVerticalEdge": 30})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "w.safetensors")
         save_weights(path, UNet(width=2, depth=1), {"size": 32, "sources": ["montgomery"]})

@@ -9,7 +9,7 @@ import pytest
 from pydicom import Dataset, uid
 from pydicom.sequence import Sequence
 
-from dicoms import LOSSLESS, dicom
+from dicoms import LOSSLESS, dicom, gray_lut
 from kaggle_utils import dicom as reader
 from kaggle_utils import image as files
 from kaggle_utils.dicom import read_dicom
@@ -137,18 +137,11 @@ def test_negative_slope_turns_the_gray_scale():
     assert_gray(read_dicom(dicom(values, bits=12, RescaleSlope="-1", RescaleIntercept="4095")).image, stretched(4095.0 - values))
 
 
-def lut(values, first: int = 0, bits: int = 16) -> Sequence:
-    item = Dataset()
-    item.LUTDescriptor, item.LUTData = [len(values), first, bits], [int(value) for value in values]
-    item["LUTDescriptor"].VR, item["LUTData"].VR = "US", "US"
-    return Sequence([item])
-
-
 @pytest.mark.parametrize("name", ["ModalityLUTSequence", "VOILUTSequence"])
 def test_lut_sequence_is_applied(name):
     values, curve = stored_values(10, False), np.sqrt(np.arange(1024) / 1023) * 65535
     extra = {"ModalityLUTSequence": {"RescaleType": "US"}, "VOILUTSequence": {"WindowCenter": "1", "WindowWidth": "2"}}[name]
-    assert_gray(read_dicom(dicom(values, bits=10, **{name: lut(curve)}, **extra)).image, stretched(curve.astype(int)[values]))
+    assert_gray(read_dicom(dicom(values, bits=10, **{name: Sequence([gray_lut(curve)])}, **extra)).image, stretched(curve.astype(int)[values]))
 
 
 EMPTY = Sequence([Dataset()])
@@ -227,7 +220,7 @@ def test_lut_of_any_descriptor_is_applied(kind, syntax, name):
 def test_lut_of_a_film_with_a_sign_begins_below_0():
     values = stored_values(12, True)
     curve = np.sqrt(np.arange(4096) / 4095) * 4095
-    film = read_dicom(dicom(values, bits=12, VOILUTSequence=lut(curve, first=65536 - 2048, bits=12)))
+    film = read_dicom(dicom(values, bits=12, VOILUTSequence=Sequence([gray_lut(curve, first=65536 - 2048, bits=12)])))
     assert_gray(film.image, stretched(curve.astype(int)[values.astype(int) + 2048]))
 
 
