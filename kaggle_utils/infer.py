@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,7 @@ from .segmenter import DEFAULT_WEIGHTS, LungSegmenter  # noqa: F401 (this module
 
 COLUMNS = ("name", "path", "height", "width", "lung_px", "lung_share", "quality", "flag", "reasons", "mask", "overlay", "notes", "error")
 _FOLDERS = {"png": ("masks", "overlays"), "coco": (), "dicom-seg": ("dicom-seg",)}  # of each format
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES}  # the folder's failures, and no film's
 _NAMES = {"png": "PNG", "coco": "COCO", "dicom-seg": "DICOM-SEG"}  # in notes
 
 
@@ -29,8 +31,8 @@ def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegm
             formats: Sequence[str] = ("png",)) -> pd.DataFrame:
     """Segments files; one that can't be read, or is refused, is a row with the reason, and the rest goes on.
 
-    A film that lies on its side or upside down, or is a negative, is put right by :func:`checks.check_film` before it is
-    segmented, and the notes say so. Its mask and overlay lie as the file does; it is measured upright, so the rows and
+    A film that lies on its side or upside down, is stored mirrored by its PatientOrientation, or is a negative, is put right by
+    :func:`checks.check_film` before it is segmented, and the notes say so. Its mask and overlay lie as the file does; it is measured upright, so the rows and
     columns in ``measurements.csv`` are those of the turned film.
 
     Args:
@@ -42,7 +44,7 @@ def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegm
         force: segment what would be refused too (no chest film, blank, too small); the reasons become notes.
         formats: ``png``: ``masks/NAME.png`` (0/255, the film's own size) and ``overlays/NAME.png``; ``coco``:
             ``coco.parquet``, see :func:`formats.write_coco`; ``dicom-seg``: ``dicom-seg/NAME.dcm`` for films that are DICOM files,
-            see :func:`formats.write_dicom_seg`; where there can be none, the notes say why.
+            see :func:`formats.write_dicom_seg`, where it is certain which lung is the right one. What a film makes impossible is a note.
 
     Returns:
         The table of predictions: name, path, height, width, lung_px, lung_share, quality (an estimate of the mask's Dice), flag
@@ -167,6 +169,8 @@ def _write(found: Segmented, out: Path, formats: Sequence[str],
             else:
                 notes += _write_dicom_seg(film, lungs, out, version)
         except Exception as error:  # whatever a film makes a format's packages raise, the other films go on
+            if getattr(error, "errno", None) in _DISK:  # as with all that follow
+                raise
             notes.append(f"no {_NAMES[form]}: {_in_a_note(error)}")
     return row | {"notes": "; ".join(notes)}, measure(mask, film.spacing_mm), annotations
 

@@ -1,5 +1,6 @@
 """formats.py: masks as pycocotools, a Parquet reader, pydicom and highdicom read them back."""
 
+import errno
 import gzip
 import subprocess
 from io import BytesIO
@@ -332,6 +333,18 @@ def test_no_format_ends_a_run_whatever_it_raises(tmp_path, segmenter, film_file,
     assert len(notes) == 1 and notes[0].startswith(f"no {name}: ") and "\n" not in notes[0]
     assert len(pd.read_csv(tmp_path / "out" / "measurements.csv")) == 1 and table.error[0] == ""
     assert table["mask"].isna()[0] == (name == "PNG")
+
+
+@pytest.mark.parametrize("broken", ["write_dicom_seg", "write_mask"])
+def test_full_disk_is_no_films_failure_and_ends_the_run(tmp_path, segmenter, film_file, monkeypatch, broken):
+    pytest.importorskip("highdicom")
+
+    def fails(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(infer, broken, fails)
+    with pytest.raises(OSError, match="No space left"):
+        predict([film_file], tmp_path / "out", segmenter, force=True, formats=("png", "dicom-seg"))
 
 
 def test_predict_without_png_leaves_no_picture(tmp_path, segmenter, film_file):
