@@ -380,11 +380,11 @@ def _check_paths(args: argparse.Namespace) -> None:
     checks = {"data": files.manifest_path, "input": files.check_input, "weights": files.check_weights, "segmenter": files.check_weights,
               "path": lambda pattern: files.check_patterns([pattern]),
               "out": files.check_out_file if args.function in (export, fit_synth) else files.check_out}
-    for name in checks.keys() & vars(args).keys():
-        given = getattr(args, name)
+    for name, check in checks.items():
+        given = getattr(args, name, None)
         for path in given if isinstance(given, list) else [given]:
             if path and not is_address(path):
-                checks[name](path)
+                check(path)
 
 
 def _positive(text: str) -> int:

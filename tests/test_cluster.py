@@ -322,15 +322,17 @@ def test_ray_is_imported_where_it_is_used():
 def test_without_ray_one_line_says_what_to_install(monkeypatch, capsys, tmp_path):
     from kaggle_utils import cluster
     monkeypatch.setattr(cluster, "find_spec", lambda name: None if name == "ray" else name)
-    assert main(["predict", "film.png", "--out", str(tmp_path), "--ray"]) == 1
+    film = write_raw(tmp_path / "film.png", phantom().image)
+    assert main(["predict", str(film), "--out", str(tmp_path), "--ray"]) == 1
     assert capsys.readouterr().err == "kaggle_utils predict: a cluster needs ray[data]>=2.60,<2.64: pip install 'ray[data]>=2.60,<2.64'\n"
 
 
 @pytest.mark.parametrize("arguments, status, message", [
-    (["--ray", "film.png"], 2, "films go before --ray"), (["film.png", "--ray", "--format", "coco"], 1, "leave --format away"),
+    (["--ray", "film.png"], 2, "films go before --ray"), (["there.png", "--ray", "--format", "coco"], 1, "leave --format away"),
     (["film.png", "--ray"], 1, "film.png: no such file"), (["film.png", "--ray", "--weights", "no.pt"], 1, "no.pt")])
 def test_wrong_usage_is_one_line(arguments, status, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    write_raw(tmp_path / "there.png", phantom().image)
     try:
         assert main(["predict", "--out", "out", *arguments]) == status
     except SystemExit as end:
