@@ -1,89 +1,109 @@
 """README.md: its pictures are drawn by code, its links lead somewhere, and its numbers are those of results/."""
 
 import json
+import random
 import re
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
-import pytest
 
+from benchmarks.readme import MARK, RESULTS, fill
 from kaggle_utils.plot import FIGURES
 from kaggle_utils.tune import summarise_runs
 
 CLONE = Path(__file__).parents[1]
 README = (CLONE / "README.md").read_text()
-PROSE = re.sub(r"```.*?```|\]\([^)]*\)|`[^`]*`", " ", README, flags=re.S)  # what is neither code nor a link's target
-# Numbers that are others', definitions or sizes: each with where it is from.
-QUOTED = {
-    "bob.ip.binseg's table, U-Net and M2U-Net at 256 px": (".982", ".955", ".973", ".942", ".964", ".967", ".970", ".945", "0.55", "25.8"),
-    "bob.med.tb's table, Pasa and DenseNet-121; Pasa's parameters in millions": (".870", ".893", ".948", ".946", ".576", ".607", ".814", "0.2"),
-    "the classifier's parameters in millions, and the AUC hoped for": ("0.29", ".92", ".75"),
-    "HybridGNet's notebooks": (".954", ".935"),
-    "sizes in MB": ("0.9", "1.8", "3.9", "7.2"),
-    "the budget in minutes of benchmarks/time_to_dice.py": ("1.25",),
-    "the first version's reports, and what they allow": (".7", ".80", ".90", "78.32"),
-    "rms distance of unrelated films, by definition of the measure": ("1.4",),
-    "steps between Dice of the Pareto study, as differences of its table": (".0003", ".004", ".005", ".002", ".001"),
-    "versions of Python and torch": ("3.10", "3.11", "2.13"),
-    "the digit to which six runtimes' Dice agree": ("0.0001",),
-}
+TEXT = " ".join(MARK.sub("", README).split())  # without the tables that benchmarks/readme.py writes
+NUMBER = re.compile(r"(?<![\w.])\d*\.\d+(?![\w.]*\d)")
+# A row a number: the words around it, the number in braces, and where it is from. Without a file it is no measurement, and ``row`` says what it is.
+NUMBERS = pd.read_csv(Path(__file__).with_name("readme_numbers.csv"), keep_default_na=False)
 
 
-def numbers(value) -> list[float]:
-    """Every number of a JSON value."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list):
-        return [number for item in value for number in numbers(item)]
-    return [float(value)] if isinstance(value, (int, float)) and not isinstance(value, bool) else []
+read = cache(pd.read_csv)
 
 
-@pytest.fixture(scope="module")
-def measured() -> list[float]:
-    """The numbers of results/, but for tables of single films or epochs, where any number could be found."""
-    found = [number for path in (CLONE / "results").glob("*.json") for number in numbers(json.loads(path.read_text()))]
-    tables = [pd.read_csv(path) for path in (CLONE / "results").glob("*.csv") if path.stem not in ("protocols", "tb_films", "time_to_dice")]
-    studies = [pd.read_csv(path) for path in (CLONE / "results/tuning").glob("*.csv")]
-    tables += [summarise_runs(table) for table in studies]
-    tables += [table.groupby("run")[["val_dice", "reported", "val_accuracy"]].agg(["min", "max"]) for table in studies]
-    return found + [float(number) for table in tables for number in table.select_dtypes("number").to_numpy().flat]
+@cache
+def measured(file: str, row: str, column: str) -> float:
+    """One number of results/.
+
+    Args:
+        file: a CSV or JSON file there; of ``tuning/`` the mean over the seeds after the last epoch.
+        row: ``column=value; …`` of the only row that has them; or two such, ``A minus B``, for their difference. Empty for JSON.
+        column: of that row; ``max column`` and ``min column`` are those of all epochs. In JSON the keys, ``a/b``.
+    """
+    if file.endswith(".json"):
+        value = json.loads((RESULTS / file).read_text())
+        for key in column.split("/"):
+            value = value[key]
+        return value
+    if " minus " in row:
+        one, other = row.split(" minus ")
+        return measured(file, one, column) - measured(file, other, column)
+    table, (*extreme, column) = read(RESULTS / file), column.split()
+    if file.startswith("tuning/") and not extreme:
+        table = summarise_runs(table)
+    for name, _, wanted in (condition.partition("=") for condition in row.split("; ")):
+        table = table[table[name].map(str).isin({wanted, f"{wanted}.0"})]
+    if extreme:
+        return getattr(table[column], extreme[0])()
+    assert len(table) == 1, f"{file}: {len(table)} rows with {row}"
+    return float(table[column].iloc[0])
 
 
-def is_backed(text: str, measured: list[float]) -> bool:
-    """Whether a number as written is a measured one without its sign, in percent or in millions, rounded to as many digits."""
-    half = 0.5 * 10 ** -len(text.split(".")[1])
-    return any(abs(abs(number) * unit - float(text)) <= half * (1 + 1e-6) for number in measured for unit in (1, 100, 1e-6))
+def split(text: str) -> tuple[str, str, str]:
+    """What stands before a number, the number, and what stands after it."""
+    before, number, after = re.fullmatch(r"(.*)\{([\d.]+)\}(.*)", text).groups()
+    return before, number, after
 
 
-def test_numbers_are_measured_or_quoted(measured):
-    written = set(re.findall(r"(?<![\w.])\d*\.\d+(?![\w.]*\d)", PROSE))
-    quoted = {number for numbers in QUOTED.values() for number in numbers}
-    assert len(written) > 100
-    assert not sorted(number for number in written - quoted if not is_backed(number, measured))
+def says(number: str, after: str, value: float) -> bool:
+    """Whether a number as written is the measured one without its sign, in percent or millions where that follows, rounded to its digits."""
+    unit = 100 if after.startswith(" %") else 1e-6 if after.startswith("M") else 1
+    return abs(abs(value) * unit - float(number)) <= 0.5 * 10 ** -len(number.split(".")[1]) * (1 + 1e-6)
 
 
-def test_no_number_is_quoted_that_is_not_written():
-    gone = {number for numbers in QUOTED.values() for number in numbers if not re.search(rf"(?<![\w.]){re.escape(number)}(?!\d)", PROSE)}
-    assert not gone
+def wrong(text: str) -> list[str]:
+    """The numbers of a text that aren't what results/ says, and those whose place nobody named."""
+    bad, found = [], set()
+    for row in NUMBERS.itertuples():
+        before, number, after = split(row.text)
+        places = [match.start() + len(before) for match in re.finditer(re.escape(before + number + after), text)]
+        if len(places) != 1 or row.file and not says(number, after, measured(row.file, row.row, row.column)):
+            bad.append(row.text)
+        found |= set(places)
+    prose = re.sub(r"```.*?```|\]\([^)]*\)|`[^`]*`", lambda code: " " * len(code[0]), text)
+    return bad + [text[max(0, m.start() - 30):m.end() + 10] for m in NUMBER.finditer(prose) if m.start() not in found]
 
 
-def rows_of(heading: str) -> list[list[str]]:
-    """The cells of the table whose first heading it is."""
-    lines = README[README.index(f"| {heading} |"):].splitlines()
-    table = lines[:next(k for k, line in enumerate(lines) if not line.startswith("|"))]
-    return [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in table[2:]]
+def test_each_number_is_measured_or_says_what_else_it_is():
+    assert not wrong(TEXT)
+    assert all(NUMBERS["row"].astype(bool) | NUMBERS["file"].str.endswith(".json"))
 
 
-def test_the_protocols_table_is_the_summarys():
-    summary = pd.read_csv(CLONE / "results/protocols_summary.csv").set_index(["trained_on", "source", "protocol", "size"])
-    rows = rows_of("trained on | tested on | n")
-    assert len(rows) == 15
-    for trained, tested, *cells, peer in rows:
-        source, protocol = tested.replace(",", "").lower().split()
-        key = "both" if "+" in trained else trained.lower()
-        at_256, own = summary.loc[(key, source, protocol, 256)], summary.loc[(key, source, protocol, 0)]
-        assert cells == [str(int(at_256.n)), f"{at_256.dice:.4f}", f"{at_256.low:.4f}-{at_256.high:.4f}", f"{at_256.sd:.4f}",
-                         f"{at_256.worst:.4f}", f"{at_256.hd95:.2f}", f"{at_256.assd:.2f}", f"{own.dice:.4f}"], (trained, tested)
+def test_tables_are_what_results_say():
+    assert len(MARK.findall(README)) >= 9
+    assert fill(README) == README, "run `python -m benchmarks.readme`"
+
+
+def test_a_number_that_is_changed_in_its_place_is_noticed():
+    for row in NUMBERS.sample(3, random_state=0).itertuples():
+        before, number, after = split(row.text)
+        changed = TEXT.replace(before + number + after, before + number[:-1] + str((int(number[-1]) + 1) % 10) + after)
+        assert row.text in wrong(changed)
+    assert len(wrong(TEXT + " It is 0.951 there.")) == 1
+    found = MARK.search(README)
+    assert fill(README.replace(found[3], found[3].replace("1 |", "2 |"))) == README
+
+
+def test_a_random_decimal_is_not_what_was_measured():
+    """Even where the words around it are changed with it."""
+    chance, accepted, tried = random.Random(0), 0, 0
+    for row in NUMBERS[NUMBERS["file"] != ""].itertuples():
+        value, after = measured(row.file, row.row, row.column), split(row.text)[2]
+        accepted += sum(says(f"0.{chance.randrange(1000):03d}", after, value) for _ in range(50))
+        tried += 50
+    assert accepted / tried < 0.005
 
 
 def test_pictures_are_those_that_code_draws():
