@@ -279,6 +279,7 @@ def _histogram(gray: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The levels of an image, rising, and how many pixels have each."""
     if gray.dtype not in (np.uint8, np.uint16):
         return np.unique(gray, return_counts=True)
-    counts = cv2.calcHist([gray], [0], None, [1 << 16], [0, 1 << 16]).ravel()  # many times faster
+    bins = 1 << 8 * gray.itemsize
+    counts = cv2.calcHist([gray], [0], None, [bins], [0, bins]).ravel()  # many times faster
     levels = np.flatnonzero(counts)
     return levels, counts[levels]

@@ -282,7 +282,7 @@ def _role(path: Path) -> str | None:
     if _OTHER_ORGANS & set(folders):
         return None
     roles = [_ROLES[name] for name in reversed(folders) if name in _ROLES]
-    return roles[0] if roles else "mask" if path.stem.lower().endswith("_mask") else "image"
+    return roles[0] if roles else "mask" if without_suffix(path.name).lower().endswith("_mask") else "image"
 
 
 def _prepare_all(films: list[RawFilm], out: Path, size: int, workers: int) -> tuple[list[dict], list[Problem]]:
@@ -311,17 +311,19 @@ def _prepare_all(films: list[RawFilm], out: Path, size: int, workers: int) -> tu
                     rows.append(row)
                 except (ValueError, OSError, ImportError) as error:
                     problems.append(Problem(film.name, film.source, str(error)))
-                except (MemoryError, cv2.error) as error:
-                    if isinstance(error, cv2.error) and error.code != cv2.Error.StsNoMem:
+                except BaseException as error:
+                    if not _lacks_memory(error):
+                        pool.shutdown(cancel_futures=True)
                         raise
-                    problems.append(Problem(film.name, film.source, f"this machine's memory is too small: fewer workers than {workers}, or a "
-                                                                    f"smaller size than {size} px"))
-                except BaseException:
-                    pool.shutdown(cancel_futures=True)
-                    raise
+                    less = f"fewer workers than {workers}, or a smaller size than {size} px, take less"
+                    problems.append(Problem(film.name, film.source, f"this machine's memory is too small for it: {less}"))
     finally:
         cv2.setNumThreads(threads)
     return rows, sorted(problems, key=lambda p: p.name)
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem
 
 
 def _start_journal(out: Path, size: int) -> Path:

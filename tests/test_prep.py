@@ -6,6 +6,7 @@ import random
 import time
 
 import cv2
+import nibabel
 import numpy as np
 import pandas as pd
 import pytest
@@ -362,6 +363,19 @@ def test_set_that_was_prepared_before_negatives_were_marked_is_prepared_anew(raw
     (tmp_path / "out" / "prep.json").write_text(json.dumps({"size": SIZE}))
     done = count_films(monkeypatch)
     assert set(prepare(raw, tmp_path / "out")["inverted"]) == {0} and sorted(done) == EXPECTED
+
+
+def test_films_and_masks_of_other_formats_are_paired_too(tmp_path):
+    root, film = tmp_path / "input", film_of("CHNCXR_0001_0")
+    for name, array in (("CHNCXR_0001_0.nii.gz", film.image), ("CHNCXR_0001_0_mask.nii.gz", film.right + 2 * film.left)):
+        root.mkdir(exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(array.T[..., None], np.diag([-1.0, -1, 1, 1])), root / name)
+    write_raw(root / "CHNCXR_0003_0.webp", film_of("CHNCXR_0003_0").image)
+    frame = prepare(root, tmp_path / "out").set_index("name")
+    assert sorted(frame.index) == ["CHNCXR_0001_0", "CHNCXR_0003_0"] and problems_in(tmp_path / "out") == {}
+    split = frame.loc["CHNCXR_0001_0", "split"]
+    found = files.read_mask(tmp_path / "out" / split / "mask" / "CHNCXR_0001_0.png")
+    np.testing.assert_array_equal(found, files.resize_mask(film.mask, SIZE))
 
 
 def write_img(path, drawn):
