@@ -158,7 +158,7 @@ def _read_tags(source: str | Path, shape: tuple[int, int]) -> tuple[Dataset, str
     uids = {name: "\\".join(map(str, listed(film, name))) for name in _REQUIRED}
     missing = [name for name, text in uids.items() if not re.fullmatch(_UID, text)]
     if missing:
-        raise ValueError(f"the film has no {' and no '.join(missing)}")
+        raise ValueError(f"the film has no valid {' and no valid '.join(missing)}")
     tags, emptied = Dataset(), []
     tags.Rows, tags.Columns = shape
     tags.SpecificCharacterSet = "ISO_IR 192"  # UTF-8, whatever the film has; pydicom decodes that

@@ -136,8 +136,8 @@ def test_a_lung_that_is_missing_is_a_segment_without_pixels(tmp_path, film_file)
 
 @pytest.mark.parametrize("data, message", [
     (b"\x89PNG and so on", "no DICOM file"),
-    (dicom(phantom().image, SeriesInstanceUID="1.2.3"), "the film has no StudyInstanceUID"),
-    (dicom(phantom().image, preamble=False), "the film has no StudyInstanceUID and no SeriesInstanceUID")], ids=["PNG", "no study", "no preamble"])
+    (dicom(phantom().image, SeriesInstanceUID="1.2.3"), "the film has no valid StudyInstanceUID"),
+    (dicom(phantom().image, preamble=False), "the film has no valid StudyInstanceUID and no valid SeriesInstanceUID")], ids=["PNG", "no study", "no preamble"])
 def test_film_that_cannot_be_referred_to_says_why(tmp_path, data, message):
     pytest.importorskip("highdicom")
     (tmp_path / "film").write_bytes(data)
@@ -315,7 +315,7 @@ def test_film_named_by_no_uid_has_no_object_and_gzipped_film_has_one(tmp_path, f
     write_dicom_seg(tmp_path / "seg.dcm", (film.right, film.left), tmp_path / "film.dcm.gz", version="7")
     assert pydicom.dcmread(tmp_path / "seg.dcm").StudyInstanceUID == STUDY["StudyInstanceUID"]
     film_file.write_bytes(film_file.read_bytes().replace(b"1.2.826.1.1\0", b"1.2.ANON.1\0\0"))
-    with pytest.raises(ValueError, match="the film has no StudyInstanceUID"):
+    with pytest.raises(ValueError, match="the film has no valid StudyInstanceUID"):
         write_dicom_seg(tmp_path / "none.dcm", (film.right, film.left), film_file, version="7")
 
 
