@@ -321,7 +321,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", required=True, help="folder to write, or s3://bucket/prefix: screening.csv and overlays")
     sub.add_argument("--weights", help="of the classifier, a safetensors file, here or in S3; the one shipped with the package if not given")
     sub.add_argument("--segmenter", help="weights of the segmenter that finds the lungs, here or in S3; the one shipped if not given")
-    sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (a Mac's GPU)")
     sub.add_argument("--batch", type=_positive, default=8, help="films a forward pass")
 
     sub = command(export, "write the network as a file for runtimes other than PyTorch, and check it against PyTorch")
@@ -410,7 +410,7 @@ def _ray_address(text: str) -> str:
 
 def _add_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", help="safetensors file, or one of export, here or in S3; the one shipped with the package if not given")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (a Mac's GPU)")
     parser.add_argument("--backend", choices=("torch", "onnxruntime", "openvino"), default="torch",
                         help="what computes the network; the others are for CPUs, pip installs them")
     parser.add_argument("--flip", action="store_true", help="average with the mirrored film: twice the time")

@@ -53,7 +53,7 @@ class TrainConfig:
     patience: int = setting(0, "epochs without a better validation Dice before stopping, 0 is never")
     # the machine
     seed: int = setting(0, "of initial weights, order and augmentation")
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps (a Mac's GPU)")
     precision: str = setting("auto", "auto, fp32, bf16 or fp16; auto is the fastest the hardware has")
     compile: bool = setting(False, "torch.compile: minutes of waiting for some 10-30 percent on long runs")
 

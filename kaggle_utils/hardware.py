@@ -22,7 +22,11 @@ def choose_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"device is auto, cpu, cuda or cuda:N, not {name!r}") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps") or device.type != "cuda" and device.index:  # others are not tried here
+        raise ValueError(f"device is auto, cpu, cuda, cuda:N or mps, not {name!r}")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("no mps here, which is a Mac's GPU: choose device auto or cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"no {name} here, PyTorch sees {torch.cuda.device_count()} GPUs: choose device auto or cpu")
     return device
@@ -32,7 +36,7 @@ def choose_precision(device: torch.device) -> str:
     """The fastest number format that the hardware computes in itself, or the one that ``UNET_LUNG_PRECISION`` names.
 
     bf16 on a GPU from Ampere on and on a CPU with AVX512-BF16 or AMX; fp16 on an older GPU (a T4 only emulates bf16);
-    fp32 on any other CPU, where bf16 is emulated and slower. bf16 keeps three digits: with ``UNET_LUNG_PRECISION=fp32``
+    fp32 on any other CPU, where bf16 is emulated and slower, and on a Mac's GPU. bf16 keeps three digits: with ``UNET_LUNG_PRECISION=fp32``
     two machines come to the same numbers, but for the last digits of a float.
 
     Raises:

@@ -25,7 +25,7 @@ class LungSegmenter:
     Args:
         weights: a file of ``model.save_weights``, or of ``export.export_onnx`` for a backend other than torch; None is the
             one that ships with the package.
-        device: auto, cpu, cuda or cuda:N; a backend other than torch has the CPU alone.
+        device: auto, cpu, cuda, cuda:N or mps (a Mac's GPU); a backend other than torch has the CPU alone.
         flip: average the prediction with that of the mirrored film: twice the time for a little accuracy.
         clean: keep the two largest components and fill holes, see :func:`film.clean_mask`.
         threshold: probability above which a pixel is lung.

@@ -37,7 +37,7 @@ class TBScreener:
     Args:
         weights: of the classifier, a file of ``model.save_weights``; None is the one that ships with the package.
         segmenter: finds the lungs; None is a :class:`infer.LungSegmenter` with its own defaults.
-        device: auto, cpu, cuda or cuda:N.
+        device: auto, cpu, cuda, cuda:N or mps (a Mac's GPU).
 
     Attributes:
         threshold: the probability from which on a film is suspect, fixed on validation films.

@@ -38,7 +38,7 @@ class TBConfig:
     mixup: float = setting(0.0, "parameter of the beta distribution by which two films are blended; 0 is none")
     ema: float = setting(0.99, "decay per step of the averaged weights")
     seed: int = setting(0, "of initial weights, order and augmentation")
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps (a Mac's GPU)")
 
     def __post_init__(self):
         check_arm(self.arm)

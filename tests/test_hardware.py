@@ -26,6 +26,21 @@ def test_device_that_is_named_is_taken(monkeypatch):
     assert hardware.choose_device("cpu") == torch.device("cpu")
 
 
+@pytest.mark.parametrize("name", ["xpu", "meta", "hpu", "vulkan", "cpu:3", "abacus", "", "cuda:x", "cuda:-1"])
+def test_device_that_the_project_does_not_know_is_refused_in_a_line(name):
+    with pytest.raises(ValueError) as error:
+        hardware.choose_device(name)
+    assert str(error.value) == f"device is auto, cpu, cuda, cuda:N or mps, not {name!r}"
+
+
+def test_a_macs_gpu_is_taken_where_there_is_one_and_computes_in_float32(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert hardware.choose_device("mps") == torch.device("mps") and hardware.choose_precision(torch.device("mps")) == "fp32"
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="^no mps here"):
+        hardware.choose_device("mps")
+
+
 @pytest.mark.parametrize("flags, expected", [("fma avx2 avx512f", "fp32"), ("avx512f avx512_bf16", "bf16"), ("amx_bf16 amx_tile", "bf16")])
 def test_precision_on_a_cpu_follows_its_flags(monkeypatch, tmp_path, flags, expected):
     (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : {flags}\n")
