@@ -118,9 +118,14 @@ def test_dicom_seg_has_every_attribute_that_the_standard_asks_for(tmp_path, film
     pytest.importorskip("highdicom")
     if not which("dciodvfy"):
         pytest.skip("dciodvfy is not installed (Debian's dicom3tools)")
-    write_dicom_seg(tmp_path / "seg.dcm", (phantom(50, 70).right, phantom(50, 70).left), film_file, version="7")
-    said = subprocess.run(["dciodvfy", tmp_path / "seg.dcm"], capture_output=True, text=True).stderr
-    assert "Segmentation" in said and "Error" not in said
+    film = phantom(50, 70)
+    write_dicom_seg(tmp_path / "seg.dcm", (film.right, film.left), film_file, version="7")
+    (tmp_path / "odd.dcm").write_bytes(dicom(film.image, **STUDY, SpecificCharacterSet=["", "ISO 2022 IR 87"], PatientSex="f", StudyTime="10:10:10",
+                                             PatientOrientation=["R", "F"]))
+    write_dicom_seg(tmp_path / "odd_seg.dcm", (film.right, film.left), tmp_path / "odd.dcm", version="7")
+    for name in ("seg", "odd_seg"):
+        said = subprocess.run(["dciodvfy", tmp_path / f"{name}.dcm"], capture_output=True, text=True).stderr
+        assert "Segmentation" in said and "Error" not in said
 
 
 def test_a_lung_that_is_missing_is_a_segment_without_pixels(tmp_path, film_file):
