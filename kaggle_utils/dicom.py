@@ -147,6 +147,7 @@ def _parse(data: bytes) -> Dataset:
 
 def _check(ds: Dataset) -> None:
     """Refuses what is no film, with a reason."""
+    from pydicom.pixels import get_decoder
     kind = " ".join(getattr(sop_class, "name", "") for sop_class in listed(ds, "SOPClassUID")) or "of no known class"
     syntax = ds.file_meta.TransferSyntaxUID
     if "PixelData" not in ds:
@@ -163,6 +164,11 @@ def _check(ds: Dataset) -> None:
         raise NotAFilm(f"DICOM of {frames} frames ({kind}), a film has one")
     if not syntax.is_transfer_syntax or "MPEG" in syntax.name or "HEVC" in syntax.name:
         raise NotAFilm(f"DICOM of transfer syntax {syntax.name}: not that of a film")
+    if syntax.is_encapsulated:
+        try:
+            get_decoder(syntax)
+        except NotImplementedError:
+            raise NotAFilm(f"DICOM with {syntax.name} is not read: convert it (gdcmconv --raw)") from None
     photometric = "".join(map(str, listed(ds, "PhotometricInterpretation"))).strip()
     gray = photometric in ("MONOCHROME1", "MONOCHROME2") and ds.SamplesPerPixel == 1
     colour = photometric.startswith(("RGB", "YBR_")) and ds.SamplesPerPixel == 3 and ds.BitsAllocated == 8

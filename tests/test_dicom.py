@@ -328,6 +328,7 @@ REFUSED = {
     "zero": (dicom(FILM, Rows=0), "48 x 0 pixels"),
     "short": (dicom(FILM, Rows=65), "damaged DICOM"),
     "truncated": (dicom(FILM)[:-500], "damaged DICOM"),
+    "uncompressed in fragments": (dicom(FILM, uid.EncapsulatedUncompressedExplicitVRLittleEndian, frame=FILM.tobytes()), "is not read: convert it"),
     "deflated": (dicom(FILM, uid.DeflatedExplicitVRLittleEndian), "deflated"),
     "truncated RLE": (dicom(FILM, uid.RLELossless)[:-500], "damaged DICOM: it is truncated"),
     "header alone": (dicom(FILM)[:140], "damaged DICOM"),
