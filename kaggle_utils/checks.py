@@ -39,7 +39,7 @@ UNUSUAL = 2.5  # shape_distance; validation films' masks had 1.9 and less
 NO_CHEST = "no frontal chest film: a lateral view, another body part, a small part of a film, a photograph?"
 MASK = "a mask or a drawing, not a radiograph: nearly all of it has one of two or three gray levels"
 NO_PHOTO = "a colour photograph, no chest film"
-OBEYED = ("put right as its file says",)
+OBEYED = "put right as its file says"
 TURNED = ((), ("lay on its side: turned by 90° counter-clockwise",), ("upside down: turned by 180°",),
           ("lay on its side: turned by 90° clockwise",))  # by quarters of np.rot90
 
@@ -115,7 +115,9 @@ def check_film(image: np.ndarray, colour: np.ndarray | None = None, lie: Lie | N
         notes += ("perhaps turned or a negative: left as it is",)
     elif mirrored:
         notes += ("mirrored, or the heart is on the right: left as it is",)
-    notes = OBEYED * (said != Lie()) + ("a negative: inverted",) * negative + TURNED[quarters] + notes
+    if said != Lie():
+        notes = (OBEYED, *notes)
+    notes = ("a negative: inverted",) * negative + TURNED[quarters] + notes
     upright = Lie(quarters=quarters).put_right(image)
     return Checked(255 - upright if negative else upright, Lie(said.mirrored, (said.quarters + quarters) % 4), bool(negative), notes=notes,
                    doubtful=doubtful, sides=sure and not mirrored)

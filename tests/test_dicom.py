@@ -328,7 +328,7 @@ REFUSED = {
     "zero": (dicom(FILM, Rows=0), "48 x 0 pixels"),
     "short": (dicom(FILM, Rows=65), "damaged DICOM"),
     "truncated": (dicom(FILM)[:-500], "damaged DICOM"),
-    "uncompressed in fragments": (dicom(FILM, uid.EncapsulatedUncompressedExplicitVRLittleEndian, frame=FILM.tobytes()), "is not read: convert it"),
+    "JPEG 2000 part 2": (dicom(FILM, "1.2.840.10008.1.2.4.92", frame=b"\xff\x4f" * 40), "JPEG 2000 Part 2 .* is not read: convert it"),
     "deflated": (dicom(FILM, uid.DeflatedExplicitVRLittleEndian), "deflated"),
     "truncated RLE": (dicom(FILM, uid.RLELossless)[:-500], "damaged DICOM: it is truncated"),
     "header alone": (dicom(FILM)[:140], "damaged DICOM"),
