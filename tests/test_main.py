@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import kaggle_utils
+from benchmarks import start
 from kaggle_utils.__main__ import build_parser, main
 from kaggle_utils.model import UNet, read_header, save_weights
 from kaggle_utils.splits import suspect_masks
@@ -229,6 +230,17 @@ def test_a_film_is_segmented_judged_and_measured_without_what_only_training_need
     assert said == [] and (tmp_path / "o" / "masks" / "film.png").exists()
     assert not modules & {"albumentations", "torch._dynamo", "torch._inductor", "sympy", "scipy.stats", "scipy.interpolate", "scipy.ndimage", "matplotlib",
                           "kaggle_utils.synthetic", "kaggle_utils.train"}
+
+
+def test_start_times_are_medians_of_processes_that_end_as_they_should(monkeypatch):
+    times = [sys.executable, "-c", "print(1, 2)"]
+    monkeypatch.setattr(start, "KINDS", {"own": (times, 0, 0.5), "whole": ([sys.executable, "-V"], 0, 9)})
+    found = start.measure(3)
+    assert found["own"] == {"seconds": 1, "cpu_seconds": 2, "limit": 0.5, "all_seconds": [1, 1, 1]}
+    assert 0 < found["whole"]["seconds"] < 9 and found["whole"]["cpu_seconds"] > 0
+    monkeypatch.setattr(start, "KINDS", {"own": (times, 1, 0.5)})
+    with pytest.raises(SystemExit, match="status 0, not 1"):
+        start.measure(1)
 
 
 def test_names_that_the_terminal_has_no_letters_for_end_no_run(tmp_path, film_file):
