@@ -44,8 +44,11 @@ def to_8_bits(gray: np.ndarray) -> np.ndarray:
 
 def stretch(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """Values as ``float32``, whole numbers from 0 (``low`` and less) to 255 (``high`` and more)."""
-    span = np.float32(high) - np.float32(low)
-    return np.clip((values.astype(np.float32) - np.float32(low)) / (span or np.float32(1)) * 255, 0, 255).round()
+    scaled = values.astype(np.float32)  # changed in place: a film may have 120 megapixels
+    scaled -= np.float32(low)
+    scaled /= (np.float32(high) - np.float32(low)) or np.float32(1)
+    scaled *= 255
+    return np.rint(np.clip(scaled, 0, 255, out=scaled), out=scaled)
 
 
 def _variety(levels: np.ndarray) -> float:

@@ -251,7 +251,7 @@ def _to_gray(pixels: np.ndarray) -> np.ndarray:
     if pixels.ndim == 3 and (pixels.shape[2] not in _TO_GRAY or pixels.dtype not in (np.uint8, np.uint16, np.float32)):
         raise ValueError(f"{pixels.shape[2]} channels of {pixels.dtype} have no gray")
     gray = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, _TO_GRAY[pixels.shape[2]])
-    gray = gray.astype(np.float32) if gray.dtype.kind == "f" else gray
+    gray = gray.astype(np.float32, copy=False) if gray.dtype.kind == "f" else gray
     if not np.isfinite(gray).all():
         raise ValueError("it has pixels that are not finite numbers")
     return gray

@@ -114,7 +114,10 @@ def _nifti(data: bytes, declared: Header) -> np.ndarray:
     logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # what it mends in a header
     try:
         image = (nibabel.Nifti2Image if data[4:8] == b"n+2\0" else nibabel.Nifti1Image).from_bytes(data)
-        pixels = np.asanyarray(image.dataobj).reshape(declared.columns, declared.rows).T
+        kind = image.get_data_dtype()
+        scaled = (image.dataobj.slope, image.dataobj.inter) != (1, 0)
+        values = image.get_fdata(caching="unchanged", dtype=np.float32) if scaled else np.asanyarray(image.dataobj)
+        pixels = values.reshape(declared.columns, declared.rows).T
         known = int(image.header["sform_code"]) > 0 or int(image.header["qform_code"]) > 0
         ends = nibabel.aff2axcodes(image.affine) if known else ()
         first, second = [axis for axis, n in enumerate(image.shape) if n != 1][:2]
@@ -122,8 +125,8 @@ def _nifti(data: bytes, declared: Header) -> np.ndarray:
         raise
     except Exception as error:  # of a dozen kinds
         raise ValueError(f"damaged NIfTI: {error}") from None
-    if pixels.dtype.kind not in "biuf":
-        raise ValueError(f"NIfTI of {pixels.dtype}: no gray")
+    if kind.kind not in "biuf":
+        raise ValueError(f"NIfTI of {kind}: no gray")
     across, down = (ends[axis] if axis < len(ends) else None for axis in (first, second))
     exchange = down in ("L", "R")
     if exchange:

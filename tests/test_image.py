@@ -304,6 +304,13 @@ def test_nifti_of_other_types_is_scaled_as_other_films_are(tmp_path, film):
         assert np.abs(files.read_image(tmp_path / "film.nii").astype(int) - expected).max() <= 1
 
 
+def test_nifti_s_own_scaling_is_obeyed(tmp_path, film):
+    image = nibabel.Nifti1Image(film.image.T[:, None], LEFT_AND_DOWN)
+    image.header.set_slope_inter(-2, 10)
+    (tmp_path / "film.nii").write_bytes(image.to_bytes())
+    assert np.abs(files.read_image(tmp_path / "film.nii").astype(int) - to_8_bits(510 - 2 * film.image.astype(np.int16))).max() <= 1
+
+
 def test_labels_of_nifti_are_a_mask(tmp_path, film):
     (tmp_path / "mask.nii").write_bytes(nifti((film.right + 2 * film.left).T[:, None], LEFT_AND_DOWN))
     np.testing.assert_array_equal(files.read_mask(tmp_path / "mask.nii"), film.mask)
