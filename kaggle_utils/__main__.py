@@ -296,8 +296,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", default="results/tuning", help="folder of the tables")
 
     sub = command(predict, "masks, overlays, measurements and a table for films; exit status 3 if some could not be read or were refused")
-    sub.add_argument("path", nargs="+", help="files, folders (searched below) and globs: PNG, JPEG, TIFF, BMP, GIF, and DICOM under any name; "
-                     "and s3:// addresses of objects and prefixes, without globs")
+    sub.add_argument("path", nargs="+", help="files, folders (searched below, through links) and globs: PNG, JPEG, TIFF, BMP, GIF, WebP, JPEG 2000, NIfTI of "
+                     "one slice and DICOM, also gzip'd, under any name; and s3:// addresses of objects and prefixes, without globs")
     sub.add_argument("--out", required=True, help="folder to write, or s3://bucket/prefix")
     sub.add_argument("--batch", type=_positive, default=8, help="films a forward pass")
     sub.add_argument("--force", action="store_true", help="segment too what is refused: no frontal chest film, blank, too small")
@@ -317,7 +317,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command(screen, "a probability of tuberculosis for films, with a heat map, or the reason why there is none: for research and "
                   "teaching, no medical device; exit status 3 if some films have none")
-    sub.add_argument("path", nargs="+", help="files, folders (searched below) and globs; and s3:// addresses of objects and prefixes, without globs")
+    sub.add_argument("path", nargs="+", help="files, folders (searched below) and globs, as for predict; and s3:// addresses of objects and prefixes, without globs")
     sub.add_argument("--out", required=True, help="folder to write, or s3://bucket/prefix: screening.csv and overlays")
     sub.add_argument("--weights", help="of the classifier, a safetensors file, here or in S3; the one shipped with the package if not given")
     sub.add_argument("--segmenter", help="weights of the segmenter that finds the lungs, here or in S3; the one shipped if not given")

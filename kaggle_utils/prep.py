@@ -120,11 +120,13 @@ def prepare(root: str | Path, out: str | Path, *, size: int = 512, workers: int 
 
     Raises:
         FileNotFoundError: no film was found.
-        ValueError: ``size`` is outside ``config.PREPARED_SIDES``, or no film could be prepared; the message says why.
+        ValueError: ``size`` is outside ``config.PREPARED_SIDES``, ``out`` is the raw films' own folder, or no film could be prepared; the message says why.
     """
     least, most = PREPARED_SIDES
     if not least <= size <= most:
         raise ValueError(f"prepared films have a side of {least} to {most} px, not of {size}")
+    if os.path.realpath(out) == os.path.realpath(root):  # the next run would take the raw films for prepared ones
+        raise ValueError(f"{out}: the folder of the raw films themselves: choose another folder to write")
     films, out = find_films(root), Path(out)
     rows, problems = _prepare_all(films, out, size, workers or os.cpu_count())
     frame = pd.DataFrame(rows).sort_values("name", ignore_index=True) if rows else pd.DataFrame(columns=[*COLUMNS, "masked"])

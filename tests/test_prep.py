@@ -551,6 +551,16 @@ def test_journal_cut_in_mid_line_is_read_up_to_there(raw, tmp_path, monkeypatch)
     assert done == []
 
 
+def test_prepared_films_are_not_put_into_the_raw_folder_itself_but_may_lie_below(raw, tmp_path):
+    before = sorted(raw.rglob("*"))
+    (tmp_path / "link").symlink_to(raw)
+    for out in (raw, tmp_path / "link"):
+        with pytest.raises(ValueError, match="choose another folder"):
+            prep.prepare(raw, out, size=32)
+    assert sorted(raw.rglob("*")) == before
+    assert len(prep.prepare(raw, raw / "prepared", size=32)) == len(prep.prepare(raw, raw / "prepared", size=32)) > 0
+
+
 def test_changing_the_split_moves_files_and_reads_none(raw, tmp_path, monkeypatch):
     prepare(raw, tmp_path / "out")
     done = count_films(monkeypatch)
