@@ -1,8 +1,8 @@
-"""What a file says it is, before anything decodes it: its format, its pixels, its pictures, which way up they are, its end.
+"""What a file says it is, before anything decodes it: its format, size, number of pictures, which way up they are, its end.
 
-A file of a few hundred bytes can declare an image that fills any memory; here it is refused while it is still small. A
-truncated one is told by its own structure: decoders fill up what is missing as if nothing had happened. What lies behind
-the end (a phone's trailer, padding) is nobody's concern.
+A file of a few hundred bytes can declare an image that fills any memory; here it is refused while it is still small.
+A truncated one is told by its own structure: decoders fill up what is missing as if nothing had happened. What lies
+behind the end (a phone's trailer, padding) is nobody's concern.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _MOST_PAGES = 100  # of a TIFF that are looked at
 _PAGE_KIND, _OLD_PAGE_KIND, _WIDTH, _LENGTH, _ORIENTATION = _TAGS = 254, 255, 256, 257, 274
 _KINDS = {kind: re.compile(magic, re.DOTALL) for kind, magic in {
-    "PNG": rb"\x89PNG\r\n\x1a\n", "JPEG": rb"\xff\xd8\xff", "TIFF": rb"II[*+]\0|MM\0[*+]", "GIF": rb"GIF8", "WebP": rb"RIFF.{4}WEBP",
-    "BMP": rb"BM.{12}[\x0c(48@l|]\0{3}", "JP2": rb"\0{3}\x0cjP  \r\n\x87\n", "J2K": rb"\xff\x4f\xff\x51", "gzip": rb"\x1f\x8b",
-    "NIfTI": rb".{344}n\+1\0|.{4}n\+2\0"}.items()}
+    "PNG": rb"\x89PNG\r\n\x1a\n", "JPEG": rb"\xff\xd8\xff", "TIFF": rb"II[*+]\0|MM\0[*+]", "GIF": rb"GIF8",
+    "WebP": rb"RIFF.{4}WEBP", "BMP": rb"BM.{12}[\x0c(48@l|]\0{3}", "JP2": rb"\0{3}\x0cjP  \r\n\x87\n",
+    "J2K": rb"\xff\x4f\xff\x51", "gzip": rb"\x1f\x8b", "NIfTI": rb".{344}n\+1\0|.{4}n\+2\0"}.items()}
 # HEIC and AVIF, PGM and its like, OpenEXR, NRRD
 _NOT_READ = re.compile(rb".{4}ftyp(?:hei[cx]|mif1|avif)|P[1-6]\s+[#\d]|v/1\x01|NRRD000", re.DOTALL)
 
@@ -53,7 +53,7 @@ class Header:
 
 
 def kind_of(head: bytes) -> str | None:
-    """The format of a file by its first ``HEAD`` bytes: DICOM, PNG, JPEG, TIFF, BMP, GIF, WebP, JP2, J2K, NIfTI or gzip."""
+    """The format of a file by its first ``HEAD`` bytes: DICOM, PNG, JPEG, TIFF, BMP, GIF, WebP, JP2, J2K, NIfTI, gzip."""
     if is_dicom(head):
         return "DICOM"
     return next((kind for kind, magic in _KINDS.items() if magic.match(head)), None)
@@ -95,11 +95,13 @@ def read_header(data: bytes) -> Header:
     if kind == "DICOM":
         raise ValueError("a DICOM file, where a picture is expected")
     if kind not in _READERS:
-        raise ValueError("not an image: it begins as no PNG, JPEG, TIFF, BMP, GIF, WebP, JPEG 2000, NIfTI or DICOM does")
+        formats = "PNG, JPEG, TIFF, BMP, GIF, WebP, JPEG 2000, NIfTI or DICOM"
+        raise ValueError(f"not an image: it begins as no {formats} does")
     try:
         return _READERS[kind](data)
     except (struct.error, IndexError, KeyError, OverflowError):
-        raise ValueError(f"the file is truncated or damaged ({len(data):,} bytes): its end or its size is missing") from None
+        size = f"{len(data):,} bytes"
+        raise ValueError(f"the file is truncated or damaged ({size}): its end or its size is missing") from None
 
 
 def _png(data: bytes) -> Header:
@@ -139,8 +141,9 @@ def _jpeg(data: bytes) -> Header:
 
 def _tiff(data: bytes) -> Header:
     pages = _pages(data)
+    # Neither reduced copies nor transparency masks.
     whole = [n for n, page in enumerate(pages) if not page.get(_PAGE_KIND, 0) & 0b101 and page.get(_OLD_PAGE_KIND) != 2]
-    film = whole[0] if whole else 0  # neither a reduced copy nor a transparency mask
+    film = whole[0] if whole else 0
     page = pages[film]
     return Header(page[_LENGTH], page[_WIDTH], page.get(_ORIENTATION, 1), max(len(whole), 1), film)
 
@@ -161,8 +164,8 @@ def _pages(data: bytes) -> list[dict[int, int]]:
             form = {1: "B", 3: "H", 4: "I", 16: "Q"}.get(kind)
             if tag in _TAGS and form:
                 tags[tag], = struct.unpack_from(order + form, data, at + value)
-        after = first + count * size
-        start = struct.unpack_from(order + offset, data, after)[0] if after + struct.calcsize(order + offset) <= len(data) else 0
+        link = data[first + count * size:][:struct.calcsize(order + offset)]
+        start = int.from_bytes(link, "little" if order == "<" else "big")  # some writers leave out the last one
     return list(pages.values())
 
 
@@ -259,7 +262,8 @@ def _j2k(data: bytes, at: int = 0) -> Header:
 
 def _nifti(data: bytes) -> Header:
     order = "<" if data[0] else ">"
-    number, *sizes = struct.unpack_from(order + "8q", data, 16) if data[4:8] == b"n+2\0" else struct.unpack_from(order + "8h", data, 40)
+    form, at = ("8q", 16) if data[4:8] == b"n+2\0" else ("8h", 40)
+    number, *sizes = struct.unpack_from(order + form, data, at)
     axes = [size for size in sizes[:max(number, 0)] if size != 1]
     columns, rows, *others = axes + [1] * (2 - len(axes))
     return Header(rows, columns, pictures=prod(others))
@@ -273,4 +277,5 @@ def _find(data: bytes, what: bytes, at: int) -> int:
 
 
 _READERS: dict[str, Callable[[bytes], Header]] = {
-    "PNG": _png, "JPEG": _jpeg, "TIFF": _tiff, "BMP": _bmp, "GIF": _gif, "WebP": _webp, "JP2": _jp2, "J2K": _j2k, "NIfTI": _nifti}
+    "PNG": _png, "JPEG": _jpeg, "TIFF": _tiff, "BMP": _bmp, "GIF": _gif, "WebP": _webp, "JP2": _jp2, "J2K": _j2k,
+    "NIfTI": _nifti}

@@ -39,7 +39,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def read_film(path: str | Path, *, data: bytes | None = None) -> Film:
-    """Reads a radiograph as 8-bit gray, told by its content, not by its name. A negative stays one, see :func:`checks.check_film`.
+    """Reads a radiograph as 8-bit gray, told by its content, not by its name. A negative stays one.
 
     Files of more than 8 bits are scaled by :func:`gray.gray_range` (a 12-bit film in a 16-bit file would come out black
     otherwise); colour and palette become luminance; an alpha channel is dropped; an orientation tag is obeyed.
@@ -76,7 +76,7 @@ def constant_border(image: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def read_mask(path: str | Path) -> np.ndarray:
-    """Reads a mask, whatever its encoding: 0/1, 0/255, a label for each lung, gray, colour, palette or 16-bit; see :func:`to_mask`.
+    """Reads a mask, whatever its encoding: 0/1, 0/255, a label a lung, gray, colour, palette, 16-bit; see :func:`to_mask`.
 
     Args:
         path: a mask file, of any format that :func:`picture.decode` reads.
@@ -96,8 +96,8 @@ def read_mask(path: str | Path) -> np.ndarray:
 def to_mask(gray: np.ndarray) -> np.ndarray:
     """Gray levels ``(H, W)`` of any real type as a mask in {0, 1}: the lungs are of one gray, or of two, a label each.
 
-    The lowest gray is the background. A label is a gray that fills an area; grays along an edge, or of JPEG's ringing, fill none:
-    from half-way between the background and the lowest label on they are lung.
+    The lowest gray is the background. A label is a gray that fills an area; grays along an edge, or of JPEG's ringing, fill
+    none: from half-way between the background and the lowest label on they are lung.
 
     Raises:
         ValueError: it has more than two labels.
@@ -107,8 +107,8 @@ def to_mask(gray: np.ndarray) -> np.ndarray:
         return np.full(gray.shape, top > 0, np.uint8)
     labels = [*_labels_between(gray, bottom, top), top]
     if len(labels) > 2:
-        raise ValueError(f"a label map of {len(labels)} labels ({', '.join(f'{label:g}' for label in labels)}): which are lungs can't be told, "
-                         "write them alone")
+        names = ", ".join(f"{label:g}" for label in labels)
+        raise ValueError(f"a label map of {len(labels)} labels ({names}): which are lungs can't be told, write them alone")
     return (gray > (bottom + labels[0]) / 2).astype(np.uint8)
 
 
@@ -224,7 +224,8 @@ def _naming(path: str | Path) -> Iterator[None]:
     except ValueError as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None  # whatever a damaged file's texts hold
     except MemoryError:
-        raise ValueError(f"{path}: this machine's memory is too small for it: fewer workers, or fewer films at once, take less") from None
+        less = "fewer workers, or fewer films at once, take less"
+        raise ValueError(f"{path}: this machine's memory is too small for it: {less}") from None
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -259,18 +260,21 @@ def _to_gray(pixels: np.ndarray) -> np.ndarray:
 
 def _labels_between(gray: np.ndarray, bottom: float, top: float) -> list[float]:
     """Grays between the lowest and the highest that fill an area."""
+    def area(level: float) -> np.ndarray:
+        return (gray == level).astype(np.uint8)
+
     levels, counts = _histogram(gray)
     place = (levels - bottom) / (top - bottom)
     if len(levels) <= _MOST_LABELS:
         near = 1 / 32 if len(levels) > 3 else 0  # what JPEG leaves of 0 and 255 may fill areas too
         between = levels[(place > near) & (place < 1 - near)].tolist()
         # An edge is thin; a small lung isn't.
-        return [level for level in between if cv2.erode((gray == level).astype(np.uint8), np.ones((5, 5), np.uint8)).any()]
+        return [level for level in between if cv2.erode(area(level), np.ones((5, 5), np.uint8)).any()]
     # Edges, or JPEG: the background may be a little higher, and a label is several neighbouring grays.
     labels: list[float] = []
     for level in levels[(counts >= _LABEL * gray.size) & (place > 1 / 8) & (place < 15 / 16)].tolist():
-        areas = cv2.connectedComponentsWithStats((gray == level).astype(np.uint8), connectivity=4)[2][1:, cv2.CC_STAT_AREA]
-        if areas.max() >= _LABEL * gray.size and not (labels and level - labels[-1] < (top - bottom) / 16):
+        pieces = cv2.connectedComponentsWithStats(area(level), connectivity=4)[2][1:, cv2.CC_STAT_AREA]
+        if pieces.max() >= _LABEL * gray.size and not (labels and level - labels[-1] < (top - bottom) / 16):
             labels.append(level)
     return labels
 

@@ -16,7 +16,7 @@ from .header import HEAD, Header, check_size, kind_of, read_header
 JSRT_SIDE = 2048  # px
 JSRT_BYTES = 2 * JSRT_SIDE**2
 _JSRT_TOP = 4095
-# What EXIF's orientation says to do with the stored pixels: exchange rows and columns, then turn over the rows' order, the columns'.
+# What EXIF's orientation says to do with stored pixels: exchange rows and columns, turn over the rows' order, the columns'.
 _PLACED = {1: (False, False, False), 2: (False, False, True), 3: (False, True, True), 4: (False, True, False),
            5: (True, False, False), 6: (True, False, True), 7: (True, True, True), 8: (True, True, False)}
 
@@ -24,8 +24,8 @@ _PLACED = {1: (False, False, False), 2: (False, False, True), 3: (False, True, T
 def decode(data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
     """The pixels of a picture file's bytes, and notes on what was done to them.
 
-    A file with more than one film is refused; of a TIFF with reduced copies the whole film is read. An orientation tag is obeyed
-    in JPEG, PNG, WebP and TIFF alike, as browsers and Pillow's ``exif_transpose`` do.
+    A file with more than one film is refused; of a TIFF with reduced copies the whole film is read. An orientation tag is
+    obeyed in JPEG, PNG, WebP and TIFF alike, as browsers and Pillow's ``exif_transpose`` do.
 
     Returns:
         ``(H, W)``, ``(H, W, 3)`` in BGR or ``(H, W, 4)`` in BGRA, of any real type.
@@ -94,10 +94,10 @@ def _place(pixels: np.ndarray, exchange: bool, upside_down: bool, mirror: bool) 
 
 
 def _jsrt(data: bytes) -> np.ndarray:
-    """A film of JSRT as it is distributed: 12 bits in big-endian words without a header, whose high values are dark."""
+    """A film of JSRT as distributed: 12 bits in big-endian words without a header, whose high values are dark."""
     pixels = np.frombuffer(data, ">u2").reshape(JSRT_SIDE, JSRT_SIDE)
     if pixels.max() > _JSRT_TOP:
-        raise ValueError(f"not an image: it has the {JSRT_BYTES:,} bytes of a raw film of JSRT, but values above {_JSRT_TOP}")
+        raise ValueError(f"not an image: {JSRT_BYTES:,} bytes as a raw film of JSRT, but values above {_JSRT_TOP}")
     return (_JSRT_TOP - pixels).astype(np.uint16)
 
 
