@@ -429,7 +429,7 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
         elif isinstance(setting.default, tuple):
             option["nargs"] = "+"
         else:
-            option["type"] = type(setting.default)
+            option |= {"type": type(setting.default), "choices": setting.metadata["choices"] or None}
         parser.add_argument(f"--{setting.name.replace('_', '-')}", **option)
 
 

@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields
 
 PREPARED_SIDES = (8, 8192)  # px, least and most of prepared films
+DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
-def setting(default: object, about: str) -> object:
-    """A field of the configuration with its unit, range or reason, which is also its help text on the command line."""
-    return field(default=default, metadata={"about": about})
+def setting(default: object, about: str, *, choices: tuple[str, ...] = (), within: tuple[float, float] | None = None) -> object:
+    """A field of a configuration.
+
+    Args:
+        default: its value where none is given; its type is the setting's.
+        about: unit, range or reason, which is also its help text on the command line.
+        choices: the words that it can be; none means any.
+        within: the lowest and the highest number that it can be.
+    """
+    return field(default=default, metadata={"about": about, "choices": choices, "within": within})
+
+
+def check_settings(config: object) -> None:
+    """Checks each setting of a configuration against its type, its choices and its range.
+
+    Raises:
+        ValueError: what it is, and what it could be.
+    """
+    for f in fields(config):
+        value, choices, within = getattr(config, f.name), f.metadata["choices"], f.metadata["within"]
+        kind = (int, float) if isinstance(f.default, float) else type(f.default)
+        if not isinstance(value, kind) or isinstance(value, bool) != isinstance(f.default, bool):
+            raise ValueError(f"{f.name} is of type {type(f.default).__name__}, not {value!r}")
+        if choices and value not in choices:
+            raise ValueError(f"{f.name} is one of {', '.join(choices)}, not {value!r}")
+        if within and not within[0] <= value <= within[1]:  # so is a NaN told
+            raise ValueError(f"{f.name} is in [{within[0]:g}, {within[1]:g}], not {value}")
 
 
 @dataclass(frozen=True)
@@ -27,44 +53,42 @@ class TrainConfig:
     sources: tuple[str, ...] = setting(("montgomery", "shenzhen"), "sets to train on; JSRT is for testing across sets")
     suspects: bool = setting(False, "train on the masks of splits/suspect_masks.csv too, which include heart or stomach or are displaced")
     heads: bool = setting(True, "an output for each set, whose masks alone it learns: each set's annotators drew by rules of their own")
-    films: int = setting(0, "train on this many films, drawn by the seed; 0 is all")
-    size: int = setting(384, "px, side of the square the network sees")
-    augment: str = setting("light", "none, light or full, see data.augmentation")
-    batch: int = setting(8, "films a step, of all processes together")
-    workers: int = setting(-1, "loader processes; -1 is none on a CPU, which they would take from training, and all cores beside a GPU")
+    films: int = setting(0, "train on this many films, drawn by the seed; 0 is all", within=(0, 1e9))
+    size: int = setting(384, "px, side of the square the network sees", within=(16, 4096))
+    augment: str = setting("light", "see data.augmentation", choices=("none", "light", "full"))
+    batch: int = setting(8, "films a step, of all processes together", within=(1, 4096))
+    workers: int = setting(-1, "loader processes; -1 is none on a CPU, which they would take from training, and all cores beside a GPU", within=(-1, 1024))
     # model
-    width: int = setting(16, "channels of the first level, doubled at each level below")
-    depth: int = setting(3, "how many times the resolution is halved")
-    norm: str = setting("batch", "batch, group or instance")
-    up: str = setting("bilinear", "bilinear or transposed")
-    patch: int = setting(2, "px, side of the patches that the first convolution sees as channels; 1 is none, as in the paper")
-    conv: str = setting("plain", "plain, or separable: depthwise and 1x1 convolutions")
+    width: int = setting(16, "channels of the first level, doubled at each level below", within=(1, 1024))
+    depth: int = setting(3, "how many times the resolution is halved", within=(1, 8))
+    norm: str = setting("batch", "of the layers after each convolution", choices=("batch", "group", "instance"))
+    up: str = setting("bilinear", "how the resolution is doubled again", choices=("bilinear", "transposed"))
+    patch: int = setting(2, "px, side of the patches that the first convolution sees as channels; 1 is none, as in the paper", within=(1, 16))
+    conv: str = setting("plain", "plain, or separable: depthwise and 1x1 convolutions", choices=("plain", "separable"))
     # loss
-    loss: str = setting("bce_dice", "bce, dice, bce_dice, tversky or focal")
-    dice_weight: float = setting(0.25, "in [0, 1], the rest is cross-entropy's")
+    loss: str = setting("bce_dice", "see loss.make_loss", choices=("bce", "dice", "bce_dice", "tversky", "focal"))
+    dice_weight: float = setting(0.25, "in [0, 1], the rest is cross-entropy's", within=(0, 1))
     # optimisation
-    epochs: int = setting(60, "passes over the training films")
-    minutes: float = setting(0.0, "time budget; the learning rate falls with it, 0 is none")
-    lr: float = setting(2e-3, "peak learning rate of AdamW")
-    weight_decay: float = setting(1e-2, "of AdamW, decoupled")
-    warmup: float = setting(0.05, "share of the run in which the learning rate rises")
-    clip: float = setting(1.0, "largest norm of the gradient")
-    ema: float = setting(0.99, "decay per step of the averaged weights, which are the ones kept; 0 is none")
-    patience: int = setting(0, "epochs without a better validation Dice before stopping, 0 is never")
+    epochs: int = setting(60, "passes over the training films", within=(1, 100_000))
+    minutes: float = setting(0.0, "time budget; the learning rate falls with it, 0 is none", within=(0, 1e6))
+    lr: float = setting(2e-3, "peak learning rate of AdamW", within=(0, 10))
+    weight_decay: float = setting(1e-2, "of AdamW, decoupled", within=(0, 10))
+    warmup: float = setting(0.05, "share of the run in which the learning rate rises", within=(0, 0.9))
+    clip: float = setting(1.0, "largest norm of the gradient", within=(1e-6, 1e6))
+    ema: float = setting(0.99, "decay per step of the averaged weights, which are the ones kept; 0 is none", within=(0, 1))
+    patience: int = setting(0, "epochs without a better validation Dice before stopping, 0 is never", within=(0, 1e9))
     # the machine
-    seed: int = setting(0, "of initial weights, order and augmentation")
+    seed: int = setting(0, "of initial weights, order and augmentation", within=(0, 2**32 - 1))
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps (a Mac's GPU)")
-    precision: str = setting("auto", "auto, fp32, bf16 or fp16; auto is the fastest the hardware has")
+    precision: str = setting("auto", "auto is the fastest the hardware has", choices=("auto", "fp32", "bf16", "fp16"))
     compile: bool = setting(False, "torch.compile: minutes of waiting for some 10-30 percent on long runs")
 
     def __post_init__(self):
-        if self.precision not in ("auto", "fp32", "bf16", "fp16"):
-            raise ValueError(f"precision is auto, fp32, bf16 or fp16, not {self.precision!r}")
-        for name, low, high in (("warmup", 0, 0.9), ("clip", 1e-6, 1e6), ("size", 16, 4096), ("batch", 1, 4096), ("epochs", 1, 100_000), ("width", 1, 1024),
-                                ("depth", 1, 8), ("patch", 1, 16), ("films", 0, 1e9), ("patience", 0, 1e9),
-                                ("weight_decay", 0, 10), ("minutes", 0, 1e6), ("lr", 0, 10), ("dice_weight", 0, 1), ("ema", 0, 1)):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} is in [{low}, {high}], not {getattr(self, name)}")
+        check_settings(self)
+        if not self.sources or not all(isinstance(source, str) for source in self.sources):
+            raise ValueError(f"sources are the names of one set or more, not {self.sources!r}")
+        if not DEVICES.fullmatch(self.device):
+            raise ValueError(f"device is auto, cpu, mps, cuda or cuda:N, not {self.device!r}")
 
     @property
     def options(self) -> list[str]:

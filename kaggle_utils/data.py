@@ -95,8 +95,11 @@ def augmentation(preset: str) -> A.Compose:
     learned, and it doubles the films. Order: where the film lies, then what the detector did to it.
 
     Args:
-        preset: ``none``; ``light`` (flip, small affine, brightness and contrast); ``full`` (larger affine, exposure,
-            gamma, sharpness, noise, elastic deformation, dropout that hides markers, wires and corners).
+        preset: ``none``; ``light`` (flip, small affine, gamma, a little noise); ``full`` (larger affine, exposure, gamma,
+            sharpness, noise, elastic deformation, dropout that hides markers, wires and corners); ``tb``, for step two.
+
+    Each film is normalised afterwards, which takes an even change of brightness or contrast away: gamma changes the gray
+    scale's shape, which stays.
     """
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks the network for a newer version
     import albumentations as A  # takes a second, and prediction needs none of it
@@ -107,12 +110,17 @@ def augmentation(preset: str) -> A.Compose:
 
     steps = {
         "none": [],
-        "light": [A.HorizontalFlip(p=0.5), affine(0.1, 0.05, 7, 0.7), A.RandomBrightnessContrast(0.2, 0.2, p=0.5)],
+        "light": [
+            A.HorizontalFlip(p=0.5),
+            affine(0.1, 0.05, 7, 0.7),
+            A.RandomGamma((60, 170), p=0.5),
+            A.GaussNoise(std_range=(0.01, 0.05), p=0.3),
+        ],
         "full": [
             A.HorizontalFlip(p=0.5),
             affine(0.25, 0.1, 12, 0.9),
             A.ElasticTransform(alpha=60, sigma=9, approximate=True, same_dxdy=True, p=0.15),
-            A.RandomBrightnessContrast(0.3, 0.4, p=0.7),
+            A.RandomBrightnessContrast(0.3, 0.4, p=0.7),  # strong enough to clip: the rest of it is normalised away
             A.RandomGamma((50, 200), p=0.5),
             A.OneOf([A.GaussianBlur((3, 5)), A.Sharpen(alpha=(0.2, 0.6)), A.CLAHE(clip_limit=(1, 4))], p=0.3),
             A.GaussNoise(std_range=(0.01, 0.06), p=0.2),

@@ -5,7 +5,7 @@ import math
 import multiprocessing
 import random
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 
 import cv2
 import numpy as np
@@ -16,9 +16,10 @@ from torch import nn
 
 from kaggle_utils import __main__ as cli
 from kaggle_utils import train as training
-from kaggle_utils.data import LungDataset, make_loader, read_manifest
+from kaggle_utils.data import LungDataset, augmentation, make_loader, read_manifest
+from kaggle_utils.hardware import PRECISIONS
 from kaggle_utils.image import read_mask, write_mask
-from kaggle_utils.loss import make_loss
+from kaggle_utils.loss import LOSSES, make_loss
 from kaggle_utils.model import UNet, count_parameters, load_weights, read_header
 from kaggle_utils.splits import published_split, suspect_masks
 from kaggle_utils.train import TrainConfig, Trainer, check_batch, ema_with_warmup
@@ -531,16 +532,42 @@ def test_settings_survive_json():
     assert TrainConfig.from_dict(json.loads(json.dumps(asdict(TINY)))) == TINY
 
 
-@pytest.mark.parametrize("setting", [{"size": 8}, {"batch": 0}, {"epochs": 0}, {"dice_weight": 2}, {"ema": 1.5}, {"minutes": -1}], ids=str)
+@pytest.mark.parametrize("setting", [
+    {"size": 8}, {"batch": 0}, {"epochs": 0}, {"dice_weight": 2}, {"ema": 1.5}, {"minutes": -1}, {"warmup": 1.5}, {"warmup": -0.1},
+    {"lr": math.nan}, {"lr": math.inf}, {"workers": -2}, {"seed": -1}], ids=str)
 def test_setting_out_of_range_is_refused_by_name(setting):
     with pytest.raises(ValueError, match=f"{next(iter(setting))} is in"):
         TrainConfig(**setting)
 
 
-@pytest.mark.parametrize("setting", [{"precision": "fp8"}, {"warmup": 1.5}, {"warmup": -0.1}], ids=str)
+@pytest.mark.parametrize("setting", [
+    {"precision": "fp8"}, {"loss": "bogus"}, {"augment": "heavy"}, {"augment": "tb"}, {"norm": "layer"}, {"up": "nearest"}, {"conv": "dilated"},
+    {"device": "tpu"}, {"device": "cuda:"}, {"size": 64.0}, {"size": "64"}, {"size": None}, {"heads": 1}, {"epochs": True}, {"sources": ()},
+    {"sources": ("montgomery", 3)}, {"sources": "montgomery"}], ids=str)
 def test_setting_that_makes_no_sense_is_refused_by_name(setting):
-    with pytest.raises(ValueError, match=next(iter(setting))):
+    with pytest.raises(ValueError, match=f"^{next(iter(setting))} (is|are) "):
         TrainConfig(**setting)
+
+
+@pytest.mark.parametrize("option, wrong", [("--loss", "bogus"), ("--augment", "tb"), ("--norm", "layer"), ("--up", "nearest"), ("--conv", "dilated"),
+                                           ("--precision", "fp8")])
+def test_words_that_are_no_choice_are_refused_by_the_command_line_with_the_choices(option, wrong, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["train", "--out", "nowhere", option, wrong])
+    choices = TrainConfig.__dataclass_fields__[option[2:]].metadata["choices"]
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 2 and option in last and all(choice in last for choice in choices)
+
+
+def test_choices_are_those_that_the_library_has():
+    choices = {f.name: f.metadata["choices"] for f in fields(TrainConfig)}
+    assert choices["loss"] == tuple(LOSSES)
+    assert choices["precision"] == ("auto", *PRECISIONS)
+    for augment in choices["augment"]:
+        augmentation(augment)
+    for name in ("norm", "up", "conv"):
+        for value in choices[name]:
+            UNet(width=1, depth=1, **{name: value})
 
 
 def test_default_network_has_at_most_2_million_parameters():
@@ -549,17 +576,16 @@ def test_default_network_has_at_most_2_million_parameters():
 
 
 @pytest.mark.parametrize("changed", [{}, {"minutes": 14.0, "sources": ("jsrt",)}, {"heads": False, "suspects": True, "weight_decay": 0.1}])
-def test_command_of_a_run_makes_the_same_configuration(changed, monkeypatch, tmp_path):
+def test_command_of_a_run_makes_the_same_configuration(changed, prepared, monkeypatch, tmp_path):
     config, seen = TrainConfig(**changed), []
     monkeypatch.setattr(training, "train", lambda data, out, config, resume: seen.append(config) or (_ for _ in ()).throw(ValueError))
     python, dash, package, *arguments = config.command.split()
     assert (python, dash, package) == ("python", "-m", "kaggle_utils")
-    cli.main([*arguments, "--out", str(tmp_path)])
+    cli.main([*arguments, "--data", str(prepared), "--out", str(tmp_path / "run")])
     assert seen == [config]
 
 
 def test_every_setting_explains_itself():
-    from dataclasses import fields
     assert all(len(f.metadata["about"]) > 5 for f in fields(TrainConfig))
 
 
