@@ -71,7 +71,7 @@ _LIES = {"LF": Lie(), "HL": Lie(False, 1), "RH": Lie(False, 2), "FR": Lie(False,
 class Film:
     """A radiograph as it was read."""
 
-    image: np.ndarray  # uint8 (H, W), lungs dark
+    image: np.ndarray  # uint8 (H, W); a negative without a tag that says so is still one
     spacing_mm: tuple[float, float] | None = None  # mm between rows and between columns
     notes: tuple[str, ...] = ()  # what was done to it and what its file says that matters, without semicolons
     colour: np.ndarray | None = None  # (H, W, 3) or (H, W, 4) of any depth, as the file has it, where it is in colour
