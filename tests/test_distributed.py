@@ -36,14 +36,17 @@ def be_process(monkeypatch, rank, world):
 
 
 def assert_same_run(one, two, epochs):
-    """Checkpoints of one and of two processes: the same weights and history within float error."""
+    """Checkpoints of one and of two processes: the same weights and history within float error.
+
+    A ReLU at its kink falls to either side, which moved weights by 2e-4 on one processor; a film's wrong weight moves them by 1e-3.
+    """
     one, two = (torch.load(folder / "last.pt", weights_only=True) for folder in (one, two))
     assert one["step"] == two["step"]
     for part in ("model", "ema"):
-        torch.testing.assert_close(one[part], two[part], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(one[part], two[part], rtol=1e-4, atol=5e-4)
     histories = [pd.DataFrame(state["history"]).drop(columns=CLOCK) for state in (one, two)]
     assert len(histories[0]) == epochs
-    pd.testing.assert_frame_equal(*histories, rtol=1e-4, atol=1e-5)
+    pd.testing.assert_frame_equal(*histories, rtol=1e-4, atol=5e-4)
 
 
 @pytest.fixture(scope="module")

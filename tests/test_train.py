@@ -578,6 +578,7 @@ def test_default_network_has_at_most_2_million_parameters():
 @pytest.mark.parametrize("changed", [{}, {"minutes": 14.0, "sources": ("jsrt",)}, {"heads": False, "suspects": True, "weight_decay": 0.1}])
 def test_command_of_a_run_makes_the_same_configuration(changed, prepared, monkeypatch, tmp_path):
     config, seen = TrainConfig(**changed), []
+    monkeypatch.chdir(prepared.parent)
     monkeypatch.setattr(training, "train", lambda data, out, config, resume: seen.append(config) or (_ for _ in ()).throw(ValueError))
     python, dash, package, *arguments = config.command.split()
     assert (python, dash, package) == ("python", "-m", "kaggle_utils")
