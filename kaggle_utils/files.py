@@ -108,6 +108,30 @@ def check_out_file(path: str | Path) -> None:
     check_input(Path(path).parent)
 
 
+def start_results(out: Path, table: str, columns: Collection[str], folders: Collection[str]) -> None:
+    """Makes the folders that results go to, and, if it is not there, the table that says whose they are, without a row.
+
+    Args:
+        out: the folder of all.
+        table: the name of the table in it.
+        columns: of the table.
+        folders: below ``out``.
+
+    Raises:
+        ValueError: there is a table or a folder that somebody else wrote.
+        OSError: ``out`` can't be written.
+    """
+    first = (out / table).read_bytes()[:4096].decode(errors="replace").partition("\n")[0].strip() if (out / table).exists() else None
+    ours = first is not None and first.startswith(",".join(list(columns)[:2]))
+    foreign = next((out / name for name in (table, *folders) if not ours and _holds_something(out / name)), None)
+    if foreign:
+        raise ValueError(f"{printable(foreign)}: not of an earlier run, and results would replace it: choose another folder to write")
+    for name in ("", *folders):
+        (out / name).mkdir(parents=True, exist_ok=True)
+    if not ours:
+        (out / table).write_text(",".join(columns) + "\n")
+
+
 def walk(root: str | Path, *, unless: Collection[str] = ()) -> Iterator[Path]:
     """The files in a folder and below it, through links, each folder once; no hidden ones, and no pictures that this package wrote.
 
@@ -186,6 +210,10 @@ def printable(text: object) -> str:
         return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else found[0].encode("unicode_escape").decode()
 
     return _UNSEEN.sub(escape, str(text))
+
+
+def _holds_something(path: Path) -> bool:
+    return any(path.iterdir()) if path.is_dir() else path.exists()
 
 
 def _find(pattern: Path, written: set[Path]) -> list[Path]:

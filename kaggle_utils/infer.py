@@ -12,7 +12,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from .data import read_manifest
-from .files import find_files, printable, unique_names
+from .files import find_files, printable, start_results, unique_names
 from .film import PRED_COLOUR, TRUTH_COLOUR, ReadFilm, Segmented, clean_mask, draw_overlay, read_checked, segment  # noqa: F401
 from .formats import annotate, check_formats, write_coco, write_dicom_seg
 from .image import read_image, read_mask, resize_mask, write_bytes, write_image, write_mask
@@ -54,15 +54,14 @@ def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegm
 
     Raises:
         FileNotFoundError: a pattern names nothing.
-        ValueError: no such format.
+        ValueError: no such format, or results would replace what is not of an earlier run.
         ImportError: a format's package is not installed.
         OSError: ``out`` can't be written.
     """
     check_formats(formats)
     out = Path(out)
-    for folder in ("", *(folder for name in formats for folder in _FOLDERS[name])):
-        (out / folder).mkdir(parents=True, exist_ok=True)
     files = find_files(patterns, out=out)
+    start_results(out, "predictions.csv", COLUMNS, [folder for name in formats for folder in _FOLDERS[name]])
     names = unique_names(files)
     rows, measured, annotations = [], [], []
     bar = tqdm(total=len(files), desc="predict", unit="film", disable=None)

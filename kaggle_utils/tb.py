@@ -17,7 +17,7 @@ import torch
 from scipy.special import expit
 from tqdm import tqdm
 
-from .files import find_files, printable, unique_names
+from .files import find_files, printable, start_results, unique_names
 from .hardware import choose_device
 from .image import resize_mask, write_bytes, write_image
 from .infer import LungSegmenter, ReadFilm, Segmented, draw_overlay, read_checked, segment
@@ -118,11 +118,12 @@ def screen(patterns: Iterable[str | Path], out: str | Path, screener: TBScreener
 
     Raises:
         FileNotFoundError: a pattern names nothing.
+        ValueError: results would replace what is not of an earlier run.
         OSError: ``out`` can't be written.
     """
     out = Path(out)
-    (out / "overlays").mkdir(parents=True, exist_ok=True)
     files = find_files(patterns, out=out)
+    start_results(out, "screening.csv", COLUMNS, ["overlays"])
     names, rows = unique_names(files), []
     with ThreadPoolExecutor() as pool, tqdm(total=len(files), desc="screen", unit="film", disable=None) as bar:
         for start in range(0, len(files), batch):

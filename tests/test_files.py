@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from kaggle_utils.files import NAME_BYTES, check_patterns, claims_film, find_files, is_film, printable, unique_names, walk, without_suffix
+from kaggle_utils.files import NAME_BYTES, check_patterns, claims_film, find_files, is_film, printable, start_results, unique_names, walk, without_suffix
 from dicoms import dicom
 from phantoms import phantom, write_raw
 
@@ -200,6 +200,39 @@ def test_film_that_the_results_would_replace_is_refused(folder, monkeypatch):
     with pytest.raises(ValueError, match="^masks/b.png: .* choose another folder"):
         find_files(["masks/b.png"], out=".")
     assert names(find_files(["masks/b.png"], out="elsewhere")) == ["b.png"]
+
+
+COLUMNS = ("name", "path", "error")
+
+
+def start(out):
+    start_results(out, "predictions.csv", COLUMNS, ["masks", "overlays"])
+
+
+def test_results_go_to_a_folder_of_their_own_or_of_an_earlier_run(tmp_path):
+    for _ in range(2):
+        start(tmp_path / "new" / "out")
+        assert (tmp_path / "new" / "out" / "predictions.csv").read_text() == "name,path,error\n"
+        write_raw(tmp_path / "new" / "out" / "masks" / "film.png", FILM)  # as of a run that was killed
+    (tmp_path / "new" / "out" / "predictions.csv").write_text("name,path,a column of another version\nfilm,film.png,1\n")
+    start(tmp_path / "new" / "out")
+    assert "film.png,1" in (tmp_path / "new" / "out" / "predictions.csv").read_text()
+
+
+@pytest.mark.parametrize("theirs", ["masks/film.png", "overlays/notes", "predictions.csv"])
+def test_results_replace_nothing_of_somebody_elses(tmp_path, theirs):
+    (tmp_path / theirs).parent.mkdir(exist_ok=True)
+    (tmp_path / theirs).write_text("patient,truth\n")
+    with pytest.raises(ValueError, match=f"^{tmp_path / theirs.split('/')[0]}: .* choose another folder"):
+        start(tmp_path)
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == [tmp_path / theirs]
+    assert (tmp_path / theirs).read_text() == "patient,truth\n"
+
+
+def test_empty_folders_are_nobodys(tmp_path):
+    (tmp_path / "masks").mkdir()
+    start(tmp_path)
+    assert (tmp_path / "overlays").is_dir()
 
 
 def test_walk_leaves_out_a_marked_folder_with_all_below(folder):
