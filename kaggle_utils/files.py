@@ -10,6 +10,7 @@ import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
+from functools import cache
 from glob import glob, has_magic
 from pathlib import Path
 
@@ -48,14 +49,16 @@ def find_files(patterns: Iterable[str | Path], *, out: str | Path | None = None)
         FileNotFoundError: a pattern names nothing.
         ValueError: a named file lies where the caller would write its own.
     """
-    written = {Path(os.path.realpath(out), name) for name in _PICTURES} if out is not None else set()
-    found: dict[Path, Path] = {}
+    written = {os.path.join(os.path.realpath(out), name) for name in _PICTURES} if out is not None else set()
+    found: dict[tuple[str, str], Path] = {}
+    real = cache(os.path.realpath)
     for pattern in patterns:
         films = _find(Path(pattern), written)
         if not films:
             raise FileNotFoundError(_nothing(pattern))
         for path in films:  # a folder that is reached in two ways is one; two links to one file are two names
-            found.setdefault(Path(os.path.realpath(path.parent), path.name), path)
+            folder, name = os.path.split(path)
+            found.setdefault((real(folder), name), path)
     return list(found.values())
 
 
@@ -132,18 +135,19 @@ def start_results(out: Path, table: str, columns: Collection[str], folders: Coll
         (out / table).write_text(",".join(columns) + "\n")
 
 
-def walk(root: str | Path, *, unless: Collection[str] = ()) -> Iterator[Path]:
+def walk(root: str | Path, *, unless: Collection[str] = (), skip: Collection[str] = ()) -> Iterator[Path]:
     """The files in a folder and below it, through links, each folder once; no hidden ones, and no pictures that this package wrote.
 
     Args:
         root: the folder.
         unless: a folder that has a file of one of these names is left out with all below it.
+        skip: folders to leave out with all below them, by their real paths.
     """
-    folders, links, seen, skip = [Path(root)], [], set(), set()
+    folders, links, seen, ours = [Path(root)], [], set(skip), set()
     while folders or links:  # links last: a folder goes by its own place where it has one
         folder = folders.pop() if folders else links.pop(0)
         real = os.path.realpath(folder)
-        if real in seen or folder in skip:
+        if real in seen or folder in ours:
             continue
         seen.add(real)
         try:
@@ -153,7 +157,7 @@ def walk(root: str | Path, *, unless: Collection[str] = ()) -> Iterator[Path]:
             continue
         if set(unless) & set(names):
             continue
-        skip.update(folder / below for marker in OUTPUTS.keys() & set(names) for below in OUTPUTS[marker])
+        ours.update(folder / below for marker in OUTPUTS.keys() & set(names) for below in OUTPUTS[marker])
         for path in (folder / name for name in names):
             if path.is_dir():
                 (links if path.is_symlink() else folders).append(path)
@@ -216,7 +220,7 @@ def _holds_something(path: Path) -> bool:
     return any(path.iterdir()) if path.is_dir() else path.exists()
 
 
-def _find(pattern: Path, written: set[Path]) -> list[Path]:
+def _find(pattern: Path, written: set[str]) -> list[Path]:
     if pattern.is_dir():
         return _search(pattern, written)
     if os.path.lexists(pattern):
@@ -232,11 +236,10 @@ def _expand(pattern: Path) -> list[Path]:
     return [Path(path) for path in glob(str(pattern), recursive=True)] if has_magic(str(pattern)) else []
 
 
-def _search(folder: Path, written: set[Path]) -> list[Path]:
+def _search(folder: Path, written: set[str]) -> list[Path]:
     films, others = [], []
-    for path in walk(folder):
-        if not _is_below(path, written):
-            (films if is_film(path) else others).append(path)
+    for path in walk(folder, skip=written):
+        (films if is_film(path) else others).append(path)
     others = sorted(printable(path.relative_to(folder)) for path in others if claims_film(path.name) is None)
     if others:
         log.warning("%s: %d %s left out, as no film: %s%s", printable(folder), len(others), "files" if len(others) > 1 else "file",
@@ -244,8 +247,8 @@ def _search(folder: Path, written: set[Path]) -> list[Path]:
     return sorted(films)
 
 
-def _is_below(path: Path, folders: set[Path]) -> bool:
-    return bool(folders) and not folders.isdisjoint(Path(os.path.realpath(path.parent), path.name).parents)
+def _is_below(path: Path, folders: set[str]) -> bool:
+    return any(str(parent) in folders for parent in Path(os.path.realpath(path.parent), path.name).parents)
 
 
 def _nothing(pattern: str | Path) -> str:
