@@ -18,11 +18,12 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def prep(args: argparse.Namespace) -> int:
+    import pandas as pd
+
     from .prep import prepare
     from .s3 import fetch
     frame = prepare(fetch(args.input), args.out, size=args.size, workers=args.workers, split=args.split, seed=args.seed)
     print(frame.groupby(["source", "split"]).size().unstack(fill_value=0).to_string())
-    import pandas as pd
     problems = pd.read_csv(Path(args.out) / "problems.csv")
     print(f"{len(frame)} films in {args.out}; {len(problems)} could not be used" + (", see problems.csv:" if len(problems) else ""))
     for problem in problems.head(5).itertuples():
@@ -444,7 +445,7 @@ def main(argv: list[str] | None = None) -> int:
         _check_paths(args)
         return args.function(args)
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"kaggle_utils {args.command}: {files.printable(error)}", file=sys.stderr)
+        print(f"kaggle_utils {args.command}: {error}", file=sys.stderr)
         return 1
     except ImportError as error:
         advice = "" if "pip install" in str(error) else ": pip install -r requirements.txt"
