@@ -135,10 +135,11 @@ def _name_films(folder: Path, address: str | None = None) -> None:
     if lungs.exists():
         import pyarrow as pa
         from pyarrow import parquet
-        rows = parquet.read_table(lungs)
+        rows = parquet.read_table(pa.BufferReader(lungs.read_bytes()))  # pyarrow takes no path that is not UTF-8
         paths = pa.array([as_addresses(path) for path in rows["path"].to_pylist()], pa.string())
         if not paths.equals(rows["path"].combine_chunks()):
-            parquet.write_table(rows.set_column(rows.schema.get_field_index("path"), "path", paths), lungs, compression="zstd")
+            with lungs.open("wb") as file:
+                parquet.write_table(rows.set_column(rows.schema.get_field_index("path"), "path", paths), file, compression="zstd")
 
 
 def is_address(path: str | Path) -> bool:
