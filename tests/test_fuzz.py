@@ -56,6 +56,7 @@ def test_any_bytes_declare_a_size_or_are_refused(data):
     assert all(isinstance(number, int) for number in (found.rows, found.columns, found.pictures, found.page, found.orientation))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs limits on address space and alarms")
 def test_decoders_survive_damaged_files():
     names = [name for name in fuzz.whole_files() if name not in IN_PROCESS and "JPEG" not in name and "RLE" not in name]
@@ -64,6 +65,7 @@ def test_decoders_survive_damaged_files():
     assert sum(counts.values()) == 20 * len(names)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs limits on address space and alarms")
 def test_decoders_of_dicom_survive_damaged_files():
     names = [name for name in fuzz.whole_files() if "JPEG" in name or "RLE" in name]
@@ -84,6 +86,7 @@ def test_sealed_png_is_the_same_png():
 
 # --- the fuzzer itself -----------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reading, verdict", [("os.abort()", "died, status -6"), ("raise KeyError('x')", "KeyError: \"'x'\"")])
 def test_fuzzer_reports_the_case_that_broke_the_rule(monkeypatch, tmp_path, reading, verdict):
     child = f"""

@@ -203,6 +203,7 @@ def test_s3_that_fails_is_raised_so_that_lambda_tries_again_and_the_second_try_i
 
 # --- the process -----------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_it_runs_without_pytorch_pandas_and_albumentations_within_its_memory(client, films, onnx_file):
     put(client, "films/x.png", films[0])
     code = ("import re, sys\nfor name in ('torch', 'pandas', 'albumentations', 'safetensors', 'onnx'): sys.modules[name] = None\n"

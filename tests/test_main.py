@@ -221,6 +221,7 @@ def test_a_wrong_path_is_told_in_one_line_before_any_library_is_loaded(tmp_path,
         assert line.startswith(f"kaggle_utils {command[0]}: {reason}")
 
 
+@pytest.mark.slow
 def test_a_film_is_segmented_judged_and_measured_without_what_only_training_needs(tmp_path):
     write_raw(tmp_path / "film.png", AppearanceModel.load().film(7, 0, size=256, tb=0).image)
     said, modules = modules_after(tmp_path, "from kaggle_utils.__main__ import main\nassert main(['predict', 'film.png', '--out', 'o', '--device', 'cpu']) == 0")

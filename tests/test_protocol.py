@@ -28,6 +28,7 @@ def test_each_foreign_set_is_tested_whole_and_by_its_test_list(sets, tmp_path):
     assert ("montgomery", "all", 256) not in summary.index
 
 
+@pytest.mark.slow
 def test_protocols_add_up_in_one_file_and_a_second_run_replaces_its_own_rows(sets, tmp_path):
     for name in ("montgomery", "jsrt", "jsrt"):
         run(name, sets, tmp_path)

@@ -132,7 +132,7 @@ def test_a_key_that_leads_out_of_the_folder_is_refused_before_anything_is_fetche
 # --- faults ----------------------------------------------------------------------------------------------------------
 
 FAULTS = {"500": dict(kind="status"), "503": dict(kind="status", status=503, code="SlowDown"), "reset": dict(kind="reset"),
-          "truncated": dict(kind="truncate"), "slow": dict(kind="slow", seconds=5)}
+          "truncated": dict(kind="truncate"), "slow": dict(kind="slow", seconds=3)}
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def impatient(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_breaks_in_each_kind_of_request_is_tried_again(fault, folder, proxy, client, tmp_path, impatient, monkeypatch):
-    monkeypatch.setattr(s3_client, "READ_S", 3 if fault == "slow" else 30)
+    monkeypatch.setattr(s3_client, "READ_S", 1.5 if fault == "slow" else 30)
     with zipfile.ZipFile(folder / "set.zip", "w") as archive:
         archive.writestr("one", noise(9 * MB))
     for method in ("GET", "PUT", "POST", "HEAD"):
@@ -424,6 +424,7 @@ def test_the_network_breaks_in_the_middle_and_the_archive_is_not_called_damaged(
         assert not contents(client, "out/") and not unfinished(client)
 
 
+@pytest.mark.slow
 def test_disk_full_is_one_line_and_leaves_no_part(folder, proxy, tmp_path):
     s3.upload(folder, "s3://bkt/set")
     limited = f"import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, " \

@@ -119,6 +119,7 @@ def test_share_of_tuberculosis(model):
     assert {film.tb for film in model.sample(5, 3, tb=1)} == {1}
 
 
+@pytest.mark.slow
 def test_classes_look_different(model):
     """Upper lung fields are denser in tuberculosis; the same draws are compared."""
     def upper(film):
@@ -166,6 +167,7 @@ def test_right_marker_is_on_the_images_left():
     assert sides == right and 0 < sum(sides) < 20
 
 
+@pytest.mark.slow
 def test_fit_finds_the_shape_it_was_given(model, small):
     """Models of the same population: mean outlines agree within 3 % of the lungs' radius."""
     a, b = model.arrays["shape_mean"], small.arrays["shape_mean"]
@@ -175,6 +177,7 @@ def test_fit_finds_the_shape_it_was_given(model, small):
     assert film.image.std() > 10 and film.mask.mean() > 0.08
 
 
+@pytest.mark.slow
 def test_fit_drops_a_mask_that_is_no_pair_of_lungs(model):
     drawn = model.sample(14, 98, acquire=False)
     masks = [f.mask for f in drawn]
@@ -275,6 +278,7 @@ def write_prepared(root, drawn, source="montgomery"):
     (root / "manifest.csv").write_text("\n".join(rows))
 
 
+@pytest.mark.slow
 def test_privacy_check_passes_strangers_and_catches_a_copy(tmp_path, model):
     drawn = model.sample(14, 55, size=512, acquire=False)
     write_prepared(tmp_path, drawn)

@@ -269,6 +269,7 @@ def test_built_in_films_are_drawn_once_and_counted_as_such(prepared, tmp_path):
 
 # --- search ------------------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_an_interrupted_search_goes_on(prepared, tmp_path, monkeypatch):
     table = do(prepared, tmp_path, "search", trials=2)
     assert table["run"].unique().tolist() == ["trial 0", "trial 1"]
