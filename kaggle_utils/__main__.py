@@ -258,7 +258,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command(shards, "pack a prepared set into tar files, from which training streams what memory can't hold; needs webdataset")
     sub.add_argument("--data", default="segmentation", help="prepared folder")
     sub.add_argument("--out", required=True, help="folder to write; train --data takes it, and its s3:// address once it is uploaded")
-    sub.add_argument("--films", type=_positive, default=100, help="films in each; n processes need n shards at least")
+    sub.add_argument("--films", type=_positive, help="films in each; if not given, 100 or an eighth of a split, so that up to 8 processes can train: n of them "
+                     "need n shards of each split")
     sub.add_argument("--size", type=_positive, help="px, side of the films in the shards; as prepared if not given")
 
     sub = command(train, "train a U-Net on a prepared folder")
@@ -434,6 +435,13 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{setting.name.replace('_', '-')}", **option)
 
 
+def _lacks_memory(error: Exception) -> bool:
+    """Whether it is Python's, PyTorch's or OpenCV's way of saying so; only Python's has a type that is known without them."""
+    said = str(error)
+    return (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+            or any(words in said for words in ("can't allocate memory", "not enough memory", "Insufficient memory", "Unable to allocate")))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; what a user can mend is one line on stderr and exit status 1."""
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal has no letters for ends no run
@@ -451,13 +459,15 @@ def main(argv: list[str] | None = None) -> int:
         advice = "" if "pip install" in str(error) else ": pip install -r requirements.txt"
         print(f"kaggle_utils {args.command}: {error}{advice}", file=sys.stderr)
         return 1
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for every command
+    except Exception as error:
+        if not _lacks_memory(error):
             raise
-        print(f"kaggle_utils {args.command}: the GPU's memory is full: try a smaller --batch or --size", file=sys.stderr)
+        smaller = [f"--{name}" for name in ("batch", "size", "sizes", "width", "workers", "jobs") if hasattr(args, name)]
+        advice = f": try a smaller {' or '.join(smaller)}" if smaller else ""
+        print(f"kaggle_utils {args.command}: the memory is too small for this{advice}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        way_on = {"train": "; --resume goes on from the last finished epoch", "tune": "; the same command goes on with the study",
+        way_on = {"train": "; --resume goes on from the last checkpoint", "tune": "; the same command goes on with the study",
                   "kaggle": "; what was pushed runs on at Kaggle", "s3": "; the same command goes on"}
         print(f"kaggle_utils {args.command}: stopped{way_on.get(args.command, '')}", file=sys.stderr)
         return 130

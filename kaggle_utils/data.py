@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import cv2
 import numpy as np
@@ -43,19 +43,9 @@ def read_manifest(root: str | Path) -> pd.DataFrame:
         ValueError: a column is missing, the set is in shards, or a film is there twice, so that it could be trained on and tested on.
     """
     root, path = Path(root), manifest_path(root)
-    try:
-        frame = pd.read_csv(path, dtype={"name": str, "split": str})
-    except ValueError as error:  # among them what pandas and the decoder say of a file that is no text, or has no columns
-        raise ValueError(f"{path}: not a table as prep writes it ({' '.join(str(error).split())}): run prep again") from None
+    frame = parse_manifest(path, path)
     if "shard" in frame:
         raise ValueError(f"{root} holds shards, which train alone reads: give the prepared folder that they were written from")
-    missing = {"name", "source", "split", "tb", "pixels"} - set(frame)
-    if missing:
-        raise ValueError(f"{path}: no column {', '.join(sorted(missing))}; it was not written by this version's prep")
-    wrong = frame[frame["name"].isna() | ~frame["split"].isin(_SPLITS)]
-    if len(wrong):
-        raise ValueError(f"{path}: line {wrong.index[0] + 2} has the name {wrong['name'].iloc[0]!r} and the split {wrong['split'].iloc[0]!r}, which is one "
-                         f"of {', '.join(_SPLITS)}: run prep again")
     check_disjoint(frame)
     frame["image"] = [str(root / s / "image" / f"{n}.png") for s, n in zip(frame["split"], frame["name"])]
     frame["mask"] = [str(root / s / "mask" / f"{n}.png") if s != "unlabelled" else ""
@@ -63,6 +53,30 @@ def read_manifest(root: str | Path) -> pd.DataFrame:
     gone = next((p for p in [*frame["image"], *filter(None, frame["mask"])] if not Path(p).exists()), None)
     if gone:
         raise FileNotFoundError(f"{gone} is in {path} but not on the disk: run prep again")
+    return frame
+
+
+def parse_manifest(file: str | Path | BinaryIO, path: str | Path) -> pd.DataFrame:
+    """The rows of a manifest, as they stand there.
+
+    Args:
+        file: it, or its bytes where they are read from elsewhere.
+        path: by which errors call it.
+
+    Raises:
+        ValueError: it is damaged, a column is missing, or a film has no name or no known split.
+    """
+    try:
+        frame = pd.read_csv(file, dtype={"name": str, "split": str})
+    except ValueError as error:  # among them what pandas and the decoder say of a file that is no text, or has no columns
+        raise ValueError(f"{path}: not a table as prep writes it ({' '.join(str(error).split())}): run prep again") from None
+    missing = {"name", "source", "split", "tb", "pixels"} - set(frame)
+    if missing:
+        raise ValueError(f"{path}: no column {', '.join(sorted(missing))}; it was not written by this version's prep")
+    wrong = frame[frame["name"].isna() | ~frame["split"].isin(_SPLITS)]
+    if len(wrong):
+        raise ValueError(f"{path}: line {wrong.index[0] + 2} has the name {wrong['name'].iloc[0]!r} and the split {wrong['split'].iloc[0]!r}, which is one "
+                         f"of {', '.join(_SPLITS)}: run prep again")
     return frame
 
 

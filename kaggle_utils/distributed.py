@@ -33,6 +33,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 _LOST = ("gloo", "NCCL", "caused pair closure", "closed by peer", "reset by peer")  # in what PyTorch says, which has no type of its own
 LONGEST_WAIT = timedelta(minutes=5)  # for a process that hangs, or whose machine is lost; the others then fail too
+LOADING_WAIT = timedelta(hours=2)  # for the process whose disk is the slowest, before training starts
 
 
 def world_size() -> int:
@@ -71,8 +72,10 @@ def processes(device: torch.device) -> Iterator[None]:
             raise ValueError(f"{machine_size()} processes and {torch.cuda.device_count()} GPUs on this machine: "
                              f"choose --nproc-per-node {torch.cuda.device_count()}, or device cpu")
         torch.cuda.set_device(_from_torchrun("LOCAL_RANK", 0))
+    global _loading
     try:  # gloo for numbers of Python too: they meet without waiting for what the GPU still computes
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
+        _loading = dist.new_group(backend="gloo", timeout=LOADING_WAIT)
     except RuntimeError as error:
         raise ConnectionError("the processes don't reach each other; between machines, name the network that connects them, on each of them: "
                               f"GLOO_SOCKET_IFNAME=eth0 torchrun … (`ip addr` lists them). {error}") from error
@@ -83,6 +86,15 @@ def processes(device: torch.device) -> Iterator[None]:
             raise ConnectionError(f"another process doesn't answer any more; the same command with --resume goes on with what is saved. {error}") from error
         raise
     dist.destroy_process_group()  # not after an error: this could wait for processes that wait for this one
+
+
+def wait_for_all() -> None:
+    """Waits until all processes are here: each has read its films, which one disk may do much later than another."""
+    if world_size() > 1:
+        dist.barrier(group=_loading)
+
+
+_loading: dist.ProcessGroup | None = None  # of all processes, as they were joined; it alone has the long wait
 
 
 def share(items: Sequence) -> Sequence:

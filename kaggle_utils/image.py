@@ -7,6 +7,7 @@ Films are seen as the radiologist hangs them: the **patient's left lung is on th
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -113,12 +114,15 @@ def to_mask(gray: np.ndarray) -> np.ndarray:
 
 
 def decode_pnm(data: bytes) -> np.ndarray:
-    """The gray levels ``uint8 (H, W)`` of a PGM or PBM file's bytes; the size it declares is not checked, as files of shards are our own.
+    """The gray levels ``uint8 (H, W)`` of a PGM or PBM file's bytes, as :func:`encode_image` makes them.
 
     Raises:
         ValueError: the bytes are truncated or no image.
     """
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    head = re.match(rb"P([45])\s+(\d{1,5})\s+(\d{1,5})\s", data)
+    # Before OpenCV makes room for what a damaged head declares.
+    whole = head and len(data) > int(head[3]) * (int(head[2]) if head[1] == b"5" else -(-int(head[2]) // 8))
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if whole else None
     if pixels is None:
         raise ValueError("it is truncated, or no PGM or PBM file")
     return pixels

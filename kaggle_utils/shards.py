@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 import random
+import tarfile
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -25,21 +26,24 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 from tqdm import tqdm
 
-from .data import augmentation, make_item, read_manifest
+from .data import augmentation, make_item, parse_manifest, read_manifest
 from .distributed import batch_share, share, world_size
 from .image import decode_pnm, encode_image, read_image, read_mask, resize_image, resize_mask, write_bytes
 from .s3 import connect, explained, is_address, parse
 
+FILMS, SHARDS = 100, 8  # films of a shard at most and shards of a split at least, where nobody says otherwise: enough for 8 processes
+MEMBER_BYTES = 256 << 20  # of a file in a shard at most, 8192 px a side have a quarter of it
 BUFFER = 1000  # films (0.3 MB each at 512 px) from which the next one is drawn
 
 
-def write_shards(data: str | Path, out: str | Path, *, films: int = 100, size: int | None = None, seed: int = 0) -> pd.DataFrame:
+def write_shards(data: str | Path, out: str | Path, *, films: int | None = None, size: int | None = None, seed: int = 0) -> pd.DataFrame:
     """Packs a prepared set into shards, the films of each split dealt out at random.
 
     Args:
         data: the prepared set.
         out: folder for ``SPLIT-00000.tar`` and ``manifest.csv``, which is written last.
-        films: in each shard.
+        films: in each shard; None makes 8 shards of each split, or more where they would hold over 100 films. n processes that
+            train need n shards of each split.
         size: px, side of the films in the shards; as prepared if None. That of the training spares resizing and space.
         seed: of the deal.
 
@@ -62,7 +66,8 @@ def write_shards(data: str | Path, out: str | Path, *, films: int = 100, size: i
     shards = pd.Series("", frame.index)
     bar = tqdm(total=len(frame), desc="shards", unit="film", disable=None)
     for split, rows in frame.groupby("split"):
-        with wds.ShardWriter(str(out / f"{split}-%05d.tar").replace("\\", "/"), maxcount=films, verbose=0) as writer:
+        each = films or min(FILMS, max(1, len(rows) // SHARDS))
+        with wds.ShardWriter(str(out / f"{split}-%05d.tar").replace("\\", "/"), maxcount=each, verbose=0) as writer:
             for row in rows.itertuples():
                 # The row, since a film's name may hold a dot, at which a sample's name ends.
                 image, mask = read_image(row.image), read_mask(row.mask)
@@ -81,8 +86,10 @@ def is_sharded(root: str | Path) -> bool:
     """Says whether a folder, or an ``s3://`` address, holds shards; what lies in S3 does."""
     if is_address(root):
         return True
-    path = Path(root) / "manifest.csv"
-    return path.exists() and "shard" in pd.read_csv(path, nrows=0)
+    try:
+        return "shard" in pd.read_csv(Path(root) / "manifest.csv", nrows=0)
+    except (OSError, ValueError):  # there is none, or it is damaged: who reads the set says which
+        return False
 
 
 def read_shards(root: str | Path) -> pd.DataFrame:
@@ -100,11 +107,14 @@ def read_shards(root: str | Path) -> pd.DataFrame:
     path = f"{root}/manifest.csv"
     try:
         with _open(path) as file:
-            frame = pd.read_csv(file, dtype={"name": str})
+            frame = parse_manifest(file, path)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; training streams sets in shards, which `python -m kaggle_utils shards` writes") from None
     if "shard" not in frame:
         raise ValueError(f"{path} is that of a set without shards: write them (python -m kaggle_utils shards), or download the set")
+    wrong = frame["shard"][~frame["shard"].astype(str).str.fullmatch(r"\w+-\d{5}\.tar")]
+    if len(wrong):
+        raise ValueError(f"{path}: line {wrong.index[0] + 2} names the shard {wrong.iloc[0]!r}, which is none: write the shards again")
     frame["row"], frame["shard"] = frame.index, f"{root}/" + frame["shard"]
     gone = next((shard for shard in frame["shard"].unique() if not is_address(shard) and not Path(shard).exists()), None)
     if gone:
@@ -135,7 +145,8 @@ class ShardedFilms(IterableDataset):
         if frame.empty:
             raise ValueError("no film to load: the choice of split and source left nothing of the manifest")
         _webdataset()
-        self.size, self.batch, self.shuffle, self.buffer, self.threads, self.seed = size, batch_share(batch), shuffle, buffer, threads, seed
+        self.size, self.whole_batch, self.batch = size, batch, batch_share(batch)
+        self.shuffle, self.buffer, self.threads, self.seed = shuffle, buffer, threads, seed
         self.augment = augmentation(augment) if augment != "none" else None
         self.shards = Counter(frame["shard"])  # films in each
         self.films = dict(zip(frame["row"], zip(frame["name"], frame["source"])))
@@ -146,8 +157,10 @@ class ShardedFilms(IterableDataset):
     def __len__(self) -> int:
         """Batches of an epoch: in training those of the process that has most, so that all take the same steps."""
         order, n = self._order(), world_size()
-        shares = [order[first::n] for first in range(n)] if self.shuffle else [share(order)]
-        return max(math.ceil(sum(self.shards[shard] for shard in own) / self.batch) for own in shares)
+        if not self.shuffle:
+            return self._steps(share(order), self.batch)
+        # A batch that n doesn't divide gives the first processes a film more.
+        return max(self._steps(order[first::n], len(range(first, self.whole_batch, n))) for first in range(n))
 
     def __iter__(self) -> Iterator[dict[str, object]]:
         """Batches: image and mask ``float32 (B, 1, size, size)``, name and source; a film without a name doesn't count."""
@@ -157,6 +170,9 @@ class ShardedFilms(IterableDataset):
             done, last = done + 1, batch[-1]
         for _ in range(len(self) - done):  # another process has more films: this one only takes the step too
             yield default_collate([{**last, "name": ""}])
+
+    def _steps(self, shards: list[str], batch: int) -> int:
+        return math.ceil(sum(self.shards[shard] for shard in shards) / batch)
 
     def _order(self) -> list[str]:
         shards = sorted(self.shards)
@@ -181,11 +197,23 @@ class ShardedFilms(IterableDataset):
 
     def _samples(self) -> Iterator[dict[str, object]]:
         wds = _webdataset()
-        opened = wds.tariterators.tar_file_expander(_opened(share(self._order())), select_files=lambda name: int(name.split(".")[0]) in self.films)
-        samples = wds.tariterators.group_by_keys(opened)
+        samples = self._unpacked()
         if not self.shuffle:
             return samples
         return wds.filters.shuffle(self.buffer, initial=self.buffer, rng=random.Random(f"{self.seed} {self.epoch}"))(samples)
+
+    def _unpacked(self) -> Iterator[dict[str, object]]:
+        """The films of this process's shards, each with its files' bytes; of a damaged shard none is left out in silence."""
+        for shard, stream in _opened(share(self._order())):
+            films = 0
+            try:
+                for sample in _webdataset().tariterators.group_by_keys(_members(stream, shard, self.films)):
+                    films += 1
+                    yield sample
+            except (ValueError, tarfile.TarError, EOFError) as error:
+                raise ValueError(f"{shard}: a damaged shard ({' '.join(str(error).split())[:200]}): write the shards again") from None
+            if films != self.shards[shard]:
+                raise ValueError(f"{shard}: a damaged shard: it holds {films} of its {self.shards[shard]} films: write the shards again")
 
     def _decode(self, sample: dict[str, object]) -> tuple[int, np.ndarray, np.ndarray]:
         try:
@@ -201,15 +229,25 @@ def stream_loader(films: ShardedFilms, workers: int = 0) -> DataLoader:
     return DataLoader(films, batch_size=None, num_workers=min(workers, 1), pin_memory=torch.cuda.is_available())
 
 
-def _opened(shards: list[str]) -> Iterator[dict[str, object]]:
-    """Open shards for WebDataset, the next one of S3 being fetched while one is read."""
+def _members(stream: BinaryIO, shard: str, films: Container[int]) -> Iterator[dict[str, object]]:
+    """The wanted files of a shard for WebDataset; not by its own reader, which unpacks gzip and sparse files of any size."""
+    with tarfile.open(fileobj=stream, mode="r:") as archive:
+        for member in archive:
+            if not member.isreg() or member.issparse() or member.size > MEMBER_BYTES:
+                raise ValueError(f"{member.name!r} is no film's file")
+            if int(member.name.split(".")[0]) in films:
+                yield {"fname": member.name, "data": archive.extractfile(member).read(), "__url__": shard}
+
+
+def _opened(shards: list[str]) -> Iterator[tuple[str, BinaryIO]]:
+    """Shards and their open files, the next one of S3 being fetched while one is read."""
     with ThreadPoolExecutor(1) as pool:
         following = pool.submit(_open, shards[0])
         for shard, after in zip(shards, [*shards[1:], None]):
             stream = following.result()
             following = pool.submit(_open, after) if after else None
             with stream:
-                yield {"url": shard, "stream": stream}
+                yield shard, stream
 
 
 def _open(path: str) -> BinaryIO:

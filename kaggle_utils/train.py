@@ -14,9 +14,11 @@ import pickle
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -38,11 +40,22 @@ from .model import UNet, count_parameters, save_weights
 from .shards import ShardedFilms, is_sharded, read_shards, stream_loader
 from .splits import BUILT_IN, suspect_masks
 
+CHECKPOINT_SECONDS = 300  # of training at most that a kill loses: epochs may be long
 LICENCES = {
     "montgomery": "Montgomery: research use with acknowledgement (Jaeger et al. 2014, Candemir et al. 2014)",
     "shenzhen": "Shenzhen masks: CC BY-NC-SA 4.0 (Stirenko et al. 2018)",
     "jsrt": "JSRT/SCR: research use, registration at the source (Shiraishi et al. 2000, van Ginneken et al. 2006)",
 }
+
+
+@dataclass
+class Epoch:
+    """How far an epoch is: what a checkpoint in the middle of it has to know."""
+
+    batches: int = 0  # learned from
+    loss: float = 0.0  # sum over their films
+    films: float = 0.0
+    started: float = 0.0  # seconds of the run before it
 
 
 class Trainer:
@@ -77,6 +90,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.history: list[dict[str, float]] = []
         self.step, self.seconds = 0, 0.0
+        self.begun, self.saved = Epoch(), 0.0  # how far the present epoch is; seconds at the last checkpoint
         self.out, self.about, self.commit = Path(out) if out and distributed.is_main() else None, about or {}, _commit()
 
     @property
@@ -108,7 +122,7 @@ class Trainer:
         if self.out:
             self.out.mkdir(parents=True, exist_ok=True)
             write_bytes(self.out / "config.json", json.dumps(asdict(self.config), indent=2).encode())
-        if not self.history:
+        if not self.step:
             check_batch(next(iter(self.train_loader)))
         silent = None if distributed.is_main() else True  # None: only where there is no terminal
         bar = tqdm(total=self.config.epochs, initial=len(self.history), desc="train", unit="epoch", disable=silent)
@@ -116,6 +130,7 @@ class Trainer:
             row = self._epoch(len(self.history), bar)
             improved = row["val_dice"] > self.best_dice
             self.history.append(row)
+            self.begun = Epoch(started=self.seconds)
             self._save(improved)
             bar.set_postfix(dice=f"{row['val_dice']:.4f}", loss=f"{row['train_loss']:.4f}")
             bar.update()
@@ -162,11 +177,8 @@ class Trainer:
         Raises:
             ValueError: the checkpoint is damaged or was made with other settings or other films.
         """
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-            stored = TrainConfig.from_dict(state["config"])
-        except (RuntimeError, EOFError, KeyError, IndexError, TypeError, pickle.UnpicklingError) as error:
-            raise ValueError(f"{path}: not a whole checkpoint of this project ({type(error).__name__})") from None
+        state = read_checkpoint(path, self.device)
+        stored = state["config"]
         # How long to go on may change; what is learned, and how, may not.
         free = {"epochs", "minutes", "patience", "workers", "device"}
         changed = [f.name for f in fields(stored) if f.name not in free
@@ -174,13 +186,20 @@ class Trainer:
         if changed:
             raise ValueError(f"{path} was made with another {', '.join(changed)}: "
                              + ", ".join(f"{n} = {getattr(stored, n)!r}" for n in changed))
-        if state.get("about") != self.about:
-            raise ValueError(f"{path} was trained on other films ({state.get('about')}, now {self.about}): choose another folder")
-        for name in ("model", "ema", "optimizer", "scaler"):
-            if state[name]:  # a scaler that was not needed on the machine before is empty
-                getattr(self, name).load_state_dict(state[name])
-        self.history, self.step, self.seconds = state["history"], state["step"], state["seconds"]
-        torch.set_rng_state(state["rng"].cpu())
+        if state["about"] != self.about:
+            raise ValueError(f"{path} was trained on other films ({state['about']}, now {self.about}): choose another folder")
+        try:
+            for name in ("model", "ema", "optimizer", "scaler"):
+                if state[name]:  # a scaler that was not needed on the machine before is empty
+                    getattr(self, name).load_state_dict(state[name])
+            torch.set_rng_state(state["rng"].cpu())
+            if any(value.shape != weight.shape for weight, moments in self.optimizer.state.items()
+                   for name, value in moments.items() if name != "step"):
+                raise ValueError("the optimizer's moments have other shapes")
+        except Exception as error:  # PyTorch meets what doesn't fit with exceptions of many kinds
+            raise _damaged(path, f"its tensors aren't this network's: {error}") from None
+        self.history, self.step, self.begun = state["history"], state["step"], Epoch(**state["begun"])
+        self.seconds = self.saved = state["seconds"]
 
     def learning_rate(self, progress: float) -> float:
         """Linear warm-up, then half a cosine down to a hundredth; ``progress`` is the share of the run done, in [0, 1]."""
@@ -195,7 +214,8 @@ class Trainer:
 
         Source: Li, Yumer & Ramanan 2020, "Budgeted Training": the learning rate should reach its end with the budget.
         """
-        by_steps = self.step / (self.config.epochs * len(self.train_loader))
+        # Epochs streamed from shards by several processes differ in length: the present one's counts, not a total of steps.
+        by_steps = (len(self.history) + self.begun.batches / len(self.train_loader)) / self.config.epochs
         by_time = self.seconds / (self.config.minutes * 60) if self.config.minutes else 0.0
         return min(1.0, max(by_steps, by_time))
 
@@ -211,20 +231,31 @@ class Trainer:
                 order.epoch = epoch
         # validate() puts the mode back, but a caller may have left the model in evaluation mode before.
         self.model.train()
-        total, films, before = 0.0, 0, self.seconds
-        start = time.perf_counter()
-        for batch in self.train_loader:
+        begun, before, start = self.begun, self.seconds, time.perf_counter()
+        for batch in self._batches_left():
             loss, n = self._train_step(batch)
-            total, films = total + loss, films + n
+            begun.batches, begun.loss, begun.films = begun.batches + 1, begun.loss + loss, begun.films + n
             self.seconds = distributed.of_main(before + time.perf_counter() - start)
-            bar.set_postfix(loss=f"{total / films:.4f}", films_s=f"{films / (self.seconds - before):.1f}", refresh=False)
+            bar.set_postfix(loss=f"{begun.loss / begun.films:.4f}", films_s=f"{begun.films / (self.seconds - begun.started):.1f}", refresh=False)
             if self.config.minutes and self.progress() >= 1:
                 break
-        films_s = films / (self.seconds - before)
+            if self.seconds - self.saved >= CHECKPOINT_SECONDS:
+                self._checkpoint()
+        films_s = begun.films / (self.seconds - begun.started)
         result = self.validate()
         self.seconds = distributed.of_main(before + time.perf_counter() - start)
-        return {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"], "train_loss": total / films, **result,
+        return {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"], "train_loss": begun.loss / begun.films, **result,
                 "films_s": films_s, "seconds": self.seconds}
+
+    def _batches_left(self) -> Iterator[dict]:
+        """The epoch's batches that were not learned from before a run was stopped in the middle of it."""
+        random_numbers = torch.get_rng_state()
+        batches = iter(self.train_loader)
+        for _ in islice(batches, self.begun.batches):
+            pass
+        if self.begun.batches:  # starting the loader has drawn from those that the network goes on with
+            torch.set_rng_state(random_numbers)
+        return batches
 
     def _train_step(self, batch: dict) -> tuple[float, float]:
         """The sum of the losses of the films, and how many these are, in all processes' batches together."""
@@ -271,15 +302,22 @@ class Trainer:
     def _save(self, improved: bool) -> None:
         if not self.out:
             return
-        state = {"config": asdict(self.config), "history": self.history, "step": self.step, "seconds": self.seconds,
-                 "about": self.about, "rng": torch.get_rng_state(),
-                 **{name: getattr(self, name).state_dict() for name in ("model", "ema", "optimizer", "scaler")}}
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
         # The best weights first: a kill between the two writes leaves an older last.pt, which makes them again.
         if improved and isinstance(self.best_model, UNet):
             save_weights(self.out / "best.safetensors", self.best_model, self._header())
         write_bytes(self.out / "history.csv", pd.DataFrame(self.history).to_csv(index=False).encode())
+        self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        """Writes ``last.pt``, in the first process."""
+        self.saved = self.seconds
+        if not self.out:
+            return
+        state = {"config": asdict(self.config), "history": self.history, "step": self.step, "seconds": self.seconds,
+                 "begun": asdict(self.begun), "about": self.about, "rng": torch.get_rng_state(),
+                 **{name: getattr(self, name).state_dict() for name in ("model", "ema", "optimizer", "scaler")}}
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
         write_bytes(self.out / "last.pt", buffer.getvalue())
 
     def _header(self) -> dict[str, object]:
@@ -292,6 +330,44 @@ class Trainer:
             "commit": self.commit, "config": asdict(self.config), **self.about,
             "licence": [LICENCES[source] for source in self.config.sources if source in LICENCES],
         }
+
+
+def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict[str, object]:
+    """What :class:`Trainer` wrote to ``last.pt``, each part of its type, the configuration rebuilt.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or no checkpoint of this project; the message says what to do.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():  # torch.load reads tensors without looking at their checksums
+                raise ValueError(f"{damaged} has another checksum")
+        state = torch.load(path, map_location=device, weights_only=True)
+        missing = [name for name in _PARTS if name not in state]
+        if missing:
+            raise ValueError(f"no {' and no '.join(missing)}")
+        wrong = [name for name, kind in _PARTS.items() if not isinstance(state[name], kind) or isinstance(state[name], bool)]
+        if wrong:
+            raise ValueError(f"{' and '.join(wrong)} of another type")
+        numbers = [value for row in [*state["history"], state["begun"]] for value in row.values()] + [state["step"], state["seconds"]]
+        if not all(isinstance(value, (int, float)) for value in numbers) or not all("val_dice" in row for row in state["history"]):
+            raise ValueError("its history holds other things than numbers")
+        Epoch(**state["begun"])
+        return {**state, "config": TrainConfig.from_dict(state["config"])}
+    except Exception as error:  # pickle and zipfile meet damage with exceptions of a dozen kinds
+        raise _damaged(path, error) from None
+
+
+_PARTS = {"config": dict, "history": list, "step": int, "seconds": (int, float), "begun": dict, "about": dict, "rng": torch.Tensor,
+          "model": dict, "ema": dict, "optimizer": dict, "scaler": dict}
+
+
+def _damaged(path: str | Path, reason: object) -> ValueError:
+    said = " ".join(str(reason).split())[:200] or type(reason).__name__
+    return ValueError(f"{path}: a damaged checkpoint, or none of this version ({said}): move it away to start anew; best.safetensors beside it stays usable")
 
 
 def train(data: str | Path | list[str | Path], out: str | Path, config: TrainConfig, *, resume: bool = False) -> Trainer:
@@ -351,6 +427,7 @@ def make_trainer(data: str | Path | list[str | Path], out: str | Path | None, co
     else:
         loaders = [make_loader(LungDataset(films, config.size, config.augment, seed=config.seed), config.batch, shuffle=True, workers=workers),
                    make_loader(LungDataset(held_out, config.size), config.batch, workers=workers)]
+    distributed.wait_for_all()
     torch.manual_seed(config.seed)
     classes = len(config.sources) if config.heads else 1
     model = UNet(classes=classes, width=config.width, depth=config.depth, norm=config.norm, up=config.up, patch=config.patch, conv=config.conv)

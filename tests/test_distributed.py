@@ -60,6 +60,7 @@ def two(data, tmp_path_factory):
     """The folder of all runs of two processes; ``resumed`` goes on from one process's first epoch."""
     out = tmp_path_factory.mktemp("two")
     make_trainer(data, out / "resumed", BASE).fit(lambda row: row["epoch"] == 0)
+    write_shards(data, out / "shards", films=3)  # of 3, 3, 3, 3 and 1: two processes take other numbers of steps in each epoch
     subprocess.run([*TORCHRUN, str(Path(__file__).with_name("two_processes.py")), str(data), str(out)], env=ENVIRONMENT, check=True, timeout=600)
     return out
 
@@ -83,11 +84,22 @@ def test_run_of_one_process_goes_on_with_two(data, two, tmp_path):
     assert_same_run(tmp_path, two / "resumed", epochs=3)
 
 
-@pytest.mark.parametrize("name", [*EQUAL, *ALIKE, "resumed"])
+@pytest.mark.parametrize("name", [*EQUAL, *ALIKE, "resumed", "shards"])
 def test_both_processes_have_the_same_weights_average_and_history(seen, name):
     """To the bit, clock included: another statistic, learning rate or best epoch in one of them would show."""
     first, second = (facts[name] for facts in seen)
     assert (first["weights"], first["history"]) == (second["weights"], second["history"])
+
+
+def test_all_epochs_are_streamed_from_shards_at_a_rate_that_only_falls_after_the_warm_up(seen):
+    history = seen[0]["shards"]["history"]
+    rates = [row["lr"] for row in history]
+    assert len(history) == 12 and max(rates) <= BASE.lr
+    assert rates[:3] == sorted(rates[:3]) and rates[3:] == sorted(rates[3:], reverse=True) and rates[-1] < 0.1 * BASE.lr
+
+
+def test_who_reads_fast_waits_for_who_reads_slowly_longer_than_while_training(seen):
+    assert [facts["loading"] for facts in seen] == ["", ""]
 
 
 def test_each_validation_film_is_scored_once(seen):
@@ -208,7 +220,7 @@ def test_machines_that_do_not_reach_each_other_are_told_which_variable_helps(mon
 
 def test_a_process_that_no_longer_answers_is_one_line_and_other_errors_stay_what_they_are(monkeypatch):
     be_process(monkeypatch, 0, 2)
-    for name in ("init_process_group", "destroy_process_group"):
+    for name in ("init_process_group", "new_group", "destroy_process_group"):
         monkeypatch.setattr(torch.distributed, name, lambda *_, **__: None)
     for said in ("[third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:129] Timed out waiting 300000ms", "Application timeout caused pair closure"):
         with pytest.raises(ConnectionError, match="doesn't answer any more.*--resume"), distributed.processes(torch.device("cpu")):

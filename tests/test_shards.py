@@ -1,5 +1,11 @@
 """shards.py: every film once, shuffled across shards, as the prepared set has it; training from them, from a disk and from S3."""
 
+import gzip
+import io
+import random
+import shutil
+import tarfile
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -58,6 +64,11 @@ def test_films_and_masks_are_those_of_the_prepared_set(prepared, sharded, thread
         assert source == expected[name]["source"]
 
 
+def test_by_default_eight_processes_can_train(tmp_path):
+    frame = write_shards(write_prepared(tmp_path / "set", {"train": 23, "val": 9}), tmp_path / "shards", size=16)
+    assert (frame.groupby("split")["shard"].nunique() >= 8).all() and frame["shard"].value_counts().max() == 2
+
+
 def test_shards_may_hold_smaller_films(prepared, tmp_path):
     write_shards(prepared, tmp_path, size=16)
     batch = next(iter(ShardedFilms(train_rows(tmp_path), 16)))
@@ -91,6 +102,69 @@ def test_only_the_wanted_films_are_read(sharded):
     assert sorted(names(films)) == sorted(frame["name"]) and len(films) == len(list(films)) == 3
 
 
+@pytest.fixture
+def copy(sharded, tmp_path):
+    return shutil.copytree(sharded, tmp_path / "copy")
+
+
+def rewrite(path, change):
+    """A shard with members changed, or left out where ``change`` says None."""
+    with tarfile.open(path) as archive:
+        members = [(member, archive.extractfile(member).read()) for member in archive]
+    with tarfile.open(path, "w") as archive:
+        for member, data in filter(None, (change(*pair) for pair in members)):
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+
+
+def bomb(member, data):
+    return member, data.replace(b"32 32", b"99999 99999") if member.name.endswith("film.pgm") else data
+
+
+DAMAGES = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:3000]),
+    "cut between films": lambda path: rewrite(path, lambda member, data: (member, data) if member.name < "00000004" else None),
+    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "junk": lambda path: path.write_bytes(random.Random(0).randbytes(20000)),
+    "empty": lambda path: path.write_bytes(b""),
+    "gzip": lambda path: path.write_bytes(gzip.compress(path.read_bytes())),
+    "a bomb inside": lambda path: rewrite(path, bomb),
+    "names of others": lambda path: rewrite(path, lambda member, data: (member.replace(name=f"film{member.name}"), data)),
+    "masks gone": lambda path: rewrite(path, lambda member, data: None if member.name.endswith("pbm") else (member, data)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_shard_is_one_line_that_names_it(copy, damage):
+    DAMAGES[damage](copy / "train-00001.tar")
+    with pytest.raises(ValueError, match=r"^[^\n]*train-00001.tar: .*damaged[^\n]*: write the shards again$"):
+        list(ShardedFilms(train_rows(copy), 32))
+
+
+def test_flipped_bits_of_a_shard_bring_no_traceback(copy):
+    path, chance = copy / "train-00001.tar", random.Random(0)
+    data = path.read_bytes()
+    for _ in range(60):
+        at = chance.randrange(len(data))
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1:])
+        try:
+            list(ShardedFilms(train_rows(copy), 32))
+        except ValueError as error:
+            assert "train-00001.tar: " in str(error) and "\n" not in str(error)
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda text: "", "not a table as prep writes it"), (lambda text: text.replace("pixels", "other", 1), "no column pixels"),
+    (lambda text: text.replace("train-00001.tar", "../train-00001.tar"), "names the shard '../train-00001.tar', which is none"),
+    (lambda text: text.replace("train-00001.tar", ""), "names the shard nan, which is none")])
+def test_damaged_manifest_of_shards_is_one_line_that_names_it(copy, damage, message):
+    path = copy / "manifest.csv"
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(ValueError, match=message) as refused:
+        read_shards(copy)
+    assert str(refused.value).startswith(str(path))
+
+
 def test_damaged_and_missing_shards_are_named(sharded, tmp_path):
     for path in sharded.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -113,7 +187,7 @@ def test_several_processes_share_the_shards_and_take_as_many_steps(sharded, monk
     found, steps = [], set()
     for rank in range(world):
         monkeypatch.setenv("RANK", str(rank))
-        films = ShardedFilms(train_rows(sharded), 32, batch=2 * world, shuffle=True)
+        films = ShardedFilms(train_rows(sharded), 32, batch=2 * world + world // 2, shuffle=True)  # not the same share for all
         batches = list(films)
         steps.add(len(batches))
         assert len(films) == len(batches) and all("" not in batch["name"] or batch["name"] == [""] for batch in batches)

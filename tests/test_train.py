@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import random
 import time
+import zipfile
 from dataclasses import asdict, fields, replace
 
 import cv2
@@ -207,8 +208,9 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("step", [1, 3, 5, 8], ids=lambda s: f"step {s}")
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_run_stopped_in_any_step_resumes_to_bit_equal_weights(prepared, tmp_path, step, precision):
+@pytest.mark.parametrize("precision, seconds", [("fp32", 300), ("bf16", 300), ("fp32", 0)], ids=["fp32", "bf16", "a checkpoint each step"])
+def test_run_stopped_in_any_step_resumes_to_bit_equal_weights(prepared, tmp_path, monkeypatch, step, precision, seconds):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", seconds)
     trainer(prepared, tmp_path / "whole", precision=precision).fit()
     stopped = trainer(prepared, tmp_path / "stopped", precision=precision)
     one_step = stopped._train_step
@@ -224,12 +226,19 @@ def test_run_stopped_in_any_step_resumes_to_bit_equal_weights(prepared, tmp_path
     resumed = trainer(prepared, tmp_path / "stopped", precision=precision)
     if (tmp_path / "stopped" / "last.pt").exists():  # else it died in its first epoch, and starts anew
         resumed.resume(tmp_path / "stopped" / "last.pt")
-    resumed.fit()
+    assert resumed.step == (step if seconds == 0 else step // 3 * 3)  # three steps an epoch
+    history = resumed.fit()
+    clock = ["films_s", "seconds"]
+    expected = pd.read_csv(tmp_path / "whole" / "history.csv").drop(columns=clock)
+    pd.testing.assert_frame_equal(history.drop(columns=clock), expected, check_exact=False, rtol=1e-12)
     assert_bit_equal(weights_of(tmp_path / "whole" / "last.pt"), weights_of(tmp_path / "stopped" / "last.pt"))
 
 
-def test_random_numbers_that_the_network_draws_itself_go_on_too(prepared, tmp_path):
-    def run(out, epochs, resume=False):
+@pytest.mark.parametrize("steps", [3, 4], ids=["between epochs", "within one"])
+def test_random_numbers_that_the_network_draws_itself_go_on_too(prepared, tmp_path, monkeypatch, steps):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
+
+    def run(out, last_step=None, resume=False):
         config = replace(TINY, epochs=2)
         torch.manual_seed(0)
         net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.Dropout(0.5), nn.Conv2d(8, 1, 1))
@@ -237,12 +246,20 @@ def test_random_numbers_that_the_network_draws_itself_go_on_too(prepared, tmp_pa
         if resume:
             torch.manual_seed(123)
             fitting.resume(tmp_path / out / "last.pt")
-        fitting._finished = lambda: len(fitting.history) >= epochs
+        one_step = fitting._train_step
+
+        def dies(batch):
+            if fitting.step == last_step:
+                raise Killed
+            return one_step(batch)
+
+        fitting._train_step = dies
         fitting.fit()
 
-    run("whole", 2)
-    run("stopped", 1)
-    run("stopped", 2, resume=True)
+    run("whole")
+    with pytest.raises(Killed):
+        run("stopped", last_step=steps)
+    run("stopped", resume=True)
     assert_bit_equal(weights_of(tmp_path / "whole" / "last.pt"), weights_of(tmp_path / "stopped" / "last.pt"))
 
 
@@ -300,6 +317,75 @@ def test_run_killed_by_sigkill_again_and_again_ends_with_bit_equal_weights(forks
                                   pd.read_csv(out / "history.csv").drop(columns=clock), check_exact=True)
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of one epoch, its checkpoint's bytes and its parts."""
+    root = write_prepared(tmp_path_factory.mktemp("set"), {"train": 4, "val": 2})
+    run = trainer(root, root / "run", epochs=1)
+    run.fit()
+    return run, (root / "run" / "last.pt").read_bytes(), torch.load(root / "run" / "last.pt", weights_only=True)
+
+
+def refusal(run, path):
+    """What is said of a checkpoint; empty where it is taken."""
+    try:
+        run.resume(path)
+    except ValueError as error:
+        assert str(error).startswith(f"{path}") and "\n" not in str(error), error
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("damage", ["cut", "one byte short", "zeros", "junk", "empty", "a zip of something else", "a number"])
+def test_damaged_checkpoint_is_refused_in_a_line_that_names_it(finished, tmp_path, damage):
+    run, data, _ = finished
+    path = tmp_path / "last.pt"
+    if damage == "a number":
+        torch.save(3, path)
+    elif damage == "a zip of something else":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("data.pkl", "no pickle")
+    else:
+        path.write_bytes({"cut": data[:len(data) // 2], "one byte short": data[:-1], "zeros": bytes(len(data)), "junk": random.Random(0).randbytes(4000), "empty": b""}[damage])
+    assert "move it away to start anew" in refusal(run, path)
+
+
+def test_flipped_bits_are_refused_or_say_nothing_of_the_contents(finished, tmp_path):
+    run, data, state = finished
+    path, chance, refused = tmp_path / "last.pt", random.Random(0), 0
+    for _ in range(40):
+        at = chance.randrange(len(data))
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1:])
+        if refusal(run, path):
+            refused += 1
+        else:
+            assert_bit_equal(state["model"], torch.load(path, weights_only=True)["model"])
+    assert refused > 10
+
+
+@pytest.mark.parametrize("part", ["config", "history", "step", "seconds", "begun", "about", "rng", "model", "ema", "optimizer", "scaler"])
+def test_edited_checkpoint_is_refused_in_a_line_that_names_it(finished, tmp_path, part):
+    run, _, state = finished
+    path, rest = tmp_path / "last.pt", {key: value for key, value in state.items() if key != part}
+    torch.save(rest, path)
+    assert f"no {part}" in refusal(run, path)
+    for value in (None, "text", [3], True, torch.zeros(3)):
+        torch.save({**rest, part: value}, path)
+        assert refusal(run, path), value
+    if part != "scaler":  # which nobody asks in float32
+        torch.save({**rest, part: {"a": "b"}}, path)
+        assert refusal(run, path)
+
+
+def test_checkpoint_of_another_network_is_refused(finished, tmp_path):
+    run, _, state = finished
+    other = UNet(width=4, depth=2).state_dict()
+    moments = {**state["optimizer"], "state": {n: {**one, "exp_avg": torch.zeros(7)} for n, one in state["optimizer"]["state"].items()}}
+    for part, value in (("model", other), ("ema", other), ("optimizer", moments)):
+        torch.save({**state, part: value}, tmp_path / "last.pt")
+        assert "its tensors aren't this network's" in refusal(run, tmp_path / "last.pt")
+
+
 def test_failed_write_keeps_the_old_checkpoint(prepared, tmp_path, monkeypatch):
     run = trainer(prepared, tmp_path / "run", epochs=1)
     run.fit()
@@ -331,16 +417,6 @@ def test_other_settings_than_the_checkpoints_are_refused_by_name(prepared, tmp_p
     trainer(prepared, tmp_path / "run", epochs=1).fit()
     with pytest.raises(ValueError, match=f"another {next(iter(change))}: "):
         trainer(prepared, **change).resume(tmp_path / "run" / "last.pt")
-
-
-@pytest.mark.parametrize("kept", [0, 200, -1], ids=["empty", "200 bytes", "one byte short"])
-def test_truncated_checkpoint_is_refused(prepared, tmp_path, kept):
-    run = trainer(prepared, tmp_path / "run", epochs=1)
-    run.fit()
-    path = tmp_path / "run" / "last.pt"
-    path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ValueError, match="last.pt: not a whole checkpoint"):
-        run.resume(path)
 
 
 def write_text_file(path):

@@ -9,7 +9,9 @@ import hashlib
 import json
 import os
 import sys
+import time
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,6 +19,7 @@ sys.path[:0] = [str(ROOT)]
 
 import numpy as np
 import torch
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from kaggle_utils import distributed
 from kaggle_utils import train as training
@@ -58,10 +61,22 @@ def run_with_a_clock_of_its_own(root: Path, rank: int) -> list[dict[str, float]]
     return trainer.history
 
 
+def load_for_long(root: Path, rank: int) -> str:
+    """The second process's disk is slower than the others would wait while they train."""
+    read = training.read_manifest
+    training.read_manifest = lambda path: time.sleep(4 * rank) or read(path)
+    _set_pg_timeout(timedelta(seconds=1))
+    try:
+        return error_of(lambda: make_trainer(root, None, BASE))
+    finally:
+        training.read_manifest = read
+        _set_pg_timeout(distributed.LONGEST_WAIT)
+
+
 def error_of(action) -> str:
     try:
         action()
-    except (ValueError, FloatingPointError) as error:
+    except (ValueError, FloatingPointError, RuntimeError) as error:
         return str(error)
     return ""
 
@@ -80,6 +95,8 @@ def main(root: Path, out: Path) -> None:
     with distributed.processes(torch.device("cpu")):
         seen = {name: run(root, out / name, **changes) for name, changes in (EQUAL | ALIKE).items()}
         seen["resumed"] = run(root, out / "resumed")
+        seen["shards"] = run(out / "shards", out / "streamed", epochs=12, warmup=0.25)
+        seen["loading"] = load_for_long(root, rank)
         seen["clock"] = run_with_a_clock_of_its_own(root, rank)
         seen["diverged"] = error_of(lambda: diverge(root, rank))
         seen["other seed"] = error_of(lambda: make_trainer(root, None, replace(BASE, seed=rank)).fit())
