@@ -71,6 +71,7 @@ def predict(args: argparse.Namespace) -> int:
     if args.ray:
         return _predict_on_cluster(args)
     from .infer import LungSegmenter, predict
+    from .quality import why_no_estimate
     from .s3 import as_addresses, fetch, results
     segmenter = LungSegmenter(fetch(args.weights), device=args.device, flip=args.flip, clean=not args.raw, head=args.head,
                               backend=args.backend)
@@ -80,6 +81,9 @@ def predict(args: argparse.Namespace) -> int:
     refused = int(failed["height"].notna().sum())
     print(f"{len(table) - len(failed)} masks in {args.out}, {len(failed) - refused} files could not be read, {refused} {'film' if refused == 1 else 'films'} refused"
           + " (--force segments them)" * bool(refused))
+    without = why_no_estimate(segmenter.quality)
+    if without:
+        print(f"  {without}")
     doubtful = table[table["flag"].isin(("check", "reject"))]
     for film in doubtful.head(5).itertuples():
         print(f"  {film.name}: {film.flag}, a Dice of about {film.quality:.2f}: {film.reasons}")

@@ -118,9 +118,10 @@ def report(path: Path, screener: TBScreener) -> str:
     shape = tuple(max(1, round(side * min(1, SHOWN / max(mask.shape)))) for side in mask.shape)
     picture = draw_overlay(resize_image(image, shape), resize_mask(mask, shape))
     table = pd.DataFrame([{"name": path.stem, **measured}], columns=["name", *MEASUREMENTS]).round(4).convert_dtypes()
+    reasons = found.quality.reasons if found.quality else ()
     facts = {
         "Film": f"{mask.shape[1]} × {mask.shape[0]} px",
-        "Dice, estimated": f"{found.quality.estimate:.2f} ({found.quality.flag})",
+        "Dice, estimated": f"{found.quality.estimate:.2f} ({found.quality.flag})" if found.quality else "–",
         "Lungs found": str(measured["lungs"]),
         "Share of the film": _number(100 * measured["lung_share"], ".1f", " %"),
         "Left over right area": _number(measured["left_right_ratio"], ".2f"),
@@ -132,7 +133,7 @@ def report(path: Path, screener: TBScreener) -> str:
     return f"""<article class='report'>
       <figure><img alt='The film with its lungs outlined' src='{_data("image/jpeg", encode_image(picture, ".jpg"))}'>
         <figcaption>The patient's right lung is on the left.</figcaption></figure>
-      <div><h2>{escape(path.name)}</h2>{_lungs(measured, film.spacing_mm)}{_rows(facts)}{_notes(found.quality.reasons + found.notes)}
+      <div><h2>{escape(path.name)}</h2>{_lungs(measured, film.spacing_mm)}{_rows(facts)}{_notes(reasons + found.notes)}
         <p class='downloads'>
           <a download='{name}_mask.png' href='{_data("image/png", encode_image(lying * np.uint8(255), ".png"))}'>Mask (PNG)</a>
           <a download='{name}_measurements.csv' href='{_data("text/csv", table.to_csv(index=False).encode())}'>Measurements (CSV)</a>

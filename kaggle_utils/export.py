@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from .image import write_bytes
-from .model import FORMAT, load_weights, read_header
+from .model import FORMAT, load_weights, parse_header, read_header
 
 TOLERANCE = 1e-4  # of a logit, between PyTorch and the exported graph
 # Odd and unlike each other: at these, the padding to whole patches becomes part of the traced graph.
@@ -76,7 +76,7 @@ def read_onnx_header(path: str | Path) -> dict[str, object]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated, not ONNX, or not of this project.
+        ValueError: the file is truncated, not ONNX, or not of this project, or see :func:`model_header.check_header`.
         ImportError: onnx is not installed.
     """
     if not Path(path).is_file():
@@ -89,9 +89,9 @@ def read_onnx_header(path: str | Path) -> dict[str, object]:
         if FORMAT not in metadata:
             raise ValueError(f"{path}: ONNX, but not written by this project (no {FORMAT!r} in its metadata)")
         onnx.checker.check_model(proto)
-        return json.loads(metadata[FORMAT])
-    except (DecodeError, onnx.checker.ValidationError, json.JSONDecodeError) as error:
+    except (DecodeError, onnx.checker.ValidationError) as error:
         raise ValueError(f"{path}: not a whole ONNX file ({str(error).splitlines()[0]})") from None
+    return parse_header(metadata[FORMAT], path)
 
 
 def open_graph(graph: bytes, backend: str, *, bf16: bool = False) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -12,7 +12,7 @@ from .checks import NO_CHEST, Checked, check_film, check_lungs
 from .files import printable
 from .image import read_film, resize_prob
 from .measure import check_height
-from .quality import Quality, estimate_quality
+from .quality import Quality, estimate_quality, why_no_estimate
 
 # Blue and orange of Okabe & Ito's palette, told apart by colour-blind eyes; BGR, as OpenCV draws.
 TRUTH_COLOUR, PRED_COLOUR = (178, 114, 0), (0, 159, 230)
@@ -39,7 +39,7 @@ class Segmented:
     Attributes:
         film: as read and checked.
         mask: ``uint8 (H, W)`` in {0, 1}, of the film turned upright (``film.checked.image``); None where there is none.
-        quality: of the mask.
+        quality: of the mask; None where the network comes without an estimate, which the notes say.
         notes: what reading and the checks found and did, without semicolons.
         error: why there is no mask.
     """
@@ -58,8 +58,11 @@ class Segmented:
             row |= dict(zip(("height", "width"), self.film.image.shape))
         if self.mask is None:
             return row
-        return row | {"lung_px": int(self.mask.sum()), "lung_share": round(float(self.mask.mean()), 4),
-                      "quality": round(self.quality.estimate, 3), "flag": self.quality.flag, "reasons": "; ".join(self.quality.reasons)}
+        row |= {"lung_px": int(self.mask.sum()), "lung_share": round(float(self.mask.mean()), 4)}
+        if self.quality is None:
+            return row | {"flag": "", "reasons": ""}
+        return row | {"quality": round(self.quality.estimate, 3), "flag": self.quality.flag,
+                      "reasons": "; ".join(self.quality.reasons)}
 
 
 def read_checked(path: str | Path, name: str, *, force: bool = False, data: bytes | None = None) -> ReadFilm:
@@ -88,7 +91,7 @@ def segment(film: ReadFilm, prob: np.ndarray | None, segmenter, *, force: bool =
     Args:
         film: of :func:`read_checked`.
         prob: what ``segmenter.probabilities`` said of ``film.checked.image``; None where the film has an error.
-        segmenter: which did; its ``finish`` and ``threshold`` are those of :class:`segmenter.LungSegmenter`.
+        segmenter: which did; its ``finish``, ``threshold`` and ``quality`` are those of :class:`segmenter.LungSegmenter`.
         force: keep the mask of what is hardly like a chest film and has no lungs of a usual shape.
     """
     if film.error or prob is None:
@@ -98,7 +101,8 @@ def segment(film: ReadFilm, prob: np.ndarray | None, segmenter, *, force: bool =
     if film.checked.doubtful and lungs and not force:
         return Segmented(film, notes=film.notes + lungs, error=f"{film.path}: refused: {NO_CHEST}")
     notes = film.notes + lungs + check_height(mask, film.spacing_mm, film.age)
-    return Segmented(film, mask, estimate_quality(prob, mask, segmenter.threshold), notes)
+    quality = estimate_quality(prob, mask, segmenter.quality, segmenter.threshold)
+    return Segmented(film, mask, quality, notes if quality else (*notes, why_no_estimate(segmenter.quality)))
 
 
 def finish_mask(prob: np.ndarray, shape: tuple[int, int], *, threshold: float = 0.5, clean: bool = True) -> np.ndarray:

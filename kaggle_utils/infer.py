@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from .data import read_manifest
 from .files import find_files, printable, start_results, unique_names
-from .film import PRED_COLOUR, TRUTH_COLOUR, ReadFilm, Segmented, clean_mask, draw_overlay, read_checked, segment  # noqa: F401
+from .film import PRED_COLOUR, TRUTH_COLOUR, ReadFilm, Segmented, clean_mask, draw_overlay, finish_mask, read_checked, segment  # noqa: F401
 from .formats import annotate, check_formats, write_coco, write_dicom_seg
 from .image import read_image, read_mask, resize_mask, write_bytes, write_image, write_mask
 from .measure import MEASUREMENTS, measure, split_lungs

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import nn
 
 from .image import write_bytes
+from .model_header import FORMAT, NORMALISATION, parse_header  # noqa: F401 (this module is the face of those)
 
-FORMAT = "unet-lung/2"
 _CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 _UP_CONV = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -149,26 +149,37 @@ def save_weights(path: str | Path, model: UNet, header: dict[str, object] | None
     write_bytes(path, save(tensors, {FORMAT: json.dumps({"architecture": model.architecture, **(header or {})})}))
 
 
-def read_header(path: str | Path) -> dict[str, object]:
-    """The header of a weights file.
+def read_header(path: str | Path, *, members: bool = False) -> dict[str, object]:
+    """The header of a weights file, checked.
+
+    Args:
+        path: the file.
+        members: whether it is the classifier's, see :func:`tb_net.load_tb`, and not a segmenter's.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated, not safetensors, or not of this project.
+        ValueError: the file is truncated, not safetensors, or not of this project, or see :func:`model_header.check_header`.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such weights file")
     try:
         with safe_open(str(path), "pt") as file:
             metadata = file.metadata() or {}
-        if FORMAT not in metadata:
-            raise ValueError(f"{path}: safetensors, but not written by this project (no {FORMAT!r} in its header)")
-        header = json.loads(metadata[FORMAT])
-    except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
+    except SafetensorError as error:
         raise ValueError(f"{path}: not a whole safetensors file ({error})") from None
-    if not isinstance(header, dict):
-        raise ValueError(f"{path}: {FORMAT!r} in its header is no JSON object")
-    return header
+    if FORMAT not in metadata:
+        raise ValueError(f"{path}: safetensors, but not written by this project (no {FORMAT!r} in its header)")
+    return parse_header(metadata[FORMAT], path, members=members)
+
+
+def update_header(path: str | Path, **entries: object) -> None:
+    """Writes entries into the header of a weights file; the tensors stay as they are.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read_header`.
+    """
+    header = read_header(path) | entries
+    write_bytes(path, save(load_file(path), {FORMAT: json.dumps(header)}))
 
 
 def load_weights(path: str | Path) -> UNet:
@@ -182,11 +193,8 @@ def load_weights(path: str | Path) -> UNet:
     try:
         with safe_open(str(path), "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-        architecture = header["architecture"]
-        if architecture.get("depth", 0) > len(tensors):
-            raise ValueError(f"{len(tensors)} tensors, depth {architecture['depth']}")
         with torch.device("meta"):  # a damaged header may name a network that no memory holds
-            model = UNet(**architecture)
+            model = UNet(**header["architecture"])
         model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}, assign=True)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{path}: the tensors don't fit the architecture in the header ({' '.join(str(error).split())[:400]})") from None

@@ -49,6 +49,7 @@ class LungSegmenter:
         missing = {"size", "sources"} - set(self.header)
         if missing:
             raise ValueError(f"{path}: no {' and no '.join(sorted(missing))} in the header, so films can't be given to it as in training")
+        self.quality = self.header.get("quality")  # the fit that quality.estimate_quality takes
         self.size = self.header["size"]  # px, the side of the square that the network was trained on
         self.device = choose_device("cpu" if device == "auto" and backend != "torch" else device)
         if self.device.type == "cpu":

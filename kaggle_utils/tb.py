@@ -49,7 +49,7 @@ class TBScreener:
 
     def __init__(self, weights: str | Path | None = None, *, segmenter: LungSegmenter | None = None, device: str = "auto"):
         path = Path(weights or TB_WEIGHTS)
-        self.header = read_header(path)
+        self.header = read_header(path, members=True)
         missing = {"arm", "size", "temperature", "threshold"} - set(self.header)
         if missing:
             raise ValueError(f"{path}: not weights of the tuberculosis classifier, perhaps a segmenter's (no {' and no '.join(sorted(missing))} in the header)")
@@ -98,7 +98,7 @@ def why_not(found: Segmented) -> str:
     """Why a film gets no probability: there is no mask, or one of no use; empty where it gets one."""
     if found.mask is None:
         return found.error.removeprefix(f"{found.film.path}: ")
-    return "; ".join(found.quality.reasons) if found.quality.flag == "reject" else ""
+    return "; ".join(found.quality.reasons) if found.quality and found.quality.flag == "reject" else ""
 
 
 def screen(patterns: Iterable[str | Path], out: str | Path, screener: TBScreener, *, batch: int = 8) -> pd.DataFrame:

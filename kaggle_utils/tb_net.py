@@ -91,14 +91,10 @@ def load_tb(path: str | Path) -> TBEnsemble:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or holds another network, such as a segmenter.
     """
-    architecture = dict(read_header(path).get("architecture") or {})
-    if "members" not in architecture:
-        raise ValueError(f"{path}: no tuberculosis classifier: its header names no members, so it is a segmenter's?")
+    architecture = dict(read_header(path, members=True)["architecture"])
     try:
         tensors = load_file(path)
         members = architecture.pop("members")
-        if not 1 <= members <= len(tensors) or architecture.get("depth", 0) > len(tensors):
-            raise ValueError(f"{members} members, {len(tensors)} tensors")
         with torch.device("meta"):  # a damaged header may name a network that no memory holds
             ensemble = TBEnsemble([TBNet(**architecture) for _ in range(members)])
         ensemble.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}, assign=True)

@@ -34,9 +34,11 @@ from .config import TrainConfig
 from .data import LungDataset, check_disjoint, make_loader, read_manifest
 from .hardware import choose_device, choose_precision, keep_memory
 from .image import write_bytes
+from .infer import LungSegmenter
 from .loss import make_loss
 from .metrics import confusion, overlap
-from .model import UNet, count_parameters, save_weights
+from .model import NORMALISATION, UNet, count_parameters, save_weights, update_header
+from .quality_fit import MOST, Item, fit_quality
 from .shards import ShardedFilms, is_sharded, read_shards, stream_loader
 from .splits import BUILT_IN, suspect_masks
 
@@ -324,7 +326,7 @@ class Trainer:
         last = self.history[-1]
         heads = list(self.config.sources) if self.best_model.architecture["classes"] > 1 else []
         return {
-            "size": self.config.size, "normalisation": "zero mean, unit deviation of each film (data.normalise)",
+            "size": self.config.size, "normalisation": NORMALISATION,
             "sources": list(self.config.sources), "heads": heads, "parameters": count_parameters(self.best_model),
             "validation": {"dice": round(last["val_dice"], 5), "epoch": last["epoch"]}, "command": self.config.command,
             "commit": self.commit, "config": asdict(self.config), **self.about,
@@ -381,7 +383,7 @@ def train(data: str | Path | list[str | Path], out: str | Path, config: TrainCon
         resume: go on from ``out/last.pt`` if it is there.
 
     Returns:
-        The trainer, its run finished.
+        The trainer, its run finished, and an estimate of a mask's Dice fitted to its best weights, see :mod:`quality_fit`.
 
     Raises:
         FileExistsError: the folder holds another run and ``resume`` is not asked for.
@@ -391,7 +393,30 @@ def train(data: str | Path | list[str | Path], out: str | Path, config: TrainCon
         trainer = make_trainer(data, out, config, resume=resume)
         # Logs and notebooks show no bar: a line an epoch instead.
         trainer.fit(None if sys.stderr.isatty() or not distributed.is_main() else partial(_say_epoch, epochs=config.epochs))
+    if distributed.is_main():
+        _fit_quality(trainer)
     return trainer
+
+
+def _fit_quality(trainer: Trainer) -> None:
+    """Fits the estimate of a mask's Dice to the run's best weights, on validation films, and keeps it in their header."""
+    best = trainer.out / "best.safetensors"
+    segmenter = LungSegmenter(best, device=trainer.config.device)
+    update_header(best, quality=fit_quality(_validation_films(trainer.val_loader), segmenter))
+
+
+def _validation_films(loader: DataLoader) -> Iterator[Item]:
+    """Validation films as images again, evenly chosen where there are more than an estimate is fitted on."""
+    batch_size, n = 0, 0
+    for batch in loader:
+        batch_size = max(batch_size, len(batch["name"]))
+        every = math.ceil(len(loader) * batch_size / MOST)
+        for name, source, image, mask in zip(batch["name"], batch["source"], batch["image"], batch["mask"]):
+            if name and n % every == 0:
+                low, high = image.min(), image.max()
+                gray = ((image - low) / (high - low).clamp_min(1e-6) * 255).round()
+                yield Item(name, source, "none", 0, gray[0].numpy().astype(np.uint8), mask[0].numpy().astype(np.uint8))
+            n += 1
 
 
 def _say_epoch(row: dict[str, float], epochs: int) -> None:

@@ -64,7 +64,7 @@ def test_names_types_and_free_axes_are_as_documented(exported):
 
 
 def test_half_precision_weights_become_a_float32_graph(tmp_path):
-    save_weights(tmp_path / "half.safetensors", network(), HEADER, half=True)
+    save_weights(tmp_path / "half.safetensors", network(classes=2), HEADER, half=True)
     export_onnx(tmp_path / "half.safetensors", tmp_path / "half.onnx")
     assert {tensor.data_type for tensor in onnx.load(tmp_path / "half.onnx").graph.initializer} <= {
         onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}
@@ -99,7 +99,7 @@ def test_graph_that_is_not_the_network_is_refused_and_no_file_is_left(wrong, wei
 
 
 def test_network_for_volumes_is_refused(tmp_path):
-    save_weights(tmp_path / "v.safetensors", UNet(width=2, depth=1, dims=3), HEADER)
+    save_weights(tmp_path / "v.safetensors", UNet(width=2, depth=1, classes=2, dims=3), HEADER)
     with pytest.raises(ValueError, match=r"\(B, C, D, H, W\)"):
         export_onnx(tmp_path / "v.safetensors", tmp_path / "v.onnx")
 

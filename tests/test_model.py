@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kaggle_utils import model as models
-from kaggle_utils.model import UNet, count_parameters, load_weights, read_header, save_weights
+from kaggle_utils.model import UNet, count_parameters, load_weights, read_header, save_weights, update_header
+from kaggle_utils.quality import REASONS
 
 NORMS, UPS = ("batch", "group", "instance"), ("bilinear", "transposed")
 
@@ -166,6 +167,63 @@ def test_header_comes_back_as_it_was(tmp_path, unet):
     header = {"size": 256, "sources": ["montgomery"], "validation": {"dice": 0.97}, "licence": ["CC BY-NC-SA 4.0"]}
     save_weights(tmp_path / "w.safetensors", unet, header)
     assert read_header(tmp_path / "w.safetensors") == {"architecture": unet.architecture, **header}
+
+
+DAMAGED = {
+    "size": [0, -1, 3.5, None, True, 10**6, 10**12, "384", [384], float("nan")], "sources": [None, "montgomery", [], [1], {"a": 1}, [""], ["a", "a"]],
+    "heads": ["a", [None], {"a": 1}, ["a", "b"], [["a"]]], "normalisation": ["none", 1], "parameters": [-1, "many"],
+    "validation": [0.9], "config": [["a"]], "films": [3], "licence": [{"a": 1}, [1]], "command": [1], "commit": [None], "built_in": [-1, 0.5],
+    "quality": [None, 3, [], {}, {"why_not": 1}, {"bias": "a", "features": {}}, {"bias": 1.0, "features": {"doubt": [0, 1]}}],
+}
+BAD_ARCHITECTURE = {
+    "width": [0, -1, 2.0, None, True, 10**6, 10**12, "16"], "depth": [0, 9, 10**9, [1]], "patch": [0, 10**6, None], "classes": [0, 10**9, "2"],
+    "in_channels": [0, 10**9], "dims": [1, 2.0, "2", [2]], "norm": ["layer", None, ["batch"]], "up": [1], "conv": [{}], "surprise": [1],
+}
+
+
+@pytest.mark.parametrize("name, value", [(name, value) for name, values in DAMAGED.items() for value in values], ids=repr)
+def test_header_of_wrong_types_and_sizes_is_refused_in_a_line(tmp_path, unet, name, value):
+    path = tmp_path / "w.safetensors"
+    save_weights(path, unet, {"size": 32, "sources": ["a"], name: value})
+    with pytest.raises(ValueError, match=rf"w\.safetensors: .*{name[:-1]}") as raised:
+        read_header(path)
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 400
+    with pytest.raises(ValueError, match=f"w.safetensors: .*{name[:-1]}"):
+        load_weights(path)
+
+
+@pytest.mark.parametrize("name, value", [(name, value) for name, values in BAD_ARCHITECTURE.items() for value in values], ids=repr)
+def test_architecture_that_no_network_has_is_refused_in_a_line(tmp_path, unet, name, value):
+    unet.architecture = {**unet.architecture, name: value}
+    save_weights(tmp_path / "w.safetensors", unet)
+    with pytest.raises(ValueError, match=rf"w\.safetensors: .*{name}"):
+        load_weights(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("bias, doubt", [(float("nan"), [0, 1]), (1, [0, -1]), (1, [0]), (1, ["0", 1]), (1, 5), (10**9, [0, 1]), (True, [0, 1])], ids=repr)
+def test_estimate_with_other_coefficients_is_refused(tmp_path, unet, bias, doubt):
+    fit = {"bias": bias, "features": {**{name: [0.0, 1.0] for name in REASONS}, "doubt": doubt}}
+    save_weights(tmp_path / "w.safetensors", unet, {"quality": fit})
+    with pytest.raises(ValueError, match="w.safetensors: .*of quality"):
+        read_header(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", "null", "{", "[" * 100_000, '{"architecture": 3}', '{"architecture": {"width": ' + "9" * 5000 + "}}", "{}"],
+                         ids=lambda text: text[:20])
+def test_header_that_is_no_object_is_refused(tmp_path, unet, text):
+    save_file(unet.state_dict(), tmp_path / "w.safetensors", {models.FORMAT: text})
+    with pytest.raises(ValueError, match="w.safetensors: "):
+        read_header(tmp_path / "w.safetensors")
+
+
+def test_entry_of_the_header_is_written_and_nothing_else_changes(tmp_path):
+    net, path = filled(), tmp_path / "w.safetensors"
+    save_weights(path, net, {"size": 32, "sources": ["a"]}, half=True)
+    before = load_file(path)
+    update_header(path, quality={"why_not": "too few"})
+    assert read_header(path) == {"architecture": net.architecture, "size": 32, "sources": ["a"], "quality": {"why_not": "too few"}}
+    after = load_file(path)
+    assert all(torch.equal(before[name], after[name]) and before[name].dtype == after[name].dtype for name in before | after)
 
 
 @pytest.mark.parametrize("kept", [0, 4, 100, -1], ids=["empty", "4 bytes", "in the header", "one byte short"])

@@ -1,21 +1,27 @@
 """quality.py: damage and what is no film lower the estimate, and reasons say why. benchmarks/quality.py: its sums, by hand."""
 
+import json
+
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
 
 from benchmarks import quality as bench
-from benchmarks.damages import damaged
-from kaggle_utils import quality
+from kaggle_utils import quality, quality_fit
 from kaggle_utils.__main__ import main
-from kaggle_utils.image import resize_image, write_image
-from kaggle_utils.infer import LungSegmenter, predict
-from kaggle_utils.quality import REASONS, Quality, calibration, estimate_quality, judge, observe
+from kaggle_utils.damages import DRAWN, damaged, draw
+from kaggle_utils.image import resize_image, resize_mask, write_image
+from kaggle_utils.infer import DEFAULT_WEIGHTS, LungSegmenter, finish_mask, predict
+from kaggle_utils.model import UNet, read_header, save_weights
+from kaggle_utils.quality import REASONS, Quality, check_fit, estimate_quality, judge, observe, why_no_estimate
+from kaggle_utils.quality_fit import Item, fit_quality, regress
 from kaggle_utils.synthetic import AppearanceModel
 from phantoms import write_prepared
 
-USUAL = {name: usual for name, (usual, _) in calibration()["features"].items()}
-FIT = {"bias": 3.0, "features": {name: [0.0, 1.0] for name in REASONS}}
+SHIPPED = read_header(DEFAULT_WEIGHTS)["quality"]
+USUAL = {name: usual for name, (usual, _) in SHIPPED["features"].items()}
+FIT = {"bias": 3.0, "features": {name: [0.0, 1.0] for name in REASONS}}  # each feature lowers the estimate by itself in logits
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +34,8 @@ def films():
     return AppearanceModel.load().sample(3, 11, size=256, tb=0)
 
 
-@pytest.fixture
-def simple(monkeypatch):
-    """A calibration in which each feature lowers the estimate by itself in logits."""
-    monkeypatch.setattr(quality, "calibration", lambda: FIT)
-
-
 def judged(segmenter, images):
-    return [estimate_quality(prob, segmenter.finish(prob, image.shape)) for prob, image in zip(segmenter.probabilities(images), images)]
+    return [estimate_quality(prob, segmenter.finish(prob, image.shape), segmenter.quality) for prob, image in zip(segmenter.probabilities(images), images)]
 
 
 def drawn(mask):
@@ -91,12 +91,12 @@ def test_damage_lowers_the_estimate_and_says_why(kind, segmenter, films, untouch
 
 @pytest.mark.parametrize("kind", bench.FIT_KINDS)
 def test_pictures_of_no_chest_are_not_ok(kind, segmenter):
-    pictures = [bench.draw(kind, np.random.default_rng(seed)) for seed in (50, 51)]
+    pictures = [draw(kind, np.random.default_rng(seed)) for seed in (50, 51)]
     assert all(found.flag != "ok" for found in judged(segmenter, pictures))
 
 
 def test_empty_mask_is_rejected():
-    found = estimate_quality(np.zeros((64, 64), np.float32), np.zeros((512, 400), np.uint8))
+    found = estimate_quality(np.zeros((64, 64), np.float32), np.zeros((512, 400), np.uint8), None)
     assert found == Quality(0.0, ("no lung found",)) and found.flag == "reject"
 
 
@@ -114,10 +114,10 @@ def test_what_cleaning_took_away_are_pieces(films):
     assert np.exp(observe(raw, mask)["pieces"]) == pytest.approx(256 / (mask.sum() + 256) + 0.003, rel=1e-3)
 
 
-def test_one_lung_has_no_shape_and_says_so(films, simple):
+def test_one_lung_has_no_shape_and_says_so(films):
     found = drawn(films[0].left)
     assert found["not_two"] == 1 and np.isnan(found["shape"])
-    assert REASONS["not_two"] in judge(found | {"doubt": 0.0, "pieces": 0.0}).reasons
+    assert REASONS["not_two"] in judge(found | {"doubt": 0.0, "pieces": 0.0}, FIT).reasons
 
 
 def test_boxes_are_further_from_lungs_than_lungs(films):
@@ -137,22 +137,22 @@ def test_shape_has_no_place_and_no_size(films):
 
 @pytest.mark.parametrize("name", REASONS)
 def test_more_of_a_feature_never_raises_the_estimate(name):
-    assert judge(USUAL | {name: USUAL[name] + 1}).estimate <= judge(USUAL).estimate
+    assert judge(USUAL | {name: USUAL[name] + 1}, SHIPPED).estimate <= judge(USUAL, SHIPPED).estimate
 
 
-def test_estimate_is_the_logistic_of_bias_less_the_features(simple):
+def test_estimate_is_the_logistic_of_bias_less_the_features():
     features = dict.fromkeys(REASONS, 0.0)
-    assert judge(features).estimate == pytest.approx(1 / (1 + np.exp(-3)))
-    assert judge(features | {"shape": 2.0}).estimate == pytest.approx(1 / (1 + np.exp(-1)))
-    assert judge(features | {"shape": np.nan}).estimate == pytest.approx(1 / (1 + np.exp(-3)))  # what is undefined says nothing
+    assert judge(features, FIT).estimate == pytest.approx(1 / (1 + np.exp(-3)))
+    assert judge(features | {"shape": 2.0}, FIT).estimate == pytest.approx(1 / (1 + np.exp(-1)))
+    assert judge(features | {"shape": np.nan}, FIT).estimate == pytest.approx(1 / (1 + np.exp(-3)))  # what is undefined says nothing
 
 
-def test_reasons_are_the_weightiest_first_and_there_is_always_one(simple):
+def test_reasons_are_the_weightiest_first_and_there_is_always_one():
     features = dict.fromkeys(REASONS, 0.0)
-    found = judge(features | {"shape": 1.0, "doubt": 2.0, "size": 0.1})
+    found = judge(features | {"shape": 1.0, "doubt": 2.0, "size": 0.1}, FIT)
     assert found.flag == "reject" and found.reasons == (REASONS["doubt"], REASONS["shape"])
-    assert judge(features).reasons == ()
-    small = judge(features | dict.fromkeys(REASONS, 0.25))
+    assert judge(features, FIT).reasons == ()
+    small = judge(features | dict.fromkeys(REASONS, 0.25), FIT)
     assert small.flag == "check" and len(small.reasons) == 1
 
 
@@ -165,7 +165,7 @@ def test_flag(estimate, flag):
 
 def test_predict_says_what_it_thinks_of_each_mask(segmenter, films, tmp_path):
     write_image(tmp_path / "good.png", films[0].image)
-    write_image(tmp_path / "noise.png", bench.draw("noise", np.random.default_rng(1)))
+    write_image(tmp_path / "noise.png", draw("noise", np.random.default_rng(1)))
     (tmp_path / "broken.png").write_bytes(b"x")
     table = predict([tmp_path], tmp_path / "out", segmenter, force=True).set_index("name")
     assert table.loc["good", "quality"] == pytest.approx(judged(segmenter, [films[0].image])[0].estimate, abs=0.002)
@@ -173,6 +173,22 @@ def test_predict_says_what_it_thinks_of_each_mask(segmenter, films, tmp_path):
     assert table.loc["good", "flag"] == "ok" and table.loc["good", "reasons"] == ""
     assert table.loc["noise", "flag"] in ("check", "reject") and table.loc["noise", "reasons"]
     assert table.loc["broken", ["quality", "flag", "reasons"]].isna().all()
+
+
+@pytest.mark.parametrize("header, why", [({}, "carry none"), ({"quality": {"why_not": "3 films"}}, "3 films")])
+def test_weights_without_an_estimate_leave_the_column_empty_and_say_why(header, why, films, tmp_path, capsys):
+    save_weights(tmp_path / "w.safetensors", UNet(width=2, depth=1, prior=0.9), {"size": 32, "sources": ["a"], **header})
+    (tmp_path / "films").mkdir()
+    write_image(tmp_path / "films" / "good.png", films[0].image)
+    command = ["predict", str(tmp_path / "films"), "--out", str(tmp_path / "out"), "--weights", str(tmp_path / "w.safetensors"), "--raw", "--force"]
+    assert main(command) == 0 and f"no estimate of quality: {why}" in capsys.readouterr().out.replace("these weights ", "")
+    row = pd.read_csv(tmp_path / "out" / "predictions.csv").iloc[0]
+    assert row[["quality", "flag", "reasons"]].isna().all() and row["lung_px"] > 0
+    assert row["notes"].endswith(why_no_estimate(header.get("quality")))
+
+
+def test_shipped_weights_carry_the_estimate_that_was_measured():
+    assert not why_no_estimate(SHIPPED) and SHIPPED["films"] == 70 and 0 < SHIPPED["mean_error"] < 0.1
 
 
 # --- the fit and its measures ----------------------------------------------------------------------------------------
@@ -186,7 +202,7 @@ def made_up(n=400):
 
 
 def test_fit_finds_the_feature_that_matters_and_none_that_raises_the_estimate():
-    found = bench.regress(made_up())
+    found = regress(made_up())
     weights = {name: weight for name, (_, weight) in found["features"].items()}
     assert weights["shape"] == pytest.approx(0.8, abs=0.02) and sum(weights.values()) < 0.9
     assert min(weights.values()) >= 0
@@ -195,25 +211,68 @@ def test_fit_finds_the_feature_that_matters_and_none_that_raises_the_estimate():
 def test_feature_that_goes_with_better_masks_is_left_out():
     table = made_up()
     table["shape"] = -table["shape"]
-    assert bench.regress(table)["features"]["shape"][1] == 0
+    assert regress(table)["features"]["shape"][1] == 0
 
 
 def test_cross_validation_judges_each_row_once_by_other_films(monkeypatch):
     fitted = []
-    monkeypatch.setattr(bench, "regress", lambda rows, features: fitted.append(set(rows["name"])) or FIT)
+    monkeypatch.setattr(quality_fit, "regress", lambda rows, features: fitted.append(set(rows["name"])) or FIT)
     table = made_up(40)
-    unseen = bench.out_of_fold(table)
-    assert sorted(unseen.index) == list(table.index) and len(fitted) == bench.FOLDS
+    unseen = quality_fit.out_of_fold(table)
+    assert sorted(unseen.index) == list(table.index) and len(fitted) == quality_fit.FOLDS
     assert set.intersection(*fitted) == set() and set.union(*fitted) == set(table["name"])
 
 
 def test_table_is_judged_as_each_row_would_be():
     table = made_up(8)
     table.loc[3, "shape"], table.loc[5, "found"] = np.nan, False
-    rows = [judge(row if row["found"] else None) for row in table[[*REASONS, "found"]].to_dict("records")]
-    found = bench.judged(table)
+    rows = [judge(row if row["found"] else None, SHIPPED) for row in table[[*REASONS, "found"]].to_dict("records")]
+    found = quality_fit.judged(table, SHIPPED)
     np.testing.assert_allclose(found["estimate"], [row.estimate for row in rows], rtol=1e-12)
     assert list(found["flag"]) == [row.flag for row in rows]
+
+
+class Blurring:
+    """A network that finds the drawn lungs, the worse the darker the film is, and is as unsure."""
+
+    size, threshold, heads, head = 64, 0.5, [""], ""
+
+    def probabilities(self, images, heads):
+        return np.stack([self.blurred(image) for image in images])
+
+    @staticmethod
+    def blurred(image):
+        mask = (image > 0).astype(np.float32)
+        return np.clip(cv2.GaussianBlur(mask, (0, 0), 1 + (255 - int(image.max())) / 20), 0, 1)
+
+    finish = staticmethod(finish_mask)
+
+
+def test_estimate_fitted_to_a_network_tells_its_better_masks_from_worse(films):
+    """On lungs that are given, drawn in a gray that tells how well the network will find them."""
+    given = [Item(f"{film.name} {gray}", "a", "none", 0, resize_mask(film.mask, 64) * np.uint8(gray), resize_mask(film.mask, 64))
+             for film in films for gray in (255, 230, 200, 160, 110, 60)]
+    fit = fit_quality(given, Blurring())
+    assert fit["films"] == 18 and fit["masks"] == 18 * 4 + 20 and fit["spearman"] > 0.5
+    assert fit == fit_quality(given, Blurring())  # the same each time
+    check_fit(fit)
+    table = quality_fit.judged(quality_fit.observed(given, Blurring()), fit)
+    assert table["dice"].corr(table["estimate"], method="spearman") > 0.7
+    assert json.loads(json.dumps(fit)) == fit
+
+
+def test_too_few_films_or_masks_give_no_estimate_and_the_reason(films):
+    few = [Item(str(n), "a", "none", 0, films[0].image, films[0].mask) for n in range(8)]
+    assert "7 validation films are too few" in fit_quality(few[:7], Blurring())["why_not"]
+    blind = Blurring()
+    blind.blurred = lambda image: np.zeros((64, 64), np.float32)
+    assert "found lungs in too few" in fit_quality(few, blind)["why_not"]
+
+
+def test_estimate_that_is_no_better_than_one_number_is_none(films, monkeypatch):
+    monkeypatch.setattr(quality_fit, "out_of_fold", lambda table: table.assign(estimate=1 - table["dice"]))
+    few = [Item(str(n), "a", "none", 0, resize_mask(films[0].mask, 64) * np.uint8(200), resize_mask(films[0].mask, 64)) for n in range(8)]
+    assert "no better than one number" in fit_quality(few, Blurring())["why_not"]
 
 
 def test_second_view_of_what_moves_with_the_film_is_the_same(films):
@@ -239,9 +298,9 @@ def test_measures_of_made_up_rows():
     assert bench.measured(table[:2])["auc"] is None  # no poor one to find
 
 
-@pytest.mark.parametrize("kind", [*bench.FIT_KINDS, *bench.TEST_KINDS])
+@pytest.mark.parametrize("kind", DRAWN)
 def test_drawn_pictures_are_pictures_and_the_same_each_time(kind):
-    first, again = bench.drawn((kind,), 2), bench.drawn((kind,), 2)
+    first, again = quality_fit.drawn((kind,), 2), quality_fit.drawn((kind,), 2)
     assert first[0].image.shape == (256, 256) and first[0].image.dtype == np.uint8 and np.ptp(first[0].image) > 30
     np.testing.assert_array_equal(first[1].image, again[1].image)
     assert (first[0].image != first[1].image).any() and not first[0].truth.any()
@@ -249,8 +308,8 @@ def test_drawn_pictures_are_pictures_and_the_same_each_time(kind):
 
 def test_collected_table_is_kept(segmenter, films, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "RUNS", tmp_path)
-    items = [bench.Item(film.name, "montgomery", "none", 0, film.image, film.mask) for film in films[:2]]
-    items.append(bench.Item("noise", "none", "noise", 0, resize_image(bench.draw("noise", np.random.default_rng(0)), 64), np.zeros((64, 64), np.uint8)))
+    items = [Item(film.name, "montgomery", "none", 0, film.image, film.mask) for film in films[:2]]
+    items.append(Item("noise", "none", "noise", 0, resize_image(draw("noise", np.random.default_rng(0)), 64), np.zeros((64, 64), np.uint8)))
     table = bench.collect("few", items, segmenter)
     assert (table["dice"][:2] > 0.9).all() and table["dice"][2] == 0
     monkeypatch.setattr(segmenter, "probabilities", None)

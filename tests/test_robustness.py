@@ -6,7 +6,7 @@ import pytest
 from matplotlib import pyplot as plt
 
 from benchmarks import robustness
-from benchmarks.damages import DAMAGES, STRENGTHS, damaged
+from kaggle_utils.damages import DAMAGES, STRENGTHS, damaged
 from kaggle_utils import plot, plot_robustness
 from kaggle_utils.data import read_manifest
 from kaggle_utils.infer import LungSegmenter

@@ -100,6 +100,15 @@ def test_header_of_the_weights_says_what_a_user_must_know(prepared, tmp_path):
     assert TrainConfig.from_dict(header["config"]).epochs == 1
 
 
+def test_run_ends_with_an_estimate_of_its_masks_or_the_reason_why_there_is_none(prepared, tmp_path):
+    training.train(prepared, tmp_path / "run", replace(TINY, epochs=1))
+    assert "4 validation films are too few" in read_header(tmp_path / "run" / "best.safetensors")["quality"]["why_not"]
+    write_prepared(tmp_path / "more", {"train": 4, "val": 100})
+    training.train(tmp_path / "more", tmp_path / "other", replace(TINY, epochs=1, batch=8))
+    fit = read_header(tmp_path / "other" / "best.safetensors")["quality"]
+    assert "too few" not in fit.get("why_not", "") and fit.get("films", 34) == 34  # every third, as 48 are the most
+
+
 def test_a_source_that_is_not_there_is_an_error_not_a_line_in_the_header(prepared, tmp_path):
     """The set holds Montgomery alone; weights that claim Shenzhen too would be tested on it as if they knew it."""
     with pytest.raises(ValueError, match="no film of shenzhen .* --sources from montgomery"):

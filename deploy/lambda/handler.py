@@ -26,6 +26,7 @@ from kaggle_utils import header, s3
 from kaggle_utils.film import Segmented, draw_overlay, finish_mask, read_checked, segment
 from kaggle_utils.image import encode_image, resize_image
 from kaggle_utils.measure import measure
+from kaggle_utils.model_header import FORMAT, parse_header
 
 MODEL = os.environ.get("MODEL", str(Path(__file__).with_name("lungs.onnx")))  # of `python -m kaggle_utils export`
 IN_PREFIX, OUT_PREFIX = os.environ.get("IN_PREFIX", "films/"), os.environ.get("OUT_PREFIX", "lungs/")
@@ -33,7 +34,6 @@ OUT_BUCKET = os.environ.get("OUT_BUCKET")  # the film's own if not given
 MAX_BYTES = int(os.environ.get("MAX_BYTES", 64_000_000))  # of an object; /tmp and memory are small
 # What 512 MB hold, see results/lambda.json. Files that declare more pixels are refused before they are decoded.
 header.MAX_PIXELS = int(os.environ.get("MAX_PIXELS", 20_000_000))
-HEADER = "unet-lung/2"  # model.FORMAT, which can't be imported without PyTorch
 KINDS = {"masks": ".png", "overlays": ".png", "measurements": ".json", "errors": ".json"}
 
 
@@ -48,7 +48,8 @@ class Segmenter:
         options.intra_op_num_threads = len(os.sched_getaffinity(0))
         options.enable_cpu_mem_arena = False  # it would keep the largest film's memory
         self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        self.size = json.loads(self.session.get_modelmeta().custom_metadata_map[HEADER])["size"]
+        header = parse_header(self.session.get_modelmeta().custom_metadata_map[FORMAT], path)
+        self.size, self.quality = header["size"], header.get("quality")
         self.version = hashlib.sha256(graph).hexdigest()[:16]
 
     def probabilities(self, film: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What happens to films on their way to the network, in ten kinds of five strengths each; :mod:`robustness` and :mod:`quality` share it.
+"""What happens to films on their way to the network, in ten kinds of five strengths each; and pictures that are no films.
 
 A film is ``uint8 (H, W)`` and its truth ``uint8 (H, W)`` in {0, 1}. Rotation and crop move the truth along; occlusion does not, as the
 lung behind a plate is still there. Strength 0 is the film as it was.
@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from kaggle_utils.image import resize_image, resize_mask
+from .image import resize_image, resize_mask
 
 Moved = tuple[np.ndarray, np.ndarray]  # film and truth
 STRENGTHS = range(1, 6)
+DRAWN = ("noise", "gradient", "clouds", "stripes", "discs", "text", "rectangles", "rings", "mirrored clouds")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,32 @@ def damaged(image: np.ndarray, truth: np.ndarray, kind: str, strength: int, *, s
         return image, truth
     digest = hashlib.sha256(f"{kind} {seed}".encode()).digest()
     return DAMAGES[kind].apply(image, truth, DAMAGES[kind].values[strength - 1], np.random.default_rng(list(digest[:8])))
+
+
+def draw(kind: str, rng: np.random.Generator, side: int = 256) -> np.ndarray:
+    """A picture of a kind of :data:`DRAWN`, which is no film, ``uint8 (side, side)``."""
+    y, x = np.mgrid[-1:1:side * 1j, -1:1:side * 1j]
+    canvas = np.full((side, side), int(rng.integers(256)), np.uint8)
+    if kind == "noise":
+        return rng.integers(0, 256, (side, side), np.uint8)
+    if kind == "gradient":
+        return _stretched(np.cos(angle := rng.uniform(0, 2 * np.pi)) * x + np.sin(angle) * y + rng.uniform(0, 2) * x * y)
+    if kind.endswith("clouds"):
+        clouds = cv2.GaussianBlur(rng.standard_normal((side, side)), (0, 0), rng.uniform(5, 40))
+        return _stretched(clouds + clouds[:, ::-1] if kind.startswith("mirrored") else clouds)
+    if kind == "stripes":
+        return _stretched(np.sin(rng.uniform(3, 40) * x + rng.uniform(3, 40) * y))
+    if kind == "rings":
+        return _stretched(np.cos(rng.uniform(5, 40) * np.hypot(x - rng.uniform(-1, 1), y - rng.uniform(-1, 1))))
+    for _ in range(rng.integers(3, 20)):
+        at, size, gray = rng.integers(0, side, 2).tolist(), int(rng.integers(8, side // 3)), int(rng.integers(256))
+        if kind == "discs":
+            cv2.circle(canvas, at, size, gray, -1)
+        elif kind == "rectangles":
+            cv2.rectangle(canvas, at, [at[0] + size, at[1] + int(rng.integers(8, side // 2))], gray, -1)
+        else:
+            cv2.putText(canvas, "".join(map(chr, rng.integers(65, 91, 6))), at, cv2.FONT_HERSHEY_SIMPLEX, rng.uniform(0.5, 3), gray, 2)
+    return canvas
 
 
 def _gamma(image, truth, value, rng) -> Moved:
@@ -100,6 +127,10 @@ def _downsampling(image, truth, value, rng) -> Moved:
 
 def _gray(values: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def _stretched(values: np.ndarray) -> np.ndarray:
+    return cv2.normalize(values, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
 
 
 DAMAGES = {
