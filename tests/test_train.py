@@ -101,10 +101,10 @@ def test_header_of_the_weights_says_what_a_user_must_know(prepared, tmp_path):
 
 
 def test_run_ends_with_an_estimate_of_its_masks_or_the_reason_why_there_is_none(prepared, tmp_path):
-    training.train(prepared, tmp_path / "run", replace(TINY, epochs=1))
+    training.train(prepared, tmp_path / "run", replace(TINY, sources=("montgomery",), epochs=1))
     assert "4 validation films are too few" in read_header(tmp_path / "run" / "best.safetensors")["quality"]["why_not"]
     write_prepared(tmp_path / "more", {"train": 4, "val": 100})
-    training.train(tmp_path / "more", tmp_path / "other", replace(TINY, epochs=1, batch=8))
+    training.train(tmp_path / "more", tmp_path / "other", replace(TINY, sources=("montgomery",), epochs=1, batch=8))
     fit = read_header(tmp_path / "other" / "best.safetensors")["quality"]
     assert "too few" not in fit.get("why_not", "") and fit.get("films", 34) == 34  # every third, as 48 are the most
 
