@@ -22,6 +22,7 @@ from kaggle_utils.hardware import PRECISIONS
 from kaggle_utils.image import read_mask, write_mask
 from kaggle_utils.loss import LOSSES, make_loss
 from kaggle_utils.model import UNet, count_parameters, load_weights, read_header
+from kaggle_utils.quality import REASONS
 from kaggle_utils.splits import published_split, suspect_masks
 from kaggle_utils.train import TrainConfig, Trainer, check_batch, ema_with_warmup
 from phantoms import phantom, train_in_child, write_prepared
@@ -100,13 +101,23 @@ def test_header_of_the_weights_says_what_a_user_must_know(prepared, tmp_path):
     assert TrainConfig.from_dict(header["config"]).epochs == 1
 
 
-def test_run_ends_with_an_estimate_of_its_masks_or_the_reason_why_there_is_none(prepared, tmp_path):
+def test_run_ends_with_an_estimate_of_its_masks_or_the_reason_why_there_is_none(prepared, tmp_path, monkeypatch):
     training.train(prepared, tmp_path / "run", replace(TINY, sources=("montgomery",), epochs=1))
     assert "4 validation films are too few" in read_header(tmp_path / "run" / "best.safetensors")["quality"]["why_not"]
-    write_prepared(tmp_path / "more", {"train": 4, "val": 100})
-    training.train(tmp_path / "more", tmp_path / "other", replace(TINY, sources=("montgomery",), epochs=1, batch=8))
-    fit = read_header(tmp_path / "other" / "best.safetensors")["quality"]
-    assert "too few" not in fit.get("why_not", "") and fit.get("films", 34) == 34  # every third, as 48 are the most
+    fit = {"bias": 2.5, "features": {name: [0.5, 1.0] for name in REASONS}}
+    monkeypatch.setattr(training, "fit_quality", lambda films, segmenter: fit if len(list(films)) == 4 and segmenter.size == 32 else None)
+    training.train(prepared, tmp_path / "other", replace(TINY, sources=("montgomery",), epochs=1))
+    assert read_header(tmp_path / "other" / "best.safetensors")["quality"] == fit
+
+
+def test_an_estimate_is_fitted_to_films_from_all_over_a_large_validation_set(tmp_path):
+    write_prepared(tmp_path, {"train": 3, "val": 100})
+    films = list(training._validation_films(trainer(tmp_path, batch=8).val_loader))
+    names = [film.name for film in films]
+    assert len(set(names)) == len(films) == 34  # every third, as 48 are the most
+    truth = LungDataset(read_manifest(tmp_path).query("split == 'val'"), TINY.size)
+    np.testing.assert_array_equal(films[1].truth, truth.masks[3])
+    assert np.corrcoef(films[1].image.ravel(), truth.images[3].ravel())[0, 1] > 0.999
 
 
 def test_a_source_that_is_not_there_is_an_error_not_a_line_in_the_header(prepared, tmp_path):
