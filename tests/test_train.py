@@ -320,7 +320,12 @@ def test_run_killed_by_sigkill_again_and_again_ends_with_bit_equal_weights(forks
     for last_try in [False] * 3 + [True]:
         child = forkserver.Process(target=train_in_child, args=(str(root), str(out), values, True))
         child.start()
-        child.join(None if last_try else chance.uniform(0.2, 0.9) * seconds)
+        if not last_try:  # after one to three checkpoints, the one that was there included, and somewhere within an epoch
+            stamps, written = chance.randint(1, 3), set()
+            while child.is_alive() and len(written) < stamps:
+                written |= {checkpoint.stat().st_mtime_ns for checkpoint in out.glob("last.pt")}
+                time.sleep(0.002)
+        child.join(None if last_try else chance.uniform(0, seconds / LONG["epochs"]))
         kills += child.exitcode is None
         child.kill()
         child.join()
