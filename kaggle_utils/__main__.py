@@ -62,9 +62,17 @@ def evaluate(args: argparse.Namespace) -> int:
     if args.out:
         out = Path(args.out)
         out.parent.mkdir(parents=True, exist_ok=True)
-        scores.round(5).to_csv(out.with_suffix(".csv"), index=False)
-        summary.round(5).to_csv(out.with_name(out.stem + "_summary.csv"), index=False)
+        _write_table(out.with_suffix(".csv"), scores.round(5))
+        _write_table(out.with_name(out.stem + "_summary.csv"), summary.round(5))
     return 0
+
+
+def _write_table(path: Path, table: pd.DataFrame) -> None:
+    """Replaces a table of an earlier run, which has the same columns, and nothing else."""
+    heading = ",".join(table.columns)
+    if path.exists() and path.read_text(errors="replace").partition("\n")[0].strip() != heading:
+        raise ValueError(f"{path}: it is there, and no table of scores: choose another name; the scores are above")
+    files.write_bytes(path, table.to_csv(index=False).encode())
 
 
 def predict(args: argparse.Namespace) -> int:

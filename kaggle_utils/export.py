@@ -35,9 +35,11 @@ def export_onnx(weights: str | Path, out: str | Path) -> None:
 
     Raises:
         FileNotFoundError: no such weights.
-        ValueError: a damaged or foreign weights file, or logits that differ by more than ``TOLERANCE``.
+        ValueError: a damaged or foreign weights file, logits that differ by more than ``TOLERANCE``, or ``out`` is there and no
+            earlier export.
         ImportError: onnx or onnxruntime is not installed.
     """
+    _check_out(Path(out), Path(weights))
     header, model = read_header(weights), load_weights(weights)
     graph = to_onnx(model)
     difference = _difference(model, graph)
@@ -48,6 +50,16 @@ def export_onnx(weights: str | Path, out: str | Path) -> None:
     proto = onnx.load_model_from_string(graph)
     onnx.helper.set_model_props(proto, {FORMAT: json.dumps(header)})
     write_bytes(out, proto.SerializeToString())
+
+
+def _check_out(out: Path, weights: Path) -> None:
+    if not out.exists():
+        return
+    try:
+        read_onnx_header(out)
+    except ValueError:
+        what = "the weights themselves" if weights.exists() and out.samefile(weights) else "no earlier export"
+        raise ValueError(f"{out}: it is there, and {what}: choose another file to write") from None
 
 
 def to_onnx(model: nn.Module, shape: tuple[int, ...] = TRACED_SHAPE) -> bytes:

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from glob import glob, has_magic
 from pathlib import Path
+from secrets import token_hex
 
 from .header import HEAD, is_dicom, looks_like_image
 
@@ -135,6 +136,29 @@ def start_results(out: Path, table: str, columns: Collection[str], folders: Coll
         (out / table).write_text(",".join(columns) + "\n")
 
 
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Writes a file by renaming a finished temporary one, so that a kill leaves the old file or the new one.
+
+    Raises:
+        OSError: the folder is missing, read-only or full.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{token_hex(4)}.part")
+    try:
+        with temporary.open("xb") as file:  # readable by whom the umask says, which mkstemp's wouldn't be
+            file.write(data)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def check_ours(folder: str | Path, marker: str) -> None:
+    """Raises ValueError where a folder holds something, but not the file that its command would have written there."""
+    if _holds_something(Path(folder)) and not (Path(folder) / marker).exists():
+        raise ValueError(f"{printable(folder)}: it holds something else, as there is no {marker}: choose another folder to write")
+
+
 def walk(root: str | Path, *, unless: Collection[str] = (), skip: Collection[str] = ()) -> Iterator[Path]:
     """The files in a folder and below it, through links, each folder once; no hidden ones, and no pictures that this package wrote.
 
@@ -217,7 +241,7 @@ def printable(text: object) -> str:
 
 
 def _holds_something(path: Path) -> bool:
-    return any(path.iterdir()) if path.is_dir() else path.exists()
+    return any(not each.name.startswith(".") for each in path.iterdir()) if path.is_dir() else path.exists()
 
 
 def _find(pattern: Path, written: set[str]) -> list[Path]:

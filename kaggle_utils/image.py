@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,6 +22,7 @@ import cv2
 import numpy as np
 
 from .dicom import Film, Lie, listed, read_dicom  # noqa: F401 (this module is the face of the first three)
+from .files import write_bytes
 from .gray import to_8_bits
 from .picture import decode, unpack
 
@@ -166,21 +166,6 @@ def write_mask(path: str | Path, mask: np.ndarray) -> None:
     """
     check_mask(mask)
     write_image(path, mask.astype(np.uint8) * 255)
-
-
-def write_bytes(path: str | Path, data: bytes) -> None:
-    """Writes a file by renaming a finished temporary one, so that a kill leaves the old file or the new one."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        # mkstemp makes a private file; a mask on a shared disk should be as readable as any other file.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def resize_image(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:

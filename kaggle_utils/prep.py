@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from .checks import MASK, is_mask, is_negative
 from .config import PREPARED_SIDES
-from .files import claims_film, walk, without_suffix
+from .files import check_ours, claims_film, walk, without_suffix
 from .image import read_image, read_mask, resize_image, resize_mask, write_bytes, write_image, write_mask
 from .splits import SAME_PATIENT, published_split
 
@@ -329,7 +329,12 @@ def _lacks_memory(error: BaseException) -> bool:
 
 
 def _start_journal(out: Path, size: int) -> Path:
-    """Makes the folders; a prepared set of another size, or made by other rules, is done again from the start."""
+    """Makes the folders; a prepared set of another size, or made by other rules, is done again from the start.
+
+    Raises:
+        ValueError: the folder holds something else.
+    """
+    check_ours(out, "prep.json")
     for name in ("new/image", "new/mask", *(f"{s}/{kind}" for s in SPLITS for kind in ("image", "mask")), "unlabelled/image"):
         (out / name).mkdir(parents=True, exist_ok=True)
     journal, settings = out / "films.jsonl", out / "prep.json"

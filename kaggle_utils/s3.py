@@ -8,21 +8,26 @@ member), or, for objects of other programs, the ETag where that is an MD5.
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from errno import EDQUOT, EFBIG, ENOSPC
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from pathlib import Path, PurePosixPath
+from secrets import token_hex
 
-from .s3_client import (CRC, Moved, abort_leftovers, connect, crc32, explained, has_size, is_same, leads_out, list_objects, parse, run,
+from .files import printable
+from .s3_client import (ATTEMPTS, CRC, Moved, abort_leftovers, connect, crc32, explained, has_size, is_same, leads_out, list_objects, parse, run,
                         settings)
 from .s3_zip import unzip
 
 __all__ = ["Moved", "as_addresses", "connect", "download", "explained", "fetch", "is_address", "parse", "results", "unzip", "upload"]
+log = logging.getLogger(__name__)
 SCHEME = "s3://"
+PART_BYTES = 249  # of a key between two slashes, if it is to be a file's name: 255, and 6 for that of its copy while it is fetched
 FULL = (ENOSPC, EDQUOT, EFBIG)  # errors that writing raises without a file's name
 
 
@@ -96,6 +101,7 @@ def fetch(path: str | Path | None) -> str | Path | None:
         s3 = connect()
         found = _find(s3, str(path))
         single = list(found) == [prefix]
+        _make_way(_cache(), [home] if single else [home / "any", *(home / name for name, _ in found.values())])
         _download(s3, bucket, found, home.parent if single else home)
     kept = {home / name for name, _ in found.values()}
     for old in [] if single else [p for p in home.rglob("*") if p.is_file() and p not in kept]:
@@ -110,11 +116,32 @@ def results(out: str | Path) -> Iterator[Path]:
         yield Path(out)
         _name_films(Path(out))
         return
-    parse(out)
-    with TemporaryDirectory() as folder:
-        yield Path(folder)
-        _name_films(Path(folder), str(out).rstrip("/"))
-        upload(folder, str(out))
+    address = str(out).rstrip("/")
+    _try_to_write(address)
+    # By the address, so that the same command finds what one that was stopped has done.
+    folder = _cache().with_name("results") / hashlib.sha256(address.encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+        _name_films(folder, address)
+        upload(folder, address)
+    except BaseException:
+        if any(folder.iterdir()):
+            log.warning("what was done is kept in %s: the same command goes on, or: python -m kaggle_utils s3 upload %s %s", folder, folder, address)
+        raise
+    shutil.rmtree(folder)
+
+
+def _try_to_write(address: str) -> None:
+    """Writes a small object and removes it: who may not write is told before the work, not after it."""
+    bucket, prefix = parse(address, folder=True)
+    key = f"{prefix}.unet-lung-{token_hex(4)}"
+    with explained(address):
+        s3 = connect()
+        from botocore.exceptions import ClientError
+        s3.put_object(Bucket=bucket, Key=key, Body=b"")
+        with suppress(ClientError):  # who may write may not always delete
+            s3.delete_object(Bucket=bucket, Key=key)
 
 
 def as_addresses(text: str) -> str:
@@ -157,6 +184,7 @@ def _find(s3, address: str) -> dict[str, tuple[str, int]]:
     named = {key: (key[len(below):], size) for key, size in found.items() if key.startswith(below)}
     if not named:
         raise FileNotFoundError(f"{address}: no such object, and none below it" + "; there are no globs in S3, only prefixes" * ("*" in address))
+    named = _possible(address, named)
     paths = Counter(os.path.normpath(name) for name, _ in named.values())
     bad = next((key for key, (name, _) in named.items() if leads_out(name) or paths[os.path.normpath(name)] > 1), None)
     if bad:
@@ -164,7 +192,36 @@ def _find(s3, address: str) -> dict[str, tuple[str, int]]:
     return named
 
 
+def _possible(address: str, named: dict[str, tuple[str, int]]) -> dict[str, tuple[str, int]]:
+    """The objects of which each can be a file beside the others; a warning in the log names the rest.
+
+    Raises:
+        ValueError: there is none.
+    """
+    folders = {str(parent) for name, _ in named.values() for parent in PurePosixPath(name).parents}
+    bad = [key for key, (name, _) in named.items()
+           if name in folders or max(len(part.encode()) for part in name.split("/")) > PART_BYTES]
+    if bad:
+        said = (f"{address}: {len(bad)} of {len(named)} objects can't be files, as their keys are other objects' folders or have parts of over "
+                f"{PART_BYTES} bytes: {', '.join(key if len(key) < 100 else f'{key[:100]} …' for key in bad[:3])}{', …' if len(bad) > 3 else ''}")
+        if len(bad) == len(named):
+            raise ValueError(said)
+        log.warning("%s", printable(said))
+    return {key: value for key, value in named.items() if key not in bad}
+
+
+def _make_way(home: Path, paths: Iterable[Path]) -> None:
+    """Removes copies that are in the way: what was an object is a folder now, or the reverse."""
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
+        for above in path.parents:
+            if above.is_file() and home in above.parents:
+                above.unlink()
+
+
 def _download(s3, bucket: str, found: dict[str, tuple[str, int]], folder: Path) -> Moved:
+    from s3transfer.exceptions import S3DownloadFailedError  # comes with boto3
     paths = {key: folder / name for key, (name, _) in found.items()}
     folder.mkdir(parents=True, exist_ok=True)
     needed = sum(size for key, (_, size) in found.items() if not has_size(paths[key], size))
@@ -178,17 +235,19 @@ def _download(s3, bucket: str, found: dict[str, tuple[str, int]], folder: Path) 
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.part")  # always the same: what a kill leaves is overwritten by the next run
         try:
-            with part.open("wb") as file:
-                s3.download_fileobj(bucket, key, file, None, progress, settings())
-            if is_same(s3, bucket, key, part) is False:
-                raise OSError(f"s3://{bucket}/{key}: what came is not what its checksum says; it was not kept")
-            os.replace(part, path)
+            for _ in range(ATTEMPTS):
+                with suppress(S3DownloadFailedError):  # it was replaced meanwhile: the new one is fetched, as where its checksum is another
+                    with part.open("wb") as file:
+                        s3.download_fileobj(bucket, key, file, None, progress, settings())
+                    if is_same(s3, bucket, key, part) is not False:
+                        os.replace(part, path)
+                        return True
+            raise OSError(f"s3://{bucket}/{key}: what came is not what its checksum says; it was not kept")
         except BaseException as error:
             part.unlink(missing_ok=True)
             if isinstance(error, OSError) and error.errno in FULL:
                 error.filename = str(path)
             raise
-        return True
 
     return run(get, {key: size for key, (_, size) in found.items()}, "download")
 

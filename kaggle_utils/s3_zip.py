@@ -124,12 +124,18 @@ def _put_member(s3, zipped: zipfile.ZipFile, info: zipfile.ZipInfo, target: dict
         raise ValueError(f"{info.filename}: damaged ({error})") from None
 
 
+def _name(info: zipfile.ZipInfo) -> str:
+    """A member's name; of an archive made on Windows with backslashes alone, as Info-ZIP's unzip and .NET before 4.6.1 have it."""
+    dos = info.create_system == 0 and "/" not in info.filename
+    return info.filename.replace("\\", "/") if dos else info.filename
+
+
 def _members(zipped: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
     """Members by their names, without folders, once there is nothing to object to in any."""
-    infos = [info for info in zipped.infolist() if not info.filename.endswith("/")]
-    names = [posixpath.normpath(info.filename) for info in infos]
+    infos = [info for info in zipped.infolist() if not _name(info).endswith("/")]
+    names = [posixpath.normpath(_name(info)) for info in infos]
     objections = {
-        "its name leads out of the target": lambda info: leads_out(info.orig_filename) or posixpath.normpath(info.filename) == ".",
+        "its name leads out of the target": lambda info: leads_out(info.orig_filename) or posixpath.normpath(_name(info)) == ".",
         "is encrypted": lambda info: info.flag_bits & 1,
         "is a symbolic link": lambda info: stat.S_ISLNK(info.external_attr >> 16),
         "is compressed in a way that Python's zipfile can't read": lambda info: info.compress_type not in METHODS,

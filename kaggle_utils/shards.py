@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 import tarfile
 from collections import Counter, deque
 from collections.abc import Container, Iterator
@@ -28,7 +29,8 @@ from tqdm import tqdm
 
 from .data import augmentation, make_item, parse_manifest, read_manifest
 from .distributed import batch_share, share, world_size
-from .image import decode_pnm, encode_image, read_image, read_mask, resize_image, resize_mask, write_bytes
+from .files import check_ours, write_bytes
+from .image import decode_pnm, encode_image, read_image, read_mask, resize_image, resize_mask
 from .s3 import connect, explained, is_address, parse
 
 FILMS, SHARDS = 100, 8  # films of a shard at most and shards of a split at least, where nobody says otherwise: enough for 8 processes
@@ -52,7 +54,7 @@ def write_shards(data: str | Path, out: str | Path, *, films: int | None = None,
 
     Raises:
         FileNotFoundError: no prepared set.
-        ValueError: ``out`` is the prepared set's own folder.
+        ValueError: ``out`` is the prepared set's own folder, or holds something else than shards.
         ImportError: webdataset is not installed.
     """
     wds, out = _webdataset(), Path(out)
@@ -60,9 +62,7 @@ def write_shards(data: str | Path, out: str | Path, *, films: int | None = None,
         raise ValueError(f"{out} is the prepared set itself: choose another folder for the shards")
     frame = read_manifest(data)
     frame = frame[frame["mask"] != ""].sample(frac=1, random_state=seed).reset_index(drop=True)
-    out.mkdir(parents=True, exist_ok=True)
-    for old in (out / "manifest.csv", *out.glob("*-?????.tar")):
-        old.unlink(missing_ok=True)
+    _start_over(out, [*frame.drop(columns=["image", "mask"]), "shard"])
     shards = pd.Series("", frame.index)
     bar = tqdm(total=len(frame), desc="shards", unit="film", disable=None)
     for split, rows in frame.groupby("split"):
@@ -80,6 +80,22 @@ def write_shards(data: str | Path, out: str | Path, *, films: int | None = None,
     frame = frame.drop(columns=["image", "mask"]).assign(shard=shards)
     write_bytes(out / "manifest.csv", frame.to_csv(index=False).encode())
     return frame
+
+
+def _start_over(out: Path, columns: list[str]) -> None:
+    """Removes the shards of an earlier run and leaves a manifest without films, by which the next run tells them for its own.
+
+    Raises:
+        ValueError: the folder holds something, and it isn't shards.
+    """
+    check_ours(out, "manifest.csv")
+    if (out / "manifest.csv").exists() and not is_sharded(out):
+        raise ValueError(f"{out}: its manifest.csv is not that of shards: choose another folder to write")
+    out.mkdir(parents=True, exist_ok=True)
+    write_bytes(out / "manifest.csv", f"{','.join(columns)}\n".encode())
+    for old in out.glob("*-?????.tar"):
+        if re.fullmatch(r"(train|val|test)-\d{5}\.tar", old.name):
+            old.unlink()
 
 
 def is_sharded(root: str | Path) -> bool:

@@ -429,6 +429,8 @@ def make_trainer(data: str | Path | list[str | Path], out: str | Path | None, co
     last = Path(out) / "last.pt" if out else None
     if last and last.exists() and not resume:
         raise FileExistsError(f"{last} is there: resume that run (--resume) or choose another folder")
+    if out:
+        _check_folder(Path(out))
     roots = [data] if isinstance(data, (str, Path)) else data
     sharded = [is_sharded(root) for root in roots]
     if any(sharded) and len(roots) > 1:
@@ -460,6 +462,16 @@ def make_trainer(data: str | Path | list[str | Path], out: str | Path | None, co
     if resume and last and last.exists():
         trainer.resume(last)
     return trainer
+
+
+def _check_folder(out: Path) -> None:
+    """Raises ValueError where a run would replace files that no run wrote: each leaves its settings beside them first."""
+    there = next((out / name for name in ("best.safetensors", "history.csv", "config.json") if (out / name).exists()), None)
+    if there:
+        try:
+            TrainConfig.from_dict(json.loads((out / "config.json").read_text()))
+        except (OSError, ValueError, TypeError, AttributeError):
+            raise ValueError(f"{there}: not of an earlier run, which would replace it: choose another folder") from None
 
 
 def ema_with_warmup(decay: float) -> Callable:

@@ -160,3 +160,19 @@ def test_missing_package_says_what_to_install(package, backend, weights, monkeyp
 def test_openvino_reports_to_nobody():
     open_graph(to_onnx(network()), "openvino")
     assert sys.modules["openvino_telemetry"] is None
+
+
+def test_nothing_but_an_earlier_export_is_replaced(tmp_path):
+    weights, out = tmp_path / "w.safetensors", tmp_path / "w.onnx"
+    save_weights(weights, UNet(width=2, depth=1), {"size": 32, "sources": ["montgomery"]})
+    before = weights.read_bytes()
+    with pytest.raises(ValueError, match="w.safetensors: it is there, and the weights themselves: choose another file"):
+        export_onnx(weights, weights)
+    out.write_text("a stranger's")
+    with pytest.raises(ValueError, match="w.onnx: it is there, and no earlier export: choose another file"):
+        export_onnx(weights, out)
+    assert weights.read_bytes() == before and out.read_text() == "a stranger's"
+    out.unlink()
+    export_onnx(weights, out)
+    export_onnx(weights, out)
+    assert read_onnx_header(out)["size"] == 32

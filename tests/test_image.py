@@ -514,7 +514,18 @@ def test_unknown_suffix_is_a_value_error_with_the_file(tmp_path, film):
         files.write_image(tmp_path / "film.xyz", film.image)
 
 
-@pytest.mark.parametrize("where", ["os.replace", "os.fdopen"])
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_are_as_readable_as_the_umask_says(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        files.write_bytes(tmp_path / "file.bin", b"new")
+        files.write_image(tmp_path / "film.png", np.zeros((8, 8), np.uint8))
+    finally:
+        os.umask(before)
+    assert {(tmp_path / name).stat().st_mode & 0o777 for name in ("file.bin", "film.png")} == {mode}
+
+
+@pytest.mark.parametrize("where", ["os.replace", "pathlib.Path.open"])
 def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, where):
     path = tmp_path / "file.bin"
     files.write_bytes(path, b"old")
@@ -522,8 +533,8 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch
     def disk_full(*_, **__):
         raise OSError("no space left")
 
-    monkeypatch.setattr(where, disk_full)
-    with pytest.raises(OSError, match="no space"):
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="no space"):
+        patched.setattr(where, disk_full)
         files.write_bytes(path, b"new, but only half")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file.bin"]

@@ -16,7 +16,7 @@ import torch
 
 import kaggle_utils
 from benchmarks import start
-from kaggle_utils.__main__ import build_parser, main
+from kaggle_utils.__main__ import _write_table, build_parser, main
 from kaggle_utils.model import UNet, read_header, save_weights
 from kaggle_utils.splits import suspect_masks
 from kaggle_utils.synthetic import AppearanceModel
@@ -437,3 +437,13 @@ def test_journey_second_prep_has_nothing_to_do(journey, monkeypatch):
     before = {p: p.stat().st_mtime_ns for p in Path("segmentation").glob("*/*/*.png")}
     assert main(["prep", "--input", "input", "--size", "64"]) == 0
     assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_scores_replace_scores_and_nothing_else(tmp_path):
+    scores = pd.DataFrame({"name": ["a"], "dice": [0.9]})
+    _write_table(tmp_path / "scores.csv", scores)
+    _write_table(tmp_path / "scores.csv", scores.assign(dice=0.8))
+    assert pd.read_csv(tmp_path / "scores.csv")["dice"].tolist() == [0.8]
+    (tmp_path / "mine.csv").write_text("name,weight\n")
+    with pytest.raises(ValueError, match="mine.csv: it is there, and no table of scores"):
+        _write_table(tmp_path / "mine.csv", scores)

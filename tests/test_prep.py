@@ -627,3 +627,12 @@ def test_jsrt_outside_its_lists_is_for_testing():
 def test_unknown_split_is_refused_with_the_choices():
     with pytest.raises(ValueError, match="'published' or 'random', not 'fold1'"):
         prep.assign_splits(many(3), split="fold1")
+
+
+def test_a_folder_that_holds_something_else_is_not_written_to(tmp_path):
+    write_raw(tmp_path / "raw" / "CXR_png" / "MCUCXR_0001_0.png", phantom().image)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.csv").write_text("mine")
+    with pytest.raises(ValueError, match="out: it holds something else, as there is no prep.json: choose another folder"):
+        prepare(tmp_path / "raw", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["manifest.csv"]

@@ -167,10 +167,37 @@ def test_what_breaks_in_each_kind_of_request_is_tried_again(fault, folder, proxy
 def test_an_object_damaged_on_its_way_is_not_kept(client, proxy, tmp_path, impatient):
     (tmp_path / "large").write_bytes(noise(9 * MB))
     s3.upload(tmp_path / "large", "s3://bkt/set")
-    proxy.faults.append(Fault("flip", "GET", "/bkt/set/large"))
+    proxy.faults.append(Fault("flip", "GET", "/bkt/set/large", times=1000))
     with pytest.raises(OSError, match="set/large: what came is not what its checksum says"):
         s3.download("s3://bkt/set", tmp_path / "back")
     assert not files_below(tmp_path / "back")
+    proxy.faults[:] = [Fault("flip", "GET", "/bkt/set/large")]
+    s3.download("s3://bkt/set", tmp_path / "back")
+    assert files_below(tmp_path / "back") == {"large": noise(9 * MB)}
+
+
+@pytest.mark.parametrize("size", [1000, 9 * MB], ids=["one request", "parts"])
+def test_an_object_that_is_replaced_while_it_is_fetched_comes_as_the_new_one(client, tmp_path, monkeypatch, size):
+    client.put_object(Bucket="bkt", Key="set/film", Body=noise(size))
+    get, connect = [], s3.connect
+
+    def connected():
+        real = connect()
+        original = real._make_api_call
+
+        def call(operation, arguments):
+            answer = original(operation, arguments)
+            if operation == "GetObject" and not get:
+                get.append(1)
+                client.put_object(Bucket="bkt", Key="set/film", Body=noise(size + 5, 1))
+            return answer
+
+        real._make_api_call = call
+        return real
+
+    monkeypatch.setattr(s3, "connect", connected)
+    s3.download("s3://bkt/set", tmp_path)
+    assert get and (tmp_path / "film").read_bytes() == noise(size + 5, 1)
 
 
 def test_a_failed_upload_leaves_no_parts_behind_and_the_next_one_sends_what_is_missing(folder, proxy, client, impatient):
@@ -552,3 +579,69 @@ def test_a_file_has_the_key_that_its_address_ends_in_or_its_own_name_below(addre
 def test_a_glob_in_s3_is_told_to_be_none(client):
     with pytest.raises(FileNotFoundError, match="there are no globs in S3"):
         s3.fetch("s3://bkt/films/*.png")
+
+
+# --- keys and names that no file can have, results that can't be sent ------------------------------------------------
+
+def test_objects_that_can_be_no_files_are_named_and_the_others_are_fetched(client, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    long = "film" * 76
+    for key in ("both/x", "both/x/1.png", f"both/{long}", f"both/{'a' * 249}", "both/good.png", "only/" + long):
+        client.put_object(Bucket="bkt", Key=key, Body=key.encode())
+    home = s3.fetch("s3://bkt/both")
+    assert sorted(files_below(home)) == ["a" * 249, "good.png", "x/1.png"]
+    assert "2 of 5 objects can't be files" in caplog.text and "both/x" in caplog.text and "filmfilm" in caplog.text
+    assert s3.fetch("s3://bkt/both/x").read_bytes() == b"both/x"  # by itself it can be one
+    assert sorted(files_below(s3.fetch("s3://bkt/both"))) == ["a" * 249, "good.png", "x/1.png"]
+    with pytest.raises(ValueError, match="1 of 1 objects can't be files"):
+        s3.fetch("s3://bkt/only")
+
+
+def test_an_archive_with_backslashes_is_unpacked_as_unzip_does(client):
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        for name in ("CXR_png\\", "CXR_png\\a.png", "masks\\deep\\a_mask.png"):
+            info = zipfile.ZipInfo(name)
+            info.create_system = 0
+            archive.writestr(info, name)
+        info = zipfile.ZipInfo("unix\\name")
+        info.create_system = 3
+        archive.writestr(info, "x")
+    client.put_object(Bucket="bkt", Key="set.zip", Body=data.getvalue())
+    s3.unzip("s3://bkt/set.zip", "s3://bkt/set")
+    assert set(contents(client, "set/")) == {"set/CXR_png/a.png", "set/masks/deep/a_mask.png", "set/unix\\name"}
+
+
+def test_an_archive_with_backslashes_that_leads_out_is_refused(client):
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        info = zipfile.ZipInfo("..\\out.png")
+        info.create_system = 0
+        archive.writestr(info, "x")
+    client.put_object(Bucket="bkt", Key="set.zip", Body=data.getvalue())
+    with pytest.raises(ValueError, match="leads out of the target"):
+        s3.unzip("s3://bkt/set.zip", "s3://bkt/set")
+
+
+def test_who_may_not_write_results_is_told_before_the_work(proxy, tmp_path, monkeypatch, impatient):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    proxy.faults.append(Fault("status", "PUT", "", times=100, status=403, code="AccessDenied"))
+    with pytest.raises(PermissionError, match="s3://bkt/lungs: permission denied.*PutObject"), s3.results("s3://bkt/lungs"):
+        pytest.fail("the work began")
+
+
+def test_results_that_could_not_be_sent_are_kept_and_named_and_the_same_command_goes_on(client, proxy, tmp_path, monkeypatch, impatient, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(OSError), s3.results("s3://bkt/lungs") as out:
+        assert not contents(client)  # the trial's object is gone
+        (out / "masks").mkdir()
+        (out / "masks" / "a.png").write_bytes(b"mask")
+        proxy.faults.append(Fault("status", "PUT", "", times=100))
+    assert f"kept in {out}" in caplog.text and f"s3 upload {out} s3://bkt/lungs" in caplog.text
+    assert files_below(out) == {"masks/a.png": b"mask"}
+    proxy.faults.clear()
+    with pytest.raises(KeyboardInterrupt), s3.results("s3://bkt/lungs/") as again:
+        raise KeyboardInterrupt
+    with s3.results("s3://bkt/lungs") as again:
+        assert again == out and files_below(again) == {"masks/a.png": b"mask"}
+    assert contents(client) == {"lungs/masks/a.png": b"mask"} and not out.exists()

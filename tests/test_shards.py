@@ -211,6 +211,36 @@ def test_training_from_shards_learns_and_resumes_to_the_same_weights(sharded, tm
         torch.testing.assert_close(resumed.best_model.state_dict()[name], weight, rtol=0, atol=0)
 
 
+def test_files_of_others_are_neither_removed_nor_replaced(prepared, tmp_path):
+    def refused(name, text, match):
+        folder = tmp_path / f"folder of {name}"
+        folder.mkdir()
+        (folder / name).write_text(text)
+        with pytest.raises(ValueError, match=match):
+            write_shards(prepared, folder)
+        assert [path.name for path in folder.iterdir()] == [name] and (folder / name).read_text() == text
+
+    refused("backup-00001.tar", "mine", "holds something else, as there is no manifest.csv: choose another folder")
+    refused("manifest.csv", "name,weight\na,1\n", "not that of shards: choose another folder")
+
+
+def test_shards_written_again_leave_none_of_the_old_and_all_of_others(prepared, tmp_path):
+    write_shards(prepared, tmp_path, films=4, size=16)
+    (tmp_path / "backup-00001.tar").write_text("mine")
+    write_shards(prepared, tmp_path, films=20, size=16)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["backup-00001.tar", "manifest.csv", "train-00000.tar", "train-00001.tar", "val-00000.tar"]
+
+
+def test_a_run_that_was_killed_writes_its_shards_again(prepared, tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("kaggle_utils.shards.read_mask", killed)
+        write_shards(prepared, tmp_path)
+    assert len(write_shards(prepared, tmp_path)) == 28
+
+
 def test_shards_and_prepared_set_are_not_taken_for_each_other(prepared, sharded):
     with pytest.raises(ValueError, match="is the prepared set itself"):
         write_shards(prepared, prepared / ".")

@@ -623,6 +623,14 @@ def test_no_film_of_the_wanted_sources_is_an_error(prepared, tmp_path):
         training.train(prepared, tmp_path / "run", replace(TINY, sources=("shenzhen",)))
 
 
+@pytest.mark.parametrize("name", ["config.json", "history.csv", "best.safetensors"])
+def test_files_of_others_are_not_replaced_by_a_run(prepared, tmp_path, name):
+    (tmp_path / name).write_text("{}x")
+    with pytest.raises(ValueError, match=f"{name}: not of an earlier run"):
+        training.make_trainer(prepared, tmp_path, replace(TINY, sources=("montgomery",)))
+    assert (tmp_path / name).read_text() == "{}x"
+
+
 # --- settings --------------------------------------------------------------------------------------------------------
 
 def test_unknown_setting_is_an_error_that_lists_the_known():
