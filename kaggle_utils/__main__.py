@@ -480,6 +480,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         way_on = {"train": "; --resume goes on from the last checkpoint", "tune": "; the same command goes on with the study",
+                  "predict": "; the same command goes on", "screen": "; the same command goes on",
                   "kaggle": "; what was pushed runs on at Kaggle", "s3": "; the same command goes on"}
         print(f"kaggle_utils {args.command}: stopped{way_on.get(args.command, '')}", file=sys.stderr)
         return 130

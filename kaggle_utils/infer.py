@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from .files import find_files, printable, start_results, unique_names
 from .film import PRED_COLOUR, TRUTH_COLOUR, ReadFilm, Segmented, clean_mask, draw_overlay, finish_mask, read_checked, segment  # noqa: F401
 from .formats import annotate, check_formats, write_coco, write_dicom_seg
 from .image import read_image, read_mask, resize_mask, write_bytes, write_image, write_mask
+from .journal import Journal
 from .measure import MEASUREMENTS, measure, split_lungs
 from .metrics import score
 from .prep import combined_mask, find_films
@@ -23,6 +25,7 @@ from .segmenter import DEFAULT_WEIGHTS, LungSegmenter  # noqa: F401 (this module
 
 COLUMNS = ("name", "path", "height", "width", "lung_px", "lung_share", "quality", "flag", "reasons", "mask", "overlay", "notes", "error")
 _FOLDERS = {"png": ("masks", "overlays"), "coco": (), "dicom-seg": ("dicom-seg",)}  # of each format
+_OUTPUTS = (("masks", ".png"), ("overlays", ".png"), ("dicom-seg", ".dcm"))
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES}  # the folder's failures, and no film's
 _NAMES = {"png": "PNG", "coco": "COCO", "dicom-seg": "DICOM-SEG"}  # in notes
 
@@ -34,6 +37,9 @@ def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegm
     A film that lies on its side or upside down, is stored mirrored by its PatientOrientation, or is a negative, is put right by
     :func:`checks.check_film` before it is segmented, and the notes say so. Its mask and overlay lie as the file does; it is measured upright, so the rows and
     columns in ``measurements.csv`` are those of the turned film.
+
+    Each film's row is in ``predictions.jsonl`` as soon as its mask is written: what is stopped goes on there when it is called again, and
+    a film whose file and results are as they were isn't done twice. Other weights, switches or formats start afresh.
 
     Args:
         patterns: files, folders and globs.
@@ -62,31 +68,47 @@ def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegm
     out = Path(out)
     files = find_files(patterns, out=out)
     start_results(out, "predictions.csv", COLUMNS, [folder for name in formats for folder in _FOLDERS[name]])
+    journal = Journal(out / "predictions.jsonl", {**segmenter.settings, "force": force, "formats": list(formats), "out": printable(out)})
     names = unique_names(files)
-    rows, measured, annotations = [], [], []
-    bar = tqdm(total=len(files), desc="predict", unit="film", disable=None)
-    with ThreadPoolExecutor() as pool:
-        for films in _batches(_read_ahead(files, names, pool, 2 * batch, force), batch):
-            good = [film for film in films if not film.error]
-            probs = segmenter.probabilities([film.checked.image for film in good]) if good else ()
-            known = dict(zip((film.name for film in good), probs))
+    done = {name: found for file, name in zip(files, names) if (found := journal.find(file, name))}
+    todo = [(file, name) for file, name in zip(files, names) if name not in done]
+    try:
+        with ThreadPoolExecutor() as pool, tqdm(total=len(files), initial=len(done), desc="predict", unit="film", disable=None) as bar:
+            for films in _batches(_read_ahead(todo, pool, 2 * batch, force), batch):
+                for film, found in zip(films, _finish(films, segmenter, pool, out, formats, force)):
+                    done[film.name] = found
+                    if film.image is not None:  # what could not be read is tried again
+                        journal.add(Path(film.path), film.name, found, [f"{place}/{film.name}{suffix}" for place, suffix in _OUTPUTS])
+                bar.update(len(films))
+    except BaseException:
+        with suppress(OSError):  # of which the first one counts
+            _write_tables([done[name] for name in names if name in done], out, formats)
+        raise
+    return _write_tables([done[name] for name in names], out, formats)
 
-            def finish(film: ReadFilm) -> tuple[dict, dict, list]:
-                return _write(segment(film, known.get(film.name), segmenter, force=force), out, formats, segmenter.version)
 
-            for row, found, lungs in pool.map(finish, films):
-                rows.append(row)
-                annotations += lungs
-                if found:
-                    measured.append({"name": row["name"], **found})
-            bar.update(len(films))
-    bar.close()
-    table = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(("height", "width", "lung_px"), "Int64"))
+def _finish(films: list[ReadFilm], segmenter: LungSegmenter, pool: ThreadPoolExecutor, out: Path, formats: Sequence[str],
+            force: bool) -> Iterator[dict[str, object]]:
+    """Segments a batch and writes its masks; of each film what the tables say of it."""
+    good = [film for film in films if not film.error]
+    probs = segmenter.probabilities([film.checked.image for film in good]) if good else ()
+    known = dict(zip((film.name for film in good), probs))
+
+    def finish(film: ReadFilm) -> dict[str, object]:
+        found = segment(film, known.get(film.name), segmenter, force=force)
+        return dict(zip(("row", "measured", "annotations"), _write(found, out, formats, segmenter.version)))
+
+    return pool.map(finish, films)
+
+
+def _write_tables(done: list[dict[str, object]], out: Path, formats: Sequence[str]) -> pd.DataFrame:
+    table = pd.DataFrame([found["row"] for found in done], columns=COLUMNS).astype(dict.fromkeys(("height", "width", "lung_px"), "Int64"))
     write_bytes(out / "predictions.csv", table.to_csv(index=False).encode())
+    measured = [{"name": found["row"]["name"], **found["measured"]} for found in done if found["measured"]]
     measurements = pd.DataFrame(measured, columns=["name", *MEASUREMENTS]).round(4).convert_dtypes()  # whole numbers as such
     write_bytes(out / "measurements.csv", measurements.to_csv(index=False).encode())
     if "coco" in formats:
-        write_coco(out / "coco.parquet", annotations)
+        write_coco(out / "coco.parquet", [lung for found in done for lung in found["annotations"]])
     return table
 
 
@@ -141,13 +163,13 @@ def evaluate(data: str | Path, segmenter: LungSegmenter, *, split: str = "test",
     return pd.DataFrame(rows).sort_values(["size", "protocol", "source", "name"], ignore_index=True)
 
 
-def _read_ahead(files: list[Path], names: list[str], pool: ThreadPoolExecutor, ahead: int, force: bool) -> Iterator[ReadFilm]:
+def _read_ahead(todo: list[tuple[Path, str]], pool: ThreadPoolExecutor, ahead: int, force: bool) -> Iterator[ReadFilm]:
     """Films in order, the next ones being decoded while the network works; never more than ``ahead`` in memory."""
-    jobs = [pool.submit(read_checked, *item, force=force) for item in zip(files[:ahead], names)]
-    for n in range(len(files)):
+    jobs = [pool.submit(read_checked, *item, force=force) for item in todo[:ahead]]
+    for n in range(len(todo)):
         film = jobs.pop(0).result()
-        if n + ahead < len(files):
-            jobs.append(pool.submit(read_checked, files[n + ahead], names[n + ahead], force=force))
+        if n + ahead < len(todo):
+            jobs.append(pool.submit(read_checked, *todo[n + ahead], force=force))
         yield film
 
 

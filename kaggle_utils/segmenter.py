@@ -62,6 +62,11 @@ class LungSegmenter:
         if self.head not in self.heads:
             raise ValueError(f"{path}: no head {head!r}, it has {', '.join(filter(None, self.heads)) or 'a single one'}")
 
+    @property
+    def settings(self) -> dict[str, object]:
+        """What decides the masks of a film."""
+        return {"weights": self.version, "head": self.head, "flip": self.flip, "clean": self.clean, "threshold": self.threshold}
+
     def probabilities(self, films: list[np.ndarray], heads: Sequence[str] | None = None) -> np.ndarray:
         """Probability of lung at the network's own size.
 

@@ -6,8 +6,10 @@ A research demonstration, no medical device. :mod:`tb_data` cuts the lungs out, 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -21,6 +23,7 @@ from .files import find_files, printable, start_results, unique_names
 from .hardware import choose_device
 from .image import resize_mask, write_bytes, write_image
 from .infer import LungSegmenter, ReadFilm, Segmented, draw_overlay, read_checked, segment
+from .journal import Journal
 from .model import read_header
 from .tb_data import FILM, Cuts, cut, from_letter_box, lung_box, lung_fields, view
 from .tb_net import grad_cam, load_tb
@@ -50,6 +53,7 @@ class TBScreener:
     def __init__(self, weights: str | Path | None = None, *, segmenter: LungSegmenter | None = None, device: str = "auto"):
         path = Path(weights or TB_WEIGHTS)
         self.header = read_header(path, members=True)
+        self.version = hashlib.sha256(path.read_bytes()).hexdigest()[:16]  # weights are told apart by their content
         missing = {"arm", "size", "temperature", "threshold"} - set(self.header)
         if missing:
             raise ValueError(f"{path}: not weights of the tuberculosis classifier, perhaps a segmenter's (no {' and no '.join(sorted(missing))} in the header)")
@@ -104,6 +108,8 @@ def why_not(found: Segmented) -> str:
 def screen(patterns: Iterable[str | Path], out: str | Path, screener: TBScreener, *, batch: int = 8) -> pd.DataFrame:
     """Screens files; one that can't be read, is no chest film or has no lungs to look at is a row with the reason.
 
+    Rows are in ``screening.jsonl`` as they come, and a run that was stopped goes on, as in :func:`infer.predict`.
+
     Args:
         patterns: files, folders and globs, as for :func:`infer.predict`.
         out: gets ``screening.csv`` and ``overlays/NAME.png``: the film, upright, with its lungs' outline and, inside it, what raised
@@ -124,12 +130,27 @@ def screen(patterns: Iterable[str | Path], out: str | Path, screener: TBScreener
     out = Path(out)
     files = find_files(patterns, out=out)
     start_results(out, "screening.csv", COLUMNS, ["overlays"])
-    names, rows = unique_names(files), []
-    with ThreadPoolExecutor() as pool, tqdm(total=len(files), desc="screen", unit="film", disable=None) as bar:
-        for start in range(0, len(files), batch):
-            films = list(pool.map(read_checked, files[start:start + batch], names[start:start + batch]))
-            rows += _screen(films, out, screener, pool)
-            bar.update(len(films))
+    journal = Journal(out / "screening.jsonl", {**screener.segmenter.settings, "screener": screener.version, "out": printable(out)})
+    names = unique_names(files)
+    rows = {name: row for file, name in zip(files, names) if (row := journal.find(file, name))}
+    todo = [(file, name) for file, name in zip(files, names) if name not in rows]
+    try:
+        with ThreadPoolExecutor() as pool, tqdm(total=len(files), initial=len(rows), desc="screen", unit="film", disable=None) as bar:
+            for start in range(0, len(todo), batch):
+                films = list(pool.map(lambda item: read_checked(*item), todo[start:start + batch]))
+                for film, row in zip(films, _screen(films, out, screener, pool)):
+                    rows[film.name] = row
+                    if film.image is not None:  # what could not be read is tried again
+                        journal.add(Path(film.path), film.name, row, [f"overlays/{film.name}.png"])
+                bar.update(len(films))
+    except BaseException:
+        with suppress(OSError):  # of which the first one counts
+            _write_table([rows[name] for name in names if name in rows], out)
+        raise
+    return _write_table([rows[name] for name in names], out)
+
+
+def _write_table(rows: list[dict[str, object]], out: Path) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=COLUMNS)
     write_bytes(out / "screening.csv", table.to_csv(index=False).encode())
     return table

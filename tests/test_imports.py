@@ -17,8 +17,9 @@ ROWS = {
     2: ["model", "loss", "metrics", "measure", "data", "synthetic", "checks", "calibrate"],
     1: ["quality", "damages"],
     0: ["image", "outline", "hardware", "config", "distributed", "s3", "__init__"],
-    -1: ["files"],
-    -2: ["header"],
+    -1: ["journal"],
+    -2: ["files"],
+    -3: ["header"],
 }
 # One module in several files, from its face down to its depths: a file may import those to its right.
 CHAPTERS = {"image": ["image", "picture", "dicom", "dicom_gray", "gray"], "synthetic": ["synthetic", "acquire", "appearance"],

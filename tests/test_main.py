@@ -244,7 +244,7 @@ def test_start_times_are_medians_of_processes_that_end_as_they_should(monkeypatc
 def test_results_go_to_a_folder_whose_name_is_not_utf_8(tmp_path, weights, odd_names):
     out = tmp_path / os.fsdecode(b"\xf6ut")
     assert main(["predict", str(tmp_path / "odd"), "--force", "--out", str(out), "--weights", str(weights), "--format", "png", "coco"]) == 0
-    assert {path.name for path in out.iterdir()} == {"predictions.csv", "measurements.csv", "coco.parquet", "masks", "overlays"}
+    assert {path.name for path in out.iterdir()} == {"predictions.csv", "predictions.jsonl", "measurements.csv", "coco.parquet", "masks", "overlays"}
 
 
 def test_names_that_the_terminal_has_no_letters_for_end_no_run(tmp_path, film_file):

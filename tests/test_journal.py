@@ -1,0 +1,169 @@
+"""journal.py: what was finished before a kill is neither lost nor done again, by predict and by screen."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import kaggle_utils
+from kaggle_utils.infer import LungSegmenter, predict
+from kaggle_utils.journal import Journal
+from kaggle_utils.model import UNet, save_weights
+from kaggle_utils.tb import TBScreener, screen
+from phantoms import phantom, write_raw
+
+N = 7
+
+
+class Killed(BaseException):
+    """Stands for the signal: nothing in the code may catch it."""
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
+    model = UNet(width=2, depth=2)
+    torch.nn.init.constant_(model.outc.bias, 3.0)  # lung wherever it isn't sure that there is none
+    save_weights(path, model, {"size": 32, "sources": ["montgomery"]})
+    return path
+
+
+@pytest.fixture
+def films(tmp_path):
+    for n in range(N):
+        write_raw(tmp_path / "films" / f"film{n}.png", phantom(96 + n, 80, seed=n).image)
+    (tmp_path / "films" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
+    return tmp_path / "films"
+
+
+def counting(segmenter, fails_at=None):
+    """The segmenter, and a list that gets the number of films of each batch that it is given; it dies in one of them."""
+    seen, real = [], segmenter.probabilities
+
+    def probabilities(films, *heads):
+        if len(seen) == fails_at:
+            raise Killed
+        seen.append(len(films))
+        return real(films, *heads)
+
+    segmenter.probabilities = probabilities
+    return segmenter, seen
+
+
+def run(films, out, weights, fails_at=None, **options):
+    segmenter, seen = counting(LungSegmenter(weights, device="cpu"), fails_at)
+    try:
+        return predict([films], out, segmenter, batch=2, force=True, **options), seen
+    except Killed:
+        return pd.read_csv(out / "predictions.csv"), seen
+
+
+def tables(out):
+    """What is in the results, the folder's own name left out."""
+    return {path.name: path.read_text().replace(str(out), "OUT") for path in sorted(out.glob("*.csv"))}
+
+
+@pytest.mark.parametrize("formats", [["png"], ["png", "coco"]], ids=" ".join)
+def test_predict_goes_on_where_it_was_stopped(films, tmp_path, weights, formats):
+    _, whole = run(films, tmp_path / "whole", weights, formats=formats)
+    rows, before = run(films, tmp_path / "stopped", weights, fails_at=2, formats=formats)
+    assert 0 < len(rows) < N + 1 and list((tmp_path / "stopped" / "masks").iterdir())
+    table, after = run(films, tmp_path / "stopped", weights, formats=formats)
+    assert sum(before) + sum(after) == sum(whole) == N and before and after
+    assert tables(tmp_path / "stopped") == tables(tmp_path / "whole") and len(table) == N + 1
+    if "coco" in formats:
+        one, two = (pd.read_parquet(tmp_path / name / "coco.parquet") for name in ("whole", "stopped"))
+        pd.testing.assert_frame_equal(one, two)
+        assert len(one) >= N
+
+
+def test_a_second_run_does_what_has_changed_alone(films, tmp_path, weights):
+    out = tmp_path / "out"
+    run(films, out, weights)
+    before = tables(out)
+    (out / "masks" / "film1.png").unlink()
+    image = phantom(120, 100, seed=50).image
+    write_raw(films / "film3.png", image)
+    table, seen = run(films, out, weights)
+    assert sum(seen) == 2 and (out / "masks" / "film1.png").exists()
+    assert table.set_index("name").loc["film3", ["height", "width"]].tolist() == [120, 100]
+    assert tables(out) != before
+    write_raw(films / "broken.png", image)
+    table, seen = run(films, out, weights)
+    assert sum(seen) == 1 and (table["error"] == "").all()
+
+
+def test_other_settings_start_afresh(films, tmp_path, weights):
+    run(films, tmp_path / "out", weights)
+    _, seen = run(films, tmp_path / "out", weights, formats=["png", "coco"])
+    assert sum(seen) == N and len(pd.read_parquet(tmp_path / "out" / "coco.parquet")) >= N
+
+
+def test_screen_goes_on_where_it_was_stopped(films, tmp_path, monkeypatch):
+    def screened(out, fails_at=None):
+        screener = TBScreener(device="cpu")
+        screener.segmenter, seen = counting(screener.segmenter, fails_at)
+        try:
+            screen([films], out, screener, batch=2)
+        except Killed:
+            assert 0 < len(pd.read_csv(out / "screening.csv")) < N + 1
+        return sum(seen)
+
+    for n in range(N):
+        write_raw(films / f"film{n}.png", np.tile(phantom(96, 80, seed=n).image, (2, 2)))
+    whole = screened(tmp_path / "whole")
+    assert screened(tmp_path / "stopped", fails_at=1) + screened(tmp_path / "stopped") == whole
+    assert tables(tmp_path / "stopped") == tables(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_loses_no_film_that_it_has_finished(films, tmp_path, weights):
+    code = """
+import os, signal, sys
+from pathlib import Path
+from kaggle_utils import journal
+from kaggle_utils.__main__ import main
+add, done = journal.Journal.add, []
+def dies(self, *film):
+    add(self, *film)
+    done.append(film)
+    if len(done) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+journal.Journal.add = dies
+main(sys.argv[1:])
+"""
+    arguments = ["predict", str(films), "--out", str(tmp_path / "out"), "--weights", str(weights), "--device", "cpu", "--force"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(kaggle_utils.__file__).parents[1])}
+    assert subprocess.run([sys.executable, "-c", code, *arguments], env=environment, capture_output=True).returncode == -9
+    segmenter, seen = counting(LungSegmenter(weights, device="cpu"))
+    predict([films], tmp_path / "out", segmenter, force=True)
+    assert sum(seen) == N - 3
+
+
+@pytest.mark.parametrize("text", ["", "no JSON", "[]\n", '{"a": 1}\n{"film": "x"', '{"a": 1}\n3\n', '{"a": 1}\n{"film": "x"}\n', "\0\xff"])
+def test_a_damaged_journal_is_begun_anew(tmp_path, text):
+    (tmp_path / "j.jsonl").write_bytes(text.encode("latin-1"))
+    film = tmp_path / "film.png"
+    film.write_bytes(b"x")
+    journal = Journal(tmp_path / "j.jsonl", {"a": 1})
+    assert journal.find(film, "film") is None
+    journal.add(film, "film", {"row": {}}, [])
+    assert Journal(tmp_path / "j.jsonl", {"a": 1}).find(film, "film") == {"row": {}}
+
+
+def test_a_cut_last_line_costs_one_film(tmp_path):
+    films = [tmp_path / name for name in "abc"]
+    journal = Journal(tmp_path / "j.jsonl", {"sizes": (1, 2)})
+    for film in films:
+        film.write_bytes(b"x")
+        journal.add(film, film.name, {"row": {"name": film.name}}, [])
+    (tmp_path / "j.jsonl").write_bytes((tmp_path / "j.jsonl").read_bytes()[:-9])
+    again = Journal(tmp_path / "j.jsonl", {"sizes": (1, 2)})
+    assert [again.find(film, film.name) is None for film in films] == [False, False, True]
+    assert again.find(films[0], "other name") is None
