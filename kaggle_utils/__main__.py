@@ -251,7 +251,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command(prep, "raw public sets to a prepared folder")
     sub.add_argument("--input", required=True, help="folder with the raw sets, in any nesting, or s3://bucket/prefix")
     sub.add_argument("--out", default="segmentation", help="folder to write; a second run does what is missing")
-    sub.add_argument("--size", type=_prepared_side, default=512, help="px, side of the prepared films")
+    sub.add_argument("--size", type=_side, default=512, help="px, side of the prepared films")
     sub.add_argument("--workers", type=_positive, help="threads, one a core if not given")
     sub.add_argument("--split", choices=("published", "random"), default="published",
                      help="the frozen published lists, or 50 films for the test and the rest 80:20")
@@ -260,7 +260,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command(synth, "write built-in films, drawn from a statistical model, in the layout of the raw sets")
     sub.add_argument("--n", type=_positive, default=200, help="how many films")
     sub.add_argument("--out", required=True, help="folder to write")
-    sub.add_argument("--size", type=_positive, default=512, help="px, side of the films")
+    sub.add_argument("--size", type=_side, default=512, help="px, side of the films")
     sub.add_argument("--seed", type=int, default=0, help="the same seed gives the same films on every machine")
 
     sub = command(fit_synth, "fit the statistical model of the built-in films again")
@@ -272,7 +272,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", required=True, help="folder to write; train --data takes it, and its s3:// address once it is uploaded")
     sub.add_argument("--films", type=_positive, help="films in each; if not given, 100 or an eighth of a split, so that up to 8 processes can train: n of them "
                      "need n shards of each split")
-    sub.add_argument("--size", type=_positive, help="px, side of the films in the shards; as prepared if not given")
+    sub.add_argument("--size", type=_side, help="px, side of the films in the shards; as prepared if not given")
 
     sub = command(train, "train a U-Net on a prepared folder")
     sub.epilog = "On several GPUs: torchrun --standalone --nproc-per-node 2 -m kaggle_utils train ...; see kaggle_utils/distributed.py."
@@ -285,7 +285,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command(evaluate, "score weights on a prepared folder, film by film")
     sub.add_argument("--data", default="segmentation", help="prepared folder")
     sub.add_argument("--split", choices=("train", "val", "test"), default="test", help="which films")
-    sub.add_argument("--sizes", type=_positive, nargs="+", default=[256, 512], help="px at which masks are compared")
+    sub.add_argument("--sizes", type=_side, nargs="+", default=[256, 512], help="px at which masks are compared")
     sub.add_argument("--input", help="folder with the raw sets: compare at each film's own size too (size 0)")
     sub.add_argument("--out", help="write OUT.csv, a row a film, and OUT_summary.csv")
     _add_weights(sub)
@@ -302,7 +302,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("study", help="bugs, augmentation, longer, loss, capacity, optimisation, data, check or search")
     sub.add_argument("--data", default="segmentation", help="prepared folder")
     sub.add_argument("--seeds", type=_positive, default=3, help="how often each run is repeated; a search repeats nothing")
-    sub.add_argument("--size", type=_positive, default=128, help="px, where the study doesn't vary it")
+    sub.add_argument("--size", type=_side, default=128, help="px, where the study doesn't vary it")
     sub.add_argument("--epochs", type=_positive, default=8, help="of each run, where the study doesn't vary them")
     sub.add_argument("--jobs", type=_positive, help="single-threaded trainings beside each other, one a core if not given")
     sub.add_argument("--trials", type=_positive, default=60, help="of the search, those of earlier calls included")
@@ -408,7 +408,7 @@ def _positive(text: str) -> int:
     return number
 
 
-def _prepared_side(text: str) -> int:
+def _side(text: str) -> int:
     from .config import PREPARED_SIDES
     least, most = PREPARED_SIDES
     if not least <= int(text) <= most:

@@ -241,7 +241,8 @@ def printable(text: object) -> str:
 
 
 def _holds_something(path: Path) -> bool:
-    return any(not each.name.startswith(".") for each in path.iterdir()) if path.is_dir() else path.exists()
+    """A file that isn't hidden, the path itself or anywhere below it."""
+    return any(each.is_file() and not each.name.startswith(".") for each in path.rglob("*")) if path.is_dir() else path.exists()
 
 
 def _find(pattern: Path, written: set[str]) -> list[Path]:

@@ -335,13 +335,14 @@ def _start_journal(out: Path, size: int) -> Path:
         ValueError: the folder holds something else.
     """
     check_ours(out, "prep.json")
-    for name in ("new/image", "new/mask", *(f"{s}/{kind}" for s in SPLITS for kind in ("image", "mask")), "unlabelled/image"):
-        (out / name).mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     journal, settings = out / "films.jsonl", out / "prep.json"
     wanted = json.dumps({"size": size, "rules": _RULES}).encode()
     if not settings.exists() or settings.read_bytes() != wanted:
         journal.unlink(missing_ok=True)
         write_bytes(settings, wanted)
+    for name in ("new/image", "new/mask", *(f"{s}/{kind}" for s in SPLITS for kind in ("image", "mask")), "unlabelled/image"):
+        (out / name).mkdir(parents=True, exist_ok=True)
     return journal
 
 

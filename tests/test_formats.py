@@ -22,6 +22,7 @@ from kaggle_utils.infer import LungSegmenter, predict
 from kaggle_utils.measure import split_lungs
 from kaggle_utils.metrics import confusion, overlap
 from kaggle_utils.model import UNet, save_weights
+from kaggle_utils.quality import REASONS
 from kaggle_utils.synthetic import AppearanceModel
 from dicoms import dicom
 from phantoms import phantom
@@ -33,7 +34,8 @@ STUDY = {"SOPInstanceUID": "1.2.826.1.7", "StudyInstanceUID": "1.2.826.1.1", "Se
 
 @pytest.fixture
 def segmenter(tmp_path) -> LungSegmenter:
-    save_weights(tmp_path / "w.safetensors", UNet(width=2, depth=2), {"size": 32, "sources": ["montgomery"]})
+    fit = {"bias": 3.6, "features": {name: [0.0, 1.0] for name in REASONS}}
+    save_weights(tmp_path / "w.safetensors", UNet(width=2, depth=2), {"size": 32, "sources": ["montgomery"], "quality": fit})
     segmenter = LungSegmenter(tmp_path / "w.safetensors", device="cpu")
     segmenter.model, segmenter.dtype = DarkIsLung(), None
     return segmenter
@@ -164,7 +166,7 @@ def test_predict_writes_the_formats_that_it_is_asked_for(tmp_path, segmenter, fi
     table = table.set_index("name")
     assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.*") if p.is_file()) == [
         "coco.parquet", "dicom-seg/film.dcm", "masks/film.png", "masks/plain.png", "measurements.csv", "overlays/film.png", "overlays/plain.png",
-        "predictions.csv"]
+        "predictions.csv", "predictions.jsonl"]
     assert table.notes["plain"].endswith("; no DICOM-SEG: the film is no DICOM file") and "DICOM-SEG" not in table.notes["film"]
     annotations = pd.read_parquet(out / "coco.parquet")
     for name in ("film", "plain"):
@@ -355,7 +357,7 @@ def test_full_disk_is_no_films_failure_and_ends_the_run(tmp_path, segmenter, fil
 def test_predict_without_png_leaves_no_picture(tmp_path, segmenter, film_file):
     pytest.importorskip("pycocotools"), pytest.importorskip("pyarrow")
     table = predict([film_file], tmp_path / "out", segmenter, force=True, formats=("coco",))
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"coco.parquet", "measurements.csv", "predictions.csv"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"coco.parquet", "measurements.csv", "predictions.csv", "predictions.jsonl"}
     assert table["mask"].isna().all() and table.lung_px[0] > 0
 
 

@@ -447,3 +447,11 @@ def test_scores_replace_scores_and_nothing_else(tmp_path):
     (tmp_path / "mine.csv").write_text("name,weight\n")
     with pytest.raises(ValueError, match="mine.csv: it is there, and no table of scores"):
         _write_table(tmp_path / "mine.csv", scores)
+
+
+@pytest.mark.parametrize("command", ["prep --input x --size", "synth --out x --size", "shards --out x --size", "evaluate --sizes 256", "tune loss --size"])
+@pytest.mark.parametrize("size", ["1000000", "0", "-3", "7.5"])
+def test_sizes_beyond_memory_are_refused_before_anything_is_read(command, size, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*command.split(), size])
+    assert stopped.value.code == 2 and size in capsys.readouterr().err.splitlines()[-1]
