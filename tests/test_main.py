@@ -455,3 +455,28 @@ def test_sizes_beyond_memory_are_refused_before_anything_is_read(command, size, 
     with pytest.raises(SystemExit) as stopped:
         main([*command.split(), size])
     assert stopped.value.code == 2 and size in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("error", [
+    MemoryError(), MemoryError("Unable to allocate 40.0 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 4398046511104 bytes."),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    cv2.error("OpenCV(4.12.0) alloc.cpp:73: error: (-4:Insufficient memory) Failed to allocate 4398046511104 bytes")], ids=lambda error: type(error).__name__)
+def test_too_little_memory_is_one_line_that_says_what_to_make_smaller(error, tmp_path, monkeypatch, capfd):
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr("kaggle_utils.train.train", full)
+    write_prepared(tmp_path / "set", {"train": 1, "val": 1})
+    assert main(["train", "--data", str(tmp_path / "set"), "--out", str(tmp_path / "run")]) == 1
+    assert capfd.readouterr().err == "kaggle_utils train: the memory is too small for this: try a smaller --batch or --size or --width or --workers\n"
+
+
+def test_another_fault_of_ours_is_no_lack_of_memory(tmp_path, monkeypatch):
+    def wrong(*_, **__):
+        raise RuntimeError("one of ours")
+
+    monkeypatch.setattr("kaggle_utils.train.train", wrong)
+    write_prepared(tmp_path / "set", {"train": 1, "val": 1})
+    with pytest.raises(RuntimeError, match="one of ours"):
+        main(["train", "--data", str(tmp_path / "set"), "--out", str(tmp_path / "run")])
