@@ -88,5 +88,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if SLOW & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)
-        if "openvino" in item.name and os.environ.get("ONEDNN_MAX_CPU_ISA") == "SSE41":
-            item.add_marker(pytest.mark.skip(reason="the limit is meant for PyTorch; under it OpenVINO's own oneDNN computes nothing"))
+        if "openvino" in item.name and os.environ.get("ONEDNN_MAX_CPU_ISA"):
+            item.add_marker(pytest.mark.skip(reason="the limit is meant for PyTorch; under it OpenVINO's own oneDNN computes nothing, or crashes"))
