@@ -79,7 +79,7 @@ def study(tmp_path: Path) -> Path:
 
 
 LONGEST = ("test_cluster", "test_notebooks", "test_distributed", "test_s3", "test_train", "test_main", "test_tune", "test_app")  # files
-SLOW = {"cluster", "two", "journey", "uninterrupted", "browser", "viewer"}  # fixtures: each starts processes or a browser
+SLOW = {"cluster", "two", "journey", "uninterrupted", "browser", "viewer", "proxy"}  # fixtures: each starts processes, a browser or a server
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -55,6 +55,7 @@ def test_each_study_has_a_figure():
     assert plot_tuning.FIGURES.items() <= plot.FIGURES.items()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_is_drawn_from_its_table(name, tables, tmp_path):
     FIGURES[name](tmp_path / "new" / "figure.png", tables=tables)

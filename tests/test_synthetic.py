@@ -194,6 +194,7 @@ def test_fit_needs_films(model):
         AppearanceModel.fit([film.image] * 3, [film.mask] * 3, [0, 1, 0])
 
 
+@pytest.mark.slow
 def test_model_comes_back_from_its_file(small, tmp_path):
     small.save(tmp_path / "model.npz")
     back = AppearanceModel.load(tmp_path / "model.npz")

@@ -227,6 +227,7 @@ class Killed(BaseException):
     """Stands for the signal: nothing in the code may catch it."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 3, 5, 8], ids=lambda s: f"step {s}")
 @pytest.mark.parametrize("precision, seconds", [("fp32", 300), ("bf16", 300), ("fp32", 0)], ids=["fp32", "bf16", "a checkpoint each step"])
 def test_run_stopped_in_any_step_resumes_to_bit_equal_weights(prepared, tmp_path, monkeypatch, step, precision, seconds):
