@@ -10,6 +10,9 @@ from pathlib import Path
 from .files import write_bytes
 
 
+_KEYS = ("film", "name", "stamp", "outputs", "found")  # of a line
+
+
 class Journal:
     """A text file of a line a film, in JSON, below one that holds the settings; other settings start it afresh.
 
@@ -50,14 +53,13 @@ class Journal:
 
     def _lines(self, settings: dict[str, object]) -> list[dict[str, object]]:
         known = []
-        with suppress(OSError, ValueError, AttributeError):  # there is none, it is another file, or a kill has cut its last line
+        with suppress(OSError, ValueError, TypeError):  # there is none, it is another file, or a kill has cut its last line
             first, *lines = self.path.read_text().splitlines()
             if json.loads(first) == settings:
-                known.extend(line for text in lines if (line := json.loads(text)).keys() == _KEYS)
+                for line in map(json.loads, lines):
+                    if set(line) == set(_KEYS):
+                        known.append(line)
         return known
-
-
-_KEYS = dict.fromkeys(("film", "name", "stamp", "outputs", "found")).keys()
 
 
 def _stamp(film: Path) -> list[int]:

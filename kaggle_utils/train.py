@@ -359,6 +359,8 @@ def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
             raise ValueError("its history holds other things than numbers")
         Epoch(**state["begun"])
         return {**state, "config": TrainConfig.from_dict(state["config"])}
+    except (MemoryError, torch.OutOfMemoryError, PermissionError):  # the machine's failures, not the file's
+        raise
     except Exception as error:  # pickle and zipfile meet damage with exceptions of a dozen kinds
         raise _damaged(path, error) from None
 
