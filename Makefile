@@ -59,7 +59,7 @@ test-machines: .venv/dev.stamp
 	@mkdir -p .cache
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=1 $(PY) $(PYTEST) $(COMPUTE) --basetemp .cache/tests
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=4 MKL_DYNAMIC=FALSE $(PY) $(PYTEST) $(COMPUTE) --basetemp .cache/tests
-	TEST_THREADS=all $(PY) $(PYTEST) $(COMPUTE) --basetemp .cache/tests
+	TEST_THREADS=all $(PY) $(PYTEST) -n 0 $(COMPUTE) --basetemp .cache/tests  # alone: two processes that each take all cores wait for each other
 
 test-kaggle: .venv-kaggle/dev.stamp
 	@mkdir -p .cache
