@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +20,7 @@ from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path, PurePosixPath
 from secrets import token_hex
 
-from .files import printable
+from .files import printable, write_bytes
 from .s3_client import (ATTEMPTS, CRC, Moved, abort_leftovers, connect, crc32, explained, has_size, is_same, leads_out, list_objects, parse, run,
                         settings)
 from .s3_zip import unzip
@@ -28,6 +29,7 @@ __all__ = ["Moved", "as_addresses", "connect", "download", "explained", "fetch",
 log = logging.getLogger(__name__)
 SCHEME = "s3://"
 PART_BYTES = 249  # of a key between two slashes, if it is to be a file's name: 255, and 6 for that of its copy while it is fetched
+UNFINISHED = re.compile(r"\..+\.part", re.DOTALL)  # what this package calls a file that isn't whole
 FULL = (ENOSPC, EDQUOT, EFBIG)  # errors that writing raises without a file's name
 
 
@@ -48,8 +50,11 @@ def upload(source: str | Path, address: str) -> Moved:
         address = str(address).removesuffix(source.name)
     bucket, prefix = parse(address, folder=True)
     root = source.parent if source.is_file() else source
-    files = {prefix + path.relative_to(root).as_posix(): path for path in ([source] if source.is_file() else sorted(source.rglob("*")))
-             if path.is_file() and path.suffix != ".part"}  # what a killed download left is no file yet
+    paths = [source] if source.is_file() else [path for path in sorted(source.rglob("*")) if path.is_file()]
+    whole = [path for path in paths if path == source or not UNFINISHED.fullmatch(path.name)]
+    if len(whole) < len(paths):
+        log.warning("%s: %d left out, as a command that was killed left them: .NAME.part", printable(source), len(paths) - len(whole))
+    files = {prefix + path.relative_to(root).as_posix(): path for path in whole}
     if not files:
         raise FileNotFoundError(f"{source}: no such folder, or no file in it")
     with explained(address):
@@ -155,9 +160,7 @@ def _name_films(folder: Path, address: str | None = None) -> None:
         old = table.read_text(encoding="utf-8")
         new = as_addresses(old).replace(str(folder), address or str(folder))
         if new != old:
-            part = table.with_name(f".{table.name}.part")
-            part.write_text(new, encoding="utf-8")
-            os.replace(part, table)
+            write_bytes(table, new.encode())
     lungs = folder / "coco.parquet"
     if lungs.exists():
         import pyarrow as pa
@@ -165,8 +168,9 @@ def _name_films(folder: Path, address: str | None = None) -> None:
         rows = parquet.read_table(pa.BufferReader(lungs.read_bytes()))  # pyarrow takes no path that is not UTF-8
         paths = pa.array([as_addresses(path) for path in rows["path"].to_pylist()], pa.string())
         if not paths.equals(rows["path"].combine_chunks()):
-            with lungs.open("wb") as file:
-                parquet.write_table(rows.set_column(rows.schema.get_field_index("path"), "path", paths), file, compression="zstd")
+            buffer = pa.BufferOutputStream()
+            parquet.write_table(rows.set_column(rows.schema.get_field_index("path"), "path", paths), buffer, compression="zstd")
+            write_bytes(lungs, buffer.getvalue().to_pybytes())
 
 
 def is_address(path: str | Path) -> bool:
@@ -233,11 +237,12 @@ def _download(s3, bucket: str, found: dict[str, tuple[str, int]], folder: Path) 
         if has_size(path, found[key][1]) and is_same(s3, bucket, key, path):
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")  # always the same: what a kill leaves is overwritten by the next run
+        part = path.with_name(f".{path.name}.part")  # always the same: what a kill leaves is replaced by the next run
         try:
             for _ in range(ATTEMPTS):
                 with suppress(S3DownloadFailedError):  # it was replaced meanwhile: the new one is fetched, as where its checksum is another
-                    with part.open("wb") as file:
+                    part.unlink(missing_ok=True)
+                    with part.open("xb") as file:  # a link of that name isn't followed
                         s3.download_fileobj(bucket, key, file, None, progress, settings())
                     if is_same(s3, bucket, key, part) is not False:
                         os.replace(part, path)

@@ -22,7 +22,7 @@ CONNECT_S, READ_S = 5, 30  # seconds without an answer, without another byte
 CRC = "crc32"  # name of the metadata
 CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE with a profile of `aws configure`"
 DENIED = ("AccessDenied", "403", "AllAccessDisabled")
-REFUSED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "RequestTimeTooSkewed")
+REFUSED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken")
 
 
 @dataclass(frozen=True)
@@ -188,6 +188,8 @@ def _explain(address: str, error: BaseException) -> OSError:
             return FileNotFoundError(f"{address}: {'no such bucket' if code == 'NoSuchBucket' else 'no such object'}")
         if code in DENIED:
             return PermissionError(f"{address}: permission denied, these credentials may not call {error.operation_name}")
+        if code == "RequestTimeTooSkewed":
+            return PermissionError(f"{address}: the server's clock and this machine's differ too much: set this machine's clock")
         if code in REFUSED:
             return PermissionError(f"{address}: the credentials were refused ({code}): {CREDENTIALS}")
         if code in ("PreconditionFailed", "412"):

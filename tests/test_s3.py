@@ -420,7 +420,8 @@ def test_no_such_object(proxy, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("status, code, said", [(403, "AccessDenied", "permission denied"), (403, "InvalidAccessKeyId", "credentials were refused"),
-                                                (400, "ExpiredToken", "credentials were refused")])
+                                                (400, "ExpiredToken", "credentials were refused"),
+                                                (403, "RequestTimeTooSkewed", "set this machine's clock")])
 def test_refusals_of_the_server(status, code, said, proxy, folder, capfd):
     proxy.faults.append(Fault("status", path="/bkt", status=status, code=code, times=100))
     assert said in one_line(capfd, "upload", folder, "s3://bkt/x")
@@ -449,6 +450,29 @@ def test_the_network_breaks_in_the_middle_and_the_archive_is_not_called_damaged(
         proxy.faults[:] = [Fault("none", "GET", "set.zip", times=whole), Fault("truncate", "GET", "set.zip", times=100)]
         assert f"{archive}: the network is broken" in one_line(capfd, "unzip", archive, "s3://bkt/out")
         assert not contents(client, "out/") and not unfinished(client)
+
+
+def test_only_what_a_kill_left_is_left_out_of_an_upload_and_that_is_said(client, tmp_path, caplog):
+    (tmp_path / "films").mkdir()
+    for name in ("film.part", ".film.part", ".film.png.0af3.part", ".part", "film.png"):
+        (tmp_path / "films" / name).write_bytes(name.encode())
+    s3.upload(tmp_path / "films", "s3://bkt/x")
+    assert set(contents(client)) == {"x/film.part", "x/.part", "x/film.png"}
+    assert "2 left out, as a command that was killed left them" in caplog.text
+    s3.upload(tmp_path / "films" / ".film.part", "s3://bkt/y")
+    assert set(contents(client, "y/")) == {"y/.film.part"}
+
+
+def test_a_link_that_lies_where_a_file_is_fetched_to_is_not_followed(client, tmp_path):
+    """Whoever may write to a folder for all could else have another person's file replaced."""
+    client.put_object(Bucket="bkt", Key="set/a.png", Body=b"film")
+    (tmp_path / "mine").write_bytes(b"mine")
+    (tmp_path / "back").mkdir()
+    for name in (".a.png.part", "a.png"):
+        (tmp_path / "back" / name).symlink_to(tmp_path / "mine")
+    s3.download("s3://bkt/set", tmp_path / "back")
+    assert (tmp_path / "mine").read_bytes() == b"mine"
+    assert files_below(tmp_path / "back") == {"a.png": b"film"} and not (tmp_path / "back" / "a.png").is_symlink()
 
 
 @pytest.mark.slow
