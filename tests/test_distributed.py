@@ -157,7 +157,7 @@ def test_two_machines_stream_from_s3_and_learn_what_one_process_does(data, proxy
     command = [*TORCHRUN[:3], "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--local-addr", "127.0.0.1",
                "-m", "kaggle_utils", *config.command.split()[3:], "--data", "s3://bkt/set", "--out", str(tmp_path / "two")]
     machines = [subprocess.Popen(command, env=os.environ | SETTINGS, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    errors = [machine.communicate(timeout=300)[1] for machine in machines]
+    errors = [machine.communicate(timeout=600)[1] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], errors
     assert not proxy.faults[0].times
     one = make_trainer(tmp_path / "shards", tmp_path / "one", config)
@@ -190,7 +190,7 @@ def test_process_that_is_killed_ends_the_run_which_another_number_of_processes_f
     children = Path(f"/proc/{launched.pid}/task/{launched.pid}/children").read_text().split()
     victim = next(int(pid) for pid in children if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
     os.kill(victim, signal.SIGKILL)
-    _, errors = launched.communicate(timeout=120)
+    _, errors = launched.communicate(timeout=600)
     assert launched.returncode != 0 and "SIGKILL" in errors
     assert not any(Path(f"/proc/{pid}").exists() for pid in children)
     epochs = len(torch.load(tmp_path / "run" / "last.pt", weights_only=True)["history"])

@@ -82,7 +82,7 @@ def run(*arguments) -> SimpleNamespace:
 
 
 def python(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=600)
 
 
 # --- nothing leaves the machine --------------------------------------------------------------------------------------

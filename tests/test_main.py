@@ -31,7 +31,7 @@ def run(folder, *arguments) -> subprocess.CompletedProcess:
     """A user's own process, in a folder of theirs."""
     environment = {**os.environ, "PYTHONPATH": str(Path(kaggle_utils.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, "-m", "kaggle_utils", *map(str, arguments)], cwd=folder, env=environment,
-                          capture_output=True, text=True, timeout=120)
+                          capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture
@@ -207,7 +207,7 @@ def modules_after(folder, code) -> tuple[list[str], set[str]]:
     """What a new Python process says when it runs the code, and the modules that it has loaded then."""
     environment = {**os.environ, "PYTHONPATH": str(Path(kaggle_utils.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"], cwd=folder, env=environment, capture_output=True, text=True,
-                          timeout=120, check=True)
+                          timeout=600, check=True)
     return done.stderr.splitlines(), set(done.stdout.splitlines()[-1].split())
 
 
@@ -250,7 +250,7 @@ def test_results_go_to_a_folder_whose_name_is_not_utf_8(tmp_path, weights, odd_n
 def test_names_that_the_terminal_has_no_letters_for_end_no_run(tmp_path, film_file):
     environment = {**os.environ, "PYTHONPATH": str(Path(kaggle_utils.__file__).parents[1]), "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-m", "kaggle_utils", "synth", "--n", "1", "--size", "32", "--out", os.fsdecode(b"r\xf6ntgen \xe7\x89\x87")],
-                          cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+                          cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and done.stdout.startswith(r"1 built-in films in r\udcf6ntgen \u7247")
 
 

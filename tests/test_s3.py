@@ -228,7 +228,7 @@ def kill_and_repeat(proxy, arguments, wait, *, within, look=lambda: None):
     proxy.faults.clear()
     proxy.log.clear()
     again = start(*arguments)
-    out, err = again.communicate(timeout=60)
+    out, err = again.communicate(timeout=600)
     assert again.returncode == 0, err
     return out
 
@@ -481,7 +481,7 @@ def test_disk_full_is_one_line_and_leaves_no_part(folder, proxy, tmp_path):
     limited = f"import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, " \
               f"({4 * MB}, {4 * MB})); from kaggle_utils.__main__ import main; sys.exit(main(['s3', 'download', 's3://bkt/set', {str(tmp_path / 'back')!r}]))"
     environment = {**os.environ, "PYTHONPATH": str(Path(kaggle_utils.__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", limited], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", limited], env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1 and "File too large" in done.stderr and "large.bin" in done.stderr and done.stderr.count("\n") == 1
     assert not [name for name in files_below(tmp_path / "back") if "large" in name]
 
