@@ -11,25 +11,24 @@ import re
 import struct
 import subprocess
 import sys
-import warnings
 from dataclasses import dataclass
 from io import BytesIO
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .dicom_gray import listed, show
+from .dicom_tags import INSTALL, NotAFilm, has_pixels, import_pydicom, read_pixels, read_tags
 from .header import check_size
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-INSTALL = "pip install pydicom python-gdcm"
 DECODE_SECONDS = 120  # a 20-megapixel film takes 1-3 s; a machine may be busy
-DECODE_BYTES = 6 << 30  # address space of the process that decodes: openjpeg has 4 bytes a pixel, in several copies
+# Address space of the process that decodes: of its libraries, and of each value, of which openjpeg has 4 bytes in several copies.
+DECODE_BYTES, DECODE_BYTES_EACH = 1 << 30, 24
+_MOST_FRAGMENTS = 10_000  # pieces of a compressed image; an encoder makes one, or a few hundred
 NOT_FILMS = ("CT", "MR", "PT", "NM", "US")
-_DEFLATED = "1.2.840.10008.1.2.1.99"
 # The patient's: calibrated; the detector's, magnified by a few per cent; the film scanner's.
 _SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 _REQUIRED = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation", "SamplesPerPixel")
@@ -79,10 +78,6 @@ class Film:
     age: float | None = None  # of the patient, years
 
 
-class NotAFilm(ValueError):
-    """The file is as it should be, but not a film that is read here."""
-
-
 def read_dicom(data: bytes) -> Film:
     """Reads a radiograph (CR, DX, a secondary capture) from the bytes of a DICOM file.
 
@@ -99,7 +94,6 @@ def read_dicom(data: bytes) -> Film:
     import_pydicom()
     try:
         ds = _parse(data)
-        _check(ds)
         notes = _correct_bits(ds)
         pixels = _decode_apart(data) if ds.file_meta.TransferSyntaxUID.is_encapsulated else _decode(ds)
         gray = _luminance(pixels) if pixels.ndim == 3 else show(pixels, ds, notes)
@@ -115,42 +109,20 @@ def read_dicom(data: bytes) -> Film:
         raise ValueError(f"damaged DICOM: {_in_one_line(error)}") from None
 
 
-def import_pydicom() -> ModuleType:
-    """pydicom, silent about what it tolerates.
-
-    Raises:
-        ImportError: it is not installed; the message says how to.
-    """
-    try:
-        import pydicom
-    except ImportError:
-        raise ImportError(f"DICOM files need pydicom: {INSTALL}") from None
-    warnings.filterwarnings("ignore", module="pydicom")
-    return pydicom
-
-
 def _parse(data: bytes) -> Dataset:
-    from pydicom import dcmread, uid
-    from pydicom.filereader import read_dataset
-    meta = read_dataset(BytesIO(data[132 if data[128:132] == b"DICM" else 0:]), False, True, stop_when=lambda tag, *_: tag.group != 2)
-    if str(meta.get("TransferSyntaxUID", "")) == _DEFLATED:  # pydicom would inflate it without a limit
-        raise NotAFilm("a deflated DICOM data set is not read: convert it (dcmconv +te)")
-    ds = dcmread(BytesIO(data), force=True)
-    if not len(ds):  # as pydicom leaves it where an element ends beyond the file's end
-        raise ValueError("it is truncated, or no data set follows its head")
-    if "TransferSyntaxUID" not in ds.file_meta:
-        implicit, little = ds.original_encoding
-        ds.file_meta.TransferSyntaxUID = (uid.ImplicitVRLittleEndian if implicit else
-                                          uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian)
+    """The elements of a film, its pixels among them, checked."""
+    ds, file = read_tags(data)
+    _check(ds, has_pixels(ds, file))
+    read_pixels(ds, file)
     return ds
 
 
-def _check(ds: Dataset) -> None:
+def _check(ds: Dataset, has_image: bool) -> None:
     """Refuses what is no film, with a reason."""
     from pydicom.pixels import get_decoder
     kind = " ".join(getattr(sop_class, "name", "") for sop_class in listed(ds, "SOPClassUID")) or "of no known class"
     syntax = ds.file_meta.TransferSyntaxUID
-    if "PixelData" not in ds:
+    if not has_image:
         raise NotAFilm(f"DICOM without an image in it ({kind})")
     modality = listed(ds, "Modality")[:1]
     if modality and modality[0] in NOT_FILMS:
@@ -198,9 +170,11 @@ def _codestream(ds: Dataset) -> int:
     """Bits of a sample of a compressed image, by its own head; BitsStored where it has none (RLE).
 
     Raises:
-        ValueError: it has no head, or no end: decoders fill up a truncated image without a word.
+        ValueError: it has no head, or no end: decoders fill up a truncated image without a word; or it is larger than the film,
+            which decoders make room for before they see it.
     """
     from pydicom.encaps import generate_frames
+    _check_fragments(ds.PixelData)
     if "JPEG" not in ds.file_meta.TransferSyntaxUID.name:
         return ds.BitsStored
     frame = next(generate_frames(ds.PixelData, number_of_frames=1))
@@ -212,9 +186,13 @@ def _codestream(ds: Dataset) -> int:
                 at += 1
                 continue
             if marker in _FRAME_HEADS:
-                bits = frame[at + 4]
+                bits, rows, columns, samples = struct.unpack_from(">BHHB", frame, at + 4)
+                _check_image(ds, rows, columns, samples)
             elif marker == _SIZ:
-                bits = (frame[at + 40] & 0x7F) + 1
+                right, bottom, left, top = struct.unpack_from(">IIII", frame, at + 6)
+                samples, depth = struct.unpack_from(">HB", frame, at + 38)
+                _check_image(ds, bottom - top, right - left, samples)
+                bits = (depth & 0x7F) + 1
             at += 2 + struct.unpack_from(">H", frame, at + 2)[0]
     except (struct.error, IndexError):
         raise ValueError("it is truncated, or its image has no head") from None
@@ -222,6 +200,20 @@ def _codestream(ds: Dataset) -> int:
     if frame.find(b"\xff\xd9", at) < 0:
         raise ValueError("it is truncated: its image has no end mark")
     return bits
+
+
+def _check_fragments(pixels: bytes) -> None:
+    at = fragments = 0
+    while at + 8 <= len(pixels) and fragments <= _MOST_FRAGMENTS:
+        at += 8 + int.from_bytes(pixels[at + 4:at + 8], "little")
+        fragments += 1
+    if fragments > _MOST_FRAGMENTS:
+        raise ValueError(f"its image lies in more than {_MOST_FRAGMENTS:,} pieces")
+
+
+def _check_image(ds: Dataset, rows: int, columns: int, samples: int) -> None:
+    if max(rows, 0) * columns * samples > ds.Rows * ds.Columns * ds.SamplesPerPixel:
+        raise ValueError(f"its image has {columns} x {rows} x {samples} values, its tags say {ds.Columns} x {ds.Rows} x {ds.SamplesPerPixel}")
 
 
 def _correct_bits(ds: Dataset) -> list[str]:
@@ -253,18 +245,13 @@ def _decode_apart(data: bytes) -> np.ndarray:
 def _decoder() -> int:
     """What the process runs: a DICOM file on stdin, an array (.npy), or status 1 (damaged) or 2 (no film) and the reason, on
     stdout."""
-    if sys.platform != "win32":
-        import resource
-        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        limit = DECODE_BYTES if hard == resource.RLIM_INFINITY else min(hard, DECODE_BYTES)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answer = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # decoders print
     import_pydicom()
     try:
         ds = _parse(sys.stdin.buffer.read())
         _correct_bits(ds)
+        _limit_memory(DECODE_BYTES + DECODE_BYTES_EACH * ds.Rows * ds.Columns * ds.SamplesPerPixel)
         pixels = _decode(ds)
     except Exception as error:  # of any decoder
         with answer:
@@ -275,6 +262,17 @@ def _decoder() -> int:
     with answer:
         answer.write(file.getbuffer())
     return 0
+
+
+def _limit_memory(most: int) -> None:
+    """Of this process, where the system can."""
+    if sys.platform == "win32":
+        return
+    import resource
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    limit = most if hard == resource.RLIM_INFINITY else min(hard, most)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _in_one_line(error: Exception) -> str:
@@ -315,7 +313,7 @@ def _remarks(ds: Dataset, lie: Lie | None) -> list[str]:
     """What the tags say that a reader of the mask should know."""
     remarks = []
     view = "".join(map(str, listed(ds, "ViewPosition")))
-    sides = "\\".join(map(str, listed(ds, "PatientOrientation")))
+    sides = "\\".join(map(str, listed(ds, "PatientOrientation")[:2]))
     if view and view not in ("PA", "AP"):
         remarks.append(f"view {view}: not frontal")
     if lie not in (None, Lie()):

@@ -23,6 +23,7 @@ LEAST_GRAY = 1 / 4
 LEAST_FILM = 1 / 20  # of the pixels: padding leaves more of a film
 MOST_LUTS = 8  # of a kind that are tried
 _JUDGED = 100_000  # pixels by which a LUT is judged
+_MOST_TABLE = 2 * (2 << 16)  # bytes: twice what 65,536 entries need
 _STRIP = 512  # rows: NumPy turns an index into 8 bytes a pixel
 
 Lut = tuple[str, Callable[[np.ndarray], np.ndarray]]  # its name in notes, and what it does with levels
@@ -143,6 +144,8 @@ def listed(ds: Dataset, name: str) -> list:
 def _lut(values: np.ndarray, item: Dataset, ds: Dataset) -> np.ndarray:
     """Values through the table of a LUT sequence's item, whose entries are of 8 bits, one or two a word, or of up to 16."""
     entries, first, bits = item.LUTDescriptor
+    if len(item.get_item("LUTData").value) > _MOST_TABLE:  # before millions of numbers are made of them
+        raise ValueError("more entries than 16 bits can name")
     data = item.LUTData
     order = "<>"[not ds.file_meta.TransferSyntaxUID.is_little_endian]
     words = np.frombuffer(data, f"{order}u2") if isinstance(data, bytes) else np.atleast_1d(data)

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import time
+import tracemalloc
 
 import cv2
 import numpy as np
@@ -424,3 +426,84 @@ def test_largest_film_fits_and_one_more_row_does_not():
         read_dicom(dicom(FILM, Rows=MAX_PIXELS // columns, Columns=columns))
     with pytest.raises(ValueError, match="too large"):
         read_dicom(dicom(FILM, Rows=MAX_PIXELS // columns + 1, Columns=columns))
+
+
+# --- files made to cost time or memory: each is refused in a line before it does ---------------------------------------
+
+UNDEFINED = b"\xff" * 4
+ITEM, END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0" + bytes(4)
+SEQUENCE = b"\x28\0\x10\x30SQ\0\0"  # the VOI LUTs
+
+
+def before_pixels(elements: bytes, syntax: str = uid.ExplicitVRLittleEndian) -> bytes:
+    data = dicom(FILM, syntax)
+    at = data.index(b"\xe0\x7f\x10\0")
+    return data[:at] + elements + data[at:]
+
+
+def implicit(tag: bytes, value: bytes) -> bytes:
+    return before_pixels(tag + len(value).to_bytes(4, "little") + value, uid.ImplicitVRLittleEndian)
+
+
+def fragments(count: int) -> bytes:
+    data = dicom(FILM, uid.RLELossless)
+    return data[:data.index(b"\xe0\x7f\x10\0") + 12] + (ITEM + bytes(4)) * count + END
+
+
+HOSTILE = {
+    "window of 8 MB": (lambda: implicit(b"\x28\0\x50\x10", b"1\\" * (4 << 20)), r"its element \(0028,1050\) has 8,388,608 bytes, a film's up to 65,536"),
+    "character sets": (lambda: dicom(FILM, uid.ImplicitVRLittleEndian).replace(b"\x08\0\x16\0", b"\x08\0\x05\0\0\0\x10\0" + b"ISO_IR 6" * (1 << 17) + b"\x08\0\x16\0", 1),
+                       r"\(0008,0005\) has 1,048,576 bytes"),
+    "LUT sequence of 8 MB": (lambda: before_pixels(SEQUENCE + (8 << 20).to_bytes(4, "little") + (ITEM + bytes(4)) * (1 << 20)), r"\(0028,3010\) has 8,388,608 bytes"),
+    "a thousand LUTs": (lambda: before_pixels(SEQUENCE + (8 * 1001).to_bytes(4, "little") + (ITEM + bytes(4)) * 1001), "more than 1,000 items"),
+    "LUTs without end": (lambda: before_pixels(SEQUENCE + UNDEFINED + (ITEM + bytes(4)) * 60_000 + END), "too many elements for a film"),
+    "a private sequence without end": (lambda: before_pixels(b"\x29\0\x10\x10SQ\0\0" + UNDEFINED + (ITEM + bytes(4)) * 60_000 + END), "too many elements"),
+    "a hundred thousand nested sequences": (lambda: before_pixels((SEQUENCE + UNDEFINED + ITEM + UNDEFINED) * 100_000), "RecursionError"),
+    "tiny elements": (lambda: before_pixels(b"\x29\0\x10\x10\0\0\0\0" * 60_000, uid.ImplicitVRLittleEndian), "too many elements for a film"),
+    "nothing but zeros": (lambda: before_pixels(bytes(2 << 20)), "too many elements for a film"),
+    "private bytes of unknown length": (lambda: before_pixels(b"\x29\0\x10\x10OB\0\0" + UNDEFINED + bytes(20 << 20) + END), "more than 16,777,216 bytes before its pixels"),
+    "private head": (lambda: (lambda d: d[:132] + b"\2\0\2\1OB\0\0" + (1 << 20).to_bytes(4, "little") + bytes(1 << 20) + d[132:])(dicom(FILM)), r"\(0002,0102\) has 1,048,576"),
+    "pixels of another film's size": (lambda: dicom(FILM, PixelData=bytes(2 << 20)), "more than 1,054,720 bytes of pixels, where 48 x 64 need 3,072"),
+    "a billion frames": (lambda: dicom(FILM, NumberOfFrames=10**9), "of 1000000000 frames"),
+    "RLE of 1 GB": (lambda: dicom(FILM, uid.RLELossless, frame=b"\1\0\0\0\x40" + bytes(59) + b"\x81\0" * (8 << 20)), "more than 1,054,720 bytes of pixels"),
+    "a million pieces": (lambda: fragments(100_000), "too many elements for a film"),
+    "empty pieces": (lambda: fragments(10_001), "more than 10,000 pieces"),
+    "larger JPEG": (lambda: dicom(FILM, uid.JPEGBaseline8Bit, frame=cv2.imencode(".jpg", np.zeros((3000, 3000), np.uint8))[1].tobytes()),
+                    "its image has 3000 x 3000 x 1 values, its tags say 48 x 64 x 1"),
+    "larger JPEG 2000": (lambda: dicom(FILM, uid.JPEG2000Lossless, frame=cv2.imencode(".jp2", np.zeros((900, 900), np.uint8))[1].tobytes()), "its image has 900 x 900 x 1"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_file_that_would_cost_time_or_memory_is_refused_before_it_does(tmp_path, case):
+    make, reason = HOSTILE[case]
+    (tmp_path / "IM0001").write_bytes(make())
+    used = time.process_time()
+    with pytest.raises(ValueError, match=f"IM0001: .*{reason}") as error:
+        files.read_image(tmp_path / "IM0001")
+    assert time.process_time() - used < 5 and "\n" not in str(error.value)
+
+
+def test_what_is_not_needed_of_a_file_is_not_copied():
+    private = b"\x29\0\x10\x10OB\0\0" + (64 << 20).to_bytes(4, "little") + bytes(64 << 20)
+    data = before_pixels(private)
+    read_dicom(data)  # imports
+    tracemalloc.start()
+    film = read_dicom(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert_gray(film.image, FILM, 0)
+    assert peak < 4 << 20
+
+
+def test_lut_of_more_entries_than_16_bits_can_name_is_left_out():
+    item = gray_lut()
+    item.LUTData = bytes(3 << 17)
+    item["LUTData"].VR = "OW"
+    film = read_dicom(dicom(stored_values(12, False), bits=12, VOILUTSequence=Sequence([item])))
+    assert_gray(film.image, stretched(stored_values(12, False) / 1.0))
+    assert film.notes[0] == "VOI LUT ignored: empty or damaged"
+
+
+def test_elements_of_a_few_thousand_are_read():
+    assert_gray(read_dicom(before_pixels(b"\x29\0\x10\x10\0\0\0\0" * 5000, uid.ImplicitVRLittleEndian)).image, FILM, 0)
