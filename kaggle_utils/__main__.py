@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
@@ -60,10 +62,10 @@ def evaluate(args: argparse.Namespace) -> int:
     summary = summarise(scores, ["source", "protocol", "size"])
     print(summary.to_string(index=False, float_format="{:.4f}".format))
     if args.out:
-        out = Path(args.out)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _write_table(out.with_suffix(".csv"), scores.round(5))
-        _write_table(out.with_name(out.stem + "_summary.csv"), summary.round(5))
+        out = args.out.removesuffix(".csv")
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        _write_table(Path(f"{out}.csv"), scores.round(5))
+        _write_table(Path(f"{out}_summary.csv"), summary.round(5))
     return 0
 
 
@@ -401,6 +403,27 @@ def _check_paths(args: argparse.Namespace) -> None:
                 check(path)
 
 
+def _lock(args: argparse.Namespace) -> AbstractContextManager:
+    """Keeps a second run from what a command writes on this machine, for as long as the first one runs."""
+    from .s3 import is_address
+    out = args.folder if args.function is s3_download else getattr(args, "out", None)
+    if args.function is export and args.weights:
+        out = out or f"{Path(args.weights).stem}.onnx"
+    if not out or is_address(out) or args.function is kaggle_push or not _writes():
+        return nullcontext()
+    out = Path(out) / args.study if args.function is tune else Path(out)  # studies have tables of their own
+    is_folder = args.function not in (evaluate, export, fit_synth, tune)
+    return files.locked(out / files.LOCK if is_folder else out.with_name(f".{out.name.removesuffix('.csv')}{files.LOCK}"), out)
+
+
+def _writes() -> bool:
+    """Whether this process is not one of those that train with the one that writes."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun's; PyTorch isn't loaded to be asked
+        return True
+    from .distributed import is_main
+    return is_main()
+
+
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -463,7 +486,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _check_addresses(args)
         _check_paths(args)
-        return args.function(args)
+        with _lock(args):
+            return args.function(args)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"kaggle_utils {args.command}: {error}", file=sys.stderr)
         return 1

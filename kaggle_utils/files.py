@@ -6,16 +6,25 @@ import hashlib
 import logging
 import os
 import re
+import socket
+import time
 import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from errno import EACCES, EAGAIN, EDEADLK
 from functools import cache
 from glob import glob, has_magic
 from pathlib import Path
 from secrets import token_hex
 
 from .header import HEAD, is_dicom, looks_like_image
+
+if os.name == "nt":
+    import msvcrt
+else:
+    import fcntl
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +40,7 @@ OUTPUTS = {"predictions.csv": ("masks", "overlays", "dicom-seg"), "screening.csv
            "prep.json": ("new", "train/mask", "val/mask", "test/mask")}
 _PICTURES = OUTPUTS["predictions.csv"]
 NAME_BYTES = 220  # of the 255 that a file's name may have; the rest is for a suffix, a number and what a temporary file adds
+LOCK = ".unet-lung.lock"  # how the name of a lock's file ends; each is hidden, so none is a film or makes a folder somebody's
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # controls, ends of lines, bytes that are not UTF-8
 _RESERVED = re.compile(r"\.*|(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.I)  # no names of files, on Windows or anywhere
 
@@ -159,6 +169,39 @@ def check_ours(folder: str | Path, marker: str) -> None:
         raise ValueError(f"{printable(folder)}: it holds something else, as there is no {marker}: choose another folder to write")
 
 
+@contextmanager
+def locked(lock: Path, what: object, *, wait: bool = False) -> Iterator[None]:
+    """Keeps other runs from the same files while the block runs; when a process is killed, the system ends its locks.
+
+    Where nothing can be locked (some network disks) the block runs all the same, and a warning in the log says so.
+
+    Args:
+        lock: a file that stands for what the block writes, its name ending in ``LOCK``; it goes when the block ends.
+        what: that is, for the message.
+        wait: for the other run.
+
+    Raises:
+        BlockingIOError: another run has the lock, and ``wait`` is False.
+    """
+    made = not lock.parent.exists()
+    try:
+        file = _take(lock, wait)
+    except BlockingIOError as error:
+        raise BlockingIOError(f"{printable(what)} is being written by another run{error}; wait for it or choose another folder") from None
+    try:
+        yield
+    finally:
+        if file in _LOCKS:  # not so in a process that was forked from this one
+            _LOCKS.remove(file)
+            with suppress(OSError):  # Windows keeps a file that is open
+                if os.path.samestat(os.fstat(file), lock.stat()):
+                    lock.unlink()
+            os.close(file)
+        if made:
+            with suppress(OSError):  # no longer empty
+                lock.parent.rmdir()
+
+
 def walk(root: str | Path, *, unless: Collection[str] = (), skip: Collection[str] = ()) -> Iterator[Path]:
     """The files in a folder and below it, through links, each folder once; no hidden ones, and no pictures that this package wrote.
 
@@ -238,6 +281,66 @@ def printable(text: object) -> str:
         return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else found[0].encode("unicode_escape").decode()
 
     return _UNSEEN.sub(escape, str(text))
+
+
+_LOCKS: set[int] = set()  # open files of the locks that this process has
+
+
+def _take(lock: Path, wait: bool) -> int | None:
+    """The open file of a lock that is this process's now; None where there can be none. BlockingIOError says who has it."""
+    while True:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(lock, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        except OSError:  # read-only or full: whoever writes there says so
+            return None
+        try:
+            _try_lock(file)
+            if os.path.samestat(os.fstat(file), lock.stat()):
+                _LOCKS.add(file)
+                return file
+        except FileNotFoundError:  # its last holder has just removed it
+            continue
+        except BlockingIOError:
+            if not wait:
+                raise
+            time.sleep(0.2)
+        except OSError as error:
+            log.warning("%s: can't be locked (%s): let no other run write there", printable(lock.parent), error.strerror)
+            return None
+        finally:
+            if file not in _LOCKS:
+                os.close(file)
+
+
+def _try_lock(file: int) -> None:
+    """Locks an open file and writes down by whom; BlockingIOError has what another process wrote there."""
+    host = socket.gethostname()
+    try:
+        if os.name == "nt":
+            os.lseek(file, 1 << 30, os.SEEK_SET)  # far from the text, which others read
+            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+        else:  # not lockf, which ends with any file of that name that the process closes
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (EAGAIN, EACCES, EDEADLK):
+            raise
+        os.lseek(file, 0, os.SEEK_SET)
+        raise BlockingIOError(os.read(file, 999).decode(errors="replace").replace(f" on {host})", ")")) from None
+    with suppress(OSError):  # a full disk
+        os.ftruncate(file, 0)
+        os.lseek(file, 0, os.SEEK_SET)
+        os.write(file, f" (process {os.getpid()} on {host})".encode())
+
+
+def _close_locks() -> None:
+    """In a forked process: it outlives a parent that is killed, and would keep the locks."""
+    while _LOCKS:
+        os.close(_LOCKS.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_locks)
 
 
 def _holds_something(path: Path) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from .data import read_manifest
-from .image import write_bytes
+from .files import LOCK, locked, write_bytes
 from .infer import LungSegmenter, evaluate
 from .metrics import summarise
 from .train import TrainConfig, train
@@ -52,9 +52,10 @@ def run_protocol(name: str, data: str | Path, out: str | Path, *, steps: int = 3
     segmenter = LungSegmenter(Path(out) / "best.safetensors", flip=flip)
     scores = evaluate(data, segmenter, sizes=(256, 1024), raw=raw)
     scores.insert(0, "trained_on", name)
-    scores = _replace(Path(results) / "protocols.csv", scores.round(5))
-    summary = summarise(scores, GROUPS).round(5)
-    write_bytes(Path(results) / "protocols_summary.csv", summary.to_csv(index=False).encode())
+    with locked(Path(results) / f".protocols{LOCK}", results, wait=True):  # which other protocols' runs share
+        scores = _replace(Path(results) / "protocols.csv", scores.round(5))
+        summary = summarise(scores, GROUPS).round(5)
+        write_bytes(Path(results) / "protocols_summary.csv", summary.to_csv(index=False).encode())
     return summary[summary["trained_on"] == name]
 
 

@@ -20,7 +20,7 @@ from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path, PurePosixPath
 from secrets import token_hex
 
-from .files import printable, write_bytes
+from .files import LOCK, locked, printable, write_bytes
 from .s3_client import (ATTEMPTS, CRC, Moved, abort_leftovers, connect, crc32, explained, has_size, is_same, leads_out, list_objects, parse, run,
                         settings)
 from .s3_zip import unzip
@@ -29,7 +29,7 @@ __all__ = ["Moved", "as_addresses", "connect", "download", "explained", "fetch",
 log = logging.getLogger(__name__)
 SCHEME = "s3://"
 PART_BYTES = 249  # of a key between two slashes, if it is to be a file's name: 255, and 6 for that of its copy while it is fetched
-UNFINISHED = re.compile(r"\..+\.part", re.DOTALL)  # what this package calls a file that isn't whole
+UNFINISHED = re.compile(rf"\..+\.part|.*{re.escape(LOCK)}", re.DOTALL)  # what this package calls a file that isn't whole, and a lock
 FULL = (ENOSPC, EDQUOT, EFBIG)  # errors that writing raises without a file's name
 
 
@@ -102,15 +102,15 @@ def fetch(path: str | Path | None) -> str | Path | None:
     if leads_out(prefix):
         raise ValueError(f"{path}: not a key that can be a file's path")
     home = _cache() / bucket / prefix
-    with explained(str(path)):
+    with explained(str(path)), locked(_cache() / f".{bucket}{LOCK}", path, wait=True):
         s3 = connect()
         found = _find(s3, str(path))
         single = list(found) == [prefix]
         _make_way(_cache(), [home] if single else [home / "any", *(home / name for name, _ in found.values())])
         _download(s3, bucket, found, home.parent if single else home)
-    kept = {home / name for name, _ in found.values()}
-    for old in [] if single else [p for p in home.rglob("*") if p.is_file() and p not in kept]:
-        old.unlink()
+        kept = {home / name for name, _ in found.values()}
+        for old in [] if single else [p for p in home.rglob("*") if p.is_file() and p not in kept]:
+            old.unlink()
     return home
 
 
@@ -125,16 +125,17 @@ def results(out: str | Path) -> Iterator[Path]:
     _try_to_write(address)
     # By the address, so that the same command finds what one that was stopped has done.
     folder = _cache().with_name("results") / hashlib.sha256(address.encode()).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield folder
-        _name_films(folder, address)
-        upload(folder, address)
-    except BaseException:
-        if any(folder.iterdir()):
-            log.warning("what was done is kept in %s: the same command goes on, or: python -m kaggle_utils s3 upload %s %s", folder, folder, address)
-        raise
-    shutil.rmtree(folder)
+    with locked(folder.with_name(f".{folder.name}{LOCK}"), address):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            yield folder
+            _name_films(folder, address)
+            upload(folder, address)
+        except BaseException:
+            if any(folder.iterdir()):
+                log.warning("what was done is kept in %s: the same command goes on, or: python -m kaggle_utils s3 upload %s %s", folder, folder, address)
+            raise
+        shutil.rmtree(folder)
 
 
 def _try_to_write(address: str) -> None:

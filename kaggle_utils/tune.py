@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from .config import TrainConfig
 from .data import EpochSampler, LungDataset, read_manifest
+from .files import LOCK, locked
 from .mistakes import MISTAKES, TenfoldDice, swap_loss
 from .prep import prepare
 from .search import search
@@ -49,9 +50,10 @@ def built_in_films(folder: str | Path | None = None, n: int = 520, size: int = 2
         The prepared set.
     """
     folder = Path(folder or CACHE / "built_in")
-    if not (folder / "segmentation/manifest.csv").exists():
-        write_raw(folder / "raw", n, seed=1, size=size)  # `make run` draws with seed 0
-        prepare(folder / "raw", folder / "segmentation", size=size)
+    with locked(folder / LOCK, folder, wait=True):
+        if not (folder / "segmentation/manifest.csv").exists():
+            write_raw(folder / "raw", n, seed=1, size=size)  # `make run` draws with seed 0
+            prepare(folder / "raw", folder / "segmentation", size=size)
     return folder / "segmentation"
 
 

@@ -3,12 +3,19 @@
 import gzip
 import hashlib
 import os
+import signal
+import subprocess
+import sys
+import threading
+from errno import ENOLCK
 from pathlib import Path
 
 import cv2
 import pytest
 
-from kaggle_utils.files import NAME_BYTES, check_patterns, claims_film, find_files, is_film, printable, start_results, unique_names, walk, without_suffix
+import kaggle_utils
+from kaggle_utils.files import (LOCK, NAME_BYTES, check_ours, check_patterns, claims_film, find_files, is_film, locked, printable, start_results,
+                                unique_names, walk, without_suffix)
 from dicoms import dicom
 from phantoms import phantom, write_raw
 
@@ -280,3 +287,117 @@ def test_long_names_are_cut_and_stay_apart():
 @pytest.mark.parametrize("text, line", [("a\nb\x85c\u2028", "a\\nb\\x85c\\u2028"), (os.fsdecode(b"r\xf6n"), "r\\xf6n"), ("röntgen 片", "röntgen 片")])
 def test_printable_text_is_one_line_of_valid_characters(text, line):
     assert printable(text) == line and printable(Path(text)) == line
+
+
+# --- locks -----------------------------------------------------------------------------------------------------------
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from kaggle_utils.files import LOCK, locked
+with locked(Path(sys.argv[1]) / LOCK, "out"):
+    child = os.fork() if "fork" in sys.argv else os.getpid()
+    if child:
+        print(child, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Starts another process that has the folder's lock, and gives it when it has."""
+    started = []
+
+    def start(*words):
+        environment = {**os.environ, "PYTHONPATH": str(Path(kaggle_utils.__file__).parents[1])}
+        started.append(subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path / "out"), *words], env=environment, stdout=subprocess.PIPE, text=True))
+        started[-1].child = int(started[-1].stdout.readline())
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_folder_has_one_writer_and_the_second_is_told_who(tmp_path, holder):
+    lock, first = tmp_path / "out" / LOCK, holder()
+    for _ in range(2):
+        with pytest.raises(BlockingIOError) as error, locked(lock, tmp_path / "out"):
+            pass
+        assert str(error.value) == (f"{tmp_path / 'out'} is being written by another run (process {first.pid}); "
+                                    "wait for it or choose another folder")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
+def test_lock_ends_with_a_killed_process_even_where_a_process_of_its_own_lives_on(tmp_path, holder):
+    first = holder("fork")
+    first.kill()
+    first.wait()
+    try:
+        with locked(tmp_path / "out" / LOCK, "out"):
+            os.kill(first.child, 0)  # it is there still
+    finally:
+        os.kill(first.child, signal.SIGKILL)
+
+
+def test_lock_leaves_nothing_behind(tmp_path):
+    lock = tmp_path / "out" / LOCK
+    with locked(lock, "out"):
+        check_ours(tmp_path / "out", "prep.json")  # to everybody else the folder is empty
+        start(tmp_path / "out")
+        assert not list(walk(tmp_path / "out", unless=("predictions.csv",))) and lock.exists()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["masks", "overlays", "predictions.csv"]
+    with locked(tmp_path / "new" / LOCK, "new"):
+        pass
+    assert not (tmp_path / "new").exists()
+
+
+def test_lock_of_a_killed_run_is_in_nobodys_way(tmp_path):
+    (tmp_path / LOCK).write_text("x" * 500)
+    with locked(tmp_path / LOCK, "out"):
+        assert f"process {os.getpid()} on " in (tmp_path / LOCK).read_text() and "x" not in (tmp_path / LOCK).read_text()
+    assert not (tmp_path / LOCK).exists()
+
+
+def test_waiting_for_a_lock_ends_with_the_first_run(tmp_path):
+    order, has_it = [], threading.Event()
+
+    def second():
+        has_it.wait()
+        with locked(tmp_path / LOCK, "out", wait=True):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with locked(tmp_path / LOCK, "out"):
+        has_it.set()
+        thread.join(0.3)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+
+
+def test_folder_that_can_not_be_locked_is_written_all_the_same(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").touch()
+    ran = []
+    with locked(tmp_path / "file" / LOCK, "out"):  # a folder that can't be made; whoever writes there says why
+        ran.append(1)
+    assert not caplog.messages
+    fcntl = pytest.importorskip("fcntl")
+
+    def no_locks(*_):
+        raise OSError(ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with locked(tmp_path / "out" / LOCK, "out"):
+        ran.append(2)
+    assert ran == [1, 2] and caplog.messages == [f"{tmp_path / 'out'}: can't be locked (No locks available): let no other run write there"]
+
+
+def test_planted_link_in_a_locks_place_is_not_followed(tmp_path):
+    (tmp_path / "theirs").write_text("truth")
+    (tmp_path / LOCK).symlink_to("theirs")
+    with locked(tmp_path / LOCK, "out"):
+        pass
+    assert (tmp_path / "theirs").read_text() == "truth"

@@ -17,11 +17,17 @@ import torch
 import kaggle_utils
 from benchmarks import start
 from kaggle_utils.__main__ import _write_table, build_parser, main
+from kaggle_utils.data import read_manifest
+from kaggle_utils.export import read_onnx_header
+from kaggle_utils.files import LOCK, locked
 from kaggle_utils.model import UNet, read_header, save_weights
+from kaggle_utils.shards import ShardedFilms, read_shards
 from kaggle_utils.splits import suspect_masks
 from kaggle_utils.synthetic import AppearanceModel
+from kaggle_utils.train import read_checkpoint
 from dicoms import dicom
 from phantoms import phantom, write_prepared, write_raw
+from three_at_once import at_once
 
 COMMANDS = next(a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
 TINY = ["--size", "32", "--width", "2", "--depth", "2", "--patch", "1", "--batch", "4", "--epochs", "2", "--precision", "fp32", "--device", "cpu"]
@@ -480,3 +486,99 @@ def test_another_fault_of_ours_is_no_lack_of_memory(tmp_path, monkeypatch):
     write_prepared(tmp_path / "set", {"train": 1, "val": 1})
     with pytest.raises(RuntimeError, match="one of ours"):
         main(["train", "--data", str(tmp_path / "set"), "--out", str(tmp_path / "run")])
+
+
+# --- several runs at once --------------------------------------------------------------------------------------------
+
+BUSY = re.compile(r"kaggle_utils \w+: (\S+) is being written by another run( \(process \d+\))?; wait for it or choose another folder\n")
+AT_ONCE = {  # command, and what the second run may say where the first one has ended already
+    "prep": (["prep", "--input", "raw", "--out", "out/prep", "--size", "32"], ""),
+    "synth": (["synth", "--n", "4", "--size", "32", "--out", "out/synth"], ""),
+    "shards": (["shards", "--data", "set", "--out", "out/shards"], ""),
+    "train": (["train", "--data", "set", "--out", "out/train", "--sources", "montgomery", *TINY], "kaggle_utils train: out/train/last.pt is there: resume"),
+    "tune": (["tune", "augmentation", "--data", "set", "--out", "out/tune", "--seeds", "1", "--jobs", "1", "--epochs", "1", "--size", "32"], ""),
+    "predict": (["predict", "films", "--force", "--out", "out/predict", "--weights", "w.safetensors", "--format", "png", "coco"], ""),
+    "screen": (["screen", "films", "--out", "out/screen", "--device", "cpu"], ""),
+    "evaluate": (["evaluate", "--data", "set", "--sizes", "32", "--weights", "w.safetensors", "--out", "out/scores0.9"], ""),
+    "export": (["export", "--weights", "w.safetensors", "--out", "out/w.onnx"], "")}
+# What is loaded once, before the processes are forked.
+LOADED = [f"kaggle_utils.{name}" for name in ("prep", "synthetic", "shards", "train", "tune", "infer", "tb", "export", "formats", "quality_fit")]
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """A folder in which three processes did each of these commands at once, and what they said."""
+    folder = tmp_path_factory.mktemp("three")
+    (folder / "out").mkdir()
+    write_raw_sets(folder / "raw")
+    write_prepared(folder / "set")
+    write_prepared(folder / "set", source="shenzhen", first=16)
+    for n in range(4):
+        write_raw(folder / "films" / f"film{n}.png", phantom(96, 80, n).image)
+    torch.manual_seed(0)
+    save_weights(folder / "w.safetensors", UNet(width=2, depth=2), {"size": 32, "sources": ["montgomery"]})
+    return folder, dict(zip(AT_ONCE, at_once(folder, [command for command, _ in AT_ONCE.values()], LOADED)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", AT_ONCE)
+def test_three_at_once_one_does_the_work_and_the_others_say_so(three, command):
+    ends = three[1][command]
+    assert 0 in [status for status, _ in ends] or command == "screen" and 3 in [status for status, _ in ends], ends
+    for status, said in ends:
+        busy = BUSY.fullmatch(said)
+        if busy:
+            assert status == 1 and busy[1].startswith(AT_ONCE[command][0][AT_ONCE[command][0].index("--out") + 1])
+        elif status == 1:
+            assert AT_ONCE[command][1] and said.startswith(AT_ONCE[command][1])
+
+
+@pytest.mark.slow
+def test_three_at_once_leave_whole_files_and_no_others(three):
+    out = three[0] / "out"
+    assert sorted(path.name for path in out.iterdir()) == [
+        "predict", "prep", "scores0.9.csv", "scores0.9_summary.csv", "screen", "shards", "synth", "train", "tune", "w.onnx"]
+    assert not [path for path in out.rglob(".*")]
+    assert len(read_manifest(out / "prep")) == 30 and not (out / "prep" / "new").exists()
+    assert all(cv2.imread(str(path)) is not None for path in out.rglob("*.png"))
+    assert len(list((out / "synth").rglob("CXR_png/*.png"))) == 4
+    shards = read_shards(out / "shards")
+    assert len(list(ShardedFilms(shards, 32, batch=1))) == 32 and len(list((out / "shards").glob("*.tar"))) == shards["shard"].nunique()
+    assert len(read_checkpoint(out / "train" / "last.pt")["history"]) == len(pd.read_csv(out / "train" / "history.csv")) == 2
+    assert "quality" in read_header(out / "train" / "best.safetensors")
+    assert pd.read_csv(out / "tune" / "augmentation.csv")["run"].tolist() == ["augment=none", "augment=light", "augment=full"]
+    assert len(pd.read_csv(out / "predict" / "predictions.csv")) == len(list((out / "predict" / "masks").iterdir())) == 4
+    assert len(pd.read_csv(out / "screen" / "screening.csv")) == 4 and (pd.read_csv(out / "scores0.9.csv")["source"] == "montgomery").sum() == 4
+    assert read_onnx_header(out / "w.onnx")["size"] == 32
+
+
+@pytest.mark.parametrize("command", AT_ONCE)
+def test_a_folder_that_another_run_writes_is_told_before_any_work(command, tmp_path, weights, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    write_prepared(tmp_path / "set", {"train": 1})
+    for folder in ("raw", "films"):
+        write_raw(tmp_path / folder / "film.png", phantom().image)
+    words = AT_ONCE[command][0]
+    out = Path(words[words.index("--out") + 1])
+    name = {"tune": f"{out}/.augmentation", "evaluate": f"{out.parent}/.{out.name}", "export": f"{out.parent}/.{out.name}"}.get(command, f"{out}/")
+    (tmp_path / "out").mkdir()
+    with locked(Path(f"{name}.unet-lung.lock"), out):
+        assert main(words) == 1
+    what = out / "augmentation" if command == "tune" else out
+    assert capfd.readouterr().err == (f"kaggle_utils {command}: {what} is being written by another run (process {os.getpid()}); "
+                                      "wait for it or choose another folder\n")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_only_the_first_of_torchruns_processes_takes_the_lock(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("kaggle_utils.train.train", lambda *_, **__: None)
+    monkeypatch.setattr("kaggle_utils.distributed.is_main", lambda: int(os.environ["RANK"]) == 0)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    write_prepared(tmp_path / "set", {"train": 1})
+    words = ["train", "--data", str(tmp_path / "set"), "--out", str(tmp_path / "run"), *TINY]
+    with locked(tmp_path / "run" / LOCK, "run"):
+        monkeypatch.setenv("RANK", "1")
+        assert main(words) == 0
+        monkeypatch.setenv("RANK", "0")
+        assert main(words) == 1
+    assert "is being written by another run" in capfd.readouterr().err

@@ -9,6 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from errno import ENOSPC
@@ -22,8 +23,10 @@ pytest.importorskip("moto.server")
 import kaggle_utils  # noqa: E402
 from kaggle_utils import s3, s3_client, s3_zip  # noqa: E402
 from kaggle_utils.__main__ import main  # noqa: E402
+from kaggle_utils.files import LOCK, locked  # noqa: E402
 from phantoms import phantom, write_raw  # noqa: E402
 from s3_server import Fault, client, proxy, server  # noqa: E402, F401
+from three_at_once import at_once  # noqa: E402
 
 MB = 1 << 20
 
@@ -247,7 +250,7 @@ def test_killed_download_goes_on_with_what_is_missing(folder, proxy, tmp_path):
     back, whole = tmp_path / "back", files_below(folder)
 
     def nothing_half_written():
-        left = {name: data for name, data in files_below(back).items() if not name.endswith(".part")}
+        left = {name: data for name, data in files_below(back).items() if not name.endswith((".part", LOCK))}
         assert left and "large.bin" not in left and left.items() <= whole.items()
 
     kill_and_repeat(proxy, ["download", "s3://bkt/set", back], ("GET", r"/bkt/set/a\.png"), within=("GET", "large"), look=nothing_half_written)
@@ -669,3 +672,41 @@ def test_results_that_could_not_be_sent_are_kept_and_named_and_the_same_command_
     with s3.results("s3://bkt/lungs") as again:
         assert again == out and files_below(again) == {"masks/a.png": b"mask"}
     assert contents(client) == {"lungs/masks/a.png": b"mask"} and not out.exists()
+
+
+# --- several runs at once --------------------------------------------------------------------------------------------
+
+@pytest.mark.slow
+def test_three_downloads_at_once_into_one_folder_end_with_whole_files(folder, proxy, tmp_path):
+    s3.upload(folder, "s3://bkt/set")
+    ends, = at_once(tmp_path, [["s3", "download", "s3://bkt/set", "back"]], ["kaggle_utils.s3"])
+    assert files_below(tmp_path / "back") == files_below(folder)
+    assert 0 in [status for status, _ in ends]
+    assert all(re.fullmatch("kaggle_utils s3: back is being written by another run( \\(process .*\\))?; .*\n", said) for status, said in ends if status), ends
+
+
+@pytest.mark.slow
+def test_runs_that_need_the_same_copies_wait_for_each_other(folder, proxy, tmp_path):
+    s3.upload(folder, "s3://bkt/set")
+    fetched = []
+    threads = [threading.Thread(target=lambda: fetched.append(files_below(s3.fetch("s3://bkt/set")))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert fetched == [files_below(folder)] * 3
+    assert len(proxy.asked("GET", "/bkt/set/large.bin")) <= 3  # its parts, once
+
+
+def test_results_in_one_place_of_s3_have_one_writer(proxy):
+    with s3.results("s3://bkt/out") as out, pytest.raises(BlockingIOError, match="^s3://bkt/out is being written by another run"):
+        (out / "predictions.csv").write_text("name\n")
+        with s3.results("s3://bkt/out"):
+            pass
+
+
+def test_locks_are_not_uploaded(client, tmp_path):
+    with locked(tmp_path / "out" / LOCK, "out"):
+        (tmp_path / "out" / "a.csv").write_text("name\n")
+        s3.upload(tmp_path / "out", "s3://bkt/x")
+    assert set(contents(client)) == {"x/a.csv"}
