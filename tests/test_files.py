@@ -296,9 +296,8 @@ import os, sys, time
 from pathlib import Path
 from kaggle_utils.files import LOCK, locked
 with locked(Path(sys.argv[1]) / LOCK, "out"):
-    child = os.fork() if "fork" in sys.argv else os.getpid()
-    if child:
-        print(child, flush=True)
+    if "fork" not in sys.argv or os.fork() == 0:
+        print(os.getpid(), flush=True)
     time.sleep(60)
 """
 
@@ -311,7 +310,7 @@ def holder(tmp_path):
     def start(*words):
         environment = {**os.environ, "PYTHONPATH": str(Path(kaggle_utils.__file__).parents[1])}
         started.append(subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path / "out"), *words], env=environment, stdout=subprocess.PIPE, text=True))
-        started[-1].child = int(started[-1].stdout.readline())
+        started[-1].last = int(started[-1].stdout.readline())
         return started[-1]
 
     yield start
@@ -336,9 +335,9 @@ def test_lock_ends_with_a_killed_process_even_where_a_process_of_its_own_lives_o
     first.wait()
     try:
         with locked(tmp_path / "out" / LOCK, "out"):
-            os.kill(first.child, 0)  # it is there still
+            os.kill(first.last, 0)  # it is there still
     finally:
-        os.kill(first.child, signal.SIGKILL)
+        os.kill(first.last, signal.SIGKILL)
 
 
 def test_lock_leaves_nothing_behind(tmp_path):
