@@ -15,11 +15,12 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import torch
 from torch import nn
 
 from .image import write_bytes
-from .model import FORMAT, load_weights, parse_header, read_header
+from .model import FORMAT, check_finite, load_weights, parse_header, read_header
 
 TOLERANCE = 1e-4  # of a logit, between PyTorch and the exported graph
 # Odd and unlike each other: at these, the padding to whole patches becomes part of the traced graph.
@@ -98,11 +99,15 @@ def read_onnx_header(path: str | Path) -> dict[str, object]:
     try:
         proto = onnx.load(path)
         metadata = {entry.key: entry.value for entry in proto.metadata_props}
-        if FORMAT not in metadata:
-            raise ValueError(f"{path}: ONNX, but not written by this project (no {FORMAT!r} in its metadata)")
-        onnx.checker.check_model(proto)
-    except (DecodeError, onnx.checker.ValidationError) as error:
+        if FORMAT in metadata:
+            onnx.checker.check_model(proto)
+        arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    except (DecodeError, ValueError, onnx.checker.ValidationError) as error:
         raise ValueError(f"{path}: not a whole ONNX file ({str(error).splitlines()[0]})") from None
+    if FORMAT not in metadata:
+        raise ValueError(f"{path}: ONNX, but not written by this project (no {FORMAT!r} in its metadata)")
+    for name, array in arrays.items():
+        check_finite(path, name, bool(np.isfinite(array).all()))
     return parse_header(metadata[FORMAT], path)
 
 
@@ -124,7 +129,7 @@ def open_graph(graph: bytes, backend: str, *, bf16: bool = False) -> Callable[[t
     if backend == "onnxruntime":
         onnxruntime = _extra("onnxruntime")
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3  # errors only
+        options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 4  # errors are raised
         session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         return lambda films: torch.from_numpy(session.run(None, {"films": films.numpy()})[0])
     if backend == "openvino":

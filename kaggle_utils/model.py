@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -189,16 +190,36 @@ def load_weights(path: str | Path) -> UNet:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or its tensors don't fit the architecture that its header names.
     """
-    header = read_header(path)
+    architecture = read_header(path)["architecture"]
+    return load_network(path, lambda: UNet(**architecture))
+
+
+def load_network(path: str | Path, make: Callable[[], nn.Module]) -> nn.Module:
+    """A network with the tensors of a weights file, on the CPU, in evaluation mode, as float32.
+
+    Args:
+        path: the file.
+        make: the network as the file's header says.
+
+    Raises:
+        ValueError: its tensors don't fit the network, or hold what is no finite number.
+    """
     try:
-        with safe_open(str(path), "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
         with torch.device("meta"):  # a damaged header may name a network that no memory holds
-            model = UNet(**header["architecture"])
-        model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}, assign=True)
+            model = make()
+        tensors = {name: t.float() if t.is_floating_point() else t for name, t in load_file(path).items()}
+        model.load_state_dict(tensors, assign=True)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{path}: the tensors don't fit the architecture in the header ({' '.join(str(error).split())[:400]})") from None
+    for name, tensor in tensors.items():
+        check_finite(path, name, bool(tensor.isfinite().all()))
     return model.eval()
+
+
+def check_finite(path: str | Path, name: str, finite: bool) -> None:
+    """Raises ValueError for a tensor with NaN or infinity: its network would find no lung, and say nothing."""
+    if not finite:
+        raise ValueError(f"{path}: {name} holds NaN or infinity: damaged, or of a training that failed; train, or fetch the weights, again")
 
 
 def _conv3(conv: str, dims: int, in_channels: int, out_channels: int) -> list[nn.Module]:

@@ -49,13 +49,17 @@ class LungSegmenter:
         missing = {"size", "sources"} - set(self.header)
         if missing:
             raise ValueError(f"{path}: no {' and no '.join(sorted(missing))} in the header, so films can't be given to it as in training")
+        films, architecture = {"in_channels": 1, "dims": 2}, self.header["architecture"]
+        other = {name: value for name, value in architecture.items() if films.get(name, value) != value}
+        if other:
+            raise ValueError(f"{path}: a network of {' and '.join(f'{name} {value}' for name, value in other.items())}, not one for films")
         self.quality = self.header.get("quality")  # the fit that quality.estimate_quality takes
         self.size = self.header["size"]  # px, the side of the square that the network was trained on
         self.device = choose_device("cpu" if device == "auto" and backend != "torch" else device)
         if self.device.type == "cpu":
             keep_memory()
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(choose_precision(self.device))
-        self.model = _open_network(path, backend, self.device, bf16=self.dtype == torch.bfloat16)
+        self.model = _open_network(path, backend, self.device, bf16=self.dtype == torch.bfloat16, classes=architecture.get("classes", 1))
         self.flip, self.clean, self.threshold = flip, clean, threshold
         self.heads = self.header.get("heads") or [""]
         self.head = head or self.heads[0]
@@ -102,11 +106,22 @@ class LungSegmenter:
         return finish_mask(prob, shape, threshold=self.threshold, clean=self.clean)
 
 
-def _open_network(path: Path, backend: str, device: torch.device, *, bf16: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+def _open_network(path: Path, backend: str, device: torch.device, *, bf16: bool, classes: int) -> Callable[[torch.Tensor], torch.Tensor]:
     if backend == "torch" and path.suffix == ".onnx":
         raise ValueError(f"{path}: PyTorch doesn't compute ONNX files: choose backend onnxruntime or openvino")
     if backend == "torch":
         return load_weights(path).to(device, memory_format=torch.channels_last)
     if device.type != "cpu":
         raise ValueError(f"backend {backend} is for the CPU, not for {device}: choose device auto or cpu")
-    return open_graph(path.read_bytes() if path.suffix == ".onnx" else to_onnx(load_weights(path)), backend, bf16=bf16)
+    if path.suffix != ".onnx":
+        return open_graph(to_onnx(load_weights(path)), backend, bf16=bf16)
+    try:
+        run = open_graph(path.read_bytes(), backend, bf16=bf16)
+        found = run(torch.zeros(1, 1, 33, 37)).shape[1]
+    except Exception as error:  # each runtime has its own for a graph that it can't compute
+        if isinstance(error, ImportError):
+            raise
+        raise ValueError(f"{path}: {backend} can't compute it ({str(error).strip().splitlines()[0][:300]}): export it again") from None
+    if found != classes:
+        raise ValueError(f"{path}: its header names {classes} classes, its graph gives {found}: export it again")
+    return run

@@ -10,11 +10,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
-from .model import UNet, read_header
+from .model import UNet, load_network, read_header
 
 
 class TBNet(nn.Module):
@@ -92,15 +90,8 @@ def load_tb(path: str | Path) -> TBEnsemble:
         ValueError: the file is damaged, or holds another network, such as a segmenter.
     """
     architecture = dict(read_header(path, members=True)["architecture"])
-    try:
-        tensors = load_file(path)
-        members = architecture.pop("members")
-        with torch.device("meta"):  # a damaged header may name a network that no memory holds
-            ensemble = TBEnsemble([TBNet(**architecture) for _ in range(members)])
-        ensemble.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}, assign=True)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{path}: the tensors don't fit the architecture in the header ({' '.join(str(error).split())[:400]})") from None
-    return ensemble.eval()
+    members = architecture.pop("members")
+    return load_network(path, lambda: TBEnsemble([TBNet(**architecture) for _ in range(members)]))
 
 
 def grad_cam(nets: Sequence[TBNet], images: torch.Tensor, region: torch.Tensor) -> torch.Tensor:

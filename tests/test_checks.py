@@ -129,6 +129,11 @@ def test_mask_given_as_a_film_is_called_one(encode):
     assert check_film(encode(film.left, film.right)).problems == (checks.MASK,)
 
 
+def test_what_has_two_gray_levels_is_refused_lungs_or_not():
+    chequers = ((np.indices((256, 256)) // 32).sum(0) % 2 * 255).astype(np.uint8)
+    assert check_film(chequers).problems == (checks.MASK,)
+
+
 def test_film_in_hard_contrast_is_no_mask(films):
     hard = np.clip((films[0][0].astype(float) - 110) * 3 + 128, 0, 255).astype(np.uint8)
     assert not checks.is_mask(hard) and len(np.unique(hard)) > 50
@@ -137,6 +142,13 @@ def test_film_in_hard_contrast_is_no_mask(films):
 @pytest.mark.parametrize("negative, quarters", POSITIONS)
 def test_negative_is_told_in_every_position(films, negative, quarters):
     assert checks.is_negative(lay(films[0][0], negative, quarters)) == negative
+
+
+@pytest.mark.parametrize("expose", [lambda film: (film * 0.4).astype(np.uint8), lambda film: (film * 0.5 + 120).astype(np.uint8)], ids=["dark", "bright"])
+def test_negative_is_told_at_any_exposure(films, expose):
+    for image, _ in films:
+        exposed = expose(image)
+        assert not checks.is_negative(exposed) and checks.is_negative(255 - exposed)
 
 
 def test_what_is_no_chest_film_is_no_negative_either(rng):

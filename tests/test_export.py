@@ -1,6 +1,7 @@
 """export.py: the ONNX graph computes what PyTorch computes, and the runtimes give PyTorch's masks."""
 
 import json
+import random
 import sys
 
 import numpy as np
@@ -13,6 +14,7 @@ from kaggle_utils import export
 from kaggle_utils.export import export_onnx, open_graph, read_onnx_header, to_onnx
 from kaggle_utils.infer import LungSegmenter
 from kaggle_utils.model import FORMAT, UNet, read_header, save_weights
+from damaged_headers import BAD_ARCHITECTURE, DAMAGED, each
 from phantoms import phantom
 
 RUNTIMES = ("onnxruntime", "openvino")
@@ -113,6 +115,94 @@ def test_damaged_file_is_named(backend, damage, message, exported):
     exported.write_bytes(damage(exported.read_bytes()))
     with pytest.raises(ValueError, match=f"w.onnx: .*{message}"):
         LungSegmenter(exported, backend=backend)
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory):
+    """An exported graph, to write with other headers."""
+    path = tmp_path_factory.mktemp("graph") / "w.safetensors"
+    save_weights(path, network(classes=2), HEADER)
+    export_onnx(path, path.with_suffix(".onnx"))
+    return path.with_suffix(".onnx").read_bytes()
+
+
+def write_header(path, graph, header):
+    proto = onnx.load_model_from_string(graph)
+    onnx.helper.set_model_props(proto, {FORMAT: header if isinstance(header, str) else json.dumps(header)})
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+def refused(path, about):
+    """What is said of a file, in a line that names it."""
+    with pytest.raises(ValueError, match=f"{path.name}: .*{about}") as raised:
+        LungSegmenter(path, backend="onnxruntime")
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 600
+    return str(raised.value)
+
+
+ARCHITECTURE = network(classes=2).architecture
+
+
+@pytest.mark.parametrize("name, value", each(DAMAGED), ids=repr)
+def test_header_of_wrong_types_and_sizes_is_refused_in_a_line(graph, tmp_path, name, value):
+    refused(write_header(tmp_path / "w.onnx", graph, {"architecture": ARCHITECTURE, **HEADER, name: value}), name[:-1])
+
+
+@pytest.mark.parametrize("name, value", each(BAD_ARCHITECTURE), ids=repr)
+def test_architecture_that_no_network_has_is_refused_in_a_line(graph, tmp_path, name, value):
+    refused(write_header(tmp_path / "w.onnx", graph, {**HEADER, "architecture": {**ARCHITECTURE, name: value}}), name)
+
+
+@pytest.mark.parametrize("header, about", [
+    ("", "no JSON"), ("{", "no JSON"), ("[]", "no JSON object"), ("{}", "no architecture"), ({"architecture": ARCHITECTURE}, "no size and no sources"),
+    ({**HEADER, "architecture": {**ARCHITECTURE, "classes": 1}, "heads": ["montgomery"]}, "names 1 classes, its graph gives 2"),
+    ({**HEADER, "architecture": {**ARCHITECTURE, "members": 2}}, "tuberculosis"), ({**HEADER, "architecture": {**ARCHITECTURE, "dims": 3}}, "dims 3"),
+    ({**HEADER, "architecture": {**ARCHITECTURE, "in_channels": 3}}, "in_channels 3")], ids=lambda value: str(value)[:30])
+def test_header_of_another_file_is_refused_in_a_line(graph, tmp_path, header, about):
+    refused(write_header(tmp_path / "w.onnx", graph, header), about)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_no_numbers_are_refused(graph, tmp_path, wrong):
+    proto = onnx.load_model_from_string(graph)
+    tensor = proto.graph.initializer[0]
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values.flat[0] = wrong
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    (tmp_path / "w.onnx").write_bytes(proto.SerializeToString())
+    refused(tmp_path / "w.onnx", "holds NaN or infinity")
+
+
+@pytest.mark.parametrize("backend", RUNTIMES)
+def test_graph_that_no_runtime_computes_is_refused(graph, tmp_path, backend):
+    """As a flipped bit leaves it, which the format's own check doesn't see."""
+    proto = onnx.load_model_from_string(graph)
+    next(node for node in proto.graph.node if node.op_type == "Concat" and "up" in node.name).attribute[0].i = 9
+    (tmp_path / "w.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(ValueError, match=f"w.onnx: {backend} can't compute it .*export it again$"):
+        LungSegmenter(tmp_path / "w.onnx", backend=backend)
+
+
+@pytest.mark.parametrize("damage", [lambda tensor: tensor.dims.append(7), lambda tensor: tensor.ClearField("raw_data")], ids=["dims", "no data"])
+def test_damaged_tensor_is_refused(graph, tmp_path, damage):
+    proto = onnx.load_model_from_string(graph)
+    damage(proto.graph.initializer[0])
+    (tmp_path / "w.onnx").write_bytes(proto.SerializeToString())
+    refused(tmp_path / "w.onnx", "not a whole ONNX file")
+
+
+def test_flipped_bits_bring_no_traceback(graph, tmp_path):
+    path, chance = tmp_path / "w.onnx", random.Random(0)
+    for _ in range(150):
+        damaged = bytearray(graph)
+        for _ in range(4):
+            damaged[chance.randrange(len(graph))] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            read_onnx_header(path)
+        except ValueError as error:
+            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
 
 
 def test_foreign_onnx_file_is_named(tmp_path):

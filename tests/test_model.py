@@ -10,6 +10,7 @@ from torch import nn
 from kaggle_utils import model as models
 from kaggle_utils.model import UNet, count_parameters, load_weights, read_header, save_weights, update_header
 from kaggle_utils.quality import REASONS
+from damaged_headers import BAD_ARCHITECTURE, DAMAGED, each
 
 NORMS, UPS = ("batch", "group", "instance"), ("bilinear", "transposed")
 
@@ -169,19 +170,7 @@ def test_header_comes_back_as_it_was(tmp_path, unet):
     assert read_header(tmp_path / "w.safetensors") == {"architecture": unet.architecture, **header}
 
 
-DAMAGED = {
-    "size": [0, -1, 3.5, None, True, 10**6, 10**12, "384", [384], float("nan")], "sources": [None, "montgomery", [], [1], {"a": 1}, [""], ["a", "a"]],
-    "heads": ["a", [None], {"a": 1}, ["a", "b"], [["a"]]], "normalisation": ["none", 1], "parameters": [-1, "many"],
-    "validation": [0.9], "config": [["a"]], "films": [3], "licence": [{"a": 1}, [1]], "command": [1], "commit": [None], "built_in": [-1, 0.5],
-    "quality": [None, 3, [], {}, {"why_not": 1}, {"bias": "a", "features": {}}, {"bias": 1.0, "features": {"doubt": [0, 1]}}],
-}
-BAD_ARCHITECTURE = {
-    "width": [0, -1, 2.0, None, True, 10**6, 10**12, "16"], "depth": [0, 9, 10**9, [1]], "patch": [0, 10**6, None], "classes": [0, 10**9, "2"],
-    "in_channels": [0, 10**9], "dims": [1, 2.0, "2", [2]], "norm": ["layer", None, ["batch"]], "up": [1], "conv": [{}], "surprise": [1],
-}
-
-
-@pytest.mark.parametrize("name, value", [(name, value) for name, values in DAMAGED.items() for value in values], ids=repr)
+@pytest.mark.parametrize("name, value", each(DAMAGED), ids=repr)
 def test_header_of_wrong_types_and_sizes_is_refused_in_a_line(tmp_path, unet, name, value):
     path = tmp_path / "w.safetensors"
     save_weights(path, unet, {"size": 32, "sources": ["a"], name: value})
@@ -192,7 +181,7 @@ def test_header_of_wrong_types_and_sizes_is_refused_in_a_line(tmp_path, unet, na
         load_weights(path)
 
 
-@pytest.mark.parametrize("name, value", [(name, value) for name, values in BAD_ARCHITECTURE.items() for value in values], ids=repr)
+@pytest.mark.parametrize("name, value", each(BAD_ARCHITECTURE), ids=repr)
 def test_architecture_that_no_network_has_is_refused_in_a_line(tmp_path, unet, name, value):
     unet.architecture = {**unet.architecture, name: value}
     save_weights(tmp_path / "w.safetensors", unet)
@@ -233,6 +222,15 @@ def test_truncated_weights_are_refused(tmp_path, unet, kept):
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(ValueError, match="w.safetensors: not a whole safetensors file"):
         load_weights(path)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
+def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path, unet, wrong, half):
+    unet.inc[0].weight.data[0, 0, 0, 0] = wrong
+    save_weights(tmp_path / "w.safetensors", unet, half=half)
+    with pytest.raises(ValueError, match=r"w\.safetensors: inc\.0\.weight holds NaN or infinity"):
+        load_weights(tmp_path / "w.safetensors")
 
 
 def test_foreign_safetensors_are_refused(tmp_path, unet):

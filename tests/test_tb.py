@@ -25,6 +25,7 @@ from kaggle_utils.tb_data import (ARMS, Cuts, balance, batches, cut, folds, from
 from kaggle_utils.tb_net import TBEnsemble, TBNet, grad_cam, load_tb
 from kaggle_utils.tb_train import TBConfig, compare_arms, logits_of, read_off, train_tb
 
+from damaged_headers import BAD_CLASSIFIER, BAD_SCREENER, each
 from phantoms import phantom, write_prepared
 
 SIZE = 64
@@ -251,6 +252,44 @@ def test_other_weights_are_refused(tmp_path):
     save_weights(tmp_path / "odd.safetensors", net)
     with pytest.raises(ValueError, match="don't fit"):
         load_tb(tmp_path / "odd.safetensors")
+
+
+SCREENER = {"arm": "masked", "size": SIZE, "temperature": 1.5, "threshold": 0.5}
+
+
+def refused(path, about):
+    """Whether it is in a line that names the file."""
+    with pytest.raises(ValueError, match=f"{path.name}: .*{about}") as raised:
+        TBScreener(path, device="cpu")
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 600
+
+
+@pytest.mark.parametrize("name, value", each(BAD_SCREENER), ids=repr)
+def test_header_of_wrong_types_and_sizes_is_refused_in_a_line(tmp_path, name, value):
+    save_weights(tmp_path / "tb.safetensors", TBEnsemble([TBNet(width=2, depth=1)]), {**SCREENER, name: value})
+    refused(tmp_path / "tb.safetensors", name)
+
+
+@pytest.mark.parametrize("name, value", each(BAD_CLASSIFIER), ids=repr)
+def test_architecture_that_no_classifier_has_is_refused_in_a_line(tmp_path, name, value):
+    net = TBEnsemble([TBNet(width=2, depth=1)])
+    net.architecture = {**net.architecture, name: value}
+    save_weights(tmp_path / "tb.safetensors", net, SCREENER)
+    refused(tmp_path / "tb.safetensors", name)
+
+
+@pytest.mark.parametrize("name", SCREENER)
+def test_header_that_lacks_a_key_is_refused_in_a_line(tmp_path, name):
+    save_weights(tmp_path / "tb.safetensors", TBEnsemble([TBNet(width=2, depth=1)]), {key: SCREENER[key] for key in SCREENER if key != name})
+    refused(tmp_path / "tb.safetensors", f"no {name} in the header")
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_refused(tmp_path, wrong):
+    net = TBEnsemble([TBNet(width=2, depth=1)])
+    net.members[0].head[1].bias.data[0] = wrong
+    save_weights(tmp_path / "tb.safetensors", net, SCREENER)
+    refused(tmp_path / "tb.safetensors", "holds NaN or infinity")
 
 
 # ---- training's edges
