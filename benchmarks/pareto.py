@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from kaggle_utils.config import TrainConfig
 from kaggle_utils.data import read_manifest
+from kaggle_utils.files import check_table
 from kaggle_utils.image import read_image, read_mask
 from kaggle_utils.infer import LungSegmenter
 from kaggle_utils.metrics import confusion, overlap
@@ -93,6 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=30, help="of the timing")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings beside each other")
     args = parser.parse_args(argv)
+    check_table(args.results, ["network", "conv"])
     configs = {network(c): c for c in (replace(TrainConfig(epochs=args.epochs), **changed) for changed in CANDIDATES)}
     tasks = [(args.data, Path(args.out) / name, config) for name, config in configs.items()]
     for _ in tqdm(beside(run, tasks, args.jobs), "candidates", len(tasks)):

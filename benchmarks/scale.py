@@ -31,6 +31,7 @@ import psutil
 import torch
 
 from kaggle_utils import cluster
+from kaggle_utils.files import check_table
 from kaggle_utils.image import resize_image, write_image
 from kaggle_utils.model import UNet, save_weights
 from kaggle_utils.synthetic import AppearanceModel
@@ -140,6 +141,7 @@ def main() -> None:
     parser.add_argument("--films", type=int, nargs="+", help="of each size, 128 if not given; or how many, one run each")
     parser.add_argument("--out", type=Path, default=ROOT / "results/scale.csv", help="file to write")
     args = parser.parse_args()
+    check_table(args.out, ["what", "px"])
     with tempfile.TemporaryDirectory(prefix="ul", ignore_cleanup_errors=True) as folder:
         os.environ["RAY_TMPDIR"] = folder
         rows = speed(Path(folder), *(args.films or [128])) if args.what == "speed" else memory(Path(folder), args.films or [1000, 10000, 100000])

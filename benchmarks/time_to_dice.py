@@ -44,6 +44,7 @@ from tqdm import tqdm
 
 from kaggle_utils.config import TrainConfig
 from kaggle_utils.data import LungDataset
+from kaggle_utils.files import check_table
 from kaggle_utils.model import UNet, count_parameters
 from kaggle_utils.train import Trainer, make_trainer
 
@@ -210,6 +211,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256, help="px, side of the square the networks see")
     parser.add_argument("--out", default=ROOT / "results", help="folder to write")
     args = parser.parse_args()
+    check_table(Path(args.out) / "time_to_dice.csv", ["contestant", "parameters"])  # the JSON beside it goes with it
+    if (Path(args.out) / "time_to_dice.json").exists() and not (Path(args.out) / "time_to_dice.csv").exists():
+        parser.error(f"{args.out}/time_to_dice.json is there without its table: choose another folder")
 
     # The trainer decodes the films for all, is everyone's judge, and has the process keep its memory, whoever runs first.
     trainer = make_trainer(args.data, None, TrainConfig(minutes=args.ours_minutes, films=args.films, size=args.size, device="cpu"))

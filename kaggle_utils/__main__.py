@@ -164,8 +164,10 @@ def synth(args: argparse.Namespace) -> int:
 
 def fit_synth(args: argparse.Namespace) -> int:
     from .quality import save_shape
-    from .synthetic import ASSET, AppearanceModel, fit_prepared
+    from .synthetic import ASSET, AppearanceModel, check_replaceable, fit_prepared
     out = Path(args.out or ASSET)
+    if args.out:
+        check_replaceable(out)
     fit_prepared(args.data).save(out)
     if not args.out:
         save_shape(AppearanceModel.load().arrays)
@@ -229,7 +231,9 @@ def s3_unzip(args: argparse.Namespace) -> int:
 
 
 def plots(args: argparse.Namespace) -> int:
-    from .plot import FIGURES
+    from .plot import FIGURES, check_replaceable
+    for name in FIGURES:
+        check_replaceable(Path(args.out) / name)
     for name, draw in FIGURES.items():
         try:
             draw(Path(args.out) / name)

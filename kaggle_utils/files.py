@@ -135,8 +135,7 @@ def start_results(out: Path, table: str, columns: Collection[str], folders: Coll
         ValueError: there is a table or a folder that somebody else wrote.
         OSError: ``out`` can't be written.
     """
-    first = (out / table).read_bytes()[:4096].decode(errors="replace").partition("\n")[0].strip() if (out / table).exists() else None
-    ours = first is not None and first.startswith(",".join(list(columns)[:2]))
+    ours = (out / table).exists() and _is_table(out / table, list(columns)[:2])
     foreign = next((out / name for name in (table, *folders) if not ours and _holds_something(out / name)), None)
     if foreign:
         raise ValueError(f"{printable(foreign)}: not of an earlier run, and results would replace it: choose another folder to write")
@@ -144,6 +143,12 @@ def start_results(out: Path, table: str, columns: Collection[str], folders: Coll
         (out / name).mkdir(parents=True, exist_ok=True)
     if not ours:
         (out / table).write_text(",".join(columns) + "\n")
+
+
+def check_table(path: str | Path, columns: Collection[str]) -> None:
+    """Raises ValueError where there is a file that doesn't begin with these columns: a command would replace what it didn't write."""
+    if Path(path).exists() and not _is_table(Path(path), columns):
+        raise ValueError(f"{printable(path)}: it is there, and no table that begins with {', '.join(columns)}: choose another file to write")
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -341,6 +346,12 @@ def _close_locks() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_close_locks)
+
+
+def _is_table(path: Path, columns: Collection[str]) -> bool:
+    with path.open("rb") as file:
+        first = file.readline(4096).decode(errors="replace").strip()
+    return f"{first},".startswith(f"{','.join(columns)},")
 
 
 def _holds_something(path: Path) -> bool:

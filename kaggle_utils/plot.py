@@ -11,11 +11,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
+from .figure import check_replaceable, saved  # noqa: F401 (this module is the face of the first)
 from .measure import SIDES, measure, split_lungs
 from .plot_robustness import draw_robustness
 from .plot_tb import FIGURES as TB
 from .plot_tuning import FIGURES as TUNING
-from .plot_tuning import saved
 from .plot_unet import draw_unet
 from .synthetic import AppearanceModel, Film
 

@@ -9,7 +9,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .plot_tuning import BLUE, ORANGE, saved
+from .figure import saved
+from .plot_tuning import BLUE, ORANGE
 
 TABLE = Path(__file__).parents[1] / "results" / "robustness.csv"
 NETWORKS = {"shipped": ("shipped weights", BLUE, "o"), "plain": ("trained alike without augmentation", ORANGE, "s")}

@@ -14,8 +14,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .calibrate import auc, calibrated, reliability, roc
+from .figure import saved
 from .plot_films import show_film
-from .plot_tuning import saved
 
 FILMS = Path(__file__).parents[1] / "results" / "tb_films.csv"
 ARMS = {  # what is drawn of each: a name, and a colour of Okabe and Ito's

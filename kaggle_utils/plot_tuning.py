@@ -14,6 +14,8 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from .figure import saved
+
 TABLES = Path(__file__).parents[1] / "results" / "tuning"
 RANGE = ("pi", 100)  # seaborn's error bar from the lowest to the highest
 BLUE, ORANGE, GREEN, RED = sns.color_palette("colorblind")[:4]
@@ -254,13 +256,3 @@ def draw_check(path: str | Path | None = None, *, tables: str | Path = TABLES) -
 
 FIGURES = {f"tuning_{draw.__name__.removeprefix('draw_')}.png": draw for draw in (
     draw_impossible, draw_bugs, draw_augmentation, draw_loss, draw_capacity, draw_data, draw_optimisation, draw_search, draw_check)}
-
-
-def saved(figure: Figure, path: str | Path | None) -> Figure:
-    """The figure without a frame above and on the right, written to ``path`` if there is one."""
-    for ax in figure.axes:
-        ax.spines[["top", "right"]].set_visible(False)
-    if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=130)
-    return figure

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from .figure import saved
 from .infer import DEFAULT_WEIGHTS, LungSegmenter
 from .model import UNet, count_parameters
 from .synthetic import AppearanceModel
@@ -79,10 +80,7 @@ def draw_unet(path: str | Path | None = None, *, weights: str | Path = DEFAULT_W
             fontsize=9)
     ax.set(xlim=(-0.1, columns["up"][0] + 2.3), ylim=(rows[-1] - 0.7, 0.95), aspect="equal")
     ax.set_axis_off()
-    if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=130, bbox_inches="tight")
-    return figure
+    return saved(figure, path, bbox_inches="tight")
 
 
 def _draw_block(ax: Axes, x: float, y: float, height: float, channels: int, px: int, colour: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from .data import read_manifest
-from .files import LOCK, locked, write_bytes
+from .files import LOCK, check_table, locked, write_bytes
 from .infer import LungSegmenter, evaluate
 from .metrics import summarise
 from .train import TrainConfig, train
@@ -39,12 +39,18 @@ def run_protocol(name: str, data: str | Path, out: str | Path, *, steps: int = 3
         flip: average with the mirrored film.
         results: folder of ``protocols.csv`` and ``protocols_summary.csv``, in which this protocol's rows are replaced.
 
+    Raises:
+        ValueError: no such protocol, or a table in ``results`` is another's.
+
     Returns:
         The protocol's summary: n, Dice with sd, interval and worst, HD95, ASSD for each test set and size (256 px as
         the published tables, 1024 px for Hausdorff distances as HybridGNet's, 0 for the films' own).
     """
     if name not in PROTOCOLS:
         raise ValueError(f"protocol is one of {', '.join(PROTOCOLS)}, not {name!r}")
+    tables = [Path(results) / file for file in ("protocols.csv", "protocols_summary.csv")]
+    for table, columns in zip(tables, (["trained_on", "name", *GROUPS[1:]], GROUPS)):
+        check_table(table, columns)  # now, and not after hours
     config = replace(config or TrainConfig(), sources=PROTOCOLS[name])
     frame = read_manifest(data)
     films = int((frame["source"].isin(config.sources) & (frame["split"] == "train")).sum())
@@ -53,9 +59,9 @@ def run_protocol(name: str, data: str | Path, out: str | Path, *, steps: int = 3
     scores = evaluate(data, segmenter, sizes=(256, 1024), raw=raw)
     scores.insert(0, "trained_on", name)
     with locked(Path(results) / f".protocols{LOCK}", results, wait=True):  # which other protocols' runs share
-        scores = _replace(Path(results) / "protocols.csv", scores.round(5))
+        scores = _replace(tables[0], scores.round(5))
         summary = summarise(scores, GROUPS).round(5)
-        write_bytes(Path(results) / "protocols_summary.csv", summary.to_csv(index=False).encode())
+        write_bytes(tables[1], summary.to_csv(index=False).encode())
     return summary[summary["trained_on"] == name]
 
 

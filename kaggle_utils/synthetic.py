@@ -288,6 +288,15 @@ def check_privacy(model: AppearanceModel, root: str | Path, *, n: int = 500, see
     return result
 
 
+def check_replaceable(path: str | Path) -> None:
+    """Raises ValueError where there is a file that is no model of this version."""
+    if Path(path).exists():
+        try:
+            AppearanceModel.load(path)
+        except ValueError:
+            raise ValueError(f"{path}: it is there, and no model of built-in films: choose another file to write") from None
+
+
 def write_raw(out: str | Path, n: int, seed: int, *, model: AppearanceModel | None = None, size: int = 512) -> None:
     """Writes samples in the raw layouts of Montgomery and Shenzhen, so that preparation has its usual work to do.
 

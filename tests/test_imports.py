@@ -23,7 +23,7 @@ ROWS = {
 }
 # One module in several files, from its face down to its depths: a file may import those to its right.
 CHAPTERS = {"image": ["image", "picture", "dicom", "dicom_gray", "dicom_tags", "gray"], "synthetic": ["synthetic", "acquire", "appearance"],
-            "tune": ["tune", "search", "mistakes", "study"], "plot": ["plot", "plot_robustness", "plot_tb", "plot_tuning", "plot_films", "plot_unet"],
+            "tune": ["tune", "search", "mistakes", "study"], "plot": ["plot", "plot_robustness", "plot_tb", "plot_tuning", "plot_films", "plot_unet", "figure"],
             "infer": ["infer", "segmenter", "film"], "model": ["model", "model_header"], "kaggle": ["kaggle", "kaggle_metadata"], "s3": ["s3", "s3_zip", "s3_client"],
             "cluster": ["cluster", "cluster_work"], "tb": ["tb", "tb_train", "tb_net", "tb_data"]}
 

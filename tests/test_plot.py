@@ -1,13 +1,19 @@
 """plot.py: figures are drawn from tables alone, and a study that was not run is an error in words."""
 
+from pathlib import Path
+
 import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
 
 matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+from benchmarks import pareto as bench  # noqa: E402
 from kaggle_utils import plot  # noqa: E402
 from kaggle_utils.__main__ import main  # noqa: E402
+from kaggle_utils.figure import check_replaceable, saved  # noqa: E402
 from kaggle_utils.measure import SIDES, measure  # noqa: E402
 
 
@@ -55,6 +61,30 @@ def test_figure_of_measurements_has_a_normal_film_and_one_with_tb(tmp_path):
 def test_study_that_was_not_run_is_an_error_with_its_command(draw, tmp_path):
     with pytest.raises(FileNotFoundError, match="python -m benchmarks"):
         draw(table=tmp_path / "nowhere.csv")
+
+
+def test_others_pictures_are_not_replaced_and_own_ones_are(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plot, "FIGURES", {"a.png": lambda path: saved(plt.figure(), path)})
+    for _ in range(2):
+        assert main(["plots", "--out", str(tmp_path)]) == 0
+    plt.figure().savefig(tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    assert main(["plots", "--out", str(tmp_path)]) == 1
+    assert "a.png: it is there, and no figure that this command drew: choose another folder" in capsys.readouterr().err
+    assert (tmp_path / "a.png").read_bytes() == before
+    plt.close("all")
+
+
+def test_figures_of_this_project_are_told_for_its_own():
+    for path in sorted((Path(plot.__file__).parents[1] / "images").glob("*.png")):
+        check_replaceable(path)
+
+
+def test_a_benchmark_replaces_no_table_of_others(tmp_path):
+    (tmp_path / "notes.csv").write_text("mine\n")
+    with pytest.raises(ValueError, match="notes.csv: it is there, and no table that begins with network, conv: choose another file"):
+        bench.main(["--data", str(tmp_path), "--results", str(tmp_path / "notes.csv")])
+    assert (tmp_path / "notes.csv").read_text() == "mine\n"
 
 
 def test_plots_goes_on_after_a_figure_without_results(tmp_path, monkeypatch, capsys):

@@ -28,6 +28,16 @@ def test_each_foreign_set_is_tested_whole_and_by_its_test_list(sets, tmp_path):
     assert ("montgomery", "all", 256) not in summary.index
 
 
+@pytest.mark.parametrize("name", ["protocols.csv", "protocols_summary.csv"])
+def test_tables_of_others_are_refused_before_anything_is_trained(name, sets, tmp_path, monkeypatch):
+    monkeypatch.setattr("kaggle_utils.protocol.train", None)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / name).write_text("name,weight\na,1\n")
+    with pytest.raises(ValueError, match=f"{name}: it is there, and no table that begins with trained_on"):
+        run("montgomery", sets, tmp_path)
+    assert (tmp_path / "results" / name).read_text() == "name,weight\na,1\n"
+
+
 @pytest.mark.slow
 def test_protocols_add_up_in_one_file_and_a_second_run_replaces_its_own_rows(sets, tmp_path):
     for name in ("montgomery", "jsrt", "jsrt"):

@@ -12,9 +12,11 @@ from scipy.ndimage import binary_erosion, label
 from kaggle_utils import acquire, appearance, outline, plot
 from kaggle_utils import image as files
 from kaggle_utils import synthetic
+from kaggle_utils.__main__ import main
 from kaggle_utils.appearance import FitConfig
 from kaggle_utils.splits import SAME_PATIENT
 from kaggle_utils.synthetic import ASSET, AppearanceModel
+import phantoms
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +167,20 @@ def test_right_marker_is_on_the_images_left():
         sides.append(np.nonzero(printed)[1].mean() < 64)
     right = [np.random.default_rng(seed).random(4)[1] < 0.6 for seed in range(20)]
     assert sides == right and 0 < sum(sides) < 20
+
+
+def test_nothing_but_an_earlier_model_is_replaced(tmp_path, monkeypatch, model, capsys):
+    """Which is told before the fit, as that takes minutes."""
+    monkeypatch.setattr("kaggle_utils.synthetic.fit_prepared", lambda data: model)
+    data = phantoms.write_prepared(tmp_path / "set", {"train": 1})
+    out = tmp_path / "notes.npz"
+    for theirs in (b"a stranger's", b""):
+        out.write_bytes(theirs)
+        assert main(["fit-synth", "--data", str(data), "--out", str(out)]) == 1
+        assert "notes.npz: it is there, and no model of built-in films: choose another file" in capsys.readouterr().err
+        assert out.read_bytes() == theirs
+    out.unlink()
+    assert [main(["fit-synth", "--data", str(data), "--out", str(out)]) for _ in range(2)] == [0, 0]
 
 
 @pytest.mark.slow
