@@ -30,7 +30,10 @@ def prep(args: argparse.Namespace) -> int:
     print(f"{len(frame)} films in {args.out}; {len(problems)} could not be used" + (", see problems.csv:" if len(problems) else ""))
     for problem in problems.head(5).itertuples():
         print(f"  {problem.name}: {problem.reason}")
-    return 0
+    hidden = problems[problems["source"].isna()]  # folders, of no set
+    for folder in hidden.itertuples():
+        print(f"  {folder.reason}", file=sys.stderr)
+    return 3 if len(hidden) else 0
 
 
 def shards(args: argparse.Namespace) -> int:
@@ -254,7 +257,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub.set_defaults(function=function)
         return sub
 
-    sub = command(prep, "raw public sets to a prepared folder")
+    sub = command(prep, "raw public sets to a prepared folder; exit status 3 if a folder could not be searched")
     sub.add_argument("--input", required=True, help="folder with the raw sets, in any nesting, or s3://bucket/prefix")
     sub.add_argument("--out", default="segmentation", help="folder to write; a second run does what is missing")
     sub.add_argument("--size", type=_side, default=512, help="px, side of the prepared films")

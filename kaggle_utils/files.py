@@ -37,7 +37,7 @@ _BESIDE = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", "
 _INDICES = ("dicomdir",)
 # The pictures that this package writes, by the file that is in their folder's parent: none of them is a film.
 OUTPUTS = {"predictions.csv": ("masks", "overlays", "dicom-seg"), "screening.csv": ("overlays",),
-           "prep.json": ("new", "train/mask", "val/mask", "test/mask")}
+           "prep.json": ("train/mask", "val/mask", "test/mask")}
 _PICTURES = OUTPUTS["predictions.csv"]
 NAME_BYTES = 220  # of the 255 that a file's name may have; the rest is for a suffix, a number and what a temporary file adds
 LOCK = ".unet-lung.lock"  # how the name of a lock's file ends; each is hidden, so none is a film or makes a folder somebody's
@@ -48,7 +48,8 @@ _RESERVED = re.compile(r"\.*|(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.I)  # no 
 def find_files(patterns: Iterable[str | Path], *, out: str | Path | None = None) -> list[Path]:
     """The films that files, folders (searched below, through links, not in hidden ones) and globs name, sorted, each once.
 
-    In folders, films are told by their content, or by a suffix that claims so. Other files are left out; a warning in the log names
+    In folders, films are told by their content, or by a suffix that claims so; what may hide films (see :func:`may_hide_films`) is
+    among them, as nobody can read it. Other files are left out; a warning in the log names
     them, unless they are texts, tables and the like. What this package wrote there itself is no film. A file that is named is taken as
     it is.
 
@@ -77,7 +78,7 @@ def check_patterns(patterns: Iterable[str | Path]) -> None:
     """Raises FileNotFoundError for a pattern in which :func:`find_files` would find nothing; looks no further than the first film."""
     for pattern in map(Path, patterns):
         paths = [pattern] if os.path.lexists(pattern) else _expand(pattern)
-        if not any(any(map(is_film, walk(path))) if path.is_dir() else True for path in paths):
+        if not any(any(map(_counts, walk(path))) if path.is_dir() else True for path in paths):
             raise FileNotFoundError(_nothing(pattern))
 
 
@@ -160,12 +161,28 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{token_hex(4)}.part")
     try:
-        with temporary.open("xb") as file:  # readable by whom the umask says, which mkstemp's wouldn't be
+        with naming(path), temporary.open("xb") as file:  # readable by whom the umask says, which mkstemp's wouldn't be
             file.write(data)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Errors of writing a file have its name, also where the system gives none (a full disk) or a temporary file's."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno:
+            error.filename = str(path)
+        raise
+
+
+def is_below(path: str | Path, folder: str | Path) -> bool:
+    """Says whether a path is a folder or lies in it or below, whatever links and dots lead there."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def check_ours(folder: str | Path, marker: str) -> None:
@@ -210,6 +227,8 @@ def locked(lock: Path, what: object, *, wait: bool = False) -> Iterator[None]:
 def walk(root: str | Path, *, unless: Collection[str] = (), skip: Collection[str] = ()) -> Iterator[Path]:
     """The files in a folder and below it, through links, each folder once; no hidden ones, and no pictures that this package wrote.
 
+    A folder that can't be searched is given like a file: nobody can read it, and that is told of it where it is tried.
+
     Args:
         root: the folder.
         unless: a folder that has a file of one of these names is left out with all below it.
@@ -224,14 +243,14 @@ def walk(root: str | Path, *, unless: Collection[str] = (), skip: Collection[str
         seen.add(real)
         try:
             names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
-        except OSError as error:
-            log.warning("%s: not searched: %s", printable(folder), error.strerror)
+        except OSError:
+            yield folder
             continue
         if set(unless) & set(names):
             continue
         ours.update(folder / below for marker in OUTPUTS.keys() & set(names) for below in OUTPUTS[marker])
         for path in (folder / name for name in names):
-            if path.is_dir():
+            if os.path.isdir(path):  # unlike Path's, False where that may not be known
                 (links if path.is_symlink() else folders).append(path)
             else:
                 yield path
@@ -240,9 +259,14 @@ def walk(root: str | Path, *, unless: Collection[str] = (), skip: Collection[str
 def is_film(path: str | Path) -> bool:
     """Says whether a file looks like a film by its first bytes, or claims to be one by its suffix. A DICOM folder's index is none."""
     path = Path(path)
-    if path.name.lower() in _INDICES or path.is_dir():
+    if path.name.lower() in _INDICES or os.path.isdir(path):
         return False
     return bool(claims_film(path.name)) or _looks_like_film(path)
+
+
+def may_hide_films(path: Path) -> bool:
+    """Says whether what :func:`walk` gives is a folder that can't be searched, or a link to what isn't there, perhaps a folder."""
+    return os.path.isdir(path) or not os.path.exists(path) and claims_film(path.name) is not False
 
 
 def claims_film(name: str) -> bool | None:
@@ -378,12 +402,16 @@ def _expand(pattern: Path) -> list[Path]:
 def _search(folder: Path, written: set[str]) -> list[Path]:
     films, others = [], []
     for path in walk(folder, skip=written):
-        (films if is_film(path) else others).append(path)
+        (films if _counts(path) else others).append(path)
     others = sorted(printable(path.relative_to(folder)) for path in others if claims_film(path.name) is None)
     if others:
         log.warning("%s: %d %s left out, as no film: %s%s", printable(folder), len(others), "files" if len(others) > 1 else "file",
                     ", ".join(others[:3]), ", …" if len(others) > 3 else "")
     return sorted(films)
+
+
+def _counts(path: Path) -> bool:
+    return is_film(path) or may_hide_films(path)
 
 
 def _is_below(path: Path, folders: set[str]) -> bool:
@@ -396,7 +424,7 @@ def _nothing(pattern: str | Path) -> str:
 
 
 def _looks_like_film(path: Path) -> bool:
-    if not path.is_file():  # a pipe would wait for its writer
+    if not os.path.isfile(path):  # a pipe would wait for its writer
         return False
     try:
         with path.open("rb") as file:

@@ -218,6 +218,8 @@ def _naming(path: str | Path) -> Iterator[None]:
 
 
 def _read_bytes(path: Path) -> bytes:
+    if path.is_dir():
+        raise ValueError("a folder that can't be searched")
     if path.exists() and not path.is_file():
         raise ValueError("not a file")  # a device or a pipe may never end
     _check_bytes(path.stat().st_size)  # before its bytes are in memory

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from .files import write_bytes
+from .files import naming, write_bytes
 
 
 _KEYS = ("film", "name", "stamp", "outputs", "found")  # of a line
@@ -48,7 +48,7 @@ class Journal:
         """
         there = [output for output in outputs if (self.path.parent / output).exists()]
         line = dict(zip(_KEYS, (str(film), name, _stamp(film), there, found)))
-        with self.path.open("a") as file:
+        with naming(self.path), self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
     def _lines(self, settings: dict[str, object]) -> list[dict[str, object]]:

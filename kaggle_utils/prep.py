@@ -26,12 +26,13 @@ from tqdm import tqdm
 
 from .checks import MASK, is_mask, is_negative
 from .config import PREPARED_SIDES
-from .files import check_ours, claims_film, walk, without_suffix
+from .files import check_ours, claims_film, is_below, may_hide_films, naming, printable, walk, without_suffix
 from .image import read_image, read_mask, resize_image, resize_mask, write_bytes, write_image, write_mask
 from .splits import SAME_PATIENT, published_split
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ("name", "source", "split", "tb", "sex", "age", "height", "width", "inverted", "sha256", "pixels")
+_NEW = ".unet-lung-new"  # folder of the films that have no split yet
 _RULES = 2  # of what is written for a film; another number does every film again
 _PATTERNS = {
     "montgomery": re.compile(r"MCUCXR_\d{4,6}_(?P<tb>[01])", re.I),
@@ -79,7 +80,8 @@ def find_films(root: str | Path) -> list[RawFilm]:
         root: the input folder.
 
     Returns:
-        Films in the order of their names; one may lack its image or its masks.
+        Films in the order of their names; one may lack its image or its masks. After them, folders and links that can't be
+        searched, as films without a source: they can't be read either.
 
     Raises:
         FileNotFoundError: there is no such folder, or nothing in it belongs to a known set.
@@ -88,10 +90,13 @@ def find_films(root: str | Path) -> list[RawFilm]:
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder")
     films: dict[str, RawFilm] = {}
+    hidden = []
     for path in _files(root):
         stem = re.sub(r"(_mask)?(\.txt)?$", "", without_suffix(path.name), flags=re.I)
         source, match = next(((s, m) for s, p in _PATTERNS.items() if (m := p.fullmatch(stem))), (None, None))
         role = _role(path.relative_to(root)) if match else None
+        if not match and may_hide_films(path):
+            hidden.append(RawFilm(printable(path.relative_to(root)), "", files={"image": path}))
         if role:
             name = stem.upper()
             tb = int(match["tb"]) if "tb" in match.groupdict() else None
@@ -99,8 +104,9 @@ def find_films(root: str | Path) -> list[RawFilm]:
     films = {name: film for name, film in films.items() if set(film.files) != {"text"}}
     if not films:
         raise FileNotFoundError(
-            f"{root}: no film of Montgomery (MCUCXR_0001_0.png), Shenzhen (CHNCXR_0001_0.png) or JSRT (JPCLN001.png) in it")
-    return [films[name] for name in sorted(films)]
+            f"{root}: no film of Montgomery (MCUCXR_0001_0.png), Shenzhen (CHNCXR_0001_0.png) or JSRT (JPCLN001.png) in it"
+            + (f"; {hidden[0].files['image']} can't be searched" if hidden else ""))
+    return [films[name] for name in sorted(films)] + hidden
 
 
 def prepare(root: str | Path, out: str | Path, *, size: int = 512, workers: int | None = None,
@@ -125,9 +131,12 @@ def prepare(root: str | Path, out: str | Path, *, size: int = 512, workers: int 
     least, most = PREPARED_SIDES
     if not least <= size <= most:
         raise ValueError(f"prepared films have a side of {least} to {most} px, not of {size}")
-    if os.path.realpath(out) == os.path.realpath(root):  # the next run would take the raw films for prepared ones
-        raise ValueError(f"{out}: the folder of the raw films themselves: choose another folder to write")
+    if is_below(root, out):  # the next run would take the raw films for prepared ones
+        raise ValueError(f"{root}: raw films in the folder that prepared ones would be written to: choose another folder to write than {out}")
     films, out = find_films(root), Path(out)
+    inside = next((path for film in films for path in film.files.values() if is_below(path, out)), None)
+    if inside:
+        raise ValueError(f"{inside}: a raw film that lies in the folder to write, which would replace it: choose another one than {out}")
     rows, problems = _prepare_all(films, out, size, workers or os.cpu_count())
     frame = pd.DataFrame(rows).sort_values("name", ignore_index=True) if rows else pd.DataFrame(columns=[*COLUMNS, "masked"])
     twins = frame[frame.duplicated("pixels")]
@@ -144,7 +153,7 @@ def prepare(root: str | Path, out: str | Path, *, size: int = 512, workers: int 
     _move_to_splits(frame, out)
     manifest = frame[list(COLUMNS)].astype({"tb": "Int64"})
     write_bytes(out / "manifest.csv", manifest.to_csv(index=False).encode())
-    shutil.rmtree(out / "new")  # twins, and what a kill left half-written
+    shutil.rmtree(out / _NEW)  # twins, and what a kill left half-written
     return manifest
 
 
@@ -274,7 +283,7 @@ def assign_splits(frame: pd.DataFrame, *, split: str = "published", seed: int = 
 def _files(root: Path) -> list[Path]:
     """Films and texts in the order of their paths; our own prepared and built-in sets are neither raw films nor anybody's truth."""
     paths = walk(root, unless=("prep.json", "drawn"))
-    return sorted(path for path in paths if claims_film(path.name) or path.suffix.lower() == ".txt")
+    return sorted(path for path in paths if claims_film(path.name) or path.suffix.lower() == ".txt" or may_hide_films(path))
 
 
 def _role(path: Path) -> str | None:
@@ -302,26 +311,32 @@ def _prepare_all(films: list[RawFilm], out: Path, size: int, workers: int) -> tu
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
-        with ThreadPoolExecutor(workers) as pool, journal.open("a") as log:
-            jobs = {pool.submit(prepare_film, film, out / "new", size): (film, stamp) for film, stamp in todo}
+        with ThreadPoolExecutor(workers) as pool:
+            jobs = {pool.submit(prepare_film, film, out / _NEW, size): (film, stamp) for film, stamp in todo}
             for job in tqdm(as_completed(jobs), total=len(jobs), desc="prep", unit="film", disable=None):
-                film, stamp = jobs[job]
-                try:
-                    row = {**job.result(), "stamp": stamp}
-                    log.write(json.dumps(row) + "\n")
-                    log.flush()
-                    rows.append(row)
-                except (ValueError, OSError, ImportError) as error:
-                    problems.append(Problem(film.name, film.source, str(error)))
-                except BaseException as error:
-                    if not _lacks_memory(error):
-                        pool.shutdown(cancel_futures=True)
-                        raise
-                    less = f"fewer workers than {workers}, or a smaller size than {size} px, take less"
-                    problems.append(Problem(film.name, film.source, f"this machine's memory is too small for it: {less}"))
+                (film, stamp), error = jobs[job], job.exception()
+                reason = error and _reason(error, out, f"fewer workers than {workers}, or a smaller size than {size} px, take less")
+                if reason:
+                    problems.append(Problem(film.name, film.source, printable(reason)))
+                    continue
+                if error:
+                    pool.shutdown(cancel_futures=True)
+                    raise error
+                rows.append({**job.result(), "stamp": stamp})
+                with naming(journal), journal.open("a") as file:
+                    file.write(json.dumps(rows[-1]) + "\n")
     finally:
         cv2.setNumThreads(threads)
     return rows, sorted(problems, key=lambda p: p.name)
+
+
+def _reason(error: BaseException, out: Path, less: str) -> str:
+    """Why a film can't be used; empty where that isn't the film's fault: a full disk, say, or one of this program's."""
+    if _lacks_memory(error):
+        return f"this machine's memory is too small for it: {less}"
+    if isinstance(error, OSError) and error.filename and is_below(error.filename, out):
+        return ""
+    return str(error) if isinstance(error, (ValueError, OSError, ImportError)) else ""
 
 
 def _lacks_memory(error: BaseException) -> bool:
@@ -341,7 +356,7 @@ def _start_journal(out: Path, size: int) -> Path:
     if not settings.exists() or settings.read_bytes() != wanted:
         journal.unlink(missing_ok=True)
         write_bytes(settings, wanted)
-    for name in ("new/image", "new/mask", *(f"{s}/{kind}" for s in SPLITS for kind in ("image", "mask")), "unlabelled/image"):
+    for name in (f"{_NEW}/image", f"{_NEW}/mask", *(f"{s}/{kind}" for s in SPLITS for kind in ("image", "mask")), "unlabelled/image"):
         (out / name).mkdir(parents=True, exist_ok=True)
     return journal
 
@@ -359,15 +374,15 @@ def _finished(journal: Path, out: Path) -> dict[str, dict]:
 def _stamp(film: RawFilm) -> list:
     """Changes when one of the film's raw files does, as make's rule would have it."""
     return [[role, str(path), path.stat().st_size, path.stat().st_mtime_ns] for role, path in sorted(film.files.items())
-            if path.exists()]  # not so with a dangling link, which prepare_film will report
+            if os.path.exists(path)]  # not so with a dangling link, which prepare_film will report
 
 
 def _move_to_splits(frame: pd.DataFrame, out: Path) -> None:
     """Puts every film where its split says. What the manifest doesn't name is left where it is."""
     target = dict(zip(frame["name"], frame["split"]))
-    for path in sorted(out.glob("*/*/*.png"), key=lambda p: p.parts[-3] == "new"):
+    for path in sorted(out.glob("*/*/*.png"), key=lambda p: p.parts[-3] == _NEW):
         split = target.get(path.stem)
-        if split is None or path.parts[-3] not in ("new", "unlabelled", *SPLITS):
+        if split is None or path.parts[-3] not in (_NEW, "unlabelled", *SPLITS):
             continue
         if split == "unlabelled" and path.parts[-2] == "mask":
             path.unlink()  # of an earlier run: its raw mask is gone

@@ -9,6 +9,7 @@ import sys
 import threading
 from errno import ENOLCK
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import cv2
 import pytest
@@ -170,11 +171,42 @@ def test_dangling_link_is_a_film_that_will_have_a_reason(linked):
     assert "gone.png" in names(find_files([linked])) and names(find_files([linked / "gone.png"])) == ["gone.png"]
 
 
-@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may read all")
-def test_folder_that_may_not_be_read_is_named(linked, caplog):
-    (linked / "locked").mkdir(mode=0)
-    find_files([linked])
-    assert "locked: not searched: Permission denied" in caplog.text
+def test_folder_that_can_not_be_searched_is_found_like_a_film_that_can_not_be_read(linked, monkeypatch):
+    (linked / "locked").mkdir()
+    (linked / "study2").symlink_to("gone")
+    (linked / "notes.txt").symlink_to("gone")
+    listdir = os.listdir
+
+    def some(path):
+        if Path(path).name == "locked":
+            raise PermissionError("no")
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", some)
+    assert names(find_files([linked])) == ["here.png", "locked", "film.png", "study2"]
+    check_patterns([linked / "locked"])
+    assert names(find_files([linked / "locked"])) == ["locked"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork") or os.geteuid() != 0, reason="only root can give up its rights")
+@pytest.mark.parametrize("mode", [0o000, 0o644], ids=oct)
+def test_folder_without_rights_is_found_too(mode):
+    with TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        write_raw(Path(folder, "films", "locked", "film.png"), FILM)
+        write_raw(Path(folder, "films", "open.png"), FILM)
+        os.chmod(Path(folder, "films", "locked"), mode)
+        reading, writing = os.pipe()
+        if os.fork() == 0:
+            try:
+                os.setuid(65534)
+                os.write(writing, " ".join(names(find_files([Path(folder, "films")]))).encode())
+            finally:
+                os._exit(0)
+        os.close(writing)
+        with os.fdopen(reading) as pipe:
+            assert pipe.read() == ("locked open.png" if mode == 0 else "film.png open.png")
+        os.wait()
 
 
 # --- our own outputs -------------------------------------------------------------------------------------------------

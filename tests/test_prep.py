@@ -4,6 +4,8 @@ import json
 import os
 import random
 import time
+from errno import EACCES
+from pathlib import Path
 
 import cv2
 import nibabel
@@ -14,6 +16,7 @@ from PIL import Image
 
 from kaggle_utils import image as files
 from kaggle_utils import prep
+from kaggle_utils.__main__ import main
 from kaggle_utils.synthetic import AppearanceModel
 from phantoms import phantom, write_raw
 
@@ -525,7 +528,7 @@ def test_run_killed_while_moving_films_goes_on(raw, tmp_path, monkeypatch):
         replace, moved = os.replace, []
 
         def dies(source, target):
-            if str(target).endswith(".png") and "new" in str(source).split(os.sep):
+            if str(target).endswith(".png") and prep._NEW in str(source).split(os.sep):
                 moved.append(target)
                 if len(moved) == 3:
                     raise Killed
@@ -575,7 +578,6 @@ def test_changing_the_split_moves_files_and_reads_none(raw, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("source, counts", [("montgomery", (96, 14, 28)), ("shenzhen", (396, 56, 114)), ("jsrt", (172, 25, 50))])
 def test_published_lists_have_the_published_counts(source, counts):
-    from pathlib import Path
     names = pd.read_csv(Path(prep.__file__).parent / "splits" / f"segmentation_{source}.csv")["name"]
     split = prep.published_split(pd.DataFrame({"name": names}))
     assert names.is_unique
@@ -636,3 +638,99 @@ def test_a_folder_that_holds_something_else_is_not_written_to(tmp_path):
     with pytest.raises(ValueError, match="out: it holds something else, as there is no prep.json: choose another folder"):
         prepare(tmp_path / "raw", tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["manifest.csv"]
+
+
+# --- nothing lost, nothing left out in silence -----------------------------------------------------------------------
+
+def everything(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("inside", ["new", "train/image", "."])
+def test_raw_films_in_the_folder_to_write_are_refused_and_stay(raw, tmp_path, inside):
+    prepare(raw, tmp_path / "out")
+    montgomery(tmp_path / "out" / inside, ["MCUCXR_0002_0"])
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    before = everything(tmp_path / "out")
+    for out in (tmp_path / "out", tmp_path / "link", tmp_path / "raw" / ".." / "out"):
+        with pytest.raises(ValueError, match="choose another"):
+            prepare(tmp_path / "out" / inside, out)
+    assert everything(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("link", ["film", "folder"])
+def test_raw_films_that_are_links_into_the_folder_to_write_are_refused_and_stay(raw, tmp_path, link):
+    prepare(raw, tmp_path / "out")
+    montgomery(tmp_path / "out" / "theirs", ["MCUCXR_0002_0"])
+    (tmp_path / "links" / "CXR_png").mkdir(parents=True)
+    if link == "film":
+        (tmp_path / "links" / "CXR_png" / "MCUCXR_0002_0.png").symlink_to(tmp_path / "out" / "theirs" / "CXR_png" / "MCUCXR_0002_0.png")
+    else:
+        (tmp_path / "links" / "theirs").symlink_to(tmp_path / "out" / "theirs")
+    before = everything(tmp_path / "out")
+    with pytest.raises(ValueError, match="MCUCXR_0002_0.png: a raw film that lies in the folder to write"):
+        prepare(tmp_path / "links", tmp_path / "out")
+    assert everything(tmp_path / "out") == before
+
+
+def test_folders_of_somebody_elses_beside_the_prepared_films_stay(raw, tmp_path):
+    prepare(raw, tmp_path / "out")
+    write_raw(tmp_path / "out" / "new" / "image" / "MCUCXR_0001_0.png", np.zeros((8, 8), np.uint8))
+    theirs = everything(tmp_path / "out" / "new")
+    prepare(raw, tmp_path / "out")
+    prep.prepare(raw, tmp_path / "out", size=16, workers=1)
+    assert everything(tmp_path / "out" / "new") == theirs
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("where", ["film", "journal"])
+def test_a_full_disk_ends_the_preparation_and_the_next_run_goes_on(raw, tmp_path, monkeypatch, where):
+    reference, opened = prepare(raw, tmp_path / "reference"), Path.open
+
+    def full(path, mode="r", *rest, **options):
+        is_full = path.name.startswith(".MCUCXR_0108_1") if where == "film" else (path.name, mode) == ("films.jsonl", "a")
+        return open("/dev/full", mode.replace("x", "w")) if is_full else opened(path, mode, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        with pytest.raises(OSError, match="No space left on device: .*(films.jsonl|MCUCXR_0108_1.png)"):
+            prepare(raw, tmp_path / "out")
+    assert not (tmp_path / "out" / "manifest.csv").exists()
+    pd.testing.assert_frame_equal(prepare(raw, tmp_path / "out"), reference, check_dtype=False)
+
+
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_a_folder_that_can_not_be_searched_is_a_problem_and_a_status(raw, tmp_path, monkeypatch, capfd, kind):
+    if kind == "link":
+        (raw / "more films").symlink_to("gone")
+    else:
+        (raw / "more films").mkdir()
+        listdir = os.listdir
+
+        def locked(path):
+            if str(path).endswith("more films"):
+                raise PermissionError(EACCES, "Permission denied", str(path))
+            return listdir(path)
+
+        monkeypatch.setattr(os, "listdir", locked)
+    assert main(["prep", "--input", str(raw), "--out", str(tmp_path / "out"), "--size", str(SIZE)]) == 3
+    problems = pd.read_csv(tmp_path / "out" / "problems.csv").set_index("name")
+    assert ("can't be searched" if kind == "folder" else "No such file") in problems.loc["more films", "reason"]
+    assert f"{raw / 'more films'}" in capfd.readouterr().err and len(pd.read_csv(tmp_path / "out" / "manifest.csv")) == len(EXPECTED)
+
+
+def test_a_linked_folder_is_prepared(tmp_path):
+    montgomery(tmp_path / "store")
+    (tmp_path / "input").mkdir()
+    (tmp_path / "input" / "films").symlink_to(tmp_path / "store")
+    (tmp_path / "input" / "round").symlink_to(".")
+    (tmp_path / "input" / "again").symlink_to(".")
+    assert list(prepare(tmp_path / "input", tmp_path / "out")["name"]) == MONTGOMERY
+
+
+def test_problems_of_files_whose_names_are_not_utf_8_are_written(tmp_path):
+    montgomery(tmp_path / "input")
+    (tmp_path / "input" / "CXR_png" / f"{MONTGOMERY[0]}.png").write_bytes(b"broken")
+    raw = (tmp_path / "input").rename(tmp_path / os.fsdecode(b"r\xf6ntgen"))
+    assert list(prepare(raw, tmp_path / "out")["name"]) == MONTGOMERY[1:]
+    assert "r\\xf6ntgen" in pd.read_csv(tmp_path / "out" / "problems.csv")["reason"][0]
