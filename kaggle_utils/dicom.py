@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 DECODE_SECONDS = 120  # a 20-megapixel film takes 1-3 s; a machine may be busy
 # Address space of the process that decodes: of its libraries, and of each value, of which openjpeg has 4 bytes in several copies.
 DECODE_BYTES, DECODE_BYTES_EACH = 1 << 30, 24
+_DECODER_BYTES = 80_000_000  # of memory, that the process takes besides the image
 _MOST_FRAGMENTS = 10_000  # pieces of a compressed image; an encoder makes one, or a few hundred
 NOT_FILMS = ("CT", "MR", "PT", "NM", "US")
 # The patient's: calibrated; the detector's, magnified by a few per cent; the film scanner's.
@@ -107,6 +108,25 @@ def read_dicom(data: bytes) -> Film:
         raise ValueError("this machine's memory is too small for it") from None
     except Exception as error:  # pydicom meets a damaged element with exceptions of a dozen kinds
         raise ValueError(f"damaged DICOM: {_in_one_line(error)}") from None
+
+
+def dicom_bytes(head: bytes, finished: int) -> int | None:
+    """Memory that :func:`read_dicom` and what follows take, in bytes besides the file's own; None where the head doesn't tell.
+
+    Args:
+        head: the beginning of the file.
+        finished: bytes a pixel that are needed once it is read.
+    """
+    import_pydicom()
+    try:
+        ds, file = read_tags(head, ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated"))
+        pixels, pixel = ds.Rows * ds.Columns, ds.SamplesPerPixel * -(-ds.BitsAllocated // 8)
+        if not has_pixels(ds, file):
+            return None
+    except Exception:  # pydicom meets a damaged element with exceptions of a dozen kinds
+        return None
+    compressed = ds.file_meta.TransferSyntaxUID.is_encapsulated
+    return pixels * (4 * pixel + finished) + (_DECODER_BYTES + pixels * 8 * ds.SamplesPerPixel) * compressed
 
 
 def _parse(data: bytes) -> Dataset:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -10,12 +16,13 @@ import numpy as np
 
 from .checks import NO_CHEST, Checked, check_film, check_lungs
 from .files import printable
-from .image import read_film, resize_prob
+from .image import MOST_BYTES, film_bytes, read_film, resize_prob
 from .measure import check_height
 from .quality import Quality, estimate_quality, why_no_estimate
 
 # Blue and orange of Okabe & Ito's palette, told apart by colour-blind eyes; BGR, as OpenCV draws.
 TRUTH_COLOUR, PRED_COLOUR = (178, 114, 0), (0, 159, 230)
+_LARGE = 200_000_000  # bytes of a batch, after which memory is given back; eight films of 1024 px have 80 million
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,45 @@ def read_checked(path: str | Path, name: str, *, force: bool = False, data: byte
     spacing = film.spacing_mm and film.spacing_mm[::-1 if checked.turned % 180 else 1]
     # No colours: many films wait in memory.
     return ReadFilm(name, path, film.image, checked, refused, spacing, film.notes + checked.problems * force + checked.notes, film.age)
+
+
+def read_ahead(todo: Iterable[tuple[Path, str]], pool: Executor, batch: int, *, force: bool = False) -> Iterator[list[ReadFilm]]:
+    """Batches of checked films, in order; while one is worked on the next one is read.
+
+    As many are in memory as have room in :data:`image.MOST_BYTES` together; a batch ends early where the next film has none.
+
+    Args:
+        todo: of each film the file and the name, as for :func:`read_checked`.
+        pool: whose threads read.
+        batch: films of a batch at most.
+        force: as for :func:`read_checked`.
+    """
+    todo, sizes, reading, films, held = iter(todo), deque(), deque(), [], 0
+    while True:
+        sizes.extend((item, pool.submit(film_bytes, item[0])) for item in islice(todo, 2 * batch - len(sizes)))
+        while sizes and len(reading) + len(films) < 2 * batch and (not held or held + sizes[0][1].result() <= MOST_BYTES):
+            item, size = sizes.popleft()
+            held += size.result()
+            reading.append((pool.submit(read_checked, *item, force=force), size.result()))
+        if films and (len(films) == batch or not reading):
+            size, batch_of_films = sum(size for _, size in films), [film for film, _ in films]
+            films = []
+            yield batch_of_films
+            batch_of_films.clear()  # whoever took them is done
+            held -= size
+            if size > _LARGE:
+                _give_back_memory()
+        elif reading:
+            job, size = reading.popleft()
+            films.append((job.result(), size))
+        else:
+            return
+
+
+def _give_back_memory() -> None:
+    """Gives what was freed back to the kernel, where the C library keeps it (:func:`hardware.keep_memory`) and can."""
+    with suppress(AttributeError, OSError, TypeError):  # not glibc: macOS, musl, Windows
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def segment(film: ReadFilm, prob: np.ndarray | None, segmenter, *, force: bool = False) -> Segmented:

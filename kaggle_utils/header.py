@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
-# Twice a 14×17 inch film scanned at 50 µm, five times the largest film of the public sets. Decoded at 16 bits, with the
-# copies that decoding makes, it is about 1 GB.
-MAX_PIXELS = 120_000_000
+# A 14×17 inch film scanned at 50 µm has 61 million, the largest film of the public sets 20. From file to mask such a film takes up to
+# 1.5 GB, see results/memory.json.
+MAX_PIXELS = 64_000_000
 MAX_BYTES = 8 * MAX_PIXELS  # of a file: four channels of 16 bits, uncompressed
 HEAD = 512  # bytes that kind_of, is_dicom and looks_like_image want to see
 _GROUPS = (b"\x02\x00", b"\x08\x00")  # with one of these a DICOM file without a preamble begins
@@ -24,7 +24,10 @@ _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _ALONE = frozenset((0x00, 0x01, *range(0xD0, 0xD9)))  # JPEG's stuffed zeros, TEM, restarts and SOI have no length
 _AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _MOST_PAGES = 100  # of a TIFF that are looked at
-_PAGE_KIND, _OLD_PAGE_KIND, _WIDTH, _LENGTH, _ORIENTATION = _TAGS = 254, 255, 256, 257, 274
+_PAGE_KIND, _OLD_PAGE_KIND, _WIDTH, _LENGTH, _BITS, _ORIENTATION, _SAMPLES, _TILE_WIDTH, _TILE_LENGTH = _TAGS = (
+    254, 255, 256, 257, 258, 274, 277, 322, 323)
+_LEAST_TILE = 1 << 20  # pixels that a TIFF's tile may have in any film
+_PNG_SAMPLES = {0: 1, 2: 3, 3: 3}  # that OpenCV makes of a colour type; 4 of all others, and where a colour is transparent
 _KINDS = {kind: re.compile(magic, re.DOTALL) for kind, magic in {
     "PNG": rb"\x89PNG\r\n\x1a\n", "JPEG": rb"\xff\xd8\xff", "TIFF": rb"II[*+]\0|MM\0[*+]", "GIF": rb"GIF8",
     "WebP": rb"RIFF.{4}WEBP", "BMP": rb"BM.{12}[\x0c(48@l|]\0{3}", "JP2": rb"\0{3}\x0cjP  \r\n\x87\n",
@@ -43,6 +46,7 @@ class Header:
         orientation: EXIF's, 1 to 8: which way up the stored pixels are.
         pictures: how many films are in the file; a TIFF's reduced copies are not counted.
         page: which of a TIFF's pages the film is.
+        pixel: bytes of a pixel while it is decoded.
     """
 
     rows: int
@@ -50,6 +54,7 @@ class Header:
     orientation: int = 1
     pictures: int = 1
     page: int = 0
+    pixel: int = 4
 
 
 def kind_of(head: bytes) -> str | None:
@@ -77,12 +82,14 @@ def looks_like_image(head: bytes) -> bool:
     return kind_of(head) not in (None, "gzip", "DICOM") or bool(_NOT_READ.match(head))
 
 
-def check_size(rows: int, columns: int) -> None:
-    """Raises ValueError unless an image of this size has pixels, and no more than ``MAX_PIXELS``."""
+def check_size(rows: int, columns: int, pixel: int = 1) -> None:
+    """Raises ValueError unless an image of this size has pixels, no more than ``MAX_PIXELS``, and each of some bytes."""
     if rows < 1 or columns < 1:
         raise ValueError(f"it declares {columns} x {rows} pixels")
     if rows * columns > MAX_PIXELS:
         raise ValueError(f"it declares {columns} x {rows} pixels, more than {MAX_PIXELS / 1e6:.0f} million: too large for a film")
+    if rows * columns * pixel > 8 * MAX_PIXELS:
+        raise ValueError(f"it declares {columns} x {rows} pixels of {pixel} bytes, more than {8 * MAX_PIXELS / 1e6:.0f} million in all: too large for a film")
 
 
 def read_header(data: bytes) -> Header:
@@ -105,18 +112,20 @@ def read_header(data: bytes) -> Header:
 
 
 def _png(data: bytes) -> Header:
-    columns, rows = struct.unpack_from(">II", data, 16)
+    columns, rows, depth, colour = struct.unpack_from(">IIBB", data, 16)
     at, orientation, pictures = 8, 1, 1
     # OpenCV makes room for a chunk of any length before it sees that the file ends: 2 GB, and seconds.
     while (kind := data[at + 4:at + 8]) != b"IEND":
         length, = struct.unpack_from(">I", data, at)
         if kind == b"eXIf":
             orientation = _exif(data[at + 8:at + 8 + length])
+        elif kind == b"tRNS":
+            colour = -1
         elif kind == b"acTL":  # animated
             pictures, = struct.unpack_from(">I", data, at + 8)
         at += 12 + length
     struct.unpack_from(">I", data, at + 8)  # the last checksum
-    return Header(rows, columns, orientation, pictures)
+    return Header(rows, columns, orientation, pictures, pixel=_PNG_SAMPLES.get(colour, 4) * (2 if depth > 8 else 1))
 
 
 def _jpeg(data: bytes) -> Header:
@@ -125,13 +134,14 @@ def _jpeg(data: bytes) -> Header:
         at = _find(data, b"\xff", at)
         marker = data[at + 1]
         if marker == 0xD9:
-            return Header(*size["declared"], orientation)
+            *size, samples = size["declared"]
+            return Header(*size, orientation, pixel=1 if samples == 1 else 3)
         if marker == 0xFF or marker in _ALONE:
             at += 1 if marker == 0xFF else 2  # fill bytes before a marker
             continue
         length, = struct.unpack_from(">H", data, at + 2)
         if marker in _SOF:
-            size.setdefault("declared", struct.unpack_from(">HH", data, at + 5))
+            size.setdefault("declared", struct.unpack_from(">HHB", data, at + 5))
         elif marker == 0xE1 and data[at + 4:at + 10] == b"Exif\0\0":
             orientation = _exif(data[at + 10:at + 2 + length])
         at += 2 + length
@@ -145,7 +155,10 @@ def _tiff(data: bytes) -> Header:
     whole = [n for n, page in enumerate(pages) if not page.get(_PAGE_KIND, 0) & 0b101 and page.get(_OLD_PAGE_KIND) != 2]
     film = whole[0] if whole else 0
     page = pages[film]
-    return Header(page[_LENGTH], page[_WIDTH], page.get(_ORIENTATION, 1), max(len(whole), 1), film)
+    if page.get(_TILE_WIDTH, 1) * page.get(_TILE_LENGTH, 1) > max(_LEAST_TILE, 4 * page[_WIDTH] * page[_LENGTH]):  # which are decoded whole
+        raise ValueError(f"its tiles of {page[_TILE_WIDTH]} x {page[_TILE_LENGTH]} pixels are larger than the film")
+    return Header(page[_LENGTH], page[_WIDTH], page.get(_ORIENTATION, 1), max(len(whole), 1), film,
+                  page.get(_SAMPLES, 1) * -(-page.get(_BITS, 1) // 8))
 
 
 def _pages(data: bytes) -> list[dict[int, int]]:
@@ -163,7 +176,10 @@ def _pages(data: bytes) -> list[dict[int, int]]:
             tag, kind = struct.unpack_from(order + "HH", data, at)
             form = {1: "B", 3: "H", 4: "I", 16: "Q"}.get(kind)
             if tag in _TAGS and form:
-                tags[tag], = struct.unpack_from(order + form, data, at + value)
+                times, = struct.unpack_from(order + offset, data, at + 4)
+                there = times * struct.calcsize(form) <= struct.calcsize(offset)  # else where the entry points to
+                place = at + value if there else struct.unpack_from(order + offset, data, at + value)[0]
+                tags.setdefault(tag, *struct.unpack_from(order + form, data, place))  # the first counts, as for libtiff
         link = data[first + count * size:][:struct.calcsize(order + offset)]
         start = int.from_bytes(link, "little" if order == "<" else "big")  # some writers leave out the last one
     return list(pages.values())
@@ -257,7 +273,7 @@ def _j2k(data: bytes, at: int = 0) -> Header:
             at = at + length if length else _find(data, b"\xff\xd9", at)
         else:
             at += 2 + struct.unpack_from(">H", data, at + 2)[0]
-    return Header(bottom - top, right - left)
+    return Header(bottom - top, right - left, pixel=4 * channels)  # OpenJPEG has whole numbers of 32 bits
 
 
 def _nifti(data: bytes) -> Header:
@@ -266,7 +282,8 @@ def _nifti(data: bytes) -> Header:
     number, *sizes = struct.unpack_from(order + form, data, at)
     axes = [size for size in sizes[:max(number, 0)] if size != 1]
     columns, rows, *others = axes + [1] * (2 - len(axes))
-    return Header(rows, columns, pictures=prod(others))
+    bits, = struct.unpack_from(order + "H", data, 14 if data[4:8] == b"n+2\0" else 72)
+    return Header(rows, columns, pictures=prod(others), pixel=max(1, bits // 8))
 
 
 def _find(data: bytes, what: bytes, at: int) -> int:

@@ -6,6 +6,7 @@ Films are seen as the radiologist hangs them: the **patient's left lung is on th
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from .header import HEAD, MAX_BYTES, MAX_PIXELS, is_dicom
+from .header import HEAD, MAX_BYTES, MAX_PIXELS, Header, is_dicom, kind_of, read_header
 
 # A second belt: OpenCV reads it when it is imported. An import before this one leaves OpenCV's own limit, 2**30.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
@@ -21,14 +22,18 @@ os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
 import cv2
 import numpy as np
 
-from .dicom import Film, Lie, listed, read_dicom  # noqa: F401 (this module is the face of the first three)
+from .dicom import Film, Lie, dicom_bytes, listed, read_dicom  # noqa: F401 (this module is the face of the first three)
 from .files import write_bytes
 from .gray import to_8_bits
-from .picture import decode, unpack
+from .picture import JSRT_BYTES, JSRT_SIDE, decode, unpack
 
 # OpenCV logs to stderr what read_image says in one line with the file's name.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
+# Memory by which films are read ahead: a film of MAX_PIXELS may take more, but then it is alone.
+MOST_BYTES = 1_100_000_000
+FINISHED_BYTES = 8  # a pixel: 8-bit film, probabilities, mask, labels and overlay, which are not all there at once
+_DICOM_HEAD = 1 << 20  # bytes, in which a film's size is looked for
 _MOST_LABELS = 16  # a mask of more grays has soft edges, or was JPEG
 _LABEL = 0.005  # share of such a mask: a gray that fills less in one piece is no label
 _TO_GRAY = {3: cv2.COLOR_BGR2GRAY, 4: cv2.COLOR_BGRA2GRAY}  # by channels
@@ -66,6 +71,28 @@ def read_film(path: str | Path, *, data: bytes | None = None) -> Film:
         film = read_dicom(data) if is_dicom(data[:HEAD]) else _read_picture(data)
     border = constant_border(film.image)
     return replace(film, notes=(*film.notes, "constant border: {} top, {} bottom, {} left, {} right".format(*border))) if any(border) else film
+
+
+def film_bytes(path: str | Path) -> int:
+    """Memory that a film takes at most, in bytes, while it is read, segmented and written, by what its file declares.
+
+    It's 0 for what :func:`read_film` refuses at once, and ``MOST_BYTES`` where the declaration isn't at the file's beginning.
+    """
+    try:
+        size = Path(path).stat().st_size
+        if size > MAX_BYTES or not Path(path).is_file():
+            return 0
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            kind = kind_of(data[:HEAD])
+            if kind == "gzip":
+                return MOST_BYTES
+            if kind == "DICOM":
+                found = dicom_bytes(data[:_DICOM_HEAD], FINISHED_BYTES)
+                return MOST_BYTES if found is None else size + found
+            declared = Header(JSRT_SIDE, JSRT_SIDE) if size == JSRT_BYTES and not kind else read_header(data)
+        return size + declared.rows * declared.columns * (declared.pixel + FINISHED_BYTES)
+    except (ValueError, OSError, ImportError):  # what is wrong with it is said when it is read
+        return 0
 
 
 def constant_border(image: np.ndarray) -> tuple[int, int, int, int]:

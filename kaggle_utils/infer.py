@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from .data import read_manifest
 from .files import find_files, printable, start_results, unique_names
-from .film import PRED_COLOUR, TRUTH_COLOUR, ReadFilm, Segmented, clean_mask, draw_overlay, finish_mask, read_checked, segment  # noqa: F401
+from .film import PRED_COLOUR, TRUTH_COLOUR, ReadFilm, Segmented, clean_mask, draw_overlay, finish_mask, read_ahead, read_checked, segment  # noqa: F401
 from .formats import annotate, check_formats, write_coco, write_dicom_seg
 from .image import read_image, read_mask, resize_mask, write_bytes, write_image, write_mask
 from .journal import Journal
@@ -74,7 +74,7 @@ def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegm
     todo = [(file, name) for file, name in zip(files, names) if name not in done]
     try:
         with ThreadPoolExecutor() as pool, tqdm(total=len(files), initial=len(done), desc="predict", unit="film", disable=None) as bar:
-            for films in _batches(_read_ahead(todo, pool, 2 * batch, force), batch):
+            for films in read_ahead(todo, pool, batch, force=force):
                 for film, found in zip(films, _finish(films, segmenter, pool, out, formats, force)):
                     done[film.name] = found
                     if film.image is not None:  # what could not be read is tried again
@@ -161,16 +161,6 @@ def evaluate(data: str | Path, segmenter: LungSegmenter, *, split: str = "test",
         bar.update(len(films))
     bar.close()
     return pd.DataFrame(rows).sort_values(["size", "protocol", "source", "name"], ignore_index=True)
-
-
-def _read_ahead(todo: list[tuple[Path, str]], pool: ThreadPoolExecutor, ahead: int, force: bool) -> Iterator[ReadFilm]:
-    """Films in order, the next ones being decoded while the network works; never more than ``ahead`` in memory."""
-    jobs = [pool.submit(read_checked, *item, force=force) for item in todo[:ahead]]
-    for n in range(len(todo)):
-        film = jobs.pop(0).result()
-        if n + ahead < len(todo):
-            jobs.append(pool.submit(read_checked, *todo[n + ahead], force=force))
-        yield film
 
 
 def _write(found: Segmented, out: Path, formats: Sequence[str],

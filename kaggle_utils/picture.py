@@ -39,7 +39,7 @@ def decode(data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
     if kind is None and len(data) == JSRT_BYTES:
         return _jsrt(data), ()
     declared = read_header(data)
-    check_size(declared.rows, declared.columns)
+    check_size(declared.rows, declared.columns, declared.pixel)
     if declared.pictures != 1:
         raise ValueError(f"{kind} of {declared.pictures} pictures, a film has one")
     if kind == "NIfTI":

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from .files import find_files, printable, start_results, unique_names
 from .hardware import choose_device
 from .image import resize_mask, write_bytes, write_image
-from .infer import LungSegmenter, ReadFilm, Segmented, draw_overlay, read_checked, segment
+from .infer import LungSegmenter, ReadFilm, Segmented, draw_overlay, read_ahead, segment
 from .journal import Journal
 from .model import read_header
 from .tb_data import FILM, Cuts, cut, from_letter_box, lung_box, lung_fields, view
@@ -136,8 +136,7 @@ def screen(patterns: Iterable[str | Path], out: str | Path, screener: TBScreener
     todo = [(file, name) for file, name in zip(files, names) if name not in rows]
     try:
         with ThreadPoolExecutor() as pool, tqdm(total=len(files), initial=len(rows), desc="screen", unit="film", disable=None) as bar:
-            for start in range(0, len(todo), batch):
-                films = list(pool.map(lambda item: read_checked(*item), todo[start:start + batch]))
+            for films in read_ahead(todo, pool, batch):
                 for film, row in zip(films, _screen(films, out, screener, pool)):
                     rows[film.name] = row
                     if film.image is not None:  # what could not be read is tried again

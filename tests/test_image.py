@@ -15,9 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageOps
+from pydicom import uid
 
+from kaggle_utils import header
 from kaggle_utils import image as files
 from kaggle_utils.gray import gray_range, to_8_bits
+from kaggle_utils.header import read_header
+from kaggle_utils.picture import decode
 from dicoms import dicom
 from phantoms import phantom, tiff, write_raw
 
@@ -588,3 +592,68 @@ def test_probabilities_stay_probabilities_and_beat_the_resized_mask():
     from_prob = (files.resize_prob(small, (512, 512)) > 0.5).astype(np.uint8)
     from_mask = cv2.resize(files.resize_mask(truth, 64), (512, 512), interpolation=cv2.INTER_NEAREST)
     assert dice(from_prob) > 0.995 and dice(from_prob) > dice(from_mask)
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+def pictures(film: np.ndarray) -> dict[str, np.ndarray]:
+    """Arrays by the suffixes that they are written with."""
+    wide, colour, alpha = film.astype(np.uint16) * 9, np.dstack([film] * 3), np.dstack([film] * 4)
+    floats = film.astype(np.float32)
+    return {"gray.png": film, "wide.png": wide, "colour.png": colour, "alpha.png": np.dstack([wide] * 4), "gray.jpg": film, "colour.jpg": colour,
+            "gray.bmp": film, "colour.bmp": colour, "alpha.webp": alpha, "gray.webp": film, "gray.jp2": film, "colour.jp2": colour, "wide.jp2": wide,
+            "gray.tif": film, "wide.tif": wide, "colour.tif": np.dstack([wide] * 3), "float.tif": floats, "double.tif": floats.astype(float),
+            "colours.tif": np.dstack([floats] * 3), "gray.gif": colour}
+
+
+@pytest.mark.parametrize("name", pictures(np.zeros((1, 1), np.uint8)))
+def test_a_file_declares_at_least_what_its_pixels_take(tmp_path, film, name):
+    path = write_raw(tmp_path / name, pictures(film.image)[name])
+    pixels = decode(path.read_bytes())[0]
+    declared = read_header(path.read_bytes())
+    assert declared.pixel * declared.rows * declared.columns >= pixels.nbytes
+    assert files.film_bytes(path) >= pixels.nbytes + files.FINISHED_BYTES * pixels.shape[0] * pixels.shape[1]
+
+
+def test_palette_with_transparency_declares_its_four_channels(tmp_path):
+    picture = Image.new("P", (64, 64))
+    picture.putpalette([0, 0, 0, 255, 0, 0])
+    picture.save(tmp_path / "film.png", transparency=0)
+    data = (tmp_path / "film.png").read_bytes()
+    assert decode(data)[0].nbytes == 4 * 64 * 64 <= read_header(data).pixel * 64 * 64
+
+
+def test_pixels_of_many_bytes_have_a_lower_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(header, "MAX_PIXELS", 1000)
+    path = write_raw(tmp_path / "film.tif", np.zeros((30, 30, 3), np.float64))
+    with pytest.raises(ValueError, match=f"{path}: it declares 30 x 30 pixels of 24 bytes, more than 0 million in all"):
+        files.read_image(path)
+
+
+def test_tiff_whose_tiles_are_larger_than_the_film_is_refused(tmp_path, film):
+    (tmp_path / "film.tif").write_bytes(tiff((film.image, {322: 30000, 323: 30000})))
+    with pytest.raises(ValueError, match="its tiles of 30000 x 30000 pixels are larger than the film"):
+        files.read_image(tmp_path / "film.tif")
+
+
+def test_of_a_tag_that_is_there_twice_the_first_counts_as_in_libtiff(film):
+    data = bytearray(tiff((film.image, {279: film.image.size, 330: 9})))
+    at = data.index(struct.pack("<HHII", 330, 4, 1, 9))
+    struct.pack_into("<HHII", data, at, 257, 4, 1, 7)
+    assert read_header(bytes(data)).rows == film.image.shape[0]
+
+
+@pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian, uid.ExplicitVRBigEndian, uid.RLELossless])
+def test_memory_of_a_dicom_film_is_that_of_its_size(tmp_path, syntax):
+    (tmp_path / "film").write_bytes(dicom(np.zeros((300, 200), np.uint16), syntax))
+    decoder = 80_000_000 if syntax == uid.RLELossless else 0
+    assert 300 * 200 * (4 * 2 + files.FINISHED_BYTES) <= files.film_bytes(tmp_path / "film") - decoder < 300 * 200 * 30
+
+
+def test_memory_of_what_is_no_film_or_doesnt_tell_is_none_or_all(tmp_path, film):
+    (tmp_path / "packed.png.gz").write_bytes(gzip.compress(files.encode_image(film.image, ".png")))
+    (tmp_path / "late").write_bytes((lambda d: d[:132] + b"\x29\0\x10\x10OB\0\0" + (2 << 20).to_bytes(4, "little") + bytes(2 << 20) + d[132:])(dicom(film.image)))
+    (tmp_path / "text.png").write_bytes(b"text")
+    (tmp_path / "empty.png").write_bytes(b"")
+    assert files.film_bytes(tmp_path / "packed.png.gz") == files.film_bytes(tmp_path / "late") == files.MOST_BYTES
+    assert [files.film_bytes(tmp_path / name) for name in ("text.png", "empty.png", "none.png", ".")] == [0, 0, 0, 0]

@@ -2,6 +2,9 @@
 
 import os
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import BytesIO
 
@@ -12,6 +15,7 @@ import pytest
 import torch
 from scipy import ndimage
 
+from kaggle_utils import film as film_module
 from kaggle_utils import image as files
 from kaggle_utils import infer
 from kaggle_utils.files import printable
@@ -371,3 +375,42 @@ def test_scores_do_not_depend_on_the_batch(two_sources, segmenter):
 def test_split_without_films_is_an_error_in_words(tmp_path, segmenter):
     with pytest.raises(ValueError, match="val"):
         evaluate(write_prepared(tmp_path / "set", {"train": 2}), segmenter, split="val")
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("sizes", [[100] * 30, [1000] * 5, [5000] * 4, [100, 5000, 100, 0, 900, 900, 0] * 3, []], ids=str)
+@pytest.mark.parametrize("batch", [1, 4])
+def test_films_wait_in_memory_only_as_far_as_there_is_room(monkeypatch, sizes, batch):
+    held, most, lock = {}, [], threading.Lock()
+
+    def read(path, name, force):
+        with lock:
+            held[name] = sizes[int(name)]
+            most.append((sum(held.values()), len(held)))
+        return infer.ReadFilm(name, path)
+
+    monkeypatch.setattr(film_module, "MOST_BYTES", 1000)
+    monkeypatch.setattr(film_module, "film_bytes", lambda path: sizes[int(path)])
+    monkeypatch.setattr(film_module, "read_checked", read)
+    names = []
+    with ThreadPoolExecutor(3) as pool:
+        for films in infer.read_ahead([(str(n), str(n)) for n in range(len(sizes))], pool, batch):
+            assert 0 < len(films) <= batch
+            names += [film.name for film in films]
+            time.sleep(0.002)  # while the next ones are read
+            with lock:
+                for name in names:
+                    held.pop(name, None)
+    assert names == [str(n) for n in range(len(sizes))]
+    assert all(size <= 1000 or count == 1 for size, count in most) and all(count <= 2 * batch for _, count in most)
+
+
+def test_films_are_read_while_others_are_segmented(monkeypatch):
+    begun = []
+    monkeypatch.setattr(film_module, "film_bytes", lambda path: 1)
+    monkeypatch.setattr(film_module, "read_checked", lambda path, name, force: begun.append(name) or infer.ReadFilm(name, path))
+    with ThreadPoolExecutor(1) as pool:
+        first = next(infer.read_ahead([(name, name) for name in "abcdefgh"], pool, 2))
+        pool.submit(int).result()  # what waits before it is done
+    assert [film.name for film in first] == ["a", "b"] and begun == ["a", "b", "c", "d"]
