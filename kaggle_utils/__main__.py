@@ -477,6 +477,19 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{setting.name.replace('_', '-')}", **option)
 
 
+# Of what was stopped, by command.
+_WAY_ON = {"train": "; --resume goes on from the last checkpoint", "kaggle": "; what was pushed runs on at Kaggle",
+           **dict.fromkeys(("prep", "predict", "screen", "protocol", "tune", "s3"), "; the same command goes on")}
+
+
+def _no_room(error: Exception, args: argparse.Namespace) -> str:
+    """What is said of a full disk, or of a quota or a limit that is reached; empty for other errors."""
+    if getattr(error, "errno", None) not in files.FULL:
+        return ""
+    place = error.filename or getattr(args, "out", None) or "a folder"
+    return f"{files.printable(place)}: {error.strerror}: make room there{_WAY_ON.get(args.command, '')}"
+
+
 def _lacks_memory(error: Exception) -> bool:
     """Whether it is Python's, PyTorch's or OpenCV's way of saying so; only Python's has a type that is known without them."""
     said = str(error)
@@ -496,7 +509,7 @@ def main(argv: list[str] | None = None) -> int:
         with _lock(args):
             return args.function(args)
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"kaggle_utils {args.command}: {error}", file=sys.stderr)
+        print(f"kaggle_utils {args.command}: {_no_room(error, args) or error}", file=sys.stderr)
         return 1
     except ImportError as error:
         advice = "" if "pip install" in str(error) else ": pip install -r requirements.txt"
@@ -510,10 +523,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"kaggle_utils {args.command}: the memory is too small for this{advice}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        way_on = {"train": "; --resume goes on from the last checkpoint", "tune": "; the same command goes on with the study",
-                  "predict": "; the same command goes on", "screen": "; the same command goes on",
-                  "kaggle": "; what was pushed runs on at Kaggle", "s3": "; the same command goes on"}
-        print(f"kaggle_utils {args.command}: stopped{way_on.get(args.command, '')}", file=sys.stderr)
+        print(f"kaggle_utils {args.command}: stopped{_WAY_ON.get(args.command, '')}", file=sys.stderr)
         return 130
 
 

@@ -13,7 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from errno import EACCES, EAGAIN, EDEADLK
+from errno import EACCES, EAGAIN, EDEADLK, EDQUOT, EFBIG, ENOSPC
 from functools import cache
 from glob import glob, has_magic
 from pathlib import Path
@@ -41,6 +41,7 @@ OUTPUTS = {"predictions.csv": ("masks", "overlays", "dicom-seg"), "screening.csv
 _PICTURES = OUTPUTS["predictions.csv"]
 NAME_BYTES = 220  # of the 255 that a file's name may have; the rest is for a suffix, a number and what a temporary file adds
 LOCK = ".unet-lung.lock"  # how the name of a lock's file ends; each is hidden, so none is a film or makes a folder somebody's
+FULL = (ENOSPC, EDQUOT, EFBIG)  # errors that writing raises where there is no room, without a file's name
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # controls, ends of lines, bytes that are not UTF-8
 _RESERVED = re.compile(r"\.*|(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.I)  # no names of files, on Windows or anywhere
 

@@ -13,7 +13,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from .data import read_manifest
-from .files import find_files, printable, start_results, unique_names
+from .files import FULL, find_files, printable, start_results, unique_names
 from .film import PRED_COLOUR, TRUTH_COLOUR, ReadFilm, Segmented, clean_mask, draw_overlay, finish_mask, read_ahead, read_checked, segment  # noqa: F401
 from .formats import annotate, check_formats, write_coco, write_dicom_seg
 from .image import read_image, read_mask, resize_mask, write_bytes, write_image, write_mask
@@ -26,7 +26,7 @@ from .segmenter import DEFAULT_WEIGHTS, LungSegmenter  # noqa: F401 (this module
 COLUMNS = ("name", "path", "height", "width", "lung_px", "lung_share", "quality", "flag", "reasons", "mask", "overlay", "notes", "error")
 _FOLDERS = {"png": ("masks", "overlays"), "coco": (), "dicom-seg": ("dicom-seg",)}  # of each format
 _OUTPUTS = (("masks", ".png"), ("overlays", ".png"), ("dicom-seg", ".dcm"))
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES}  # the folder's failures, and no film's
+_DISK = {*FULL, errno.EROFS, errno.EIO, errno.EACCES}  # the folder's failures, and no film's
 _NAMES = {"png": "PNG", "coco": "COCO", "dicom-seg": "DICOM-SEG"}  # in notes
 
 

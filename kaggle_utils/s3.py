@@ -16,11 +16,11 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from errno import EDQUOT, EFBIG, ENOSPC
+from errno import ENOSPC
 from pathlib import Path, PurePosixPath
 from secrets import token_hex
 
-from .files import LOCK, locked, printable, write_bytes
+from .files import FULL, LOCK, locked, printable, write_bytes
 from .s3_client import (ATTEMPTS, CRC, Moved, abort_leftovers, connect, crc32, explained, has_size, is_same, leads_out, list_objects, parse, run,
                         settings)
 from .s3_zip import unzip
@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 SCHEME = "s3://"
 PART_BYTES = 249  # of a key between two slashes, if it is to be a file's name: 255, and 6 for that of its copy while it is fetched
 UNFINISHED = re.compile(rf"\..+\.part|.*{re.escape(LOCK)}", re.DOTALL)  # what this package calls a file that isn't whole, and a lock
-FULL = (ENOSPC, EDQUOT, EFBIG)  # errors that writing raises without a file's name
 
 
 def upload(source: str | Path, address: str) -> Moved:

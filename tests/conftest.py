@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -48,6 +51,44 @@ def folder(tmp_path: Path) -> Path:
         write_raw(tmp_path / "films" / name, phantom(40, 32, seed=ord(name[-5])).image)
     (tmp_path / "films" / "notes.txt").write_text("not a film")
     return tmp_path / "films"
+
+
+@pytest.fixture
+def ctrl_c(monkeypatch):
+    """``ctrl_c(owner, name, calls)``: the signal that Ctrl-C sends comes after so many calls of a function of the main thread."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process of xdist ignores
+
+    def after(owner: object, name: str, calls: int) -> None:
+        count, function = itertools.count(1), getattr(owner, name)
+
+        def interrupted(*args: object, **options: object) -> object:
+            result = function(*args, **options)
+            if next(count) == calls:
+                signal.raise_signal(signal.SIGINT)
+            return result
+
+        monkeypatch.setattr(owner, name, interrupted)
+
+    yield after
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """``full_disk(files)``: so many files can still be written; ``full_disk(None)``: there is room again."""
+    left, replace = [0], os.replace
+
+    def write(source: object, target: object) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    def after(files: int | None) -> None:
+        left[0] = 10**9 if files is None else files
+        monkeypatch.setattr(os, "replace", write)
+
+    return after
 
 
 ODD_NAMES = {"r\udcf6ntgen.png": "r_xf6ntgen", "a\nb.png": "a_nb", "片" * 83 + ".png": "片" * 70 + "_004cc0b5", "con.png": "_con", "Film.png": "Film_png",

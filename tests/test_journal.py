@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import kaggle_utils
+from kaggle_utils.__main__ import main
 from kaggle_utils.infer import LungSegmenter, predict
 from kaggle_utils.journal import Journal
 from kaggle_utils.model import UNet, save_weights
@@ -120,6 +121,41 @@ def test_screen_goes_on_where_it_was_stopped(films, tmp_path, monkeypatch):
     whole = screened(tmp_path / "whole")
     assert screened(tmp_path / "stopped", fails_at=1) + screened(tmp_path / "stopped") == whole
     assert tables(tmp_path / "stopped") == tables(tmp_path / "whole")
+
+
+def command(films, out, weights):
+    return ["predict", str(films), "--out", str(out), "--weights", str(weights), "--device", "cpu", "--force", "--batch", "1"]
+
+
+def segmented(films, out, weights, monkeypatch):
+    """How many films the command segments now."""
+    seen, real = [], LungSegmenter.probabilities
+    with monkeypatch.context() as patched:
+        patched.setattr(LungSegmenter, "probabilities", lambda self, films, *heads: seen.append(len(films)) or real(self, films, *heads))
+        assert main(command(films, out, weights)) == 3  # for the one that is broken
+    return sum(seen)
+
+
+def test_a_full_disk_ends_predict_in_a_line_and_the_same_command_goes_on(films, tmp_path, weights, full_disk, monkeypatch, capfd):
+    run(films, tmp_path / "whole", weights)
+    out = tmp_path / "out"
+    full_disk(6)  # the journal, mask and overlay of two films, and the third one's mask
+    assert main(command(films, out, weights)) == 1
+    said = capfd.readouterr().err
+    assert said.startswith(f"kaggle_utils predict: {out}") and said.endswith("No space left on device: make room there; the same command goes on\n")
+    assert said.count("\n") == 1 and not list(out.rglob(".*.part"))
+    full_disk(None)
+    assert segmented(films, out, weights, monkeypatch) == N - 2
+    assert tables(out) == tables(tmp_path / "whole")
+
+
+def test_ctrl_c_ends_predict_in_a_line_and_the_same_command_goes_on(films, tmp_path, weights, ctrl_c, monkeypatch, capfd):
+    out = tmp_path / "out"
+    ctrl_c(Journal, "add", calls=3)
+    assert main(command(films, out, weights)) == 130
+    assert capfd.readouterr().err == "kaggle_utils predict: stopped; the same command goes on\n"
+    assert set(pd.read_csv(out / "predictions.csv")["name"]) >= {"film0", "film1"}
+    assert segmented(films, out, weights, monkeypatch) == N - 3
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from kaggle_utils.calibrate import auc
 from kaggle_utils.data import read_manifest
 from kaggle_utils.image import write_image
 from kaggle_utils.infer import LungSegmenter, ReadFilm, Segmented
+from kaggle_utils.journal import Journal
 from kaggle_utils.model import UNet, save_weights
 from kaggle_utils.quality import Quality
 from kaggle_utils.synthetic import AppearanceModel
@@ -333,6 +334,24 @@ def test_screening_gives_a_probability_or_a_reason(folder, weights, tmp_path):
     assert table["reason"][0].startswith("refused: blank") and table["reason"][1].startswith("the file is truncated")
     assert len(pd.read_csv(tmp_path / "out" / "screening.csv")) == 5
     assert sorted(path.name for path in (tmp_path / "out" / "overlays").iterdir()) == ["film0.png", "film1.png"]
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "full disk"])
+def test_what_stops_a_screening_is_told_in_a_line_and_the_same_command_goes_on(folder, weights, tmp_path, how, ctrl_c, full_disk, monkeypatch, capfd):
+    command = ["screen", str(folder / "film*.png"), "--out", str(tmp_path / "out"), "--weights", str(weights), "--device", "cpu", "--batch", "1"]
+    if how == "Ctrl-C":
+        ctrl_c(Journal, "add", calls=1)
+    else:
+        full_disk(2)  # the journal and the first overlay
+    assert main(command) == (130 if how == "Ctrl-C" else 1)
+    said = capfd.readouterr().err
+    assert said.endswith("stopped; the same command goes on\n" if how == "Ctrl-C" else "No space left on device: make room there; the same command goes on\n")
+    assert said.count("\n") == 1 and (how == "Ctrl-C" or str(tmp_path / "out") in said)
+    full_disk(None)
+    seen, real = [], LungSegmenter.probabilities
+    monkeypatch.setattr(LungSegmenter, "probabilities", lambda self, films, *heads: seen.append(len(films)) or real(self, films, *heads))
+    assert main(command) == 0 and sum(seen) == 1
+    assert pd.read_csv(tmp_path / "out" / "screening.csv")["probability"].notna().tolist() == [True, True]
 
 
 def test_no_name_of_a_file_ends_a_run(odd_names, weights, tmp_path):
