@@ -308,24 +308,23 @@ def _prepare_all(films: list[RawFilm], out: Path, size: int, workers: int) -> tu
         stamp = _stamp(film)
         rows.append(row) if row and row["stamp"] == stamp else todo.append((film, stamp))
     # OpenCV's own threads on top of ours would only get in each other's way.
-    threads = cv2.getNumThreads()
+    threads, pool = cv2.getNumThreads(), ThreadPoolExecutor(workers)
     cv2.setNumThreads(1)
     try:
-        with ThreadPoolExecutor(workers) as pool:
-            jobs = {pool.submit(prepare_film, film, out / _NEW, size): (film, stamp) for film, stamp in todo}
-            for job in tqdm(as_completed(jobs), total=len(jobs), desc="prep", unit="film", disable=None):
-                (film, stamp), error = jobs[job], job.exception()
-                reason = error and _reason(error, out, f"fewer workers than {workers}, or a smaller size than {size} px, take less")
-                if reason:
-                    problems.append(Problem(film.name, film.source, printable(reason)))
-                    continue
-                if error:
-                    pool.shutdown(cancel_futures=True)
-                    raise error
-                rows.append({**job.result(), "stamp": stamp})
-                with naming(journal), journal.open("a") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
+        jobs = {pool.submit(prepare_film, film, out / _NEW, size): (film, stamp) for film, stamp in todo}
+        for job in tqdm(as_completed(jobs), total=len(jobs), desc="prep", unit="film", disable=None):
+            (film, stamp), error = jobs[job], job.exception()
+            reason = error and _reason(error, out, f"fewer workers than {workers}, or a smaller size than {size} px, take less")
+            if reason:
+                problems.append(Problem(film.name, film.source, printable(reason)))
+                continue
+            if error:
+                raise error
+            rows.append({**job.result(), "stamp": stamp})
+            with naming(journal), journal.open("a") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
     finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C, say, it would do all that is left
         cv2.setNumThreads(threads)
     return rows, sorted(problems, key=lambda p: p.name)
 

@@ -540,6 +540,21 @@ def test_run_killed_while_moving_films_goes_on(raw, tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(prepare(raw, tmp_path / "out"), reference, check_dtype=False)
 
 
+def test_ctrl_c_ends_prep_in_a_line_and_the_same_command_goes_on(tmp_path, monkeypatch, ctrl_c, capfd):
+    for n in range(30):
+        write_raw(tmp_path / "raw" / f"MCUCXR_{n:04d}_0.png", phantom(48, 40, seed=n).image)
+    command = ["prep", "--input", str(tmp_path / "raw"), "--out", str(tmp_path / "out"), "--size", str(SIZE), "--workers", "1"]
+    done = count_films(monkeypatch)
+    monkeypatch.setattr(prep, "prepare_film", lambda *film, quick=prep.prepare_film: time.sleep(0.02) or quick(*film))
+    ctrl_c(prep, "naming", calls=4)  # before the fourth row is written
+    assert main(command) == 130
+    assert capfd.readouterr().err == "kaggle_utils prep: stopped; the same command goes on\n"
+    before = len(done)
+    assert 3 < before < 15
+    assert main(command) == 0
+    assert len(done) - before == 30 - 3 and len(pd.read_csv(tmp_path / "out" / "manifest.csv")) == 30
+
+
 def test_journal_cut_in_mid_line_is_read_up_to_there(raw, tmp_path, monkeypatch):
     prepare(raw, tmp_path / "out")
     journal = tmp_path / "out" / "films.jsonl"
