@@ -60,13 +60,15 @@ def find_files(patterns: Iterable[str | Path], *, out: str | Path | None = None)
 
     Raises:
         FileNotFoundError: a pattern names nothing.
-        ValueError: a named file lies where the caller would write its own.
+        ValueError: a named file, or all films of a pattern, lie where the caller would write its own.
     """
     written = {os.path.join(os.path.realpath(out), name) for name in _PICTURES} if out is not None else set()
     found: dict[tuple[str, str], Path] = {}
     real = cache(os.path.realpath)
     for pattern in patterns:
         films = _find(Path(pattern), written)
+        if not films and _find(Path(pattern), set()):
+            raise ValueError(f"{printable(pattern)}: results would be written where these films lie: choose another folder to write")
         if not films:
             raise FileNotFoundError(_nothing(pattern))
         for path in films:  # a folder that is reached in two ways is one; two links to one file are two names
@@ -291,17 +293,22 @@ def unique_names(files: list[Path]) -> list[str]:
     (a line's end, bytes that are not UTF-8, more than ``NAME_BYTES``) is replaced, and a long name's end by a hash of the whole.
     """
     stems = [without_suffix(path.name) for path in files]
-    count = Counter(map(_key, stems))
+    count = Counter(map(name_key, stems))
     common = os.path.commonpath([path.absolute().parent for path in files]) if files else ""
     names: dict[str, str] = {}
     for path, stem in zip(files, stems):
-        first = _file_name(re.sub(r"[/\\.]", "_", os.path.relpath(path, common)) if count[_key(stem)] > 1 else stem)
+        first = _file_name(re.sub(r"[/\\.]", "_", os.path.relpath(path, common)) if count[name_key(stem)] > 1 else stem)
         name, n = first, 1
-        while _key(name) in names:
+        while name_key(name) in names:
             n += 1
             name = f"{first}_{n}"
-        names[_key(name)] = name
+        names[name_key(name)] = name
     return list(names.values())
+
+
+def name_key(name: str) -> str:
+    """A key that is the same for two names only where some file system takes them for one."""
+    return unicodedata.normalize("NFC", printable(name)).casefold()
 
 
 def printable(text: object) -> str:
@@ -391,9 +398,11 @@ def _find(pattern: Path, written: set[str]) -> list[Path]:
         if _is_below(pattern, written):
             raise ValueError(f"{printable(pattern)}: results would be written to this film's folder: choose another folder to write")
         return [pattern]
-    paths = _expand(pattern)
+    ours = cache(_is_ours)
+    paths = [path for path in _expand(pattern) if not ours(path if path.is_dir() else path.parent)]
     folders = [film for path in paths if path.is_dir() for film in _search(path, written)]
-    return sorted({path for path in paths if path.is_file() and not _is_below(path, written)}.union(folders))
+    files = {path for path in paths if path.is_file() and claims_film(path.name) is not False and not _is_below(path, written)}
+    return sorted(files.union(folders))
 
 
 def _expand(pattern: Path) -> list[Path]:
@@ -419,6 +428,13 @@ def _is_below(path: Path, folders: set[str]) -> bool:
     return any(str(parent) in folders for parent in Path(os.path.realpath(path.parent), path.name).parents)
 
 
+def _is_ours(folder: Path) -> bool:
+    """Whether pictures in a folder are those that this package wrote."""
+    lineage = (folder, *folder.parents)
+    return any(above / below in lineage and (above / marker).is_file()
+               for marker, folders in OUTPUTS.items() for below in folders for above in lineage)
+
+
 def _nothing(pattern: str | Path) -> str:
     what = "no film in it" if Path(pattern).is_dir() else "no film among what it names" if _expand(Path(pattern)) else "no such file"
     return f"{printable(pattern)}: {what}; films are PNG, JPEG, TIFF, BMP, GIF, WebP, JPEG 2000 and DICOM files"
@@ -435,11 +451,6 @@ def _looks_like_film(path: Path) -> bool:
     except (OSError, zlib.error):  # not ours to read, or not really compressed
         return False
     return is_dicom(head) or looks_like_image(head)
-
-
-def _key(name: str) -> str:
-    """Alike for names that some file system takes for the same."""
-    return unicodedata.normalize("NFC", printable(name)).casefold()
 
 
 def _file_name(text: str) -> str:

@@ -24,8 +24,7 @@ from .prep import combined_mask, find_films
 from .segmenter import DEFAULT_WEIGHTS, LungSegmenter  # noqa: F401 (this module is the face of those two)
 
 COLUMNS = ("name", "path", "height", "width", "lung_px", "lung_share", "quality", "flag", "reasons", "mask", "overlay", "notes", "error")
-_FOLDERS = {"png": ("masks", "overlays"), "coco": (), "dicom-seg": ("dicom-seg",)}  # of each format
-_OUTPUTS = (("masks", ".png"), ("overlays", ".png"), ("dicom-seg", ".dcm"))
+_FOLDERS = {"png": {"masks": ".png", "overlays": ".png"}, "coco": {}, "dicom-seg": {"dicom-seg": ".dcm"}}  # of each format, and their files' suffix
 _DISK = {*FULL, errno.EROFS, errno.EIO, errno.EACCES}  # the folder's failures, and no film's
 _NAMES = {"png": "PNG", "coco": "COCO", "dicom-seg": "DICOM-SEG"}  # in notes
 
@@ -68,23 +67,31 @@ def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegm
     out = Path(out)
     files = find_files(patterns, out=out)
     start_results(out, "predictions.csv", COLUMNS, [folder for name in formats for folder in _FOLDERS[name]])
-    journal = Journal(out / "predictions.jsonl", {**segmenter.settings, "force": force, "formats": list(formats), "out": printable(out)})
     names = unique_names(files)
+    settings = {**segmenter.settings, "force": force, "formats": list(formats), "out": printable(out)}
+    journal = Journal(out / "predictions.jsonl", settings, dict(zip(names, files)))
     done = {name: found for file, name in zip(files, names) if (found := journal.find(file, name))}
     todo = [(file, name) for file, name in zip(files, names) if name not in done]
     try:
         with ThreadPoolExecutor() as pool, tqdm(total=len(files), initial=len(done), desc="predict", unit="film", disable=None) as bar:
             for films in read_ahead(todo, pool, batch, force=force):
+                for film in films:
+                    journal.remove(film.name, _outputs(film.name))
                 for film, found in zip(films, _finish(films, segmenter, pool, out, formats, force)):
                     done[film.name] = found
                     if film.image is not None:  # what could not be read is tried again
-                        journal.add(Path(film.path), film.name, found, [f"{place}/{film.name}{suffix}" for place, suffix in _OUTPUTS])
+                        journal.add(Path(film.path), film.name, found, _outputs(film.name, formats))
                 bar.update(len(films))
     except BaseException:
         with suppress(OSError):  # of which the first one counts
             _write_tables([done[name] for name in names if name in done], out, formats)
         raise
     return _write_tables([done[name] for name in names], out, formats)
+
+
+def _outputs(name: str, formats: Iterable[str] = _FOLDERS) -> list[str]:
+    """The files of a film in these formats."""
+    return [f"{folder}/{name}{suffix}" for form in formats for folder, suffix in _FOLDERS[form].items()]
 
 
 def _finish(films: list[ReadFilm], segmenter: LungSegmenter, pool: ThreadPoolExecutor, out: Path, formats: Sequence[str],

@@ -130,13 +130,16 @@ def screen(patterns: Iterable[str | Path], out: str | Path, screener: TBScreener
     out = Path(out)
     files = find_files(patterns, out=out)
     start_results(out, "screening.csv", COLUMNS, ["overlays"])
-    journal = Journal(out / "screening.jsonl", {**screener.segmenter.settings, "screener": screener.version, "out": printable(out)})
     names = unique_names(files)
+    settings = {**screener.segmenter.settings, "screener": screener.version, "out": printable(out)}
+    journal = Journal(out / "screening.jsonl", settings, dict(zip(names, files)))
     rows = {name: row for file, name in zip(files, names) if (row := journal.find(file, name))}
     todo = [(file, name) for file, name in zip(files, names) if name not in rows]
     try:
         with ThreadPoolExecutor() as pool, tqdm(total=len(files), initial=len(rows), desc="screen", unit="film", disable=None) as bar:
             for films in read_ahead(todo, pool, batch):
+                for film in films:
+                    journal.remove(film.name, [f"overlays/{film.name}.png"])
                 for film, row in zip(films, _screen(films, out, screener, pool)):
                     rows[film.name] = row
                     if film.image is not None:  # what could not be read is tried again

@@ -3,10 +3,12 @@
 import gzip
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from errno import ENOLCK
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -241,6 +243,36 @@ def test_film_that_the_results_would_replace_is_refused(folder, monkeypatch):
     assert names(find_files(["masks/b.png"], out="elsewhere")) == ["b.png"]
 
 
+@pytest.mark.parametrize("pattern", ["masks", "masks/*.png", ".", "*"])
+def test_films_that_all_lie_where_results_go_are_told_so(tmp_path, monkeypatch, pattern):
+    monkeypatch.chdir(tmp_path)
+    write_raw(tmp_path / "masks" / "b.png", FILM)
+    with pytest.raises(ValueError, match=f"^{re.escape(pattern)}: results would be written where these films lie: choose another folder"):
+        find_files([pattern], out=".")
+
+
+def test_globs_find_nothing_that_this_package_wrote(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    for below in ("masks", "overlays"):
+        write_raw(folder / "run" / below / "b.png", FILM)
+    (folder / "run" / "predictions.csv").write_text("name\n")
+    for pattern in ("films/*/*", "films/*/*/*", "films/**/*.png", "films/**", "films/r*"):
+        with suppress(FileNotFoundError):
+            assert set(names(find_files([pattern]))) <= {"a.jpg", "b.png", "c.PNG", "d.tif"}
+            assert not any("run" in path.parts for path in find_files([pattern]))
+    assert names(find_files(["films/*/*"])) == ["c.PNG", "d.tif"]
+
+
+@pytest.mark.parametrize("out", ["link/out", "films/nothing/../out", "films/./out"])
+def test_results_below_the_films_are_no_films_whatever_path_leads_there(folder, monkeypatch, out):
+    monkeypatch.chdir(folder.parent)
+    Path("link").symlink_to("films")
+    (folder / "nothing").mkdir()
+    write_raw(folder / "out" / "masks" / "b.png", FILM)  # of a run that was killed before it had a table
+    for pattern in ("films", "link", "films/**/*.png"):
+        assert "masks" not in [path.parent.name for path in find_files([pattern], out=out)]
+
+
 COLUMNS = ("name", "path", "error")
 
 
@@ -256,6 +288,14 @@ def test_results_go_to_a_folder_of_their_own_or_of_an_earlier_run(tmp_path):
     (tmp_path / "new" / "out" / "predictions.csv").write_text("name,path,a column of another version\nfilm,film.png,1\n")
     start(tmp_path / "new" / "out")
     assert "film.png,1" in (tmp_path / "new" / "out" / "predictions.csv").read_text()
+
+
+@pytest.mark.parametrize("first, second", [("predictions.csv", "screening.csv"), ("screening.csv", "predictions.csv")])
+def test_screening_and_predictions_do_not_share_a_folder(tmp_path, first, second):
+    start_results(tmp_path, first, COLUMNS, ["overlays"])
+    write_raw(tmp_path / "overlays" / "film.png", FILM)
+    with pytest.raises(ValueError, match=f"^{tmp_path / 'overlays'}: not of an earlier run"):
+        start_results(tmp_path, second, COLUMNS, ["overlays"])
 
 
 @pytest.mark.parametrize("theirs", ["masks/film.png", "overlays/notes", "predictions.csv"])
@@ -295,6 +335,7 @@ def named(*paths):
 def test_films_of_one_name_are_named_by_their_paths():
     assert named("a/film.png", "b/Film.dcm", "c.png") == ["a_film_png", "b_Film_dcm", "c"]
     assert named("a/b.png", "c/b.png", "a_b_png.png") == ["a_b_png", "c_b_png", "a_b_png_2"]
+    assert named("A.png", "a.png", "a_png_2.png") == ["A_png", "a_png_2", "a_png_2_2"]
 
 
 def test_names_that_differ_in_case_or_in_the_form_of_their_accents_are_told_apart():

@@ -182,24 +182,81 @@ main(sys.argv[1:])
     assert sum(seen) == N - 3
 
 
+def test_results_of_other_films_are_not_replaced(films, tmp_path, weights):
+    out = tmp_path / "out"
+    run(films, out, weights)
+    before = {path.name: path.read_bytes() for path in out.glob("*/*.png")}
+    write_raw(tmp_path / "others" / "film0.png", phantom(200, 180, seed=9).image)
+    for formats in (["png"], ["png", "coco"]):  # other settings are no excuse
+        with pytest.raises(ValueError, match=f"^{out}: results of {films / 'film0.png'} are there, which those of .*others/film0.png would replace"):
+            run(tmp_path / "others", out, weights, formats=formats)
+    assert {path.name: path.read_bytes() for path in out.glob("*/*.png")} == before
+    films.rename(tmp_path / "moved")
+    table, seen = run(tmp_path / "moved", out, weights)
+    assert len(table) == N + 1 and sum(seen) == N
+
+
+def test_results_of_other_films_are_told_where_names_differ_in_case_alone(tmp_path):
+    for name in ("a/Film.png", "b/film.png"):
+        write_raw(tmp_path / name, phantom(40, 32, seed=len(name)).image)
+        os.utime(tmp_path / name, ns=(0, ord(name[0])))
+    Journal(tmp_path / "j.jsonl", {}, {"Film": tmp_path / "a" / "Film.png"}).add(tmp_path / "a" / "Film.png", "Film", {}, [])
+    with pytest.raises(ValueError, match="results of .*Film.png are there"):
+        Journal(tmp_path / "j.jsonl", {}, {"film": tmp_path / "b" / "film.png"})
+
+
+@pytest.mark.parametrize("now", ["unreadable", "blank"])
+def test_a_film_that_gets_no_mask_any_more_keeps_no_old_one(films, tmp_path, weights, now):
+    out = tmp_path / "out"
+    segmenter = LungSegmenter(weights, device="cpu")
+    predict([films], out, segmenter, force=True)
+    assert (out / "masks" / "film1.png").exists()
+    if now == "unreadable":
+        (films / "film1.png").write_bytes(b"damaged since")
+    else:
+        write_raw(films / "film1.png", np.full((90, 80), 7, np.uint8))
+    table = predict([films], out, segmenter, force=now == "unreadable").set_index("name")
+    assert table.loc["film1", "error"] and not list(out.glob("*/film1.*"))
+    assert bool(list(out.glob("masks/*"))) == (now == "unreadable")  # without force none of these is a chest film
+
+
+def test_files_of_the_users_own_are_never_removed(films, tmp_path, weights):
+    truth = tmp_path / "out" / "masks" / "film1.png"
+    write_raw(truth, np.full((9, 9), 255, np.uint8))
+    before = truth.read_bytes()
+    for _ in range(2):
+        run(films, tmp_path / "out", weights, formats=["coco"])
+        (films / "film1.png").write_bytes(b"damaged since")
+    assert truth.read_bytes() == before
+
+
+def test_a_journal_that_names_other_files_removes_none(tmp_path):
+    for name in ("film.png", "theirs"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "out").mkdir()
+    Journal(tmp_path / "out" / "j.jsonl", {}, {}).add(tmp_path / "film.png", "film", {}, ["../theirs"])
+    Journal(tmp_path / "out" / "j.jsonl", {}, {}).remove("film", ["masks/film.png"])
+    assert (tmp_path / "theirs").exists()
+
+
 @pytest.mark.parametrize("text", ["", "no JSON", "[]\n", '{"a": 1}\n{"film": "x"', '{"a": 1}\n3\n', '{"a": 1}\n{"film": "x"}\n', "\0\xff"])
 def test_a_damaged_journal_is_begun_anew(tmp_path, text):
     (tmp_path / "j.jsonl").write_bytes(text.encode("latin-1"))
     film = tmp_path / "film.png"
     film.write_bytes(b"x")
-    journal = Journal(tmp_path / "j.jsonl", {"a": 1})
+    journal = Journal(tmp_path / "j.jsonl", {"a": 1}, {})
     assert journal.find(film, "film") is None
     journal.add(film, "film", {"row": {}}, [])
-    assert Journal(tmp_path / "j.jsonl", {"a": 1}).find(film, "film") == {"row": {}}
+    assert Journal(tmp_path / "j.jsonl", {"a": 1}, {}).find(film, "film") == {"row": {}}
 
 
 def test_a_cut_last_line_costs_one_film(tmp_path):
     films = [tmp_path / name for name in "abc"]
-    journal = Journal(tmp_path / "j.jsonl", {"sizes": (1, 2)})
+    journal = Journal(tmp_path / "j.jsonl", {"sizes": (1, 2)}, {})
     for film in films:
         film.write_bytes(b"x")
         journal.add(film, film.name, {"row": {"name": film.name}}, [])
     (tmp_path / "j.jsonl").write_bytes((tmp_path / "j.jsonl").read_bytes()[:-9])
-    again = Journal(tmp_path / "j.jsonl", {"sizes": (1, 2)})
+    again = Journal(tmp_path / "j.jsonl", {"sizes": (1, 2)}, {})
     assert [again.find(film, film.name) is None for film in films] == [False, False, True]
     assert again.find(films[0], "other name") is None
