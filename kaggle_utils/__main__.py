@@ -89,7 +89,7 @@ def predict(args: argparse.Namespace) -> int:
     segmenter = LungSegmenter(fetch(args.weights), device=args.device, flip=args.flip, clean=not args.raw, head=args.head,
                               backend=args.backend)
     with results(args.out) as out:
-        table = predict([fetch(path) for path in args.path], out, segmenter, batch=args.batch, force=args.force, formats=args.format)
+        table = predict([fetch(path, args.out) for path in args.path], out, segmenter, batch=args.batch, force=args.force, formats=args.format)
     failed = table[table["error"] != ""]
     refused = int(failed["height"].notna().sum())
     print(f"{len(table) - len(failed)} masks in {args.out}, {len(failed) - refused} files could not be read, {refused} {'film' if refused == 1 else 'films'} refused"
@@ -138,7 +138,7 @@ def screen(args: argparse.Namespace) -> int:
     from .tb import SUSPECT, TBScreener, screen
     screener = TBScreener(fetch(args.weights), segmenter=LungSegmenter(fetch(args.segmenter), device=args.device), device=args.device)
     with results(args.out) as out:
-        table = screen([fetch(path) for path in args.path], out, screener, batch=args.batch)
+        table = screen([fetch(path, args.out) for path in args.path], out, screener, batch=args.batch)
     without = table[table["probability"].isna()]
     print(f"{len(table) - len(without)} of {len(table)} films have a probability, {(table['label'] == SUSPECT).sum()} of them are suspect: "
           f"{args.out}/screening.csv. No medical device")

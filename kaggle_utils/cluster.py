@@ -34,7 +34,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .cluster_work import STOPS, Network, Settings, Whole, explained, finish_films, open_store, read_films
-from .files import claims_film, find_files, unique_names
+from .files import claims_film, find_files, unique_names, without_outputs
 from .infer import DEFAULT_WEIGHTS, LungSegmenter
 from .s3 import is_address
 
@@ -80,7 +80,7 @@ def predict(patterns: Iterable[str | Path], out: str | Path, settings: Settings 
     _check_installed()
     weights = Path(weights or DEFAULT_WEIGHTS)
     segmenter = settings.open(weights, "cpu")  # what is wrong with them is told before a cluster starts
-    films = list_films(patterns)
+    films = list_films(patterns, out)
     manifest = _plan(films.column("path").to_pylist(), segmenter.version, settings, shard)
     with explained(out):
         store, root = open_store(out)
@@ -101,16 +101,17 @@ def predict(patterns: Iterable[str | Path], out: str | Path, settings: Settings 
 
 # --- what there is to do ---------------------------------------------------------------------------------------------
 
-def list_films(patterns: Iterable[str | Path]) -> pa.Table:
+def list_films(patterns: Iterable[str | Path], out: str | Path | None = None) -> pa.Table:
     """Every film that files, folders, globs and ``s3://`` addresses name: number, name and path (absolute, as bytes, since some are not UTF-8), sorted, each once.
 
-    Folders are searched as in :func:`files.find_files`; of the objects below a prefix, all count but those whose suffix says that they are no films.
+    Folders are searched as in :func:`files.find_files`; of the objects below a prefix, all count but those whose suffix says that
+    they are no films, and what this package wrote there.
     """
     import pyarrow as pa
     patterns = list(map(str, patterns))
     local = [pattern for pattern in patterns if not is_address(pattern)]
     paths = {path for pattern in patterns if is_address(pattern) for path in _list_objects(pattern)}
-    paths = sorted(paths.union(str(path.absolute()) for path in find_files(local)))
+    paths = sorted(paths.union(str(path.absolute()) for path in find_files(local, out=None if is_address(out) else out)))
     names = unique_names(list(map(Path, paths)))
     return pa.table({"number": range(len(paths)), "name": names, "path": list(map(os.fsencode, paths))})
 
@@ -123,8 +124,8 @@ def _list_objects(address: str) -> list[str]:
             raise FileNotFoundError(f"{address}: no such bucket")
         if store.get_file_info(root).is_file:
             return [f"s3://{root}"]
-        found = [f"s3://{info.path}" for info in store.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=True))
-                 if info.is_file and claims_film(info.base_name) is not False]
+        there = [info.path for info in store.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=True)) if info.is_file]
+    found = [f"s3://{path}" for path in without_outputs(there) if claims_film(path.rpartition("/")[2]) is not False]
     if not found:
         raise FileNotFoundError(f"{address}: no object that could be a film")
     return found

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from errno import EACCES, EAGAIN, EDEADLK, EDQUOT, EFBIG, ENOSPC
 from functools import cache
 from glob import glob, has_magic
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from secrets import token_hex
 
 from .header import HEAD, is_dicom, looks_like_image
@@ -257,6 +257,19 @@ def walk(root: str | Path, *, unless: Collection[str] = (), skip: Collection[str
                 (links if path.is_symlink() else folders).append(path)
             else:
                 yield path
+
+
+def without_outputs(paths: Iterable[str], out: str | None = None) -> list[str]:
+    """Of all files' paths, with slashes, in some place those that aren't pictures which this package wrote there, by the tables beside.
+
+    Args:
+        paths: the files.
+        out: the folder that the caller writes results to: what a stopped run has left there has no table yet.
+    """
+    found = [(path, PurePosixPath(path)) for path in paths]
+    ours = {path.parent / below for _, path in found for below in OUTPUTS.get(path.name, ())}
+    ours |= {PurePosixPath(out) / below for below in _PICTURES} if out is not None else set()
+    return [path for path, pure in found if ours.isdisjoint(pure.parents)]
 
 
 def is_film(path: str | Path) -> bool:

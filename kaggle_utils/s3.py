@@ -20,7 +20,7 @@ from errno import ENOSPC
 from pathlib import Path, PurePosixPath
 from secrets import token_hex
 
-from .files import FULL, LOCK, locked, printable, write_bytes
+from .files import FULL, LOCK, locked, printable, without_outputs, write_bytes
 from .s3_client import (ATTEMPTS, CRC, Moved, abort_leftovers, connect, crc32, explained, has_size, is_same, leads_out, list_objects, parse, run,
                         settings)
 from .s3_zip import unzip
@@ -89,11 +89,12 @@ def download(address: str, folder: str | Path) -> Moved:
         return _download(s3, parse(address)[0], _find(s3, address), Path(folder))
 
 
-def fetch(path: str | Path | None) -> str | Path | None:
+def fetch(path: str | Path | None, out: str | Path | None = None) -> str | Path | None:
     """The local copy of what an ``s3://`` address names, a file or a folder; any other path, or none, as it is.
 
     Copies are kept below ``~/.cache/unet-lung/s3`` (``XDG_CACHE_HOME``): what is there is not fetched again, and what is no
-    longer in S3 is removed. Errors are those of :func:`download`.
+    longer in S3 is removed. Pictures that this package wrote there, perhaps to ``out``, are left out. Errors are those of
+    :func:`download`.
     """
     if not is_address(path):
         return path
@@ -104,6 +105,10 @@ def fetch(path: str | Path | None) -> str | Path | None:
     with explained(str(path)), locked(_cache() / f".{bucket}{LOCK}", path, wait=True):
         s3 = connect()
         found = _find(s3, str(path))
+        films = set(without_outputs([f"{bucket}/{key}" for key in found], str(out).removeprefix(SCHEME) if is_address(out) else None))
+        found = {key: value for key, value in found.items() if f"{bucket}/{key}" in films}
+        if not found:
+            raise FileNotFoundError(f"{path}: nothing there but what this package wrote")
         single = list(found) == [prefix]
         _make_way(_cache(), [home] if single else [home / "any", *(home / name for name, _ in found.values())])
         _download(s3, bucket, found, home.parent if single else home)

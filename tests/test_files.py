@@ -18,7 +18,7 @@ import pytest
 
 import kaggle_utils
 from kaggle_utils.files import (LOCK, NAME_BYTES, check_ours, check_patterns, claims_film, find_files, is_film, locked, printable, start_results,
-                                unique_names, walk, without_suffix)
+                                unique_names, walk, without_outputs, without_suffix)
 from dicoms import dicom
 from phantoms import phantom, write_raw
 
@@ -261,6 +261,14 @@ def test_globs_find_nothing_that_this_package_wrote(folder, monkeypatch):
             assert set(names(find_files([pattern]))) <= {"a.jpg", "b.png", "c.PNG", "d.tif"}
             assert not any("run" in path.parts for path in find_files([pattern]))
     assert names(find_files(["films/*/*"])) == ["c.PNG", "d.tif"]
+
+
+def test_pictures_that_this_package_wrote_are_known_by_their_paths_alone():
+    paths = ["b/p/film.png", "b/p/masks/theirs.png", "b/p/run/predictions.csv", "b/p/run/masks/film.png", "b/p/run/overlays/film.png", "b/p/run/more/film.png",
+             "b/p/set/prep.json", "b/p/set/train/mask/film.png", "b/p/set/train/image/film.png", "b/p//odd/screening.csv", "b/p//odd/overlays/x/film.png"]
+    films = ["b/p/film.png", "b/p/masks/theirs.png", "b/p/run/more/film.png", "b/p/set/train/image/film.png"]
+    assert [path for path in without_outputs(paths) if claims_film(path)] == films
+    assert [path for path in without_outputs(paths, "b/p/") if claims_film(path)] == [films[0], *films[2:]]
 
 
 @pytest.mark.parametrize("out", ["link/out", "films/nothing/../out", "films/./out"])

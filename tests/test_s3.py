@@ -558,6 +558,27 @@ def test_prep_and_predict_take_addresses(client, tmp_path, monkeypatch, capsys):
     assert set(lungs["path"]) == {row["path"]} and list(lungs["id"]) == list(range(1, len(lungs) + 1))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("out", ["s3://bkt/raw/out", "s3://bkt/raw"])
+def test_results_below_the_films_in_s3_are_no_films(client, tmp_path, out):
+    import pandas as pd
+    import torch
+    from kaggle_utils.model import UNet, save_weights
+    torch.manual_seed(19)  # by chance a network that finds lungs
+    save_weights(tmp_path / "w.safetensors", UNet(width=2, depth=2), {"size": 32, "sources": ["montgomery"]})
+    film = write_raw(tmp_path / "film.png", phantom().image).read_bytes()
+    prefix = out.removeprefix("s3://bkt/")
+    for key in ("raw/film.png", f"{prefix}/masks/of_an_upload_that_was_stopped.png", "raw/other run/overlays/film.png"):
+        client.put_object(Bucket="bkt", Key=key, Body=film)
+    client.put_object(Bucket="bkt", Key="raw/other run/predictions.csv", Body=b"name\n")
+    for _ in range(2):
+        assert main(["predict", "s3://bkt/raw", "--force", "--weights", str(tmp_path / "w.safetensors"), "--out", out, "--device", "cpu"]) == 0
+        written = client.get_object(Bucket="bkt", Key=f"{prefix}/predictions.csv")["Body"]
+        assert pd.read_csv(written)["path"].tolist() == ["s3://bkt/raw/film.png"]
+    with pytest.raises(FileNotFoundError, match="nothing there but what this package wrote"):
+        s3.fetch(f"{out}/masks", out)
+
+
 def test_screen_takes_addresses(client, tmp_path, monkeypatch, capsys):
     import pandas as pd
     from kaggle_utils.infer import DEFAULT_WEIGHTS
