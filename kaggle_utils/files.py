@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from errno import EACCES, EAGAIN, EDEADLK, EDQUOT, EFBIG, ENOSPC
+from fnmatch import fnmatch
 from functools import cache
 from glob import glob, has_magic
 from pathlib import Path, PurePosixPath
@@ -419,7 +420,30 @@ def _find(pattern: Path, written: set[str]) -> list[Path]:
 
 
 def _expand(pattern: Path) -> list[Path]:
-    return [Path(path) for path in glob(str(pattern), recursive=True)] if has_magic(str(pattern)) else []
+    """The files and folders that a glob names; ``**`` goes through links, into each folder once: those to themselves have no end."""
+    if not has_magic(str(pattern)):
+        return []
+    if "**" not in pattern.parts:
+        return [Path(path) for path in glob(str(pattern))]
+    at = pattern.parts.index("**")
+    start, below = Path(*pattern.parts[:at]), pattern.parts[at:]
+    found = {}  # in order
+    for root in filter(Path.is_dir, _expand(start) or [start]):
+        for path in walk(root):
+            names = path.relative_to(root).parts
+            end = next((end for end in range(1, len(names) + 1) if _fits(names[:end], below)), None)
+            if end:
+                found[Path(root, *names[:end])] = True
+    return list(found)
+
+
+def _fits(names: tuple[str, ...], parts: tuple[str, ...]) -> bool:
+    """Whether a path's names are those of a pattern's parts, of which ``**`` stands for any number."""
+    if not parts:
+        return not names
+    if parts[0] == "**":
+        return _fits(names, parts[1:]) or bool(names) and _fits(names[1:], parts)
+    return bool(names) and fnmatch(names[0], parts[0]) and _fits(names[1:], parts[1:])
 
 
 def _search(folder: Path, written: set[str]) -> list[Path]:

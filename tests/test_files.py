@@ -159,7 +159,23 @@ def test_folder_reached_in_two_ways_is_searched_once_by_its_own_name(linked):
     write_raw(linked / "z" / "deep" / "deep.png", FILM)
     (linked / "a").symlink_to("z/deep")
     assert [str(path.relative_to(linked)) for path in find_files([linked, linked / "a"])] == ["here.png", "study/film.png", "z/deep/deep.png"]
-    assert names(find_files([str(linked / "**" / "*.png")])) == ["deep.png", "here.png", "film.png"]
+    assert names(find_files([str(linked / "**" / "*.png")])) == ["here.png", "film.png", "deep.png"]
+
+
+@pytest.mark.parametrize("pattern, found", [("", ["film.png", "here.png", "sub/film.png"]), ("**", ["film.png", "here.png", "sub/film.png"]),
+                                            ("**/*.png", ["film.png", "here.png", "sub/film.png"]), ("*/**/here.png", ["a/here.png"]),
+                                            ("**/sub", ["sub/c/film.png", "sub/c/here.png", "sub/film.png"]), ("s*/**/**/f*.png", ["sub/c/film.png", "sub/film.png"]), ("**/none", None), ("none/**", None)])
+def test_two_links_of_a_folder_to_itself_end(tmp_path, pattern, found):
+    for name in ("films/here.png", "films/film.png", "films/sub/film.png"):
+        write_raw(tmp_path / name, FILM)
+    for name in ("a", "b", "sub/c", "sub/d"):  # a glob would go down 40 of them, in 2**40 ways
+        (tmp_path / "films" / name).symlink_to(tmp_path / "films", target_is_directory=True)
+    folder = tmp_path / "films"
+    if found is None:
+        with pytest.raises(FileNotFoundError):
+            find_files([folder / pattern])
+    else:
+        assert [path.relative_to(folder).as_posix() for path in find_files([folder / pattern])] == found
 
 
 def test_two_links_to_one_file_are_two_films(linked):
