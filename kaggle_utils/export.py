@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from .image import write_bytes
-from .model import FORMAT, check_finite, load_weights, parse_header, read_header
+from .model import FORMAT, UNSEALED, check_finite, load_weights, parse_header, read_header, seal
 
 TOLERANCE = 1e-4  # of a logit, between PyTorch and the exported graph
 # Odd and unlike each other: at these, the padding to whole patches becomes part of the traced graph.
@@ -49,8 +49,8 @@ def export_onnx(weights: str | Path, out: str | Path) -> None:
                          f"{TOLERANCE:.0e}; {out} was not written")
     onnx = _extra("onnx")
     proto = onnx.load_model_from_string(graph)
-    onnx.helper.set_model_props(proto, {FORMAT: json.dumps(header)})
-    write_bytes(out, proto.SerializeToString())
+    onnx.helper.set_model_props(proto, {FORMAT: json.dumps({**header, "checksum": UNSEALED})})
+    write_bytes(out, seal(proto.SerializeToString()))
 
 
 def _check_out(out: Path, weights: Path) -> None:
@@ -108,7 +108,7 @@ def read_onnx_header(path: str | Path) -> dict[str, object]:
         raise ValueError(f"{path}: ONNX, but not written by this project (no {FORMAT!r} in its metadata)")
     for name, array in arrays.items():
         check_finite(path, name, bool(np.isfinite(array).all()))
-    return parse_header(metadata[FORMAT], path)
+    return parse_header(metadata[FORMAT], path, data=Path(path).read_bytes())
 
 
 def open_graph(graph: bytes, backend: str, *, bf16: bool = False) -> Callable[[torch.Tensor], torch.Tensor]:

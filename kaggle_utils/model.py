@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from .image import write_bytes
-from .model_header import FORMAT, NORMALISATION, parse_header  # noqa: F401 (this module is the face of those)
+from .model_header import FORMAT, NORMALISATION, UNSEALED, parse_header, seal  # noqa: F401 (this module is the face of those)
 
 _CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 _UP_CONV = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -146,8 +146,7 @@ def save_weights(path: str | Path, model: UNet, header: dict[str, object] | None
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     if half:
         tensors = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
-    # One entry, since safetensors writes several in an order of its own at each run: equal weights are to be equal files.
-    write_bytes(path, save(tensors, {FORMAT: json.dumps({"architecture": model.architecture, **(header or {})})}))
+    _write(path, tensors, {"architecture": model.architecture, **(header or {})})
 
 
 def read_header(path: str | Path, *, members: bool = False) -> dict[str, object]:
@@ -170,7 +169,7 @@ def read_header(path: str | Path, *, members: bool = False) -> dict[str, object]
         raise ValueError(f"{path}: not a whole safetensors file ({error})") from None
     if FORMAT not in metadata:
         raise ValueError(f"{path}: safetensors, but not written by this project (no {FORMAT!r} in its header)")
-    return parse_header(metadata[FORMAT], path, members=members)
+    return parse_header(metadata[FORMAT], path, data=Path(path).read_bytes(), members=members)
 
 
 def update_header(path: str | Path, **entries: object) -> None:
@@ -180,7 +179,12 @@ def update_header(path: str | Path, **entries: object) -> None:
         FileNotFoundError, ValueError: as :func:`read_header`.
     """
     header = read_header(path) | entries
-    write_bytes(path, save(load_file(path), {FORMAT: json.dumps(header)}))
+    _write(path, load_file(path), header)
+
+
+def _write(path: str | Path, tensors: dict[str, torch.Tensor], header: dict[str, object]) -> None:
+    # One entry, since safetensors writes several in an order of its own at each run: equal weights are to be equal files.
+    write_bytes(path, seal(save(tensors, {FORMAT: json.dumps({**header, "checksum": UNSEALED})})))
 
 
 def load_weights(path: str | Path) -> UNet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,19 +11,35 @@ from .quality import check_fit
 
 FORMAT = "unet-lung/2"
 NORMALISATION = "zero mean, unit deviation of each film (data.normalise)"
+UNSEALED = "0" * 64  # where the checksum will be
 SIDES = (16, 4096)  # px, the square that a network sees
 
 
-def parse_header(text: str, path: str | Path, *, members: bool = False) -> dict[str, object]:
-    """A header from its JSON, by :func:`check_header`.
+def seal(data: bytes) -> bytes:
+    """A file's bytes, whose header holds ``"checksum": UNSEALED``, with the checksum of all of them in its place."""
+    return data.replace(UNSEALED.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
+
+
+def parse_header(text: str, path: str | Path, *, data: bytes | None = None, members: bool = False) -> dict[str, object]:
+    """A header from its JSON, by :func:`check_header`, without its checksum.
+
+    Args:
+        text: the JSON.
+        path: of the weights, for messages.
+        data: the whole file, which the checksum is compared with; weights of older versions have none.
+        members: as for :func:`check_header`.
 
     Raises:
-        ValueError: it is no JSON, or see there.
+        ValueError: it is no JSON, the file's bytes have another checksum, or see there.
     """
     try:
         header = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: its header is no JSON ({error})") from None
+    if isinstance(header, dict) and "checksum" in header:
+        checksum = str(header.pop("checksum"))
+        if data is not None and hashlib.sha256(data.replace(checksum.encode(errors="replace"), UNSEALED.encode(), 1)).hexdigest() != checksum:
+            raise ValueError(f"{path}: damaged or edited, as its checksum doesn't fit: train, or fetch the weights, again")
     return check_header(header, path, members=members)
 
 

@@ -320,7 +320,7 @@ class Trainer:
                  **{name: getattr(self, name).state_dict() for name in ("model", "ema", "optimizer", "scaler")}}
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        write_bytes(self.out / "last.pt", buffer.getvalue())
+        write_bytes(self.out / "last.pt", _sealed(buffer.getvalue()))
 
     def _header(self) -> dict[str, object]:
         last = self.history[-1]
@@ -345,6 +345,8 @@ def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
         raise FileNotFoundError(f"{path}: no such checkpoint")
     try:
         with zipfile.ZipFile(path) as archive:
+            if archive.comment and archive.comment != _checksum(Path(path).read_bytes()[:-len(archive.comment)]):
+                raise ValueError("it has another checksum")
             if damaged := archive.testzip():  # torch.load reads tensors without looking at their checksums
                 raise ValueError(f"{damaged} has another checksum")
         state = torch.load(path, map_location=device, weights_only=True)
@@ -363,6 +365,16 @@ def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
         raise
     except Exception as error:  # pickle and zipfile meet damage with exceptions of a dozen kinds
         raise _damaged(path, error) from None
+
+
+def _sealed(archive: bytes) -> bytes:
+    """A zip file's bytes with their checksum as its comment, which torch.load passes over; its entries' own don't cover its directory."""
+    body = archive[:-2] + len(_checksum(b"")).to_bytes(2, "little")
+    return body + _checksum(body)
+
+
+def _checksum(data: bytes) -> bytes:
+    return hashlib.sha256(data).hexdigest().encode()
 
 
 _PARTS = {"config": dict, "history": list, "step": int, "seconds": (int, float), "begun": dict, "about": dict, "rng": torch.Tensor,

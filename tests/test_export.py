@@ -3,6 +3,7 @@
 import json
 import random
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -84,6 +85,17 @@ def test_bfloat16_of_openvino_is_near_float32():
 def test_header_travels_along(weights, exported):
     assert read_onnx_header(exported) == read_header(weights)
     assert read_onnx_header(exported)["architecture"]["classes"] == 2
+
+
+def test_a_flipped_bit_anywhere_in_a_graph_is_noticed(exported, tmp_path):
+    data, chance = Path(exported).read_bytes(), random.Random(0)
+    name = data.index(b"checksum")
+    for _ in range(100):
+        at = chance.randrange(len(data))
+        if not name <= at < name + 8:
+            (tmp_path / "w.onnx").write_bytes(data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1:])
+            with pytest.raises(ValueError, match="w.onnx: "):
+                read_onnx_header(tmp_path / "w.onnx")
 
 
 def test_other_programs_find_the_header_as_json_in_the_metadata(exported):
@@ -176,9 +188,11 @@ def test_weights_that_are_no_numbers_are_refused(graph, tmp_path, wrong):
 
 @pytest.mark.parametrize("backend", RUNTIMES)
 def test_graph_that_no_runtime_computes_is_refused(graph, tmp_path, backend):
-    """As a flipped bit leaves it, which the format's own check doesn't see."""
+    """As another program, or a flipped bit in a file without a checksum, leaves it, which the format's own check doesn't see."""
     proto = onnx.load_model_from_string(graph)
     next(node for node in proto.graph.node if node.op_type == "Concat" and "up" in node.name).attribute[0].i = 9
+    header = json.loads(proto.metadata_props[0].value)
+    onnx.helper.set_model_props(proto, {FORMAT: json.dumps({name: value for name, value in header.items() if name != "checksum"})})
     (tmp_path / "w.onnx").write_bytes(proto.SerializeToString())
     with pytest.raises(ValueError, match=f"w.onnx: {backend} can't compute it .*export it again$"):
         LungSegmenter(tmp_path / "w.onnx", backend=backend)

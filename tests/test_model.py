@@ -1,9 +1,13 @@
 """model.py: shapes, gradients, the untrained network, and weights on disk."""
 
+import json
 import math
+import random
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -213,6 +217,43 @@ def test_entry_of_the_header_is_written_and_nothing_else_changes(tmp_path):
     assert read_header(path) == {"architecture": net.architecture, "size": 32, "sources": ["a"], "quality": {"why_not": "too few"}}
     after = load_file(path)
     assert all(torch.equal(before[name], after[name]) and before[name].dtype == after[name].dtype for name in before | after)
+
+
+def test_a_flipped_bit_anywhere_in_weights_is_noticed(tmp_path):
+    net, path, chance = filled(), tmp_path / "w.safetensors", random.Random(0)
+    save_weights(path, net, {"size": 32, "sources": ["a"], "quality": {"why_not": "too few"}})
+    data, header = path.read_bytes(), read_header(path)
+    name = data.index(b"checksum")
+    for _ in range(200):
+        at = chance.randrange(len(data))
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1:])
+        if name <= at < name + 8:  # then it is taken for a file of an older version, and all else is as it was
+            assert read_header(path).items() >= header.items()
+        else:
+            with pytest.raises(ValueError, match="w.safetensors: ") as raised:
+                load_weights(path)
+            assert "\n" not in str(raised.value)
+
+
+def test_weights_without_a_checksum_still_load(tmp_path, unet):
+    save_file(unet.state_dict(), tmp_path / "w.safetensors", {models.FORMAT: json.dumps({"architecture": unet.architecture, "size": 32})})
+    assert load_weights(tmp_path / "w.safetensors").architecture == unet.architecture
+    assert read_header(tmp_path / "w.safetensors")["size"] == 32
+
+
+@pytest.mark.parametrize("checksum", ["", "0" * 64, "f" * 64, 3, None, [1], "\u2028"], ids=repr)
+def test_another_checksum_is_refused(tmp_path, unet, checksum):
+    save_file(unet.state_dict(), tmp_path / "w.safetensors", {models.FORMAT: json.dumps({"architecture": unet.architecture, "checksum": checksum})})
+    with pytest.raises(ValueError, match="w.safetensors: damaged or edited, as its checksum doesn't fit"):
+        load_weights(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("name, members", [("lungs", False), ("tb", True)])
+def test_shipped_weights_have_a_checksum(name, members):
+    path = Path(models.__file__).parent / "weights" / f"{name}.safetensors"
+    with safe_open(path, "pt") as file:
+        assert len(json.loads(file.metadata()[models.FORMAT])["checksum"]) == 64
+    assert read_header(path, members=members)["size"]
 
 
 @pytest.mark.parametrize("kept", [0, 4, 100, -1], ids=["empty", "4 bytes", "in the header", "one byte short"])

@@ -48,7 +48,7 @@ class Segmenter:
         options.intra_op_num_threads = len(os.sched_getaffinity(0))
         options.enable_cpu_mem_arena = False  # it would keep the largest film's memory
         self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        header = parse_header(self.session.get_modelmeta().custom_metadata_map[FORMAT], path)
+        header = parse_header(self.session.get_modelmeta().custom_metadata_map[FORMAT], path, data=graph)
         self.size, self.quality = header["size"], header.get("quality")
         self.version = hashlib.sha256(graph).hexdigest()[:16]
 
