@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field, fields
 
 PREPARED_SIDES = (8, 8192)  # px, least and most of prepared films
+MOST_LUNG = 0.9  # of a film; a mask of more is none of lungs
 DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 

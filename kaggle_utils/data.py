@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from .config import MOST_LUNG, PREPARED_SIDES
 from .distributed import batch_share, share, share_of_batches
 from .files import manifest_path
 from .image import read_image, read_mask, resize_image, resize_mask
@@ -64,15 +65,18 @@ def parse_manifest(file: str | Path | BinaryIO, path: str | Path) -> pd.DataFram
         path: by which errors call it.
 
     Raises:
-        ValueError: it is damaged, a column is missing, or a film has no name or no known split.
+        ValueError: it is damaged, a column is missing, or a film has no name, source, pixels or known split.
     """
     try:
-        frame = pd.read_csv(file, dtype={"name": str, "split": str})
+        frame = pd.read_csv(file, dtype=dict.fromkeys(("name", "source", "split", "pixels"), str))
     except ValueError as error:  # among them what pandas and the decoder say of a file that is no text, or has no columns
         raise ValueError(f"{path}: not a table as prep writes it ({' '.join(str(error).split())}): run prep again") from None
     missing = {"name", "source", "split", "tb", "pixels"} - set(frame)
     if missing:
         raise ValueError(f"{path}: no column {', '.join(sorted(missing))}; it was not written by this version's prep")
+    empty = frame[frame[["source", "pixels"]].isna().any(axis=1)]
+    if len(empty):
+        raise ValueError(f"{path}: line {empty.index[0] + 2} has no source or no pixels: run prep again")
     wrong = frame[frame["name"].isna() | ~frame["split"].isin(_SPLITS)]
     if len(wrong):
         raise ValueError(f"{path}: line {wrong.index[0] + 2} has the name {wrong['name'].iloc[0]!r} and the split {wrong['split'].iloc[0]!r}, which is one "
@@ -86,6 +90,22 @@ def check_disjoint(frame: pd.DataFrame) -> None:
         twice = frame.loc[frame.duplicated(column, keep=False), "name"]
         if len(twice):
             raise ValueError(f"films that are in the set twice by their {column}: {', '.join(map(str, twice[:6]))}")
+
+
+def read_pair(image: str | Path, mask: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """A prepared film and its mask, both ``uint8 (H, W)``, the mask in {0, 1}.
+
+    Raises:
+        ValueError: one of them is damaged, or the mask is none of this film's lungs: prep writes no such pair.
+    """
+    film, lungs = read_image(image), read_mask(mask)
+    if film.shape != lungs.shape:
+        raise ValueError(f"{mask}: the mask is {lungs.shape} and the film {film.shape}, not as prep writes them: run prep again")
+    if min(film.shape) < PREPARED_SIDES[0]:
+        raise ValueError(f"{image}: {film.shape[1]}×{film.shape[0]} px, not as prep writes films: run prep again")
+    if not 0 < lungs.mean() <= MOST_LUNG:
+        raise ValueError(f"{mask}: {lungs.mean():.0%} of the film is lung, no mask as prep writes them: run prep again")
+    return film, lungs
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
@@ -168,7 +188,7 @@ class LungDataset(Dataset):
         seed: of the augmentation.
 
     Raises:
-        ValueError: the frame is empty, or names a film without a mask.
+        ValueError: the frame is empty, names a film without a mask, or see :func:`read_pair`.
     """
 
     def __init__(self, frame: pd.DataFrame, size: int = 256, augment: str = "none", *, seed: int = 0):
@@ -178,9 +198,12 @@ class LungDataset(Dataset):
             raise ValueError(f"{frame['name'][frame['mask'] == ''].iloc[0]} has no mask: choose a split other than unlabelled")
         self.frame, self.size, self.seed = frame.reset_index(drop=True), size, seed
         self.augment = augmentation(augment) if augment != "none" else None
+        def read(image: str, mask: str) -> tuple[np.ndarray, np.ndarray]:
+            pair = read_pair(image, mask)
+            return resize_image(pair[0], size), resize_mask(pair[1], size)
+
         with ThreadPoolExecutor() as pool:
-            self.images = np.stack(list(pool.map(lambda p: resize_image(read_image(p), size), self.frame["image"])))
-            self.masks = np.stack(list(pool.map(lambda p: resize_mask(read_mask(p), size), self.frame["mask"])))
+            self.images, self.masks = map(np.stack, zip(*pool.map(read, self.frame["image"], self.frame["mask"])))
 
     def __len__(self) -> int:
         return len(self.frame)

@@ -43,6 +43,8 @@ _PICTURES = OUTPUTS["predictions.csv"]
 NAME_BYTES = 220  # of the 255 that a file's name may have; the rest is for a suffix, a number and what a temporary file adds
 LOCK = ".unet-lung.lock"  # how the name of a lock's file ends; each is hidden, so none is a film or makes a folder somebody's
 FULL = (ENOSPC, EDQUOT, EFBIG)  # errors that writing raises where there is no room, without a file's name
+DEAD_SECONDS = 600  # a file is written from memory, in seconds
+_PART = re.compile(r"\..+\.[0-9a-f]{8}\.part", re.DOTALL)  # as write_bytes names what isn't whole
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # controls, ends of lines, bytes that are not UTF-8
 _RESERVED = re.compile(r"\.*|(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.I)  # no names of files, on Windows or anywhere
 
@@ -215,6 +217,7 @@ def locked(lock: Path, what: object, *, wait: bool = False) -> Iterator[None]:
     except BlockingIOError as error:
         raise BlockingIOError(f"{printable(what)} is being written by another run{error}; wait for it or choose another folder") from None
     try:
+        _remove_unfinished(lock.parent, ("", "*/", "*/*/") if lock.name == LOCK else ("",))
         yield
     finally:
         if file in _LOCKS:  # not so in a process that was forked from this one
@@ -392,6 +395,14 @@ def _close_locks() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_close_locks)
+
+
+def _remove_unfinished(folder: Path, places: Collection[str]) -> None:
+    """Removes what :func:`write_bytes` left where it was killed: files that it alone calls so, and that nobody has written to for long."""
+    for part in (part for place in places for part in folder.glob(f"{place}.*.part")):
+        with suppress(OSError):
+            if _PART.fullmatch(part.name) and time.time() - part.lstat().st_mtime > DEAD_SECONDS:
+                part.unlink()
 
 
 def _is_table(path: Path, columns: Collection[str]) -> bool:

@@ -24,8 +24,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from .checks import MASK, is_mask, is_negative
-from .config import PREPARED_SIDES
+from .checks import LEAST_SIDE, MASK, is_mask, is_negative
+from .config import MOST_LUNG, PREPARED_SIDES
 from .files import check_ours, claims_film, is_below, may_hide_films, naming, printable, walk, without_suffix
 from .image import read_image, read_mask, resize_image, resize_mask, write_bytes, write_image, write_mask
 from .splits import SAME_PATIENT, published_split
@@ -169,11 +169,13 @@ def prepare_film(film: RawFilm, folder: str | Path, size: int = 512) -> dict[str
         The film's row of the manifest, without its split.
 
     Raises:
-        ValueError: a file is damaged, the film is a mask, a mask is empty, has another size than the film or lacks its other half.
+        ValueError: a file is damaged, the film is too small or a mask, or a mask is none of it, see :func:`combined_mask`.
     """
     if "image" not in film.files:
         raise ValueError("mask without image")
     image = read_image(film.files["image"])
+    if min(image.shape) < LEAST_SIDE:
+        raise ValueError(f"{film.files['image']}: too small: {image.shape[1]}×{image.shape[0]} px, lungs need {LEAST_SIDE} px and more")
     if is_mask(image):
         raise ValueError(f"{film.files['image']}: {MASK}")
     inverted = is_negative(image)
@@ -201,7 +203,7 @@ def combined_mask(film: RawFilm, shape: tuple[int, int]) -> np.ndarray | None:
             shape, and are resized.
 
     Raises:
-        ValueError: a mask is damaged, empty, of another size, or lacks its other half.
+        ValueError: a mask is damaged, empty, nearly all lung, of another size, or lacks its other half.
     """
     files = film.mask_files
     if not files:
@@ -215,7 +217,10 @@ def combined_mask(film: RawFilm, shape: tuple[int, int]) -> np.ndarray | None:
         if not mask.any():
             raise ValueError(f"{path}: the mask is empty")
     # OR, not a sum: 255 + 255 wraps round to 254 in 8 bits.
-    return np.bitwise_or.reduce(masks)
+    mask = np.bitwise_or.reduce(masks)
+    if mask.mean() > MOST_LUNG:
+        raise ValueError(f"{files[0]}: {mask.mean():.0%} of the film is lung: no mask of lungs")
+    return mask
 
 
 def _mask_of(film: RawFilm, path: Path, shape: tuple[int, int]) -> np.ndarray:

@@ -18,6 +18,7 @@ from .s3_client import (ATTEMPTS, CRC, PART, WORKERS, Moved, abort_leftovers, co
 
 MAX_PARTS = 10_000  # of an object, S3's limit
 TAIL = 70_000  # bytes in which an archive's end record and its comment lie
+MOST_RATIO, MOST_FREELY = 100, 1_000_000_000  # what an archive may unpack to, in its own sizes; in any case so many bytes
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 
 
@@ -147,6 +148,9 @@ def _members(zipped: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(f"{twice[0]!r} is in it twice; nothing was unpacked")
+    unpacked = sum(info.file_size for info in infos)
+    if unpacked > max(MOST_FREELY, MOST_RATIO * size):
+        raise ValueError(f"{unpacked / 1e9:,.0f} GB in an archive of {size / 1e6:,.1f} MB, as in one made to explode; nothing was unpacked")
     if sum(info.compress_size for info in infos) > size:
         raise ValueError("its members overlap, as in an archive made to explode; nothing was unpacked")
     return dict(zip(names, infos))

@@ -5,12 +5,16 @@ Its storage is a database that several processes, or machines, may share; the ta
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import optuna
 import pandas as pd
+from optuna.exceptions import OptunaError
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy import create_engine, inspect  # comes with optuna
+from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
 
 from .config import TrainConfig
@@ -80,12 +84,23 @@ def run_trial(data: str | Path, config: TrainConfig, storage: str, trials: int) 
 
 
 def open_study(data: str | Path, config: TrainConfig, storage: str) -> optuna.Study:
-    """The search of these films, this size and this length in the storage; a new one if there is none."""
+    """The search of these films, this size and this length in the storage; a new one if there is none.
+
+    Raises:
+        ValueError: the storage is no database that can be opened, or somebody else's.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the bar says how far it is
-    return optuna.create_study(
-        study_name=f"{config.size} px, {config.epochs} epochs, films {fingerprint(data)}", storage=storage, load_if_exists=True,
-        direction="maximize", sampler=optuna.samplers.TPESampler(constant_liar=True),  # others' running trials count as bad
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=8, n_warmup_steps=1))
+    shown = re.sub("://.*@", "://…@", storage)  # without a password
+    try:
+        there = set(inspect(create_engine(storage)).get_table_names())
+        if there and "studies" not in there:
+            raise ValueError(f"storage {shown}: a database of something else (its tables are {', '.join(sorted(there)[:3])}): name another one")
+        return optuna.create_study(
+            study_name=f"{config.size} px, {config.epochs} epochs, films {fingerprint(data)}", storage=storage, load_if_exists=True,
+            direction="maximize", sampler=optuna.samplers.TPESampler(constant_liar=True),  # others' running trials count as bad
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=8, n_warmup_steps=1))
+    except (SQLAlchemyError, OptunaError) as error:
+        raise ValueError(f"storage {shown}: {str(error).splitlines()[0]}; expected is a URL of SQLAlchemy's, such as sqlite:///search.db") from None
 
 
 def ended(study: optuna.Study) -> list[FrozenTrial]:

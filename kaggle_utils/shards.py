@@ -27,10 +27,10 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 from tqdm import tqdm
 
-from .data import augmentation, make_item, parse_manifest, read_manifest
+from .data import augmentation, make_item, parse_manifest, read_manifest, read_pair
 from .distributed import batch_share, share, world_size
 from .files import check_ours, write_bytes
-from .image import decode_pnm, encode_image, read_image, read_mask, resize_image, resize_mask
+from .image import decode_pnm, encode_image, resize_image, resize_mask
 from .s3 import connect, explained, is_address, parse
 
 FILMS, SHARDS = 100, 8  # films of a shard at most and shards of a split at least, where nobody says otherwise: enough for 8 processes
@@ -70,7 +70,7 @@ def write_shards(data: str | Path, out: str | Path, *, films: int | None = None,
         with wds.ShardWriter(str(out / f"{split}-%05d.tar").replace("\\", "/"), maxcount=each, verbose=0) as writer:
             for row in rows.itertuples():
                 # The row, since a film's name may hold a dot, at which a sample's name ends.
-                image, mask = read_image(row.image), read_mask(row.mask)
+                image, mask = read_pair(row.image, row.mask)
                 if size:
                     image, mask = resize_image(image, size), resize_mask(mask, size)
                 writer.write({"__key__": f"{row.Index:08d}", "film.pgm": encode_image(image, ".pgm"), "mask.pbm": encode_image(mask * np.uint8(255), ".pbm")})

@@ -1,5 +1,7 @@
 """data.py: the prepared set to batches."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from kaggle_utils import data
 from kaggle_utils import image as files
-from phantoms import phantom, write_prepared
+from phantoms import phantom, write_prepared, write_raw
 
 PRESETS = ("none", "light", "full")
 
@@ -66,8 +68,10 @@ def test_manifest_of_another_program_is_refused(prepared):
     ("", "not a table as prep writes it"), (b"\x00\xff\xfe\x89PNG\n,,", "not a table as prep writes it"), ("name\n\"a\nb", "not a table as prep writes it"),
     ("name,source,split,tb,pixels\na,montgomery,,1,x\n", "line 2 has the name 'a' and the split nan"),
     ("name,source,split,tb,pixels\na,montgomery,dev,1,x\n", "line 2 has the name 'a' and the split 'dev'"),
-    ("name,source,split,tb,pixels\n,montgomery,val,1,x\n", "line 2 has the name nan and the split 'val'")],
-    ids=["empty", "bytes", "an open quote", "no split", "a split of another program", "no name"])
+    ("name,source,split,tb,pixels\n,montgomery,val,1,x\n", "line 2 has the name nan and the split 'val'"),
+    ("name,source,split,tb,pixels\na,,val,1,x\n", "line 2 has no source or no pixels"),
+    ("name,source,split,tb,pixels\na,montgomery,val,1,x\nb,montgomery,val,1,nan\n", "line 3 has no source or no pixels")],
+    ids=["empty", "bytes", "an open quote", "no split", "a split of another program", "no name", "no source", "NaN"])
 def test_damaged_manifest_is_refused_in_one_line_with_its_path(tmp_path, text, reason):
     (tmp_path / "manifest.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError) as error:
@@ -81,6 +85,18 @@ def test_what_is_no_prepared_folder_is_refused(tmp_path, root, error):
     (tmp_path / "odd" / "manifest.csv").mkdir(parents=True)
     with pytest.raises(OSError, match=error):
         data.read_manifest(tmp_path / root)
+
+
+@pytest.mark.parametrize("film, mask, reason", [
+    ((32, 32), np.ones((32, 32)), "mask.train_000.png: 100% of the film is lung"), ((32, 32), np.zeros((32, 32)), "mask.train_000.png: 0% of the film is lung"),
+    ((32, 32), np.tri(16), r"mask.train_000.png: the mask is \(16, 16\) and the film \(32, 32\)"),
+    ((1, 1), np.ones((1, 1)), "image.train_000.png: 1×1 px, not as prep writes films")], ids=["all lung", "no lung", "another size", "1×1"])
+def test_pairs_that_prep_does_not_write_are_refused_by_name(prepared, film, mask, reason):
+    frame = data.read_manifest(prepared).query("split == 'train'")
+    write_raw(Path(frame["image"].iloc[0]), np.full(film, 90, np.uint8))
+    write_raw(Path(frame["mask"].iloc[0]), (mask * 255).astype(np.uint8))
+    with pytest.raises(ValueError, match=reason.replace("train_000", frame["name"].iloc[0]) + "[^\n]*run prep again$"):
+        data.LungDataset(frame, 32)
 
 
 # --- normalisation ---------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from errno import ENOLCK
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 
 import kaggle_utils
 from kaggle_utils.files import (LOCK, NAME_BYTES, check_ours, check_patterns, claims_film, find_files, is_film, locked, printable, start_results,
-                                unique_names, walk, without_outputs, without_suffix)
+                                unique_names, walk, without_outputs, without_suffix, write_bytes)
 from dicoms import dicom
 from phantoms import phantom, write_raw
 
@@ -330,6 +331,27 @@ def test_results_replace_nothing_of_somebody_elses(tmp_path, theirs):
         start(tmp_path)
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == [tmp_path / theirs]
     assert (tmp_path / theirs).read_text() == "patient,truth\n"
+
+
+def test_what_a_kill_left_is_removed_by_the_next_run_and_nothing_of_others(tmp_path, monkeypatch):
+    def write(name, age=3600):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("half")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+
+    dead = [".a.csv.0123abcd.part", "masks/.a.png.0123abcd.part", "train/image/.a.png.99999999.part"]
+    others = ["film.part", ".film.part", "a.0123abcd.part", ".a.png.0123ABCD.part", "masks/.a.0123abcde.part", "a/b/c/.a.0123abcd.part"]
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):  # its name is that of what write_bytes leaves
+        patched.setattr(Path, "unlink", lambda *_, **__: None)
+        patched.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        write_bytes(tmp_path / "b.png", b"half")
+    killed, = (path.name for path in tmp_path.iterdir())
+    for name in (*dead, *others, killed):
+        write(name)
+    write(".fresh.csv.0123abcd.part", age=5)
+    with locked(tmp_path / LOCK, tmp_path):
+        left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file() and path.name != LOCK}
+    assert left == {*others, ".fresh.csv.0123abcd.part"}
 
 
 def test_empty_folders_are_nobodys(tmp_path):

@@ -488,6 +488,12 @@ def test_too_little_memory_is_one_line_that_says_what_to_make_smaller(error, tmp
     assert capfd.readouterr().err == "kaggle_utils train: the memory is too small for this: try a smaller --batch or --size or --width or --workers\n"
 
 
+def test_too_little_memory_for_built_in_films_is_one_line_too(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("kaggle_utils.synthetic.write_raw", lambda *_, **__: np.zeros(1 << 52))  # NumPy's own error
+    assert main(["synth", "--out", str(tmp_path / "out"), "--size", "8192"]) == 1
+    assert capfd.readouterr().err == "kaggle_utils synth: the memory is too small for this: try a smaller --size\n"
+
+
 def test_another_fault_of_ours_is_no_lack_of_memory(tmp_path, monkeypatch):
     def wrong(*_, **__):
         raise RuntimeError("one of ours")

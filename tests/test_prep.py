@@ -28,7 +28,7 @@ JSRT = ["JPCLN001", "JPCNN002"]
 
 def film_of(name):
     """The phantom that goes by a name; films of the sets are not square, and the sets differ in shape."""
-    height, width = {"M": (48, 40), "C": (40, 48), "J": (44, 44)}[name[0]]
+    height, width = {"M": (96, 80), "C": (80, 96), "J": (88, 88)}[name[0]]
     return phantom(height, width, seed=int.from_bytes(name.encode(), "big") % 2**31)
 
 
@@ -185,7 +185,7 @@ def test_the_hearts_mask_is_not_taken_for_the_lungs(tmp_path):
 
 def test_manifest_says_where_a_film_comes_from(raw, tmp_path):
     row = prepare(raw, tmp_path / "out").set_index("name").loc["MCUCXR_0001_0"]
-    assert (row["source"], row["height"], row["width"]) == ("montgomery", 48, 40)
+    assert (row["source"], row["height"], row["width"]) == ("montgomery", 96, 80)
     import hashlib
     path = next(raw.rglob("CXR_png/MCUCXR_0001_0.png"))
     assert row["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -227,8 +227,8 @@ def test_pairs_are_made_by_stem_in_shuffled_directories(tmp_path, monkeypatch, n
 def test_left_and_right_are_combined_with_or_where_they_overlap(tmp_path):
     root = tmp_path / "input"
     montgomery(root, MONTGOMERY[:1])
-    left, right = np.zeros((48, 40), np.uint8), np.zeros((48, 40), np.uint8)
-    left[10:40, 5:25], right[10:40, 15:35] = 255, 255
+    left, right = np.zeros((96, 80), np.uint8), np.zeros((96, 80), np.uint8)
+    left[20:80, 10:50], right[20:80, 30:70] = 255, 255
     write_raw(root / "ManualMask" / "leftMask" / f"{MONTGOMERY[0]}.png", left)
     write_raw(root / "ManualMask" / "rightMask" / f"{MONTGOMERY[0]}.png", right)
     split = prepare(root, tmp_path / "out")["split"].iloc[0]
@@ -270,9 +270,15 @@ def break_film(root, kind):
     elif kind == "mask without image":
         image.unlink()
     elif kind == "size mismatch":
-        write_raw(right, np.full((40, 48), 255, np.uint8))
+        write_raw(right, np.full((80, 96), 255, np.uint8))
     elif kind == "empty mask":
-        write_raw(right, np.zeros((48, 40), np.uint8))
+        write_raw(right, np.zeros((96, 80), np.uint8))
+    elif kind == "all lung":
+        for mask in (left, right):
+            write_raw(mask, np.full((96, 80), 255, np.uint8))
+    elif kind == "too small":
+        for path in (image, left, right):
+            write_raw(path, np.full((1, 1), 255, np.uint8))
     elif kind == "half a mask":
         left.unlink()
 
@@ -281,7 +287,8 @@ def break_film(root, kind):
     ("truncated", "CXR_png.MCUCXR_0001_0.png: the file is truncated"), ("empty file", "the file is empty"),
     ("not an image", "not an image"), ("truncated mask", "leftMask.MCUCXR_0001_0.png: the file is truncated"),
     ("mask without image", "mask without image"), ("size mismatch", "size mismatch"), ("empty mask", "the mask is empty"),
-    ("half a mask", "the other lung's mask is missing")])
+    ("half a mask", "the other lung's mask is missing"), ("all lung", "leftMask.MCUCXR_0001_0.png: 100% of the film is lung"),
+    ("too small", "CXR_png.MCUCXR_0001_0.png: too small: 1×1 px")])
 def test_unusable_film_is_listed_with_its_reason_and_the_rest_goes_on(tmp_path, kind, reason):
     import re
     montgomery(tmp_path / "input")
@@ -305,9 +312,9 @@ def test_too_little_memory_is_a_film_s_problem_that_says_what_to_make_smaller(tm
     resize = prep.resize_image
 
     def full(image, size):
-        if image[0, 0] == film_of("MCUCXR_0001_0").image[0, 0] and image.shape == (48, 40) and kind == "python":
+        if image[0, 0] == film_of("MCUCXR_0001_0").image[0, 0] and image.shape == (96, 80) and kind == "python":
             raise MemoryError
-        if image.shape == (48, 40) and np.array_equal(image, film_of("MCUCXR_0001_0").image):
+        if image.shape == (96, 80) and np.array_equal(image, film_of("MCUCXR_0001_0").image):
             return cv2.resize(image, (1 << 20, 1 << 25))  # 32 TB
         return resize(image, size)
 
@@ -454,7 +461,7 @@ def test_second_run_makes_what_was_deleted(raw, tmp_path, monkeypatch, kind):
 def test_changed_raw_file_is_prepared_again(raw, tmp_path, monkeypatch, role):
     prepare(raw, tmp_path / "out")
     path = next(raw.rglob(f"{role}/MCUCXR_0001_0.*"))
-    changed = phantom(48, 40, seed=99)
+    changed = phantom(96, 80, seed=99)
     if role == "ClinicalReadings":
         path.write_text("Patient's Sex: M\nPatient's Age: 099Y")
     else:
@@ -542,7 +549,7 @@ def test_run_killed_while_moving_films_goes_on(raw, tmp_path, monkeypatch):
 
 def test_ctrl_c_ends_prep_in_a_line_and_the_same_command_goes_on(tmp_path, monkeypatch, ctrl_c, capfd):
     for n in range(30):
-        write_raw(tmp_path / "raw" / f"MCUCXR_{n:04d}_0.png", phantom(48, 40, seed=n).image)
+        write_raw(tmp_path / "raw" / f"MCUCXR_{n:04d}_0.png", phantom(96, 80, seed=n).image)
     command = ["prep", "--input", str(tmp_path / "raw"), "--out", str(tmp_path / "out"), "--size", str(SIZE), "--workers", "1"]
     done = count_films(monkeypatch)
     monkeypatch.setattr(prep, "prepare_film", lambda *film, quick=prep.prepare_film: time.sleep(0.02) or quick(*film))

@@ -358,7 +358,16 @@ def overlapping() -> bytes:
     return data[:at] + entries + bytes(tail)
 
 
-HOSTILE = {"link": (lambda: packed({link("a"): b"/etc/passwd"}), "symbolic link"), "encrypted": (encrypted, "encrypted"),
+def explosive() -> bytes:
+    """Whose directory says that a kilobyte becomes 2 GB, as deflate can make it."""
+    data = bytearray(packed({"a": bytes(1_000_000)}))
+    at = data.index(b"PK\1\2") + 24
+    data[at:at + 4] = (2_000_000_000).to_bytes(4, "little")
+    return bytes(data)
+
+
+HOSTILE = {"explosive": (explosive, "2 GB in an archive of 0.0 MB, as in one made to explode"),
+           "link": (lambda: packed({link("a"): b"/etc/passwd"}), "symbolic link"), "encrypted": (encrypted, "encrypted"),
            "truncated": (lambda: packed({"a": noise(50_000)})[:30_000], "not a zip file"), "no archive": (lambda: noise(5000), "not a zip file"),
            "empty file": (lambda: b"", "not a zip file"), "overlapping": (overlapping, "overlap"),
            "twice": (lambda: packed({"x/a": b"1", "x//a": b"2"}), "twice"), "itself": (lambda: packed({"set.zip": b""}), "own place")}

@@ -236,7 +236,7 @@ def test_a_run_that_was_killed_writes_its_shards_again(prepared, tmp_path, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("kaggle_utils.shards.read_mask", killed)
+        patched.setattr("kaggle_utils.shards.read_pair", killed)
         write_shards(prepared, tmp_path)
     assert len(write_shards(prepared, tmp_path)) == 28
 

@@ -3,10 +3,14 @@
 import multiprocessing
 import os
 import pickle
+import re
 import signal
+import sqlite3
 import time
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -294,6 +298,22 @@ def test_pruned_and_diverged_trials_are_recorded(prepared, tmp_path, monkeypatch
     monkeypatch.setattr(searching, "train_run", odd)
     table = do(prepared, tmp_path, "search", trials=2)
     assert table["status"].tolist() == ["pruned", "diverged", "diverged"]
+
+
+@pytest.mark.parametrize("storage, said", [
+    ("garbage", "Could not parse SQLAlchemy URL"), ("sqlite:///nowhere/x.db", "unable to open database file"), ("sqlite:///notes.txt", "file is not a database"),
+    ("sqlite:///theirs.db", "a database of something else .its tables are invoices"), ("sqlite://me:secret@host/x", "Invalid SQLite URL")])
+def test_storage_that_is_none_is_told_in_a_line_and_left_as_it_is(prepared, tmp_path, storage, said, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("notes.txt").write_text("mine" * 999)
+    with closing(sqlite3.connect("theirs.db")) as theirs:
+        theirs.execute("CREATE TABLE invoices (id)")
+    before = Path("theirs.db").read_bytes()
+    assert main(["tune", "search", "--data", str(prepared), "--storage", storage, "--out", "out", "--jobs", "1", "--trials", "1"]) == 1
+    said_so = capsys.readouterr().err
+    assert re.search(f"^kaggle_utils tune: storage sqlite.*{said}|^kaggle_utils tune: storage garbage: {said}", said_so) and said_so.count("\n") == 1
+    assert "secret" not in said_so
+    assert Path("theirs.db").read_bytes() == before and Path("notes.txt").read_text() == "mine" * 999
 
 
 def test_a_search_without_its_storage_does_not_overwrite_its_table(prepared, tmp_path):

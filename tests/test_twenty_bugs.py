@@ -66,13 +66,13 @@ def test_01_losses_and_dice_refuse_0_255(name):
 
 # 2. 8-bit arithmetic: left + right wraps from 510 to 254, 255 · 255 to 1.
 def test_02_overlapping_left_and_right_masks_do_not_wrap_round(tmp_path):
-    left, right = np.zeros((20, 20), np.uint8), np.zeros((20, 20), np.uint8)
-    left[2:18, 2:12], right[2:18, 8:18] = 255, 255
+    left, right = np.zeros((80, 80), np.uint8), np.zeros((80, 80), np.uint8)
+    left[8:72, 8:48], right[8:72, 32:72] = 255, 255
     paths = {side: write_raw(tmp_path / f"{side}.png", mask) for side, mask in (("left", left), ("right", right))}
-    paths["image"] = write_raw(tmp_path / "film.png", phantom(20, 20).image)
+    paths["image"] = write_raw(tmp_path / "film.png", phantom(80, 80).image)
     for kind in ("image", "mask"):
         (tmp_path / "out" / kind).mkdir(parents=True)
-    prep.prepare_film(prep.RawFilm("film", "montgomery", files=paths), tmp_path / "out", 20)
+    prep.prepare_film(prep.RawFilm("film", "montgomery", files=paths), tmp_path / "out", 80)
     np.testing.assert_array_equal(files.read_mask(tmp_path / "out" / "mask" / "film.png"), (left | right) // 255)
 
 

@@ -143,9 +143,9 @@ def test_a_changed_function_of_the_library_is_noticed(clone, tmp_path):
     (root / "notebooks").mkdir(parents=True)
     shutil.copytree(CLONE / "kaggle_utils", root / "kaggle_utils", ignore=shutil.ignore_patterns("__pycache__"))
     prep = root / "kaggle_utils" / "prep.py"
-    right = "return np.bitwise_or.reduce(masks)"
+    right = "mask = np.bitwise_or.reduce(masks)"
     assert right in prep.read_text()
-    prep.write_text(prep.read_text().replace(right, "return masks[0]"))
+    prep.write_text(prep.read_text().replace(right, "mask = masks[0]"))
     found = differences(*again(NOTEBOOKS[0], root, cells=5))
     assert len(found) == 1 and "px of lung" in found[0]
 
