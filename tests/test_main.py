@@ -465,6 +465,15 @@ def test_scores_replace_scores_and_nothing_else(tmp_path):
         _write_table(tmp_path / "mine.csv", scores)
 
 
+def test_scores_of_runs_whose_names_hold_dots_have_tables_of_their_own(tmp_path, weights, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_prepared(tmp_path / "set", {"test": 2})
+    for out in ("run0.95", "run0.96", "run.csv"):
+        assert main(["evaluate", "--data", "set", "--sizes", "32", "--weights", "w.safetensors", "--out", f"scores/{out}"]) == 0
+    assert sorted(path.name for path in (tmp_path / "scores").iterdir()) == [
+        "run.csv", "run0.95.csv", "run0.95_summary.csv", "run0.96.csv", "run0.96_summary.csv", "run_summary.csv"]
+
+
 @pytest.mark.parametrize("command", ["prep --input x --size", "synth --out x --size", "shards --out x --size", "evaluate --sizes 256", "tune loss --size"])
 @pytest.mark.parametrize("size", ["1000000", "0", "-3", "7.5"])
 def test_sizes_beyond_memory_are_refused_before_anything_is_read(command, size, capsys):
