@@ -149,6 +149,22 @@ def test_a_full_disk_ends_predict_in_a_line_and_the_same_command_goes_on(films, 
     assert tables(out) == tables(tmp_path / "whole")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_journal_that_a_full_disk_cuts_is_named_and_the_same_command_goes_on(films, tmp_path, weights, monkeypatch):
+    run(films, tmp_path / "whole", weights)
+    opened = Path.open
+
+    def full(path, mode="r", *rest, **options):
+        return open("/dev/full", mode) if (path.name, mode) == ("predictions.jsonl", "a") else opened(path, mode, *rest, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", full)
+        with pytest.raises(OSError, match="No space left on device: .*predictions.jsonl"):
+            run(films, tmp_path / "out", weights)
+    run(films, tmp_path / "out", weights)
+    assert tables(tmp_path / "out") == tables(tmp_path / "whole")
+
+
 def test_ctrl_c_ends_predict_in_a_line_and_the_same_command_goes_on(films, tmp_path, weights, ctrl_c, monkeypatch, capfd):
     out = tmp_path / "out"
     ctrl_c(Journal, "add", calls=3)

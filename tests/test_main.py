@@ -322,6 +322,27 @@ def test_status_is_3_when_one_film_of_several_was_not_read(tmp_path, weights, fi
     assert (tmp_path / "o" / "masks" / "film.png").exists()
 
 
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_status_is_3_where_a_folder_can_not_be_searched(tmp_path, weights, film_file, monkeypatch, capsys, kind):
+    films = tmp_path / "films"
+    films.mkdir()
+    film_file.rename(films / "film.png")
+    listdir = os.listdir
+
+    def locked_away(path):
+        if str(path).endswith("study"):
+            raise PermissionError("Permission denied")
+        return listdir(path)
+
+    (films / "study").symlink_to("gone") if kind == "link" else (films / "study").mkdir()
+    monkeypatch.setattr(os, "listdir", locked_away)
+    assert main(["predict", str(films), "--force", "--out", str(tmp_path / "o"), "--weights", str(weights)]) == 3
+    output = capsys.readouterr()
+    assert "1 masks" in output.out and "1 files could not be read" in output.out
+    assert f"{films / 'study'}" in output.err and output.err.count("\n") == 1
+    assert list(pd.read_csv(tmp_path / "o" / "predictions.csv")["name"]) == ["film", "study"]
+
+
 def test_status_is_3_for_a_folder_of_dicom_with_a_report_and_a_bomb(tmp_path, weights, capsys):
     film = phantom(40, 32).image
     for name, data in {"IM1": dicom(film), "SR1": dicom(film, Modality="SR", PixelData=None), "IM2": dicom(film, Rows=65535, Columns=65535)}.items():
