@@ -306,15 +306,18 @@ def _luminance(pixels: np.ndarray) -> np.ndarray:
 
 def _spacing(ds: Dataset, notes: list[str]) -> tuple[float, float] | None:
     """mm between rows and between columns, from the first tag that holds two lengths that a film can have."""
+    wrong = []
     for name in _SPACINGS:
+        values = listed(ds, name)
         try:
-            row, column = map(float, listed(ds, name))
+            row, column = map(float, values)
         except (TypeError, ValueError):  # none, one number, no number
-            continue
+            row = column = 0.0
         if 0 < row < 10 and 0 < column < 10:
             notes.append(f"spacing from {name}")
             return row, column
-    notes.append("no spacing")
+        wrong += [name] * bool(values)
+    notes.append(f"no spacing: {' and '.join(wrong)} {'are' if len(wrong) > 1 else 'is'} not that of a film" if wrong else "no spacing")
     return None
 
 

@@ -5,6 +5,7 @@ Whatever else a file holds is passed over without a copy; but pydicom parses seq
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterable
 from io import BytesIO
@@ -74,7 +75,7 @@ class DicomFile(BytesIO):
 
 
 def import_pydicom() -> ModuleType:
-    """pydicom, silent about what it tolerates.
+    """pydicom, silent about what it tolerates, as is highdicom: what they say quotes names of patients.
 
     Raises:
         ImportError: it is not installed; the message says how to.
@@ -83,7 +84,9 @@ def import_pydicom() -> ModuleType:
         import pydicom
     except ImportError:
         raise ImportError(f"DICOM files need pydicom: {INSTALL}") from None
-    warnings.filterwarnings("ignore", module="pydicom")
+    for package in ("pydicom", "highdicom"):
+        warnings.filterwarnings("ignore", module=package)
+        logging.getLogger(package).setLevel(logging.CRITICAL)
     return pydicom
 
 

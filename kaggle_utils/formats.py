@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .files import printable
-from .image import HEAD, is_dicom, listed, unpack, write_bytes
+from .image import HEAD, import_pydicom, is_dicom, listed, read_tags, unpack, write_bytes
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -120,15 +120,28 @@ def write_dicom_seg(path: str | Path, lungs: tuple[np.ndarray, np.ndarray], sour
     Raises:
         ValueError: the film is no DICOM file, or lacks what such an object has to refer to.
         OSError: a file can't be read or written.
-        Exception: of any kind, by highdicom or pydicom, at an element that they can't take.
+        Exception: of a dozen kinds, by pydicom at a damaged file.
 
     Source: DICOM PS3.3 A.51, Segmentation IOD; C.7.4.1 is needed only where no source image is referred to.
     """
+    import_pydicom()
+    film, kind, emptied = _read_tags(source, lungs[0].shape)
+    try:
+        data = _segmentation(film, kind, lungs, version)
+    except MemoryError:
+        raise
+    except Exception as error:  # of any kind, whose text may quote the patient's name
+        raise ValueError(f"highdicom can't take the film's elements ({type(error).__name__})") from None
+    write_bytes(path, data)
+    return (f"DICOM-SEG without {', '.join(emptied)}: not valid in the film",) if emptied else ()
+
+
+def _segmentation(film: Dataset, kind: str, lungs: tuple[np.ndarray, np.ndarray], version: str) -> bytes:
+    """The object's bytes; ``film`` and ``kind`` are of :func:`_read_tags`."""
     import highdicom as hd
     from highdicom.seg import Segmentation, SegmentationTypeValues, SegmentAlgorithmTypeValues, SegmentDescription
     from pydicom.sr.codedict import codes
     from pydicom.sr.coding import Code
-    film, kind, emptied = _read_tags(source, lungs[0].shape)
     algorithm = hd.AlgorithmIdentificationSequence("unet-lung", family=codes.cid7162.ArtificialIntelligence, version=version)
     segments = [SegmentDescription(number, label, codes.cid7150.AnatomicalStructure, Code(code, "SCT", label.capitalize()),
                                    SegmentAlgorithmTypeValues.AUTOMATIC, algorithm)
@@ -144,17 +157,16 @@ def write_dicom_seg(path: str | Path, lungs: tuple[np.ndarray, np.ndarray], sour
             element.value = kind
     buffer = BytesIO()
     segmentation.save_as(buffer)
-    write_bytes(path, buffer.getvalue())
-    return (f"DICOM-SEG without {', '.join(emptied)}: not valid in the film",) if emptied else ()
+    return buffer.getvalue()
 
 
 def _read_tags(source: str | Path, shape: tuple[int, int]) -> tuple[Dataset, str, list[str]]:
     """What a segmentation object copies and refers to, its film's SOP class, and the names of what can't be copied."""
-    from pydicom import Dataset, dcmread, uid
+    from pydicom import Dataset, uid
     data = unpack(Path(source).read_bytes())
     if not is_dicom(data[:HEAD]):
         raise ValueError("the film is no DICOM file")
-    film = dcmread(BytesIO(data), stop_before_pixels=True, force=True)
+    film, _ = read_tags(data, _REQUIRED + _MAY_BE_EMPTY + _MAY_BE_MISSING)
     uids = {name: "\\".join(map(str, listed(film, name))) for name in _REQUIRED}
     missing = [name for name, text in uids.items() if not re.fullmatch(_UID, text)]
     if missing:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 
@@ -23,6 +23,7 @@ _GROUPS = (b"\x02\x00", b"\x08\x00")  # with one of these a DICOM file without a
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _ALONE = frozenset((0x00, 0x01, *range(0xD0, 0xD9)))  # JPEG's stuffed zeros, TEM, restarts and SOI have no length
 _AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_MOST_PARTS = 1_000_000  # chunks, blocks or segments; a film of 64 megapixels as a GIF has some 200,000
 _MOST_PAGES = 100  # of a TIFF that are looked at
 _PAGE_KIND, _OLD_PAGE_KIND, _WIDTH, _LENGTH, _BITS, _ORIENTATION, _SAMPLES, _TILE_WIDTH, _TILE_LENGTH = _TAGS = (
     254, 255, 256, 257, 258, 274, 277, 322, 323)
@@ -115,7 +116,9 @@ def _png(data: bytes) -> Header:
     columns, rows, depth, colour = struct.unpack_from(">IIBB", data, 16)
     at, orientation, pictures = 8, 1, 1
     # OpenCV makes room for a chunk of any length before it sees that the file ends: 2 GB, and seconds.
-    while (kind := data[at + 4:at + 8]) != b"IEND":
+    for _ in _parts():
+        if (kind := data[at + 4:at + 8]) == b"IEND":
+            break
         length, = struct.unpack_from(">I", data, at)
         if kind == b"eXIf":
             orientation = _exif(data[at + 8:at + 8 + length])
@@ -130,7 +133,7 @@ def _png(data: bytes) -> Header:
 
 def _jpeg(data: bytes) -> Header:
     at, size, orientation = 2, {}, 1
-    while True:
+    for _ in _parts():
         at = _find(data, b"\xff", at)
         marker = data[at + 1]
         if marker == 0xD9:
@@ -202,13 +205,15 @@ def _bmp(data: bytes) -> Header:
 
 def _gif(data: bytes) -> Header:
     columns, rows, flags = struct.unpack_from("<HHB", data, 6)
-    at, pictures = 13 + _gif_colours(flags), 0
-    while at < len(data) or not pictures:
+    at, pictures, parts = 13 + _gif_colours(flags), 0, _parts()
+    for _ in parts:
+        if at >= len(data) and pictures:
+            break
         if data[at] == 0x2C:
             pictures += 1
-            at = _gif_blocks(data, at + 11 + _gif_colours(data[at + 9]))
+            at = _gif_blocks(data, at + 11 + _gif_colours(data[at + 9]), parts)
         elif data[at] == 0x21:
-            at = _gif_blocks(data, at + 2)
+            at = _gif_blocks(data, at + 2, parts)
         else:  # 0x3B, its end, or what is no GIF any more
             break
     if not pictures:
@@ -220,10 +225,11 @@ def _gif_colours(flags: int) -> int:
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
-def _gif_blocks(data: bytes, at: int) -> int:
-    while data[at]:
+def _gif_blocks(data: bytes, at: int, parts: Iterator[int]) -> int:
+    for _ in parts:
+        if not data[at]:
+            return at + 1
         at += 1 + data[at]
-    return at + 1
 
 
 def _webp(data: bytes) -> Header:
@@ -231,7 +237,9 @@ def _webp(data: bytes) -> Header:
     if end > len(data):
         raise IndexError
     at, size, orientation, pictures = 12, {}, 1, 0
-    while at + 8 <= end:
+    for _ in _parts():
+        if at + 8 > end:
+            break
         kind, length = struct.unpack_from("<4sI", data, at)
         if kind == b"VP8X":
             size.setdefault("declared", [1 + int.from_bytes(data[at + n:at + n + 3], "little") for n in (15, 12)])
@@ -249,7 +257,7 @@ def _webp(data: bytes) -> Header:
 
 def _jp2(data: bytes) -> Header:
     at = 0
-    while True:
+    for _ in _parts():
         length, kind = struct.unpack_from(">I4s", data, at)
         head = 16 if length == 1 else 8
         if kind == b"jp2c":
@@ -267,7 +275,9 @@ def _j2k(data: bytes, at: int = 0) -> Header:
     if channels > 4:
         raise ValueError(f"it declares {channels} channels: no film")
     at += 2
-    while (marker := data[at:at + 2]) != b"\xff\xd9":
+    for _ in _parts():
+        if (marker := data[at:at + 2]) == b"\xff\xd9":
+            break
         if marker == b"\xff\x90":  # a tile's part, which says how long it is, or 0: up to the end
             length, = struct.unpack_from(">I", data, at + 6)
             at = at + length if length else _find(data, b"\xff\xd9", at)
@@ -284,6 +294,16 @@ def _nifti(data: bytes) -> Header:
     columns, rows, *others = axes + [1] * (2 - len(axes))
     bits, = struct.unpack_from(order + "H", data, 14 if data[4:8] == b"n+2\0" else 72)
     return Header(rows, columns, pictures=prod(others), pixel=max(1, bits // 8))
+
+
+def _parts() -> Iterator[int]:
+    """As many steps as a file's parts may take.
+
+    Raises:
+        ValueError: it has more.
+    """
+    yield from range(_MOST_PARTS)
+    raise ValueError(f"it has more than {_MOST_PARTS:,} parts: damaged, or no film")
 
 
 def _find(data: bytes, what: bytes, at: int) -> int:

@@ -22,7 +22,8 @@ os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
 import cv2
 import numpy as np
 
-from .dicom import Film, Lie, dicom_bytes, listed, read_dicom  # noqa: F401 (this module is the face of the first three)
+from .dicom import Film, Lie, dicom_bytes, listed, read_dicom  # noqa: F401 (this module is the face of some)
+from .dicom_tags import import_pydicom, read_tags  # noqa: F401
 from .files import write_bytes
 from .gray import to_8_bits
 from .picture import JSRT_BYTES, JSRT_SIDE, decode, unpack
@@ -76,11 +77,14 @@ def read_film(path: str | Path, *, data: bytes | None = None) -> Film:
 def film_bytes(path: str | Path) -> int:
     """Memory that a film takes at most, in bytes, while it is read, segmented and written, by what its file declares.
 
-    It's 0 for what :func:`read_film` refuses at once, and ``MOST_BYTES`` where the declaration isn't at the file's beginning.
+    It's 0 for what :func:`read_film` refuses unread, the file's own for what it refuses by its declaration, and ``MOST_BYTES`` where that
+    isn't at the file's beginning.
     """
+    size = 0
     try:
-        size = Path(path).stat().st_size
-        if size > MAX_BYTES or not Path(path).is_file():
+        if Path(path).is_file() and Path(path).stat().st_size <= MAX_BYTES:
+            size = Path(path).stat().st_size
+        if not size:
             return 0
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             kind = kind_of(data[:HEAD])
@@ -92,7 +96,7 @@ def film_bytes(path: str | Path) -> int:
             declared = Header(JSRT_SIDE, JSRT_SIDE) if size == JSRT_BYTES and not kind else read_header(data)
         return size + declared.rows * declared.columns * (declared.pixel + FINISHED_BYTES)
     except (ValueError, OSError, ImportError):  # what is wrong with it is said when it is read
-        return 0
+        return size
 
 
 def constant_border(image: np.ndarray) -> tuple[int, int, int, int]:

@@ -281,7 +281,7 @@ def test_gray_range_is_that_within_the_shutter(name):
     ({"PixelSpacing": [0, 0], "ImagerPixelSpacing": [0.3, 0.3]}, (0.3, 0.3), "spacing from ImagerPixelSpacing"),
     ({"ImagerPixelSpacing": [0.3, 0.4]}, (0.3, 0.4), "spacing from ImagerPixelSpacing"),
     ({"PixelSpacing": None, "NominalScannedPixelSpacing": [0.175, 0.175]}, (0.175, 0.175), "spacing from NominalScannedPixelSpacing"),
-    ({}, None, "no spacing"), ({"PixelSpacing": ""}, None, "no spacing"), ({"PixelSpacing": [-1, -1]}, None, "no spacing")])
+    ({}, None, "no spacing"), ({"PixelSpacing": ""}, None, "no spacing"), ({"PixelSpacing": [-1, -1]}, None, "no spacing: PixelSpacing is not that of a film")])
 def test_spacing_is_rows_then_columns_from_the_best_tag(tags, spacing, note):
     film = read_dicom(dicom(FILM, **{k: v for k, v in tags.items() if v is not None}))
     assert film.spacing_mm == spacing and note in film.notes

@@ -2,7 +2,9 @@
 
 import errno
 import gzip
+import logging
 import subprocess
+import warnings
 from io import BytesIO
 from shutil import which
 
@@ -313,6 +315,56 @@ def test_element_that_no_valid_object_can_hold_is_left_empty_and_named(tmp_path,
             assert not ds.get(name) or name == "LossyImageCompression"
         elif name in ("PatientName", "StudyInstanceUID", "StudyDate", "LossyImageCompression"):
             assert str(ds[name].value) == expected
+
+
+LOUD = {"one component": {"PatientName": "SECRET"}, "long": {"PatientName": "SECRET^" + "X" * 200, "PatientID": "SECRET" * 20}, "no dates": {
+    "PatientBirthDate": "SECRET", "StudyDate": "SECRET", "StudyTime": "SECRET"}, "no age": {"PatientAge": "SECRET", "PatientSex": "SECRET"},
+        "long texts": {name: "SECRET" * 20 for name in ("AccessionNumber", "StudyID", "StudyDescription", "ReferringPhysicianName", "IssuerOfPatientID")},
+        "another character set": {"SpecificCharacterSet": "SECRET"}, "not in its character set": {"PatientName": "SECRET\u00e4", "SpecificCharacterSet": "ISO_IR 100"},
+        "backslash": {"PatientName": ["SECRET", "SECRET"]}}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", LOUD)
+def test_nothing_of_the_patient_is_printed_or_logged(tmp_path, segmenter, capfd, caplog, case):
+    pytest.importorskip("highdicom")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        (tmp_path / "film.dcm").write_bytes(dicom(phantom(80, 80).image, **STUDY | LOUD[case]))
+    capfd.readouterr()
+    with warnings.catch_warnings(record=True) as said, caplog.at_level(logging.DEBUG):
+        warnings.simplefilter("always")
+        table = predict([tmp_path / "film.dcm"], tmp_path / "out", segmenter, force=True, formats=("png", "dicom-seg"))
+    assert table.error[0] == ""
+    quoted = [*(str(warning.message) for warning in said), caplog.text, *capfd.readouterr()]
+    assert not [text for text in quoted if "SECRET" in text]
+    assert "SECRET" not in table.notes[0]
+
+
+def test_what_highdicom_refuses_is_a_note_without_its_text(tmp_path, segmenter, film_file, monkeypatch):
+    highdicom_seg = pytest.importorskip("highdicom.seg")
+
+    def refuses(*args, **kwargs):
+        raise ValueError("no such patient: Nobody^Phantom")
+
+    monkeypatch.setattr(highdicom_seg, "Segmentation", refuses)
+    notes = predict([film_file], tmp_path / "out", segmenter, force=True, formats=("png", "dicom-seg")).notes[0]
+    assert "no DICOM-SEG: highdicom can't take the film's elements (ValueError)" in notes and "Nobody" not in notes
+
+
+@pytest.mark.parametrize("spacing", [(0, 0), ("nan", "nan"), (-1, -1), ("1e9", "1e9"), (0.2, 0), ("inf", 1), (0.2,)], ids=str)
+def test_a_spacing_that_no_film_has_is_neither_copied_nor_measured_by(tmp_path, segmenter, spacing):
+    pytest.importorskip("highdicom")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        film = dicom(phantom(80, 80).image, **STUDY | {"ImagerPixelSpacing": "", "PixelSpacing": list(spacing)})
+    (tmp_path / "film.dcm").write_bytes(film)
+    table = predict([tmp_path / "film.dcm"], tmp_path / "out", segmenter, force=True, formats=("png", "dicom-seg"))
+    assert "no spacing: PixelSpacing is not that of a film" in table.notes[0].split("; ")
+    measured = pd.read_csv(tmp_path / "out" / "measurements.csv")
+    assert measured.filter(like="_mm").isna().all(axis=None)
+    written = pydicom.dcmread(tmp_path / "out" / "dicom-seg" / "film.dcm")
+    assert not [element for element in written.iterall() if element.keyword.endswith("PixelSpacing")]
 
 
 def test_film_named_by_no_uid_has_no_object_and_gzipped_film_has_one(tmp_path, film_file):

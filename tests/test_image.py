@@ -4,6 +4,7 @@ import gzip
 import os
 import struct
 import sys
+import time
 import zlib
 from io import BytesIO
 
@@ -630,6 +631,20 @@ def test_pixels_of_many_bytes_have_a_lower_limit(tmp_path, monkeypatch):
         files.read_image(path)
 
 
+PARTS = {"png": (b"\x89PNG\r\n\x1a\n", bytes(12)), "jpg": (b"\xff\xd8\xff", b"\x01\xff"), "gif": (b"GIF89a" + bytes(7), b"!\xf9\0"),
+         "gif of blocks": (b"GIF89a" + bytes(7) + b"!\xf9", b"\1\0" * 2), "webp": (b"RIFF\xff\xff\xff\1WEBP", b"ABCD\0\0\0\0"),
+         "jp2": (b"\0\0\0\x0cjP  \r\n\x87\n", b"\0\0\0\x08free"), "j2k": (b"\xff\x4f\xff\x51" + bytes(37) + b"\1", b"\xff\x90\0\0\0\0\0\0\0\1")}
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_file_of_millions_of_parts_is_refused_in_a_second_or_two(kind):
+    head, part = PARTS[kind]
+    used = time.process_time()
+    with pytest.raises(ValueError):
+        read_header(head + part * (40_000_000 // len(part)))
+    assert time.process_time() - used < 4
+
+
 def test_tiff_whose_tiles_are_larger_than_the_film_is_refused(tmp_path, film):
     (tmp_path / "film.tif").write_bytes(tiff((film.image, {322: 30000, 323: 30000})))
     with pytest.raises(ValueError, match="its tiles of 30000 x 30000 pixels are larger than the film"):
@@ -656,4 +671,4 @@ def test_memory_of_what_is_no_film_or_doesnt_tell_is_none_or_all(tmp_path, film)
     (tmp_path / "text.png").write_bytes(b"text")
     (tmp_path / "empty.png").write_bytes(b"")
     assert files.film_bytes(tmp_path / "packed.png.gz") == files.film_bytes(tmp_path / "late") == files.MOST_BYTES
-    assert [files.film_bytes(tmp_path / name) for name in ("text.png", "empty.png", "none.png", ".")] == [0, 0, 0, 0]
+    assert [files.film_bytes(tmp_path / name) for name in ("text.png", "empty.png", "none.png", ".")] == [4, 0, 0, 0]
