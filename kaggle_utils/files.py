@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import os
 import re
@@ -206,16 +207,13 @@ def locked(lock: Path, what: object, *, wait: bool = False) -> Iterator[None]:
     Args:
         lock: a file that stands for what the block writes, its name ending in ``LOCK``; it goes when the block ends.
         what: that is, for the message.
-        wait: for the other run.
+        wait: for the other run, which a warning in the log then names.
 
     Raises:
         BlockingIOError: another run has the lock, and ``wait`` is False.
     """
     made = not lock.parent.exists()
-    try:
-        file = _take(lock, wait)
-    except BlockingIOError as error:
-        raise BlockingIOError(f"{printable(what)} is being written by another run{error}; wait for it or choose another folder") from None
+    file = _take(lock, printable(what), wait)
     try:
         _remove_unfinished(lock.parent, ("", "*/", "*/*/") if lock.name == LOCK else ("",))
         yield
@@ -340,9 +338,9 @@ def printable(text: object) -> str:
 _LOCKS: set[int] = set()  # open files of the locks that this process has
 
 
-def _take(lock: Path, wait: bool) -> int | None:
-    """The open file of a lock that is this process's now; None where there can be none. BlockingIOError says who has it."""
-    while True:
+def _take(lock: Path, what: str, wait: bool) -> int | None:
+    """The open file of a lock that is this process's now; None where there can be none. Otherwise see :func:`locked`."""
+    for attempt in itertools.count():
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
             file = os.open(lock, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
@@ -355,9 +353,12 @@ def _take(lock: Path, wait: bool) -> int | None:
                 return file
         except FileNotFoundError:  # its last holder has just removed it
             continue
-        except BlockingIOError:
+        except BlockingIOError as holder:
+            said = f"{what} is being written by another run{holder}"
             if not wait:
-                raise
+                raise BlockingIOError(f"{said}; wait for it or choose another folder") from None
+            if not attempt:
+                log.warning("%s: waiting for it", said)
             time.sleep(0.2)
         except OSError as error:
             log.warning("%s: can't be locked (%s): let no other run write there", printable(lock.parent), error.strerror)

@@ -478,7 +478,7 @@ def test_lock_of_a_killed_run_is_in_nobodys_way(tmp_path):
     assert not (tmp_path / LOCK).exists()
 
 
-def test_waiting_for_a_lock_ends_with_the_first_run(tmp_path):
+def test_waiting_for_a_lock_ends_with_the_first_run(tmp_path, caplog):
     order, has_it = [], threading.Event()
 
     def second():
@@ -494,6 +494,7 @@ def test_waiting_for_a_lock_ends_with_the_first_run(tmp_path):
         order.append("first")
     thread.join()
     assert order == ["first", "second"]
+    assert caplog.messages == [f"out is being written by another run (process {os.getpid()}): waiting for it"]
 
 
 def test_folder_that_can_not_be_locked_is_written_all_the_same(tmp_path, monkeypatch, caplog):
