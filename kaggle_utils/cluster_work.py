@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from .formats import annotate
-from .image import MAX_BYTES, resize_image
+from .image import MAX_BYTES, film_bytes, resize_image, room
 from .infer import COLUMNS, LungSegmenter, ReadFilm, Segmented, read_checked, segment
 from .measure import MEASUREMENTS, SIDES, measure, split_lungs
 from .s3 import is_address
@@ -101,14 +101,16 @@ def _read_film(path: str, name: str, force: bool) -> ReadFilm:
     if not is_address(path):
         if not Path(path).parent.exists():
             return ReadFilm(name, path, error=f"{path}: a node doesn't see this folder, which must be there on all of them{STOPS}")
-        return read_checked(Path(path), name, force=force)
+        with room(film_bytes(path)):
+            return read_checked(Path(path), name, force=force)
     for wait in (*WAITS, None):
         try:
             with explained(path):
                 store, key = open_store(path)
                 with store.open_input_file(key) as file:
                     data = file.read(MAX_BYTES + 1)
-            return read_checked(path, name, force=force, data=data)
+            with room(film_bytes(path, data=data)):
+                return read_checked(path, name, force=force, data=data)
         except FileNotFoundError:
             return ReadFilm(name, path, error=f"{path}: it is no longer there")
         except OSError as error:  # the store's, and not the film's

@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,6 +35,7 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 # Memory by which films are read ahead: a film of MAX_PIXELS may take more, but then it is alone.
 MOST_BYTES = 1_100_000_000
 FINISHED_BYTES = 8  # a pixel: 8-bit film, probabilities, mask, labels and overlay, which are not all there at once
+_turn, _freed, _taken = threading.Lock(), threading.Condition(), [0]  # of room()
 _DICOM_HEAD = 1 << 20  # bytes, in which a film's size is looked for
 _MOST_LABELS = 16  # a mask of more grays has soft edges, or was JPEG
 _LABEL = 0.005  # share of such a mask: a gray that fills less in one piece is no label
@@ -41,8 +43,12 @@ _TO_GRAY = {3: cv2.COLOR_BGR2GRAY, 4: cv2.COLOR_BGRA2GRAY}  # by channels
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """The ``image`` of :func:`read_film`: a radiograph as ``uint8 (H, W)``, with the same errors."""
-    return read_film(path).image
+    """The ``image`` of :func:`read_film`: a radiograph as ``uint8 (H, W)``, with the same errors.
+
+    Of threads that read at once those wait for which there is no room in ``MOST_BYTES``.
+    """
+    with room(film_bytes(path)):
+        return read_film(path).image
 
 
 def read_film(path: str | Path, *, data: bytes | None = None) -> Film:
@@ -74,29 +80,58 @@ def read_film(path: str | Path, *, data: bytes | None = None) -> Film:
     return replace(film, notes=(*film.notes, "constant border: {} top, {} bottom, {} left, {} right".format(*border))) if any(border) else film
 
 
-def film_bytes(path: str | Path) -> int:
+def film_bytes(path: str | Path, *, data: bytes | None = None) -> int:
     """Memory that a film takes at most, in bytes, while it is read, segmented and written, by what its file declares.
 
     It's 0 for what :func:`read_film` refuses unread, the file's own for what it refuses by its declaration, and ``MOST_BYTES`` where that
     isn't at the file's beginning.
+
+    Args:
+        path: the file.
+        data: its bytes where they are here already.
     """
-    size = 0
+    if data is not None:
+        return _film_bytes(data)
     try:
-        if Path(path).is_file() and Path(path).stat().st_size <= MAX_BYTES:
-            size = Path(path).stat().st_size
-        if not size:
+        if not Path(path).is_file() or not 0 < Path(path).stat().st_size <= MAX_BYTES:
             return 0
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            kind = kind_of(data[:HEAD])
-            if kind == "gzip":
-                return MOST_BYTES
-            if kind == "DICOM":
-                found = dicom_bytes(data[:_DICOM_HEAD], FINISHED_BYTES)
-                return MOST_BYTES if found is None else size + found
-            declared = Header(JSRT_SIDE, JSRT_SIDE) if size == JSRT_BYTES and not kind else read_header(data)
-        return size + declared.rows * declared.columns * (declared.pixel + FINISHED_BYTES)
-    except (ValueError, OSError, ImportError):  # what is wrong with it is said when it is read
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as there:
+            return _film_bytes(there)
+    except (ValueError, OSError):  # what is wrong with it is said when it is read
+        return 0
+
+
+def _film_bytes(data: bytes | mmap.mmap) -> int:
+    size, kind = len(data), kind_of(data[:HEAD])
+    try:
+        if kind == "gzip":
+            return MOST_BYTES
+        if kind == "DICOM":
+            found = dicom_bytes(data[:_DICOM_HEAD], FINISHED_BYTES)
+            return MOST_BYTES if found is None else size + found
+        declared = Header(JSRT_SIDE, JSRT_SIDE) if size == JSRT_BYTES and not kind else read_header(data)
+    except (ValueError, ImportError):
         return size
+    return size + declared.rows * declared.columns * (declared.pixel + FINISHED_BYTES)
+
+
+@contextmanager
+def room(size: int) -> Iterator[None]:
+    """Waits until what is done at once in this process, all by such a ``with``, takes no more than ``MOST_BYTES``; more than that is done alone.
+
+    Args:
+        size: bytes that what is done takes.
+    """
+    size = min(size, MOST_BYTES)
+    with _turn, _freed:  # in turn: a large film would wait for ever while small ones come
+        _freed.wait_for(lambda: _taken[0] + size <= MOST_BYTES)
+        _taken[0] += size
+    try:
+        yield
+    finally:
+        with _freed:
+            _taken[0] -= size
+            _freed.notify_all()
 
 
 def constant_border(image: np.ndarray) -> tuple[int, int, int, int]:
@@ -120,7 +155,7 @@ def read_mask(path: str | Path) -> np.ndarray:
         FileNotFoundError: there is no such file.
         ValueError: the file is empty, truncated, not an image, or a map of more than two labels.
     """
-    with _naming(path):
+    with _naming(path), room(film_bytes(path)):
         data = unpack(_read_bytes(Path(path)))
         return to_mask(_to_gray(decode(data)[0]))
 

@@ -4,8 +4,10 @@ import gzip
 import os
 import struct
 import sys
+import threading
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 
 import cv2
@@ -663,6 +665,35 @@ def test_memory_of_a_dicom_film_is_that_of_its_size(tmp_path, syntax):
     (tmp_path / "film").write_bytes(dicom(np.zeros((300, 200), np.uint16), syntax))
     decoder = 80_000_000 if syntax == uid.RLELossless else 0
     assert 300 * 200 * (4 * 2 + files.FINISHED_BYTES) <= files.film_bytes(tmp_path / "film") - decoder < 300 * 200 * 30
+
+
+@pytest.mark.parametrize("sizes", [[100] * 12, [3000, 10, 3000, 10, 900, 200], [0, 0]], ids=str)
+def test_threads_that_read_at_once_wait_for_room(monkeypatch, sizes):
+    monkeypatch.setattr(files, "MOST_BYTES", 1000)
+    held, most, lock = [], [], threading.Lock()
+
+    def work(size):
+        with files.room(size):
+            with lock:
+                held.append(size)
+                most.append(list(held))
+            time.sleep(0.005)
+            with lock:
+                held.remove(size)
+
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(work, sizes))
+    assert all(sum(at_once) <= 1000 or len(at_once) == 1 for at_once in most) and len(most) == len(sizes)
+
+
+@pytest.mark.parametrize("read", [files.read_image, files.read_mask])
+def test_room_is_given_back_whatever_a_film_raises(tmp_path, monkeypatch, film, read):
+    monkeypatch.setattr(files, "MOST_BYTES", 100)
+    (tmp_path / "broken.png").write_bytes(files.encode_image(film.image, ".png")[:-30])
+    for _ in range(3):
+        with pytest.raises(ValueError, match="broken.png"):
+            read(tmp_path / "broken.png")
+    assert files._taken == [0]
 
 
 def test_memory_of_what_is_no_film_or_doesnt_tell_is_none_or_all(tmp_path, film):
