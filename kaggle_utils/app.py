@@ -1,14 +1,16 @@
 """The page: a film is dropped on it, its lungs are outlined, measured and screened. Gradio serves it; no film stays.
 
-A report carries its picture, mask and table within itself, so the server keeps none of them; the film itself is deleted as
-soon as it is read. The page asks no other machine for anything: a policy that goes with every answer forbids it.
+A report carries its picture, mask and table within itself, so the server keeps none of them; the film itself is in memory
+alone, until it is read. The page asks no other machine for anything: a policy that goes with every answer forbids it.
 """
 
 from __future__ import annotations
 
 import base64
+import errno
 import os
 import signal
+import socket
 import tempfile
 from collections.abc import Callable
 from html import escape
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from .app_uploads import MAX_UPLOAD, MOST_FILMS, Gate, Uploads
 from .image import encode_image, resize_image, resize_mask, write_image
 from .infer import draw_overlay, read_checked, segment
 from .measure import MEASUREMENTS, measure
@@ -28,9 +31,6 @@ from .tb import CLEAR, SUSPECT, TBScreener, why_not
 if TYPE_CHECKING:
     import gradio
 
-MAX_UPLOAD = 60_000_000  # bytes: a 20-megapixel film of 16 bits, uncompressed, and some room
-WAITING = 16  # films in the queue; the next one is told to come back
-KEPT_SECONDS = 600  # the longest that a film can lie there whose page was closed before it was read
 SHOWN = 1024  # px, the longer side of the picture in a report; the mask has the film's own size
 EXAMPLES = ((2, 5, 0), (1, 4, 0), (4, 1, 1))  # films to try: seed, index and tuberculosis or not, see AppearanceModel.film
 POLICY = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
@@ -48,52 +48,61 @@ def serve(screener: TBScreener, *, host: str = "127.0.0.1", port: int = 7860) ->
 
     Raises:
         ImportError: gradio is not installed.
-        OSError: the port is taken.
+        OSError: no such address on this machine, or the port is taken.
+        ValueError: no such port.
     """
+    _check_address(host, port)
     # Read when gradio is imported or a page is built: no usage statistics, no runs kept in the visitor's browser.
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False"}
     _import_gradio()
     from starlette.middleware import Middleware  # which gradio brings
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="unet-lung-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
-        page, look = build_page(screener, draw_examples(folder))
-        page.queue(max_size=WAITING, api_open=False)
+        uploads, placeholder = Uploads(), Path(folder, "film")
+        placeholder.touch()
+        page, look = build_page(screener, draw_examples(folder), uploads)
+        page.queue(max_size=MOST_FILMS, api_open=False)
+        guards = [Middleware(_Policy), Middleware(TrustedHostMiddleware, allowed_hosts=_names(host)),
+                  Middleware(Gate, uploads=uploads, placeholder=placeholder, examples=len(EXAMPLES))]
         page.launch(server_name=host, server_port=port, share=False, quiet=True, max_file_size=MAX_UPLOAD, ssr_mode=False,
-                    enable_monitoring=False, prevent_thread_lock=True, app_kwargs={"middleware": [Middleware(_Policy)]}, **look)
+                    enable_monitoring=False, prevent_thread_lock=True, app_kwargs={"middleware": guards}, **look)
         print(f"http://{host}:{port}, until Ctrl-C. {CAUTION}", flush=True)
         page.block_thread()
 
 
-def build_page(screener: TBScreener, examples: list[Path]) -> tuple[gradio.Blocks, dict[str, object]]:
+def build_page(screener: TBScreener, examples: list[Path], uploads: Uploads) -> tuple[gradio.Blocks, dict[str, object]]:
     """The page, and what its ``launch`` is to be given besides.
 
     Args:
         screener: see :func:`serve`.
         examples: files of films to try.
+        uploads: has the films that are dropped.
     """
     gr = _import_gradio()
     theme = gr.themes.Base(primary_hue="orange", neutral_hue="slate", font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace"))
     look = {"theme": theme, "css_paths": [_CSS]}
     early, late = (look, {}) if int(gr.__version__.split(".")[0]) < 6 else ({}, look)  # Gradio 6 takes them at launch
-    with gr.Blocks(title="Lungs in a chest radiograph", analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS), **early) as page:
+    with gr.Blocks(title="Lungs in a chest radiograph", analytics_enabled=False, **early) as page:
         gr.HTML(f"<h1>Lungs in a chest radiograph</h1><p>Drop a frontal film: PNG, JPEG, TIFF or DICOM, up to {MAX_UPLOAD // 10**6} MB. "
-                "A U-Net outlines the lungs, and they are measured. The film is deleted as soon as it is read.</p>"
+                "A U-Net outlines the lungs, and they are measured. The film is in memory alone, until it is read.</p>"
                 f"<p class='caution'>{CAUTION}</p>", elem_id="head")
         film = gr.File(label="Film", elem_id="drop", height=150)
         shelf = gr.Dataset(components=[gr.Image(visible=False)], samples=[[str(path)] for path in examples], type="index", layout="gallery",
                            label="Or one of these, of nobody: drawn from a statistical model", elem_id="examples")
         result = gr.HTML(elem_id="result")
 
-        def dropped(path: str) -> tuple[str, None]:
-            try:
-                return report(Path(path), screener), None
-            finally:
-                Path(path).unlink(missing_ok=True)
+        def dropped(sent: dict) -> tuple[str, None]:
+            found = uploads.take(sent["orig_name"])  # where the gate wrote the ticket
+            if found is None:
+                return "<p class='refusal' role='alert'>The film has waited too long: drop it again.</p>", None
+            name, data = found
+            return report(Path(name), screener, data=data), None
 
         # One film at a time: the network uses all cores.
         rules = {"concurrency_limit": 1, "concurrency_id": "film", "api_name": False}
-        film.upload(dropped, film, [result, film], **rules)
+        film.upload(dropped, film, [result, film], preprocess=False, **rules)
         shelf.click(lambda index: report(examples[index], screener), shelf, result, **rules)
     return page, late
 
@@ -107,9 +116,15 @@ def draw_examples(folder: str | Path) -> list[Path]:
     return paths
 
 
-def report(path: Path, screener: TBScreener) -> str:
-    """A film's report as HTML: picture, table, notes, and mask and measurements to download; or why there is none."""
-    film, segmenter = read_checked(path, path.stem), screener.segmenter
+def report(path: Path, screener: TBScreener, *, data: bytes | None = None) -> str:
+    """A film's report as HTML: picture, table, notes, and mask and measurements to download; or why there is none.
+
+    Args:
+        path: the film's file, or its name alone with its bytes as ``data``.
+        screener: see :func:`serve`.
+        data: what is in the file.
+    """
+    film, segmenter = read_checked(path, path.stem, data=data), screener.segmenter
     found = segment(film, None if film.error else segmenter.probabilities([film.checked.image])[0], segmenter)
     if found.error:
         reason = found.error.replace(f"{path}: ", "").replace(str(path), path.name)  # where it lies on the server is no one's business
@@ -176,6 +191,31 @@ def _number(value: float, form: str, unit: str = "") -> str:
 
 def _data(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raises OSError or ValueError for an address that nothing can listen at; Gradio would call every one a taken port."""
+    if not 0 < port < 65536:
+        raise ValueError(f"--port {port}: a port is 1 to 65535")
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            if os.name == "posix":  # elsewhere it would let two servers share the port
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except (OSError, UnicodeError) as error:  # UnicodeError: a name that can't be one
+        known = {errno.EADDRINUSE: f"--port {port}: it is in use: choose another one",
+                 errno.EACCES: f"--port {port}: it is the system's: choose one above 1023"}
+        unknown = f"--host {host}: no address of this machine: 127.0.0.1 is for this machine alone, 0.0.0.0 for all who reach it"
+        raise OSError(known.get(getattr(error, "errno", None), unknown)) from None
+
+
+def _names(host: str) -> list[str]:
+    """By which names the page may be asked for: another site's name that was made to lead here is none of them.
+
+    Who opens the page to all may have any name for the machine.
+    """
+    return ["*"] if host in ("0.0.0.0", "::", "") else [host, "localhost", "127.0.0.1", "::1"]
 
 
 class _Policy:

@@ -1,6 +1,7 @@
 """app.py: the page in a browser that reaches this machine alone, and reports without one."""
 
 import csv
+import http.client
 import io
 import os
 import shutil
@@ -8,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -17,6 +19,7 @@ import numpy as np
 import pytest
 
 from kaggle_utils import app as page_module
+from kaggle_utils import app_uploads
 from kaggle_utils import image as files
 from kaggle_utils.app import CAUTION, EXAMPLES, MAX_UPLOAD, report, serve
 from kaggle_utils.infer import LungSegmenter
@@ -66,7 +69,7 @@ class Server:
         return self.process.communicate(timeout=PATIENCE)[0]
 
     def uploads(self) -> list[Path]:
-        """What lies there besides the films to try, Gradio's copies of them, and the empty file it leaves of an upload."""
+        """What lies there besides the films to try, Gradio's copies of them, and the placeholder, which is empty."""
         return [path for path in self.temporary.rglob("*") if path.is_file() and path.stat().st_size and not path.name.startswith("nobody_")]
 
 
@@ -208,6 +211,142 @@ def test_answers_forbid_other_machines_whatever_the_page_would_load(page):
     assert page.evaluate("""() => new Promise(done => {
       document.addEventListener('securitypolicyviolation', event => done(event.blockedURI));
       document.head.append(Object.assign(document.createElement('script'), {src: 'https://example.org/x.js'})) })""").startswith("https://example.org")
+
+
+# --- a hostile visitor -----------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def visitor(server):
+    httpx = pytest.importorskip("httpx")
+    with httpx.Client(base_url=server.address, timeout=PATIENCE, trust_env=False) as client:
+        yield client
+
+
+def send(client, data: bytes, name: str = "film.png"):
+    return client.post("/gradio_api/upload", files={"files": (name, data)})
+
+
+def join(client, value: object, session: str = "s", function: int = 0):
+    return client.post("/gradio_api/queue/join", json={"data": [value], "fn_index": function, "session_hash": session, "trigger_id": 1})
+
+
+def named(path: str) -> dict[str, object]:
+    return {"path": path, "orig_name": "film.png", "meta": {"_type": "gradio.FileData"}}
+
+
+def answer(client, session: str) -> str:
+    """What the page is told of a film that was asked for."""
+    with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as lines:
+        return next(line for line in lines.iter_lines() if "process_completed" in line)
+
+
+@pytest.mark.parametrize("headers, status", [
+    ({"Host": "attacker.example"}, 400), ({"Host": "attacker.example:7860"}, 400), ({"Host": ""}, 400),
+    ({"Origin": "https://attacker.example"}, 403), ({"Origin": "null"}, 403), ({"Origin": "http://127.0.0.1:1"}, 403)])
+def test_request_by_another_name_or_from_another_page_is_refused(visitor, server, headers, status):
+    assert visitor.get("/", headers=headers).status_code == status
+    assert visitor.post("/gradio_api/upload", files={"files": b"x"}, headers=headers).status_code == status
+    assert visitor.get("/", headers={"Origin": server.address}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["gradio_api/proxy=https://attacker.example/", "gradio_api/file=https://attacker.example/", "gradio_api/file=/etc/hostname",
+                                  "gradio_api/file=../../../../etc/hostname", "gradio_api/file=README.md", "gradio_api/file/etc/hostname",
+                                  "static/..%2f..%2f..%2fetc/hostname", "assets/%2e%2e/%2e%2e/routes.py", "gradio_api/openapi.json", "monitoring", "docs",
+                                  "gradio_api/upload_progress?upload_id=1", "gradio_api/vibe-code", "gradio_api/deep_link"])
+def test_no_other_file_and_no_other_machine_is_reached(visitor, server, path):
+    found = visitor.get(f"/{path}")
+    assert found.status_code in (302, 403, 404) and "root:" not in found.text
+    assert "attacker.example" not in server.hosts.read_text()
+
+
+def test_only_a_film_that_was_sent_here_is_read(visitor, server):
+    examples = sorted(server.temporary.rglob("nobody_*.png"))
+    for value in (*map(named, [*map(str, examples), "https://attacker.example/film.png", "http://127.0.0.1:9/", "/etc/hostname", "..", ""]),
+                  {"path": 3}, {"url": "https://attacker.example/"}, None, [], len(EXAMPLES), -1, 1e9, "0"):
+        assert join(visitor, value).status_code == 400
+    for path in ("run/predict", "call/dropped", "api/predict", "component_server", "stream/1", "run-history/connect"):
+        assert visitor.post(f"/gradio_api/{path}", json={"data": [named(str(examples[0]))], "fn_index": 0}).status_code == 404
+    assert visitor.post("/gradio_api/queue/join", content=b"[" * 9000).status_code == 400
+    assert visitor.post("/gradio_api/queue/join", content=b"[" + b" " * 10**6).status_code == 400
+    assert sorted(server.temporary.rglob("nobody_*.png")) == examples and len(examples) >= len(EXAMPLES)
+    assert "attacker.example" not in server.hosts.read_text()
+
+
+def test_two_visitors_with_the_same_film_have_one_each_and_none_is_on_the_disk(visitor, server):
+    data = files.encode_image(phantom().image, ".png")
+    first, second = (send(visitor, data).json()[0] for _ in range(2))
+    assert first != second and server.uploads() == []
+    for session, ticket in (("one", first), ("two", second)):
+        assert join(visitor, named(ticket), session).status_code == 200
+        assert "film.png: refused: no frontal chest film" in answer(visitor, session)
+        assert join(visitor, named(ticket), session).status_code == 400  # read, and gone
+
+
+@pytest.mark.parametrize("length", [MAX_UPLOAD + 20_000, 500_000_000, 10**11])
+def test_film_that_is_announced_as_too_large_is_refused_before_it_is_sent(server, length):
+    connection = http.client.HTTPConnection(server.address.removeprefix("http://"), timeout=PATIENCE)
+    connection.putrequest("POST", "/gradio_api/upload")
+    connection.putheader("Content-Type", "multipart/form-data; boundary=x")
+    connection.putheader("Content-Length", str(length))
+    connection.endheaders()
+    assert connection.getresponse().status == 413
+    connection.close()
+
+
+@pytest.fixture
+def gate(tmp_path):
+    """A client of the gate alone, and its uploads."""
+    testclient = pytest.importorskip("starlette.testclient")
+    applications, middleware = pytest.importorskip("starlette.applications"), pytest.importorskip("starlette.middleware")
+    uploads = app_uploads.Uploads()
+    guard = middleware.Middleware(app_uploads.Gate, uploads=uploads, placeholder=tmp_path / "film", examples=1)
+    with testclient.TestClient(applications.Starlette(middleware=[guard])) as client:
+        yield client, uploads
+
+
+def test_films_that_wait_are_bounded_in_number_and_bytes(gate, monkeypatch):
+    client, uploads = gate
+    answers = [send(client, b"x") for _ in range(100)]
+    assert [found.status_code for found in answers] == [200] * app_uploads.MOST_FILMS + [503] * (100 - app_uploads.MOST_FILMS)
+    assert uploads.take(answers[0].json()[0]) == ("film.png", b"x") and uploads.take(answers[0].json()[0]) is None
+    assert send(client, b"x").status_code == 200
+    monkeypatch.setattr(app_uploads, "MOST_FILMS", 100)
+    monkeypatch.setattr(app_uploads, "MOST_BYTES", 5000)
+    assert [send(client, bytes(2000)).status_code for _ in range(3)] == [200, 200, 503]
+
+
+def test_film_that_nobody_asks_for_is_not_kept(gate, monkeypatch):
+    client, uploads = gate
+    monkeypatch.setattr(app_uploads, "KEPT_SECONDS", 0.05)
+    ticket, = send(client, b"x").json()
+    deadline = time.monotonic() + PATIENCE
+    while ticket in uploads:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_what_is_no_single_film_is_refused(gate):
+    client, _ = gate
+    for request in ({"files": [("files", b"x"), ("files", b"y")]}, {"data": {"files": "x"}}, {"content": b"x"}, {"json": {}},
+                    {"content": b"--x\r\nrubbish", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}):
+        assert client.post("/gradio_api/upload", **request).status_code == 400
+    assert client.post("/gradio_api/upload", content=iter([b"x"])).status_code == 413  # it doesn't say how long it is
+    for name, kept in (("../../etc/passwd", "passwd"), ("C:\\films\\a.png", "a.png"), ("\x1b[2J.png", "\\x1b[2J.png"), ("a" * 500 + ".png", "a" * 196 + ".png")):
+        ticket, = send(client, b"x", name).json()
+        assert gate[1].take(ticket)[0] == kept
+
+
+def test_address_that_nothing_can_listen_at_is_one_line_that_says_which(screener):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(OSError, match="in use: choose another"):
+            serve(screener, port=taken.getsockname()[1])
+    for host in ("192.0.2.1", "256.1.1.1", "a" * 100, "-"):
+        with pytest.raises(OSError, match=f"--host {host}: no address of this machine"):
+            serve(screener, host=host, port=40999)
+    with pytest.raises(ValueError, match="--port 99999: a port is 1 to 65535"):
+        serve(screener, port=99999)
 
 
 # The last one: it stops the server.

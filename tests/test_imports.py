@@ -25,7 +25,7 @@ ROWS = {
 CHAPTERS = {"image": ["image", "picture", "dicom", "dicom_gray", "dicom_tags", "gray"], "synthetic": ["synthetic", "acquire", "appearance"],
             "tune": ["tune", "search", "mistakes", "study"], "plot": ["plot", "plot_robustness", "plot_tb", "plot_tuning", "plot_films", "plot_unet", "figure"],
             "infer": ["infer", "segmenter", "film"], "model": ["model", "model_header"], "kaggle": ["kaggle", "kaggle_metadata"], "s3": ["s3", "s3_zip", "s3_client"],
-            "cluster": ["cluster", "cluster_work"], "tb": ["tb", "tb_train", "tb_net", "tb_data"]}
+            "cluster": ["cluster", "cluster_work"], "app": ["app", "app_uploads"], "tb": ["tb", "tb_train", "tb_net", "tb_data"]}
 
 ROW = {name: row for row, names in ROWS.items() for name in names}
 FACE = {chapter: face for face, chapters in CHAPTERS.items() for chapter in chapters}
