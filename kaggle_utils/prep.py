@@ -33,6 +33,7 @@ from .splits import SAME_PATIENT, published_split
 SPLITS = ("train", "val", "test")
 COLUMNS = ("name", "source", "split", "tb", "sex", "age", "height", "width", "inverted", "sha256", "pixels")
 _NEW = ".unet-lung-new"  # folder of the films that have no split yet
+_PLACES = (*SPLITS, "unlabelled", _NEW)  # of films; the newest last
 _RULES = 2  # of what is written for a film; another number does every film again
 _PATTERNS = {
     "montgomery": re.compile(r"MCUCXR_\d{4,6}_(?P<tb>[01])", re.I),
@@ -370,7 +371,7 @@ def _finished(journal: Path, out: Path) -> dict[str, dict]:
     if not journal.exists():
         return {}
     lines = [line for line in journal.read_text().splitlines() if line.endswith("}")]  # a kill may cut the last one
-    here = {kind: {p.stem for p in out.glob(f"*/{kind}/*.png")} for kind in ("image", "mask")}
+    here = {kind: {path.stem for place in _PLACES for path in (out / place / kind).glob("*.png")} for kind in ("image", "mask")}
     rows = {row["name"]: row for row in map(json.loads, lines)}
     return {n: row for n, row in rows.items() if n in here["image"] and (n in here["mask"] or not row["masked"])}
 
@@ -384,9 +385,9 @@ def _stamp(film: RawFilm) -> list:
 def _move_to_splits(frame: pd.DataFrame, out: Path) -> None:
     """Puts every film where its split says. What the manifest doesn't name is left where it is."""
     target = dict(zip(frame["name"], frame["split"]))
-    for path in sorted(out.glob("*/*/*.png"), key=lambda p: p.parts[-3] == _NEW):
+    for path in [path for place in _PLACES for path in sorted((out / place).glob("*/*.png"))]:
         split = target.get(path.stem)
-        if split is None or path.parts[-3] not in (_NEW, "unlabelled", *SPLITS):
+        if split is None:
             continue
         if split == "unlabelled" and path.parts[-2] == "mask":
             path.unlink()  # of an earlier run: its raw mask is gone

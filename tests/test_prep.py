@@ -699,7 +699,10 @@ def test_folders_of_somebody_elses_beside_the_prepared_films_stay(raw, tmp_path)
     prepare(raw, tmp_path / "out")
     write_raw(tmp_path / "out" / "new" / "image" / "MCUCXR_0001_0.png", np.zeros((8, 8), np.uint8))
     theirs = everything(tmp_path / "out" / "new")
+    ours, = (path for path in tmp_path.glob("out/*/image/MCUCXR_0001_0.png") if path.parts[-3] in prep.SPLITS)
+    ours.unlink()
     prepare(raw, tmp_path / "out")
+    assert ours.exists()
     prep.prepare(raw, tmp_path / "out", size=16, workers=1)
     assert everything(tmp_path / "out" / "new") == theirs
 
