@@ -385,7 +385,7 @@ def write_raw_sets(root):
         table = table[~table["name"].isin(suspect_masks()["name"])]
         for split, n in zip(("train", "val", "test"), counts):
             for name in table.loc[table["split"] == split, "name"].head(n):
-                film, seed = phantom(72, 60, seed), seed + 1
+                film, seed = phantom(96, 80, seed), seed + 1
                 if source == "montgomery":
                     base = root / "pulmonary-chest-xray-abnormalities" / "Montgomery" / "MontgomerySet"
                     files = {"CXR_png": film.image, "ManualMask/leftMask": film.left * 255, "ManualMask/rightMask": film.right * 255}
