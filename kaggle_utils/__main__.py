@@ -20,16 +20,15 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def prep(args: argparse.Namespace) -> int:
-    import pandas as pd
-
     from .prep import prepare
     from .s3 import fetch
+    from .tables import read_csv
     frame = prepare(fetch(args.input), args.out, size=args.size, workers=args.workers, split=args.split, seed=args.seed)
     print(frame.groupby(["source", "split"]).size().unstack(fill_value=0).to_string())
-    problems = pd.read_csv(Path(args.out) / "problems.csv")
+    problems = read_csv(Path(args.out) / "problems.csv")
     print(f"{len(frame)} films in {args.out}; {len(problems)} could not be used" + (", see problems.csv:" if len(problems) else ""))
     for problem in problems.head(5).itertuples():
-        print(f"  {problem.name}: {problem.reason}")
+        print(f"  {problem.name}: {files.printable(problem.reason)}")
     hidden = problems[problems["source"].isna()]  # folders, of no set
     for folder in hidden.itertuples():
         print(f"  {folder.reason}", file=sys.stderr)
@@ -74,10 +73,11 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def _write_table(path: Path, table: pd.DataFrame) -> None:
     """Replaces a table of an earlier run, which has the same columns, and nothing else."""
+    from .tables import to_csv
     heading = ",".join(table.columns)
     if path.exists() and path.read_text(errors="replace").partition("\n")[0].strip() != heading:
         raise ValueError(f"{path}: it is there, and no table of scores: choose another name; the scores are above")
-    files.write_bytes(path, table.to_csv(index=False).encode())
+    files.write_bytes(path, to_csv(table))
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -509,11 +509,11 @@ def main(argv: list[str] | None = None) -> int:
         with _lock(args):
             return args.function(args)
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"kaggle_utils {args.command}: {_no_room(error, args) or error}", file=sys.stderr)
+        print(f"kaggle_utils {args.command}: {files.printable(_no_room(error, args) or error)}", file=sys.stderr)
         return 1
     except ImportError as error:
         advice = "" if "pip install" in str(error) else ": pip install -r requirements.txt"
-        print(f"kaggle_utils {args.command}: {error}{advice}", file=sys.stderr)
+        print(f"kaggle_utils {args.command}: {files.printable(error)}{advice}", file=sys.stderr)
         return 1
     except Exception as error:
         if not _lacks_memory(error):

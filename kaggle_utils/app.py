@@ -26,6 +26,7 @@ from .image import encode_image, resize_image, resize_mask, write_image
 from .infer import draw_overlay, read_checked, segment
 from .measure import MEASUREMENTS, measure
 from .synthetic import AppearanceModel
+from .tables import to_csv
 from .tb import CLEAR, SUSPECT, TBScreener, why_not
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def report(path: Path, screener: TBScreener, *, data: bytes | None = None) -> st
       <div><h2>{escape(path.name)}</h2>{_lungs(measured, film.spacing_mm)}{_rows(facts)}{_notes(reasons + found.notes)}
         <p class='downloads'>
           <a download='{name}_mask.png' href='{_data("image/png", encode_image(lying * np.uint8(255), ".png"))}'>Mask (PNG)</a>
-          <a download='{name}_measurements.csv' href='{_data("text/csv", table.to_csv(index=False).encode())}'>Measurements (CSV)</a>
+          <a download='{name}_measurements.csv' href='{_data("text/csv", to_csv(table))}'>Measurements (CSV)</a>
         </p></div></article>"""
 
 

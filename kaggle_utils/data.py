@@ -21,6 +21,7 @@ from .config import MOST_LUNG, PREPARED_SIDES
 from .distributed import batch_share, share, share_of_batches
 from .files import manifest_path
 from .image import read_image, read_mask, resize_image, resize_mask
+from .tables import read_csv
 
 if TYPE_CHECKING:
     import albumentations as A
@@ -68,7 +69,7 @@ def parse_manifest(file: str | Path | BinaryIO, path: str | Path) -> pd.DataFram
         ValueError: it is damaged, a column is missing, or a film has no name, source, pixels or known split.
     """
     try:
-        frame = pd.read_csv(file, dtype=dict.fromkeys(("name", "source", "split", "pixels"), str))
+        frame = read_csv(file)
     except ValueError as error:  # among them what pandas and the decoder say of a file that is no text, or has no columns
         raise ValueError(f"{path}: not a table as prep writes it ({' '.join(str(error).split())}): run prep again") from None
     missing = {"name", "source", "split", "tb", "pixels"} - set(frame)

@@ -22,6 +22,7 @@ from .measure import MEASUREMENTS, measure, split_lungs
 from .metrics import score
 from .prep import combined_mask, find_films
 from .segmenter import DEFAULT_WEIGHTS, LungSegmenter  # noqa: F401 (this module is the face of those two)
+from .tables import to_csv
 
 COLUMNS = ("name", "path", "height", "width", "lung_px", "lung_share", "quality", "flag", "reasons", "mask", "overlay", "notes", "error")
 _FOLDERS = {"png": {"masks": ".png", "overlays": ".png"}, "coco": {}, "dicom-seg": {"dicom-seg": ".dcm"}}  # of each format, and their files' suffix
@@ -110,10 +111,10 @@ def _finish(films: list[ReadFilm], segmenter: LungSegmenter, pool: ThreadPoolExe
 
 def _write_tables(done: list[dict[str, object]], out: Path, formats: Sequence[str]) -> pd.DataFrame:
     table = pd.DataFrame([found["row"] for found in done], columns=COLUMNS).astype(dict.fromkeys(("height", "width", "lung_px"), "Int64"))
-    write_bytes(out / "predictions.csv", table.to_csv(index=False).encode())
+    write_bytes(out / "predictions.csv", to_csv(table))
     measured = [{"name": found["row"]["name"], **found["measured"]} for found in done if found["measured"]]
     measurements = pd.DataFrame(measured, columns=["name", *MEASUREMENTS]).round(4).convert_dtypes()  # whole numbers as such
-    write_bytes(out / "measurements.csv", measurements.to_csv(index=False).encode())
+    write_bytes(out / "measurements.csv", to_csv(measurements))
     if "coco" in formats:
         write_coco(out / "coco.parquet", [lung for found in done for lung in found["annotations"]])
     return table

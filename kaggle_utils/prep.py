@@ -29,6 +29,7 @@ from .config import MOST_LUNG, PREPARED_SIDES
 from .files import check_ours, claims_film, is_below, may_hide_films, naming, printable, walk, without_suffix
 from .image import read_image, read_mask, resize_image, resize_mask, write_bytes, write_image, write_mask
 from .splits import SAME_PATIENT, published_split
+from .tables import to_csv
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ("name", "source", "split", "tb", "sex", "age", "height", "width", "inverted", "sha256", "pixels")
@@ -146,14 +147,14 @@ def prepare(root: str | Path, out: str | Path, *, size: int = 512, workers: int 
         problems.append(Problem(twin.name, twin.source, f"the same pixels as {first}"))
     frame = frame.drop(twins.index).reset_index(drop=True)
     table = pd.DataFrame([asdict(p) for p in problems], columns=[f.name for f in fields(Problem)])
-    write_bytes(out / "problems.csv", table.to_csv(index=False).encode())
+    write_bytes(out / "problems.csv", to_csv(table))
     if frame.empty:
         raise ValueError(f"{root}: none of {len(films)} films could be prepared, see {out / 'problems.csv'}; "
                          f"the first: {problems[0].name}: {problems[0].reason}")
     frame["split"] = assign_splits(frame, split=split, seed=seed)
     _move_to_splits(frame, out)
     manifest = frame[list(COLUMNS)].astype({"tb": "Int64"})
-    write_bytes(out / "manifest.csv", manifest.to_csv(index=False).encode())
+    write_bytes(out / "manifest.csv", to_csv(manifest))
     shutil.rmtree(out / _NEW)  # twins, and what a kill left half-written
     return manifest
 

@@ -11,6 +11,7 @@ from .data import read_manifest
 from .files import LOCK, check_table, locked, write_bytes
 from .infer import LungSegmenter, evaluate
 from .metrics import summarise
+from .tables import read_csv, to_csv
 from .train import TrainConfig, train
 
 PROTOCOLS = {  # name: the sets whose training lists are trained on
@@ -61,15 +62,15 @@ def run_protocol(name: str, data: str | Path, out: str | Path, *, steps: int = 3
     with locked(Path(results) / f".protocols{LOCK}", results, wait=True):  # which other protocols' runs share
         scores = _replace(tables[0], scores.round(5))
         summary = summarise(scores, GROUPS).round(5)
-        write_bytes(tables[1], summary.to_csv(index=False).encode())
+        write_bytes(tables[1], to_csv(summary))
     return summary[summary["trained_on"] == name]
 
 
 def _replace(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
     """The file's rows with those of this protocol exchanged for new ones, in a stable order."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    old = pd.read_csv(path) if path.exists() else rows.head(0)
+    old = read_csv(path) if path.exists() else rows.head(0)
     table = pd.concat([old[~old["trained_on"].isin(rows["trained_on"])], rows], ignore_index=True)
     table = table.sort_values([*GROUPS, "name"], ignore_index=True)
-    write_bytes(path, table.to_csv(index=False).encode())
+    write_bytes(path, to_csv(table))
     return table

@@ -32,6 +32,7 @@ from .distributed import batch_share, share, world_size
 from .files import check_ours, write_bytes
 from .image import decode_pnm, encode_image, resize_image, resize_mask
 from .s3 import connect, explained, is_address, parse
+from .tables import to_csv
 
 FILMS, SHARDS = 100, 8  # films of a shard at most and shards of a split at least, where nobody says otherwise: enough for 8 processes
 MEMBER_BYTES = 256 << 20  # of a file in a shard at most, 8192 px a side have a quarter of it
@@ -78,7 +79,7 @@ def write_shards(data: str | Path, out: str | Path, *, films: int | None = None,
                 bar.update()
     bar.close()
     frame = frame.drop(columns=["image", "mask"]).assign(shard=shards)
-    write_bytes(out / "manifest.csv", frame.to_csv(index=False).encode())
+    write_bytes(out / "manifest.csv", to_csv(frame))
     return frame
 
 

@@ -233,11 +233,10 @@ def fit_prepared(root: str | Path, config: appearance.FitConfig = appearance.Fit
 
 
 def _training_films(root: str | Path) -> dict:
-    import pandas as pd  # here alone: quality.py reads the model where there is no pandas
-
     from .splits import published_split
+    from .tables import read_csv
     root = Path(root)
-    table = pd.read_csv(manifest_path(root))
+    table = read_csv(manifest_path(root))
     # By the published lists, whatever the set's own split: no film of a validation or test list may get in.
     table = table[(published_split(table) == "train") & table.source.isin(["montgomery", "shenzhen"])].sort_values("name")
     table = table[~table.name.isin(appearance.LOOSE_MASKS)]

@@ -25,6 +25,7 @@ from .image import resize_mask, write_bytes, write_image
 from .infer import LungSegmenter, ReadFilm, Segmented, draw_overlay, read_ahead, segment
 from .journal import Journal
 from .model import read_header
+from .tables import to_csv
 from .tb_data import FILM, Cuts, cut, from_letter_box, lung_box, lung_fields, view
 from .tb_net import grad_cam, load_tb
 from .tb_train import logits_of
@@ -154,7 +155,7 @@ def screen(patterns: Iterable[str | Path], out: str | Path, screener: TBScreener
 
 def _write_table(rows: list[dict[str, object]], out: Path) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=COLUMNS)
-    write_bytes(out / "screening.csv", table.to_csv(index=False).encode())
+    write_bytes(out / "screening.csv", to_csv(table))
     return table
 
 

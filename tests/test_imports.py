@@ -18,7 +18,7 @@ ROWS = {
     1: ["quality", "damages"],
     0: ["image", "outline", "hardware", "config", "distributed", "s3", "__init__"],
     -1: ["journal"],
-    -2: ["files"],
+    -2: ["files", "tables"],
     -3: ["header"],
 }
 # One module in several files, from its face down to its depths: a file may import those to its right.

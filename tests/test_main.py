@@ -20,6 +20,7 @@ from kaggle_utils.__main__ import _write_table, build_parser, main
 from kaggle_utils.data import read_manifest
 from kaggle_utils.export import read_onnx_header
 from kaggle_utils.files import LOCK, locked
+from kaggle_utils.image import write_image
 from kaggle_utils.model import UNet, read_header, save_weights
 from kaggle_utils.shards import ShardedFilms, read_shards
 from kaggle_utils.splits import suspect_masks
@@ -628,3 +629,17 @@ def test_only_the_first_of_torchruns_processes_takes_the_lock(tmp_path, monkeypa
         monkeypatch.setenv("RANK", "0")
         assert main(words) == 1
     assert "is being written by another run" in capfd.readouterr().err
+
+
+def test_escape_codes_in_a_films_name_do_not_reach_the_terminal(tmp_path, capsys):
+    assert main(["predict", str(tmp_path / "\x1b[2Jfilm.png"), "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert "\\x1b[2Jfilm.png" in error and "\x1b" not in error
+
+
+def test_film_called_as_a_formula_is_a_text_in_every_table(tmp_path):
+    write_image(tmp_path / "=1+1.png", AppearanceModel.load().film(7, 0, size=128, tb=0).image)
+    main(["predict", str(tmp_path / "=1+1.png"), "--out", str(tmp_path / "out")])
+    for table in ("predictions", "measurements"):
+        assert (tmp_path / "out" / f"{table}.csv").read_text().splitlines()[1].startswith("'=1+1,")
+    assert (tmp_path / "out" / "masks" / "=1+1.png").exists()
