@@ -264,9 +264,9 @@ def test_the_few_films_are_among_the_many(prepared):
 
 
 def test_built_in_films_are_drawn_once_and_counted_as_such(prepared, tmp_path):
-    root = tune.built_in_films(n=9, size=32)
+    root = tune.built_in_films(n=9, size=64)
     written = (root / "manifest.csv").stat().st_mtime_ns
-    assert tune.built_in_films(n=9, size=32) == root and (root / "manifest.csv").stat().st_mtime_ns == written
+    assert tune.built_in_films(n=9, size=64) == root and (root / "manifest.csv").stat().st_mtime_ns == written
     rows = study.train_run(Run("both", {}, partial(tune.choose_films, real=3, built_in=None)), prepared, TINY)
     assert rows[-1]["real"] == 3 and 6 <= rows[-1]["built_in"] <= 9
 
