@@ -33,6 +33,7 @@ from .tb_train import logits_of
 COLUMNS = ("name", "path", "probability", "label", "quality", "flag", "reason", "notes", "overlay")
 TB_WEIGHTS = Path(__file__).with_name("weights") / "tb.safetensors"
 SUSPECT, CLEAR = "suspect", "not suspect"
+_STRIP = 512  # rows that are coloured at once: of fractions, a film of 64 megapixels would take 4 GB
 
 
 class TBScreener:
@@ -171,13 +172,16 @@ def draw_heat(image: np.ndarray, mask: np.ndarray, heat: np.ndarray, strength: f
     Returns:
         ``uint8 (H, W, 3)``, BGR.
     """
-    colour = cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_INFERNO).astype(np.float32)
-    share = (0.7 * strength * heat)[..., None]
-    mixed = (1 - share) * image[..., None] + share * colour
-    outlined = draw_overlay(image, mask)
-    line = (outlined != image[..., None]).any(-1)
-    mixed[line] = outlined[line]
-    return mixed.round().astype(np.uint8)
+    drawn = draw_overlay(image, mask)
+    for top in range(0, len(image), _STRIP):
+        rows = slice(top, top + _STRIP)
+        gray, hot, outlined = image[rows, :, None], heat[rows], drawn[rows]
+        colour = cv2.applyColorMap((255 * hot).astype(np.uint8), cv2.COLORMAP_INFERNO)
+        share = (0.7 * strength * hot)[..., None]
+        mixed = ((1 - share) * gray + share * colour).round().astype(np.uint8)
+        film = (outlined == gray).all(-1)  # and no line
+        outlined[film] = mixed[film]
+    return drawn
 
 
 def _screen(films: list[ReadFilm], out: Path, screener: TBScreener, pool: ThreadPoolExecutor) -> list[dict[str, object]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from copy import deepcopy
 from pathlib import Path
 
@@ -386,6 +387,19 @@ def test_the_heat_map_stays_inside_the_lungs(weights):
     assert not heat[lung_fields(film.mask, margin=0.02) == 0].any()
     drawn = draw_heat(film.image, film.mask, np.maximum(heat, film.mask * 0.5))
     assert (drawn[lung_fields(film.mask, margin=0.02) == 0] == film.image[lung_fields(film.mask, margin=0.02) == 0][:, None]).all()
+
+
+def test_a_heat_map_is_drawn_in_strips_that_take_little_memory_and_leave_no_seam(monkeypatch):
+    film = phantom(1300, 400)
+    heat = np.random.default_rng(0).random(film.image.shape, np.float32)
+    whole = draw_heat(film.image, film.mask, heat, 0.6)
+    monkeypatch.setattr("kaggle_utils.tb._STRIP", 37)
+    tracemalloc.start()
+    drawn = draw_heat(film.image, film.mask, heat, 0.6)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(drawn, whole)
+    assert peak < 8 * film.image.size  # all at once took 48
 
 
 def test_the_weights_that_ship(folder, tmp_path):
