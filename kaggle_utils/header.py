@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
@@ -110,6 +111,16 @@ def read_header(data: bytes) -> Header:
     except (struct.error, IndexError, KeyError, OverflowError):
         size = f"{len(data):,} bytes"
         raise ValueError(f"the file is truncated or damaged ({size}): its end or its size is missing") from None
+
+
+def check_png(data: bytes) -> None:
+    """Raises ValueError where a checksum of a whole PNG's pixels is wrong: decoders may go on with other pixels, or write to stderr."""
+    at, kind, view = 8, b"", memoryview(data)
+    while kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", data, at)
+        if kind in (b"IHDR", b"PLTE", b"IDAT") and zlib.crc32(view[at + 4:at + 8 + length]) != struct.unpack_from(">I", data, at + 8 + length)[0]:
+            raise ValueError("the file is damaged in the middle: a checksum of its pixels is wrong")
+        at += 12 + length
 
 
 def _png(data: bytes) -> Header:

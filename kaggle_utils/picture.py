@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from . import header
-from .header import HEAD, Header, check_size, kind_of, read_header
+from .header import HEAD, Header, check_png, check_size, kind_of, read_header
 
 JSRT_SIDE = 2048  # px
 JSRT_BYTES = 2 * JSRT_SIDE**2
@@ -44,6 +44,8 @@ def decode(data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
         raise ValueError(f"{kind} of {declared.pictures} pictures, a film has one")
     if kind == "NIfTI":
         return _nifti(data, declared), ()
+    if kind == "PNG":
+        check_png(data)
     pixels = _opencv(data, declared.page)
     if declared.orientation not in range(2, 9):
         return pixels, ()

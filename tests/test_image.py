@@ -703,3 +703,13 @@ def test_memory_of_what_is_no_film_or_doesnt_tell_is_none_or_all(tmp_path, film)
     (tmp_path / "empty.png").write_bytes(b"")
     assert files.film_bytes(tmp_path / "packed.png.gz") == files.film_bytes(tmp_path / "late") == files.MOST_BYTES
     assert [files.film_bytes(tmp_path / name) for name in ("text.png", "empty.png", "none.png", ".")] == [4, 0, 0, 0]
+
+
+@pytest.mark.parametrize("place", [0.3, 0.5, 0.9])
+def test_png_that_is_damaged_in_the_middle_is_refused_and_nothing_else_is_said(tmp_path, film, place, capfd):
+    data = bytearray(files.encode_image(film.image, ".png"))
+    data[int(place * len(data))] ^= 0x55
+    (tmp_path / "film.png").write_bytes(data)
+    with pytest.raises(ValueError, match="film.png: the file is damaged in the middle: a checksum of its pixels is wrong"):
+        files.read_film(tmp_path / "film.png")
+    assert capfd.readouterr() == ("", "")
