@@ -1,0 +1,213 @@
+"""How much memory `predict` takes, whatever the files: large films, eight at once, and files made to cost memory.
+
+    python -m benchmarks.memory [--case NAME ...]
+
+Each case is a folder of its own and a process of its own, with all formats, on the CPU. Its peak is the sum over the process and those that
+it starts (decoders of DICOM) of what each has in RAM, looked at every 10 ms; pages that they share count twice. Needs Linux, some minutes and
+2 GB of disk. Writes ``results/memory.json``; exit status 1 if a peak is over the limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import platform
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+from pydicom.uid import ImplicitVRLittleEndian, JPEG2000Lossless, RLELossless
+
+from kaggle_utils.header import MAX_BYTES
+from kaggle_utils.image import encode_image
+from kaggle_utils.synthetic import AppearanceModel
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+from dicoms import dicom  # noqa: E402
+
+RESULT = ROOT / "results/memory.json"
+LIMIT = 2000  # MB
+SIDE = 8000  # px: the largest square film that is read
+_SEQUENCE, _ITEM, _PRIVATE = b"\x28\0\x10\x30SQ\0\0", b"\xfe\xff\x00\xe0", b"\x29\0\x10\x10OB\0\0"
+_UNDEFINED = b"\xff" * 4
+
+
+def film(side: int = SIDE) -> np.ndarray:
+    """A built-in film, ``uint8 (side, side)``, with lungs of usual size."""
+    return cv2.resize(AppearanceModel.load().film(7, 0, size=512, tb=0).image, (side, side), interpolation=cv2.INTER_CUBIC)
+
+
+def deep(side: int = SIDE) -> np.ndarray:
+    """The same in 16 bits with noise in the lowest, which doesn't compress."""
+    noise = np.random.default_rng(0).integers(0, 64, (side, side), np.uint16)
+    return film(side).astype(np.uint16) * 64 + noise
+
+
+def picture(array: np.ndarray, suffix: str) -> bytes:
+    """A file's bytes of an array of any type."""
+    return cv2.imencode(suffix, array, [cv2.IMWRITE_PNG_COMPRESSION, 1] if suffix == ".png" else [])[1].tobytes()
+
+
+def large(folder: Path) -> None:
+    (folder / "gray.png").write_bytes(picture(film(), ".png"))
+    (folder / "gray.jpg").write_bytes(picture(film(), ".jpg"))
+    (folder / "gray.jp2").write_bytes(picture(film(), ".jp2"))
+    (folder / "colour.webp").write_bytes(picture(np.dstack([film()] * 3), ".webp"))
+    (folder / "colour.png").write_bytes(picture(np.dstack([film().astype(np.uint16) * 64] * 4), ".png"))
+    (folder / "float.tif").write_bytes(picture(film().astype(np.float32), ".tif"))
+    (folder / "packed.png.gz").write_bytes(gzip.compress(picture(film(), ".png"), 1))
+
+
+def eight_large(folder: Path) -> None:
+    copies(folder, ".png", picture(film(), ".png"))
+
+
+def bombs(folder: Path) -> None:
+    pixels = np.zeros((SIDE, SIDE, 4), np.uint16)
+    pixels[::50] = 3000
+    copies(folder, ".png", cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 9])[1].tobytes())
+
+
+def packed_bombs(folder: Path) -> None:
+    copies(folder, ".png.gz", gzip.compress(encode_image(np.zeros((SIDE, SIDE), np.uint8), ".png"), 9))
+    copies(folder, ".gz", gzip.compress(bytes(1 << 30), 1))
+
+
+def montgomery(folder: Path) -> None:
+    copies(folder, ".png", picture(film(4500), ".png"), count=24)
+
+
+def dicom_native(folder: Path) -> None:
+    copies(folder, ".dcm", dicom(deep(), bits=14, StudyInstanceUID="1.2.3", SeriesInstanceUID="1.2.4", PatientOrientation=["L", "F"]), count=2)
+
+
+def dicom_compressed(folder: Path) -> None:
+    copies(folder, ".j2k.dcm", dicom(deep(), JPEG2000Lossless, bits=14), count=2)
+    copies(folder, ".rle.dcm", dicom(deep(), RLELossless, bits=14), count=2)
+
+
+def dicom_hostile(folder: Path) -> None:
+    small = film(512)
+    explicit, implicit = dicom(small), dicom(small, ImplicitVRLittleEndian)
+
+    def before_pixels(data: bytes, *elements: bytes) -> bytes:
+        at = data.index(b"\xe0\x7f\x10\0")
+        return b"".join((data[:at], *elements, data[at:]))
+
+    values = b"1\\" * (50 << 20)
+    copies(folder, ".windows.dcm", before_pixels(implicit, b"\x28\0\x50\x10", struct.pack("<I", len(values)), values))
+    copies(folder, ".luts.dcm", before_pixels(explicit, _SEQUENCE, struct.pack("<I", 8 << 20), (_ITEM + bytes(4)) * (1 << 20)))
+    copies(folder, ".endless.dcm", before_pixels(explicit, _SEQUENCE, _UNDEFINED, (_ITEM + bytes(4)) * (5 << 20)))
+    copies(folder, ".nested.dcm", before_pixels(explicit, (_SEQUENCE + _UNDEFINED + _ITEM + _UNDEFINED) * 1_000_000))
+    copies(folder, ".rle.dcm", dicom(small, RLELossless, frame=struct.pack("<16I", 1, 64, *[0] * 14) + b"\x81\0" * (60 << 20)))
+    copies(folder, ".larger.dcm", dicom(small, JPEG2000Lossless, frame=picture(np.zeros((SIDE, SIDE), np.uint8), ".jp2")))
+
+
+def sparse(folder: Path) -> None:
+    data, size = dicom(film(512)), 500_000_000
+    at = data.index(b"\xe0\x7f\x10\0")
+    for n in range(8):
+        for name, head, tail in ((f"{n}.private.dcm", data[:at] + _PRIVATE + struct.pack("<I", size), data[at:]), (f"{n}.zeros.dcm", data[:at], data[at:]),
+                                 (f"{n}.bmp", b"BM", b""), (f"{n}.tif", b"II*\0", b""), (f"{n}.jpg", b"\xff\xd8\xff\xe0", b"")):
+            with (folder / name).open("wb") as file:
+                file.write(head)
+                file.seek(min(size, MAX_BYTES - len(head) - len(tail)), os.SEEK_CUR)
+                file.write(tail or b"\0")
+
+
+def copies(folder: Path, suffix: str, data: bytes, *, count: int = 8) -> None:
+    """The same file under several names; on the disk it is there once."""
+    first = folder / f"0{suffix}"
+    first.write_bytes(data)
+    for n in range(1, count):
+        os.link(first, folder / f"{n}{suffix}")
+
+
+CASES: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "large": ("films of 64 megapixels in seven formats, one with four channels of 16 bits", large),
+    "eight_large": ("eight films of 64 megapixels", eight_large),
+    "bombs": ("eight PNGs of 1.5 MB or less that are 64 megapixels with four channels of 16 bits", bombs),
+    "packed_bombs": ("eight gzip files with a bomb in them, and eight of 1 GB of zeros", packed_bombs),
+    "montgomery": ("24 films of 20 megapixels", montgomery),
+    "dicom_native": ("two DICOM films of 64 megapixels and 14 bits", dicom_native),
+    "dicom_compressed": ("two such films as JPEG 2000 and two as RLE", dicom_compressed),
+    "dicom_hostile": ("48 DICOM files with endless, nested or huge elements and images", dicom_hostile),
+    "sparse": ("40 files of 500 MB that are nearly all holes", sparse),
+}
+
+
+def peak(command: list[str]) -> tuple[float, int, str]:
+    """MB that a process and those below it have in RAM at once, its exit status, and what it said last."""
+    most = 0
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said)
+        while process.poll() is None:
+            most = max(most, sum(map(_resident, _tree(process.pid))))
+            time.sleep(0.01)
+        said.seek(0)
+        return most / 1e6, process.returncode, said.read()[-2000:]
+
+
+def _tree(pid: int) -> list[int]:
+    pids = [pid]
+    for each in pids:
+        try:
+            for task in os.listdir(f"/proc/{each}/task"):
+                pids += map(int, Path(f"/proc/{each}/task/{task}/children").read_text().split())
+        except OSError:  # it has ended
+            continue
+    return pids
+
+
+def _resident(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):  # it has ended
+        return 0
+
+
+def measure(case: str) -> dict[str, object]:
+    """What one case takes: its peak, the films that got a mask, and the files."""
+    what, write = CASES[case]
+    with tempfile.TemporaryDirectory() as folder:
+        films, out = Path(folder, "films"), Path(folder, "out")
+        films.mkdir()
+        write(films)
+        begun = time.perf_counter()
+        megabytes, status, said = peak([sys.executable, "-m", "kaggle_utils", "predict", str(films), "--out", str(out), "--device", "cpu", "--force",
+                                        "--format", "png", "coco", "dicom-seg"])
+        seconds = time.perf_counter() - begun
+        if status not in (0, 1, 3) or "Traceback" in said:
+            raise SystemExit(f"{case}: status {status}: {said}")
+        found = {"files": what, "count": len(os.listdir(films)), "masks": len(os.listdir(out / "masks")), "peak_mb": round(megabytes), "seconds": round(seconds)}
+        shutil.rmtree(out)
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
+    args = parser.parse_args()
+    found = json.loads(RESULT.read_text())["cases"] if RESULT.exists() else {}
+    machine = {"processor": platform.processor() or platform.machine(), "cores": len(os.sched_getaffinity(0)), "python": platform.python_version(),
+               "opencv": cv2.__version__}
+    for case in args.case:
+        found[case] = measure(case)
+        print(f"{case}: {found[case]['peak_mb']} MB, {found[case]['masks']} masks of {found[case]['count']} files", flush=True)
+        result = {"command": "python -m benchmarks.memory", **machine, "limit_mb": LIMIT, "cases": {name: found[name] for name in CASES if name in found}}
+        RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    return int(any(case["peak_mb"] > LIMIT for case in found.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
