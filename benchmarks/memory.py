@@ -125,6 +125,10 @@ def sparse(folder: Path) -> None:
                 file.write(tail or b"\0")
 
 
+def tiny(folder: Path) -> None:
+    copies(folder, ".png", encode_image(film(64), ".png"), count=10_000)
+
+
 def copies(folder: Path, suffix: str, data: bytes, *, count: int = 8) -> None:
     """The same file under several names; on the disk it is there once."""
     first = folder / f"0{suffix}"
@@ -143,6 +147,7 @@ CASES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "dicom_compressed": ("two such films as JPEG 2000 and two as RLE", dicom_compressed),
     "dicom_hostile": ("48 DICOM files with endless, nested or huge elements and images", dicom_hostile),
     "sparse": ("40 files of 500 MB that are nearly all holes", sparse),
+    "tiny": ("10,000 films of 64 px", tiny),
 }
 
 
