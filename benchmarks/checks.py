@@ -23,8 +23,9 @@ import torch
 
 from benchmarks import negatives
 from benchmarks.fit_checks import varied
-from kaggle_utils import checks
-from kaggle_utils.checks import Checked, check_film, check_lungs, frame_contact, shape_distance, view_odds
+from kaggle_utils.quality import checks
+from kaggle_utils.quality import Checked, check_film, check_lungs
+from kaggle_utils.quality.checks import frame_contact, shape_distance, view_odds
 from kaggle_utils.data import read_manifest
 from kaggle_utils.image import read_image, read_mask, resize_image, resize_mask
 from kaggle_utils.infer import LungSegmenter

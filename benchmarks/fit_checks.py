@@ -1,4 +1,4 @@
-"""Fits the two models of ``kaggle_utils.checks`` on training films, built-in films and pictures of no film.
+"""Fits the two models of ``kaggle_utils.quality.checks`` on training films, built-in films and pictures of no film.
 
     python -m benchmarks.fit_checks --data segmentation
 
@@ -20,10 +20,10 @@ from torch import nn
 from tqdm import tqdm
 
 from benchmarks import negatives
-from kaggle_utils.checks import ASSET, OUTLINE, THUMB, distances, thumbnail, views
+from kaggle_utils.quality.checks import ASSET, OUTLINE, THUMB, distances, thumbnail, views
 from kaggle_utils.data import read_manifest
 from kaggle_utils.image import read_image, read_mask, resize_image, resize_mask, write_bytes
-from kaggle_utils.outline import landmarks
+from kaggle_utils.quality.outline import landmarks
 from kaggle_utils.splits import suspect_masks
 from kaggle_utils.synthetic import AppearanceModel
 

@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5, help="processes for each film")
     runs = parser.parse_args().runs
     from moto.server import ThreadedMotoServer
-    from kaggle_utils import s3
+    from kaggle_utils.scale import s3
     from kaggle_utils.export import export_onnx
     from kaggle_utils.image import encode_image
     from kaggle_utils.infer import DEFAULT_WEIGHTS

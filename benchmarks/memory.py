@@ -27,7 +27,7 @@ import cv2
 import numpy as np
 from pydicom.uid import ImplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
-from kaggle_utils.header import MAX_BYTES
+from kaggle_utils.pictures.header import MAX_BYTES
 from kaggle_utils.image import encode_image
 from kaggle_utils.synthetic import AppearanceModel
 

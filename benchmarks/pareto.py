@@ -28,8 +28,8 @@ from kaggle_utils.files import check_table
 from kaggle_utils.image import read_image, read_mask
 from kaggle_utils.infer import LungSegmenter
 from kaggle_utils.metrics import confusion, overlap
-from kaggle_utils.study import beside
-from kaggle_utils.train import train
+from kaggle_utils.tuning.study import beside
+from kaggle_utils.trainer import train
 
 ROOT = Path(__file__).parents[1]
 CANDIDATES = [dict(conv="plain", depth=3, patch=2, size=256) | changed for changed in (

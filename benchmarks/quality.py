@@ -4,7 +4,7 @@
     python -m benchmarks.quality run --data runs/builtin/segmentation --weights runs/builtin/best.safetensors
 
 fit   on the validation films of the sets that the shipped weights were trained on, a damaged copy of each by every kind of damage
-      (:mod:`kaggle_utils.damages`), and drawn pictures that are no films; writes it into the weights' header. All choices
+      (:mod:`kaggle_utils.quality.damages`), and drawn pictures that are no films; writes it into the weights' header. All choices
       are made by its cross-validation over films: that a second view, mirrored, smaller and shifted, is left out is one.
 test  on the published test lists, all of JSRT, damaged copies of both, and pictures that the fit had nothing like: photographs and
       micrographs that come with scikit-image, and other drawn ones
@@ -29,14 +29,15 @@ import skimage.data
 from scipy.stats import pearsonr, spearmanr
 from tqdm import tqdm
 
-from kaggle_utils.calibrate import auc
-from kaggle_utils.damages import DAMAGES, DRAWN
+from kaggle_utils.tb.calibrate import auc
+from kaggle_utils.quality.damages import DAMAGES, DRAWN
 from kaggle_utils.data import read_manifest
 from kaggle_utils.image import read_image, read_mask, resize_image, resize_prob, write_bytes
 from kaggle_utils.infer import DEFAULT_WEIGHTS, LungSegmenter
 from kaggle_utils.model import update_header
-from kaggle_utils.quality import OK, REASONS, REJECT, SIDE, why_no_estimate
-from kaggle_utils.quality_fit import BATCH, FIT_KINDS, Item, drawn, heads_of, judged, no_film, observed_one, out_of_fold, regress, with_copies
+from kaggle_utils.quality import why_no_estimate
+from kaggle_utils.quality.estimate import OK, REASONS, REJECT, SIDE
+from kaggle_utils.quality.fit import BATCH, FIT_KINDS, Item, drawn, heads_of, judged, no_film, observed_one, out_of_fold, regress, with_copies
 
 ROOT = Path(__file__).parents[1]
 RESULT, RUNS = ROOT / "results/quality.json", ROOT / "runs/quality"

@@ -3,7 +3,7 @@
     python -m kaggle_utils train --data segmentation --out runs/plain --augment none --epochs 49
     python -m benchmarks.robustness --data segmentation --weights runs/plain/best.safetensors
 
-Ten kinds of damage of five strengths (:mod:`kaggle_utils.damages`) on the published test lists of the sets that the shipped weights were
+Ten kinds of damage of five strengths (:mod:`kaggle_utils.quality.damages`) on the published test lists of the sets that the shipped weights were
 trained on; each film by its own set's head, without averaging with the mirrored film, Dice at 256 px. Nothing is chosen by this table.
 The networks see the films as damaged: ``predict`` would recognise most negatives and turn them over first, see
 ``image.is_inverted``. Writes ``results/robustness.csv``, a row a network, set, damage and strength.
@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from kaggle_utils.damages import DAMAGES, STRENGTHS, damaged
+from kaggle_utils.quality.damages import DAMAGES, STRENGTHS, damaged
 from kaggle_utils.config import TrainConfig
 from kaggle_utils.data import read_manifest
 from kaggle_utils.image import read_image, read_mask, resize_mask

@@ -22,7 +22,7 @@ import time
 import zipfile
 from pathlib import Path
 
-from kaggle_utils import s3
+from kaggle_utils.scale import s3
 
 RESULT = Path(__file__).parents[1] / "results/s3.json"
 LIMIT_MB = 300

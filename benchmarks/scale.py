@@ -30,7 +30,7 @@ import pandas as pd
 import psutil
 import torch
 
-from kaggle_utils import cluster
+from kaggle_utils.scale import cluster
 from kaggle_utils.files import check_table
 from kaggle_utils.image import resize_image, write_image
 from kaggle_utils.model import UNet, save_weights

@@ -29,9 +29,9 @@ import torch
 
 from kaggle_utils.config import TrainConfig
 from kaggle_utils.image import write_bytes, write_image, write_mask
-from kaggle_utils.shards import write_shards
+from kaggle_utils.scale.shards import write_shards
 from kaggle_utils.synthetic import AppearanceModel
-from kaggle_utils.train import make_trainer
+from kaggle_utils.trainer import make_trainer
 
 ROOT = Path(__file__).parents[1]
 RESULT, RUNS = ROOT / "results/shards.json", ROOT / "runs/shards"

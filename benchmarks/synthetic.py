@@ -21,14 +21,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from kaggle_utils.appearance import FitConfig
+from kaggle_utils.synthetic.fit import FitConfig
 from kaggle_utils.data import read_manifest
 from kaggle_utils.infer import LungSegmenter, evaluate
 from kaggle_utils.metrics import summarise
 from kaggle_utils.prep import prepare
-from kaggle_utils.synthetic import ASSET, AppearanceModel, check_privacy, fit_prepared, write_raw
+from kaggle_utils.synthetic import ASSET, AppearanceModel, fit_prepared, write_raw
+from kaggle_utils.synthetic.model import check_privacy
 from kaggle_utils.config import TrainConfig
-from kaggle_utils.train import train
+from kaggle_utils.trainer import train
 
 ROOT = Path(__file__).parents[1]
 RESULT, RUNS = ROOT / "results/synthetic.json", ROOT / "runs/synthetic"

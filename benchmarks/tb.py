@@ -32,7 +32,8 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from kaggle_utils.calibrate import SENSITIVITY, auc, calibrated, score_tb
+from kaggle_utils.tb import calibrated, score_tb
+from kaggle_utils.tb.calibrate import SENSITIVITY, auc
 from kaggle_utils.config import TrainConfig
 from kaggle_utils.data import LungDataset, make_loader
 from kaggle_utils.image import read_image, resize_image, write_bytes
@@ -40,12 +41,15 @@ from kaggle_utils.infer import LungSegmenter
 from kaggle_utils.loss import make_loss
 from kaggle_utils.model import UNet, load_weights, save_weights
 from kaggle_utils.splits import suspect_masks
-from kaggle_utils.study import beside
-from kaggle_utils.tb import SUSPECT, TB_WEIGHTS, TBScreener, screen
-from kaggle_utils.tb_data import ARMS, Cuts, cut, folds, load_cuts, make_cuts, save_cuts, tb_frame
-from kaggle_utils.tb_net import TBEnsemble, TBNet, load_tb
-from kaggle_utils.tb_train import TBConfig, logits_of, train_tb
-from kaggle_utils.train import LICENCES, Trainer
+from kaggle_utils.tuning.study import beside
+from kaggle_utils.tb import SUSPECT, TBScreener, screen
+from kaggle_utils.tb.screening import TB_WEIGHTS
+from kaggle_utils.tb import ARMS, make_cuts, tb_frame
+from kaggle_utils.tb.data import Cuts, cut, folds, load_cuts, save_cuts
+from kaggle_utils.tb.net import TBEnsemble, TBNet, load_tb
+from kaggle_utils.tb import TBConfig
+from kaggle_utils.tb.train import logits_of, train_tb
+from kaggle_utils.trainer import LICENCES, Trainer
 
 ROOT = Path(__file__).parents[1]
 SETS = ("montgomery", "shenzhen")

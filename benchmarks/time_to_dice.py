@@ -46,7 +46,7 @@ from kaggle_utils.config import TrainConfig
 from kaggle_utils.data import LungDataset
 from kaggle_utils.files import check_table
 from kaggle_utils.model import UNet, count_parameters
-from kaggle_utils.train import Trainer, make_trainer
+from kaggle_utils.trainer import Trainer, make_trainer
 
 ROOT = Path(__file__).parents[1]
 TARGET = 0.95  # mean validation Dice

@@ -31,7 +31,7 @@ from kaggle_utils.loss import make_loss
 from kaggle_utils.model import UNet, count_parameters
 from kaggle_utils.prep import prepare
 from kaggle_utils.synthetic import write_raw
-from kaggle_utils.train import Trainer
+from kaggle_utils.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 BATCH = 8

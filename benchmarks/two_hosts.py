@@ -32,7 +32,7 @@ COPIES, FILMS, PX, SHARD = 10, 100, 1024, 100  # films go into S3 under several 
 EPOCHS = 40
 ENVIRONMENT = {"AWS_ENDPOINT_URL": S3, "AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing", "AWS_DEFAULT_REGION": "us-east-1",
                "AWS_EC2_METADATA_DISABLED": "true", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
-CLUSTER = f"from kaggle_utils.cluster import predict; predict(['s3://bkt/films'], 's3://bkt/lungs', address='{RAY}', shard={SHARD})"
+CLUSTER = f"from kaggle_utils.scale.cluster import predict; predict(['s3://bkt/films'], 's3://bkt/lungs', address='{RAY}', shard={SHARD})"
 
 
 def ip(*words: str) -> None:

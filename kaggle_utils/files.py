@@ -21,7 +21,7 @@ from glob import glob, has_magic
 from pathlib import Path, PurePosixPath
 from secrets import token_hex
 
-from .header import HEAD, is_dicom, looks_like_image
+from .pictures.header import HEAD, is_dicom, looks_like_image
 
 if os.name == "nt":
     import msvcrt

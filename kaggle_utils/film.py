@@ -14,10 +14,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .checks import NO_CHEST, Checked, check_film, check_lungs
+from .quality import NO_CHEST, Checked, check_film, check_lungs
 from .files import printable
 from .image import MOST_BYTES, film_bytes, read_film, resize_prob
-from .measure import check_height
+from .quality import check_height
 from .quality import Quality, estimate_quality, why_no_estimate
 
 # Blue and orange of Okabe & Ito's palette, told apart by colour-blind eyes; BGR, as OpenCV draws.

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from .header import HEAD, MAX_BYTES, MAX_PIXELS, Header, is_dicom, kind_of, read_header
+from .pictures.header import HEAD, MAX_BYTES, MAX_PIXELS, Header, is_dicom, kind_of, read_header
 
 # A second belt: OpenCV reads it when it is imported. An import before this one leaves OpenCV's own limit, 2**30.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
@@ -23,11 +23,11 @@ os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
 import cv2
 import numpy as np
 
-from .dicom import Film, Lie, dicom_bytes, listed, read_dicom  # noqa: F401 (this module is the face of some)
-from .dicom_tags import import_pydicom, read_tags  # noqa: F401
+from .dicom.read import Film, Lie, dicom_bytes, listed, read_dicom  # noqa: F401 (this module is the face of some)
+from .dicom.tags import import_pydicom, read_tags  # noqa: F401
 from .files import write_bytes
-from .gray import to_8_bits
-from .picture import JSRT_BYTES, JSRT_SIDE, decode, unpack
+from .pictures.gray import to_8_bits
+from .pictures.decode import JSRT_BYTES, JSRT_SIDE, decode, unpack
 
 # OpenCV logs to stderr what read_image says in one line with the file's name.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)

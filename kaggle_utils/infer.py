@@ -14,11 +14,12 @@ from tqdm import tqdm
 
 from .data import read_manifest
 from .files import FULL, find_files, printable, start_results, unique_names
-from .film import PRED_COLOUR, TRUTH_COLOUR, ReadFilm, Segmented, clean_mask, draw_overlay, finish_mask, read_ahead, read_checked, segment  # noqa: F401
-from .formats import annotate, check_formats, write_coco, write_dicom_seg
+from .film import (PRED_COLOUR, TRUTH_COLOUR, ReadFilm, Segmented, clean_mask, draw_overlay, finish_mask, read_ahead,
+                   read_checked, segment)  # noqa: F401
+from .dicom.formats import annotate, check_formats, write_coco, write_dicom_seg
 from .image import read_image, read_mask, resize_mask, write_bytes, write_image, write_mask
 from .journal import Journal
-from .measure import MEASUREMENTS, measure, split_lungs
+from .quality import MEASUREMENTS, measure, split_lungs
 from .metrics import score
 from .prep import combined_mask, find_films
 from .segmenter import DEFAULT_WEIGHTS, LungSegmenter  # noqa: F401 (this module is the face of those two)

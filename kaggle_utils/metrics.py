@@ -27,6 +27,15 @@ def confusion(pred: np.ndarray, truth: np.ndarray) -> dict[str, int]:
     return {"tp": tp, "fp": fp, "fn": fn, "tn": pred.size - tp - fp - fn}
 
 
+def dice(pred: np.ndarray, truth: np.ndarray) -> float:
+    """Dice of one film's mask, in [0, 1]; two empty masks agree.
+
+    Raises:
+        ValueError: as :func:`confusion`.
+    """
+    return overlap(confusion(pred, truth))["dice"]
+
+
 def overlap(counts: dict[str, int]) -> dict[str, float]:
     """Dice, IoU, pixel accuracy, sensitivity and specificity of one confusion count, each in [0, 1].
 
@@ -99,12 +108,12 @@ def summarise(scores: pd.DataFrame, by: list[str], *, seed: int = 0) -> pd.DataF
     """
     rows = []
     for key, group in scores.groupby(by, sort=False):
-        dice = group["dice"].to_numpy()
-        low, high = _interval(dice, seed)
+        scored = group["dice"].to_numpy()
+        low, high = _interval(scored, seed)
         rows.append({
-            **dict(zip(by, key)), "n": len(dice), "dice": dice.mean(), "sd": dice.std(ddof=1) if len(dice) > 1 else 0.0,
-            "low": low, "high": high, "median": np.median(dice), "p5": np.percentile(dice, 5), "worst": dice.min(),
-            "worst_film": group["name"].iloc[dice.argmin()], **group[["iou", "hd95", "hd", "assd"]].mean().to_dict(),
+            **dict(zip(by, key)), "n": len(scored), "dice": scored.mean(), "sd": scored.std(ddof=1) if len(scored) > 1 else 0.0,
+            "low": low, "high": high, "median": np.median(scored), "p5": np.percentile(scored, 5), "worst": scored.min(),
+            "worst_film": group["name"].iloc[scored.argmin()], **group[["iou", "hd95", "hd", "assd"]].mean().to_dict(),
         })
     return pd.DataFrame(rows)
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from .image import write_bytes
-from .model_header import FORMAT, NORMALISATION, UNSEALED, parse_header, seal  # noqa: F401 (this module is the face of those)
+from .model_header import (FORMAT, NORMALISATION, UNSEALED, parse_header, seal)  # noqa: F401 (this module is the face of those)
 
 _CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 _UP_CONV = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}

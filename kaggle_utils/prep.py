@@ -24,7 +24,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from .checks import LEAST_SIDE, MASK, is_mask, is_negative
+from .quality import MASK, is_mask, is_negative
+from .quality.checks import LEAST_SIDE
 from .config import MOST_LUNG, PREPARED_SIDES
 from .files import check_ours, claims_film, is_below, may_hide_films, naming, printable, walk, without_suffix
 from .image import read_image, read_mask, resize_image, resize_mask, write_bytes, write_image, write_mask

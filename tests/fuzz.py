@@ -32,7 +32,7 @@ from PIL import Image
 
 from dicoms import LOSSLESS, dicom, gray_lut
 from kaggle_utils import image as files
-from kaggle_utils.header import MAX_PIXELS
+from kaggle_utils.pictures.header import MAX_PIXELS
 from phantoms import phantom, tiff
 
 SECONDS = 10  # of processor time, of one case; a small file that declares 100 megapixels takes 2-3

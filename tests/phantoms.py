@@ -88,5 +88,5 @@ def tiff(*pages: tuple[np.ndarray, dict[int, int]]) -> bytes:
 
 def train_in_child(data: str, out: str, values: dict, resume: bool) -> None:
     """What a process to be killed runs; importable, as a spawned process needs it."""
-    from kaggle_utils.train import TrainConfig, train
+    from kaggle_utils.trainer import TrainConfig, train
     train(data, out, TrainConfig.from_dict(values), resume=resume)

@@ -18,15 +18,15 @@ import cv2
 import numpy as np
 import pytest
 
-from kaggle_utils import app as page_module
-from kaggle_utils import app_uploads
+from kaggle_utils.page import app as page_module
+from kaggle_utils.page import uploads as app_uploads
 from kaggle_utils import image as files
-from kaggle_utils.app import CAUTION, EXAMPLES, MAX_UPLOAD, report, serve
+from kaggle_utils.page.app import CAUTION, EXAMPLES, MAX_UPLOAD, report, serve
 from kaggle_utils.infer import LungSegmenter
-from kaggle_utils.measure import measure
+from kaggle_utils.quality.measurements import measure
 from kaggle_utils.model import UNet, save_weights
-from kaggle_utils.synthetic import AppearanceModel
-from kaggle_utils.tb import TBScreener
+from kaggle_utils.synthetic.model import AppearanceModel
+from kaggle_utils.tb.screening import TBScreener
 from dicoms import dicom
 from phantoms import phantom
 from test_infer import DarkIsLung
@@ -44,7 +44,7 @@ def hook(event, args):
     elif event == "socket.getaddrinfo" and args[0]:
         print(args[0], file=log)
 sys.addaudithook(hook)
-from kaggle_utils.__main__ import main
+from kaggle_utils.cli import main
 sys.exit(main())
 """
 

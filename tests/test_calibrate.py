@@ -8,7 +8,7 @@ import pytest
 from scipy.integrate import trapezoid
 from scipy.special import expit
 
-from kaggle_utils.calibrate import auc, calibrated, choose_threshold, fit_temperature, reliability, roc, score_tb
+from kaggle_utils.tb.calibrate import auc, calibrated, choose_threshold, fit_temperature, reliability, roc, score_tb
 
 
 def test_temperature_of_known_logits(rng):

@@ -8,11 +8,12 @@ import pandas as pd
 import pytest
 import skimage.data
 
-from kaggle_utils import checks, infer
+from kaggle_utils.quality import checks
+from kaggle_utils import infer
 from kaggle_utils import image as files
-from kaggle_utils.checks import Checked, check_film, check_lungs, coloured_share, shape_distance, view_odds
+from kaggle_utils.quality.checks import Checked, check_film, check_lungs, coloured_share, shape_distance, view_odds
 from kaggle_utils.infer import LungSegmenter, predict
-from kaggle_utils.synthetic import AppearanceModel
+from kaggle_utils.synthetic.model import AppearanceModel
 from dicoms import dicom
 from phantoms import phantom, write_raw
 

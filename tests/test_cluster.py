@@ -21,9 +21,9 @@ pytest.importorskip("ray")
 psutil = pytest.importorskip("psutil")
 
 from kaggle_utils import infer
-from kaggle_utils.__main__ import main
-from kaggle_utils.cluster import MANIFEST, Settings, list_films, predict
-from kaggle_utils.cluster_work import STOPS, Whole, read_films
+from kaggle_utils.cli import main
+from kaggle_utils.scale.cluster import MANIFEST, Settings, list_films, predict
+from kaggle_utils.scale.cluster_work import STOPS, Whole, read_films
 from kaggle_utils.files import printable
 from kaggle_utils.model import UNet, save_weights
 from phantoms import phantom, write_raw
@@ -327,12 +327,12 @@ def test_address_where_nobody_answers_is_an_error(films, weights, tmp_path):
 
 @pytest.mark.slow
 def test_ray_is_imported_where_it_is_used():
-    code = "import sys, kaggle_utils.__main__, kaggle_utils.cluster; sys.exit('ray' in sys.modules)"
+    code = "import sys, kaggle_utils.cli, kaggle_utils.scale.cluster; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(infer.__file__).parents[1], timeout=SECONDS).returncode == 0
 
 
 def test_without_ray_one_line_says_what_to_install(monkeypatch, capsys, tmp_path):
-    from kaggle_utils import cluster
+    from kaggle_utils.scale import cluster
     monkeypatch.setattr(cluster, "find_spec", lambda name: None if name == "ray" else name)
     film = write_raw(tmp_path / "film.png", phantom().image)
     assert main(["predict", str(film), "--out", str(tmp_path), "--ray"]) == 1

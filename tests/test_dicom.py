@@ -12,10 +12,10 @@ from pydicom import Dataset, uid
 from pydicom.sequence import Sequence
 
 from dicoms import LOSSLESS, dicom, gray_lut
-from kaggle_utils import dicom as reader
+from kaggle_utils.dicom import read as reader
 from kaggle_utils import image as files
-from kaggle_utils.dicom import read_dicom
-from kaggle_utils.header import MAX_PIXELS
+from kaggle_utils.dicom.read import read_dicom
+from kaggle_utils.pictures.header import MAX_PIXELS
 from phantoms import phantom
 
 FILM = phantom(64, 48).image

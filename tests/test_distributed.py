@@ -15,10 +15,11 @@ import pytest
 import torch
 
 import kaggle_utils
-from kaggle_utils import distributed, s3
-from kaggle_utils import train as training
+from kaggle_utils import distributed
+from kaggle_utils.scale import s3
+from kaggle_utils import trainer as training
 from kaggle_utils.data import EpochSampler
-from kaggle_utils.shards import ShardedFilms, read_shards, write_shards
+from kaggle_utils.scale.shards import ShardedFilms, read_shards, write_shards
 from phantoms import write_prepared
 from s3_server import Fault, proxy, server  # noqa: F401
 from two_processes import ALIKE, BASE, EQUAL, make_trainer, run

@@ -17,15 +17,16 @@ from pydicom import Dataset
 from pydicom.datadict import dictionary_VR
 from pydicom.uid import DigitalXRayImageStorageForPresentation as DX
 
-from kaggle_utils import formats, infer
+from kaggle_utils.dicom import formats
+from kaggle_utils import infer
 from kaggle_utils import image as files
-from kaggle_utils.formats import annotate, check_formats, write_coco, write_dicom_seg
+from kaggle_utils.dicom.formats import annotate, check_formats, write_coco, write_dicom_seg
 from kaggle_utils.infer import LungSegmenter, predict
-from kaggle_utils.measure import split_lungs
+from kaggle_utils.quality.measurements import split_lungs
 from kaggle_utils.metrics import confusion, overlap
 from kaggle_utils.model import UNet, save_weights
-from kaggle_utils.quality import REASONS
-from kaggle_utils.synthetic import AppearanceModel
+from kaggle_utils.quality.estimate import REASONS
+from kaggle_utils.synthetic.model import AppearanceModel
 from dicoms import dicom
 from phantoms import phantom
 from test_infer import DarkIsLung
@@ -433,6 +434,6 @@ def test_format_is_refused_before_the_work_begins(tmp_path, segmenter, film_file
 
 
 def test_the_command_line_offers_every_format():
-    from kaggle_utils.__main__ import build_parser
+    from kaggle_utils.cli import build_parser
     assert build_parser().parse_args(["predict", "x", "--out", "o", "--format", *formats.FORMATS]).format == list(formats.FORMATS)
     assert build_parser().parse_args(["predict", "x", "--out", "o"]).format == ["png"]

@@ -19,10 +19,10 @@ from safetensors.torch import save
 
 import fuzz
 from dicoms import dicom
-from kaggle_utils import dicom as reader
-from kaggle_utils import header
+from kaggle_utils.dicom import read as reader
+from kaggle_utils.pictures import header
 from kaggle_utils import image as files
-from kaggle_utils.header import MAX_BYTES, MAX_PIXELS, is_dicom, read_header
+from kaggle_utils.pictures.header import MAX_BYTES, MAX_PIXELS, is_dicom, read_header
 from kaggle_utils.model import FORMAT, UNet, load_weights
 from phantoms import phantom, write_raw
 

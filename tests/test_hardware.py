@@ -6,7 +6,7 @@ import torch
 from kaggle_utils import hardware
 from kaggle_utils.infer import LungSegmenter
 from kaggle_utils.metrics import confusion, overlap
-from kaggle_utils.synthetic import AppearanceModel
+from kaggle_utils.synthetic.model import AppearanceModel
 
 
 @pytest.fixture(autouse=True)

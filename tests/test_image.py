@@ -20,11 +20,11 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageOps
 from pydicom import uid
 
-from kaggle_utils import header
+from kaggle_utils.pictures import header
 from kaggle_utils import image as files
-from kaggle_utils.gray import gray_range, to_8_bits
-from kaggle_utils.header import read_header
-from kaggle_utils.picture import decode
+from kaggle_utils.pictures.gray import gray_range, to_8_bits
+from kaggle_utils.pictures.header import read_header
+from kaggle_utils.pictures.decode import decode
 from dicoms import dicom
 from phantoms import phantom, tiff, write_raw
 
@@ -485,7 +485,7 @@ def test_too_little_memory_is_an_error_of_the_file_that_says_what_takes_less(tmp
         return cv2.resize(film.image, (1 << 20, 1 << 25))  # 32 TB
 
     path = write_raw(tmp_path / "film.png", film.image)
-    monkeypatch.setattr("kaggle_utils.picture.cv2.imdecode", full)
+    monkeypatch.setattr("kaggle_utils.pictures.decode.cv2.imdecode", full)
     with pytest.raises(ValueError, match=f"{path}: this machine's memory is too small for it: fewer workers"):
         read(path)
 

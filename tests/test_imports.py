@@ -1,85 +1,110 @@
-"""Imports go one way, downwards in this table; modules on one row don't import each other."""
+"""Who may import whom: the core lies flat, everything else is a room behind a door."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import kaggle_utils
 
-ROWS = {
-    8: ["__main__"],
-    7: ["kaggle", "cluster", "app"],
-    6: ["tune", "tb", "plot", "protocol"],
-    5: ["train"],
-    4: ["infer", "workspace"],
-    3: ["export", "formats", "quality_fit", "shards", "prep"],
-    2: ["model", "loss", "metrics", "measure", "data", "synthetic", "checks", "calibrate"],
-    1: ["quality", "damages"],
-    0: ["image", "outline", "hardware", "config", "distributed", "s3", "__init__"],
-    -1: ["journal"],
-    -2: ["files", "tables"],
-    -3: ["header"],
-}
-# One module in several files, from its face down to its depths: a file may import those to its right.
-CHAPTERS = {"image": ["image", "picture", "dicom", "dicom_gray", "dicom_tags", "gray"], "synthetic": ["synthetic", "acquire", "appearance"],
-            "tune": ["tune", "search", "mistakes", "study"], "plot": ["plot", "plot_robustness", "plot_tb", "plot_tuning", "plot_films", "plot_unet", "figure"],
-            "infer": ["infer", "segmenter", "film"], "model": ["model", "model_header"], "kaggle": ["kaggle", "kaggle_metadata"], "s3": ["s3", "s3_zip", "s3_client"],
-            "cluster": ["cluster", "cluster_work"], "app": ["app", "app_uploads"], "tb": ["tb", "tb_train", "tb_net", "tb_data"]}
-
-ROW = {name: row for row, names in ROWS.items() for name in names}
-FACE = {chapter: face for face, chapters in CHAPTERS.items() for chapter in chapters}
 PACKAGE = Path(kaggle_utils.__file__).parent
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+CORE = {path.stem for path in PACKAGE.glob("*.py")}
+ROOMS = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+
+# The rules. A room imports itself, and what stands here; the rooms that are listed for the core are below it.
+BELOW = {"core", "pictures", "dicom", "quality", "splits"}
+MAY = {
+    "core": BELOW,
+    "trainer": BELOW | {"scale"},  # a set may be streamed from shards
+    "cli": {"core", *ROOMS},
+    "__init__": {"core"},
+    "splits": set(),
+    "pictures": {"core"},
+    "dicom": {"core", "pictures"},
+    "quality": {"core"},
+    "tb": {"core", "pictures", "quality", "splits"},
+    "synthetic": {"core", "quality", "splits"},  # outlines
+    "tuning": {"core", "synthetic", "splits"},
+    "scale": {"core", "dicom", "pictures", "quality"},  # a cluster measures, and writes COCO annotations
+    "kaggle": {"core", "synthetic", "splits"},
+    "page": BELOW | {"synthetic", "tb"},  # screens radiographs, and shows examples
+    "plots": {"core", *ROOMS},
+}
 
 
-def imports_of(source: str) -> set[str]:
-    """Modules of the package that a source imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("kaggle_utils.")}
-        elif isinstance(node, ast.ImportFrom):
-            path = (node.module or "").split(".")
-            if node.level == 0 and path[0] == "kaggle_utils":
-                path = path[1:]
-            elif node.level != 1:
-                continue
-            found |= {path[0]} if path and path[0] else {alias.name for alias in node.names}
-    return found & set(MODULES)
+def imports_of(path: Path) -> set[str]:
+    """What of the package a file imports, anywhere in it: ``image``, or ``quality.measurements``."""
+    here, found = path.relative_to(PACKAGE).parts[:-1], set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom):
+            assert not (isinstance(node, ast.Import) and any(a.name.split(".")[0] == "kaggle_utils" for a in node.names)), path
+            continue
+        if not node.level:
+            continue
+        base = [*here[:len(here) + 1 - node.level], *(node.module or "").split(".")] if node.module else [*here[:len(here) + 1 - node.level]]
+        for alias in node.names:
+            whole = [*base, alias.name]
+            found.add(".".join(whole if (PACKAGE.joinpath(*whole).with_suffix(".py").exists() or whole[0] in ROOMS and len(whole) == 1) else base))
+    return {name for name in found if name}
 
 
-def is_allowed(importer: str, imported: str) -> bool:
-    above, below = FACE.get(importer, importer), FACE.get(imported, imported)
-    if above == below:
-        order = CHAPTERS.get(above, [])
-        return importer in order and order.index(importer) < order.index(imported)
-    return imported == below and ROW[below] < ROW[above]  # from outside, only a module's face is seen
+def place(name: str) -> str:
+    return name.split(".")[0] if name.split(".")[0] in ROOMS else "core"
 
 
-@pytest.mark.parametrize("source, expected", [
-    ("from .image import read_mask", {"image"}), ("from . import image, loss", {"image", "loss"}), ("import kaggle_utils.data", {"data"}),
-    ("from kaggle_utils import data as d", {"data"}), ("from kaggle_utils.data import normalise", {"data"}),
-    ("def f():\n    from .loss import make_loss", {"loss"}), ("import image", set()), ("from image import x", set())])
-def test_imports_are_found_however_they_are_written(source, expected):
-    assert imports_of(source) == expected
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_module_has_a_row(module):
-    assert FACE.get(module, module) in ROW
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_imports_what_its_room_may(path):
+    room = path.parent.name if path.parent != PACKAGE else path.stem if path.stem in MAY else "core"
+    wrong = {name for name in imports_of(path) if place(name) not in {*MAY[room], room}}
+    assert not wrong
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_module_imports_only_from_rows_below(module):
-    wrong = [other for other in imports_of((PACKAGE / f"{module}.py").read_text()) if not is_allowed(module, other)]
-    assert not wrong, f"{module} imports {', '.join(wrong)}"
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_what_a_face_shows_is_taken_from_the_face(path):
+    faces = {room: set(getattr(sys.modules[f"kaggle_utils.{room}"], "__all__", ())) for room in ROOMS if f"kaggle_utils.{room}" in sys.modules}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level and node.module:
+            room, _, leaf = node.module.partition(".")
+            if leaf and room in faces and room != path.parent.name:
+                assert not {alias.name for alias in node.names} & faces[room], f"{path}, line {node.lineno}"
+
+
+def test_the_core_is_small_enough_to_be_seen_at_once():
+    assert len(CORE) <= 18 and CORE.isdisjoint(ROOMS)
+
+
+def test_every_room_says_what_is_in_it():
+    for room in ROOMS:
+        text = (PACKAGE / room / "__init__.py").read_text()
+        for path in (PACKAGE / room).glob("*.py"):
+            assert path.stem == "__init__" or f"``{path.stem}``" in text, f"{room}/__init__.py doesn't speak of {path.stem}"
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = "import sys, kaggle_utils; print({'torch', 'albumentations', 'scipy', 'cv2', 'numpy', 'pandas'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True).stdout.strip() == "set()"
+
+
+def test_a_segmenter_needs_neither_albumentations_nor_statistics():
+    code = "import sys; from kaggle_utils import LungSegmenter; print({'albumentations', 'scipy.stats'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True).stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("name", kaggle_utils.__all__)
+def test_the_face_of_the_package_holds_what_it_lists(name):
+    assert callable(getattr(kaggle_utils, name))
 
 
 def test_only_the_image_module_knows_file_formats():
-    users = [m for m in MODULES if any(call in (PACKAGE / f"{m}.py").read_text() for call in ("imread(", "imdecode(", "imwrite(", "imencode("))]
-    assert set(users) <= {*CHAPTERS["image"], "damages"}  # JPEG as a damage to a film, and no file
+    calls = ("imread(", "imdecode(", "imwrite(", "imencode(")
+    users = {str(path.relative_to(PACKAGE)) for path in FILES if any(call in path.read_text() for call in calls)}
+    assert users <= {"image.py", "pictures/decode.py", "quality/damages.py"}  # JPEG as a damage to a film, and no file
 
 
 def test_only_the_data_module_knows_albumentations():
-    assert [m for m in MODULES if "import albumentations" in (PACKAGE / f"{m}.py").read_text()] == ["data"]
+    assert [path.name for path in FILES if "import albumentations" in path.read_text()] == ["data.py"]

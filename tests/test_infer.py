@@ -20,7 +20,7 @@ from kaggle_utils import image as files
 from kaggle_utils import infer
 from kaggle_utils.files import printable
 from kaggle_utils.infer import LungSegmenter, clean_mask, evaluate
-from kaggle_utils.measure import MEASUREMENTS, measure
+from kaggle_utils.quality.measurements import MEASUREMENTS, measure
 from kaggle_utils.model import UNet, save_weights
 from dicoms import dicom
 from phantoms import phantom, write_prepared, write_raw

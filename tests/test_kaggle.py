@@ -14,9 +14,9 @@ from types import SimpleNamespace
 import pytest
 
 from kaggle_server import Kaggle, environment
-from kaggle_utils import kaggle
-from kaggle_utils.__main__ import main
-from kaggle_utils.kaggle_metadata import FILE, KERNELS, OWNER, choose, derive, problems, read_metadata
+from kaggle_utils.kaggle import publish as kaggle
+from kaggle_utils.cli import main
+from kaggle_utils.kaggle.metadata import FILE, KERNELS, OWNER, choose, derive, problems, read_metadata
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = {"cells": [{"cell_type": "code", "source": ["1"], "metadata": {}, "outputs": [], "execution_count": None}],

@@ -20,12 +20,12 @@ pytest.importorskip("boto3")
 pytest.importorskip("moto.server")
 pytest.importorskip("onnxruntime")
 
-from kaggle_utils import header  # noqa: E402
+from kaggle_utils.pictures import header  # noqa: E402
 from kaggle_utils.export import export_onnx  # noqa: E402
 from kaggle_utils.image import encode_image  # noqa: E402
 from kaggle_utils.infer import DEFAULT_WEIGHTS, LungSegmenter, predict  # noqa: E402
-from kaggle_utils.measure import MEASUREMENTS  # noqa: E402
-from kaggle_utils.synthetic import AppearanceModel  # noqa: E402
+from kaggle_utils.quality.measurements import MEASUREMENTS  # noqa: E402
+from kaggle_utils.synthetic.model import AppearanceModel  # noqa: E402
 from dicoms import dicom  # noqa: E402
 from s3_server import Fault, client, proxy, server  # noqa: E402, F401
 

@@ -16,16 +16,16 @@ import torch
 
 import kaggle_utils
 from benchmarks import start
-from kaggle_utils.__main__ import _write_table, build_parser, main
+from kaggle_utils.cli import _write_table, build_parser, main
 from kaggle_utils.data import read_manifest
 from kaggle_utils.export import read_onnx_header
 from kaggle_utils.files import LOCK, locked
 from kaggle_utils.image import write_image
 from kaggle_utils.model import UNet, read_header, save_weights
-from kaggle_utils.shards import ShardedFilms, read_shards
+from kaggle_utils.scale.shards import ShardedFilms, read_shards
 from kaggle_utils.splits import suspect_masks
-from kaggle_utils.synthetic import AppearanceModel
-from kaggle_utils.train import read_checkpoint
+from kaggle_utils.synthetic.model import AppearanceModel
+from kaggle_utils.trainer import read_checkpoint
 from dicoms import dicom
 from phantoms import phantom, write_prepared, write_raw
 from three_at_once import at_once
@@ -87,7 +87,7 @@ def test_help_of_train_states_units(option, unit):
 
 def test_every_setting_of_the_configuration_is_an_option():
     from dataclasses import fields
-    from kaggle_utils.train import TrainConfig
+    from kaggle_utils.trainer import TrainConfig
     options = {option for action in COMMANDS["train"]._actions for option in action.option_strings}
     assert {f"--{f.name.replace('_', '-')}" for f in fields(TrainConfig)} <= options
 
@@ -171,13 +171,13 @@ def test_a_gpu_that_is_not_there_is_one_line_too(tmp_path, weights, film_file, c
 
 
 def test_interrupted_training_says_how_to_go_on(monkeypatch, capsys, prepared, tmp_path):
-    monkeypatch.setattr("kaggle_utils.train.train", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("kaggle_utils.trainer.train", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     assert main(["train", "--data", str(prepared), "--out", str(tmp_path), *TINY]) == 130
     assert "--resume" in capsys.readouterr().err
 
 
 def test_ctrl_c_ends_a_training_in_a_line_and_it_goes_on(tmp_path, ctrl_c, prepared, capfd):
-    from kaggle_utils.train import Trainer
+    from kaggle_utils.trainer import Trainer
     command = ["train", "--data", str(prepared), "--out", str(tmp_path / "run"), "--sources", "montgomery", *TINY, "--epochs", "3"]
     ctrl_c(Trainer, "_train_step", calls=6)
     assert main(command) == 130
@@ -232,7 +232,7 @@ def test_a_wrong_path_is_told_in_one_line_before_any_library_is_loaded(tmp_path,
     (tmp_path / "empty").mkdir()
     write_prepared(tmp_path / "set", {"train": 1})
     commands = [command for command, _ in WRONG_PATHS]
-    said, modules = modules_after(tmp_path, f"from kaggle_utils.__main__ import main\nassert all([main(c) == 1 for c in {commands!r}])")
+    said, modules = modules_after(tmp_path, f"from kaggle_utils.cli import main\nassert all([main(c) == 1 for c in {commands!r}])")
     assert not modules & set(HEAVY)
     for line, (command, reason) in zip(said, WRONG_PATHS, strict=True):
         assert line.startswith(f"kaggle_utils {command[0]}: {reason}")
@@ -241,10 +241,10 @@ def test_a_wrong_path_is_told_in_one_line_before_any_library_is_loaded(tmp_path,
 @pytest.mark.slow
 def test_a_film_is_segmented_judged_and_measured_without_what_only_training_needs(tmp_path):
     write_raw(tmp_path / "film.png", AppearanceModel.load().film(7, 0, size=256, tb=0).image)
-    said, modules = modules_after(tmp_path, "from kaggle_utils.__main__ import main\nassert main(['predict', 'film.png', '--out', 'o', '--device', 'cpu']) == 0")
+    said, modules = modules_after(tmp_path, "from kaggle_utils.cli import main\nassert main(['predict', 'film.png', '--out', 'o', '--device', 'cpu']) == 0")
     assert said == [] and (tmp_path / "o" / "masks" / "film.png").exists()
     assert not modules & {"albumentations", "torch._dynamo", "torch._inductor", "sympy", "scipy.stats", "scipy.interpolate", "scipy.ndimage", "matplotlib",
-                          "kaggle_utils.synthetic", "kaggle_utils.train"}
+                          "kaggle_utils.synthetic.model", "kaggle_utils.trainer"}
 
 
 def test_start_times_are_medians_of_processes_that_end_as_they_should(monkeypatch):
@@ -513,14 +513,14 @@ def test_too_little_memory_is_one_line_that_says_what_to_make_smaller(error, tmp
     def full(*_, **__):
         raise error
 
-    monkeypatch.setattr("kaggle_utils.train.train", full)
+    monkeypatch.setattr("kaggle_utils.trainer.train", full)
     write_prepared(tmp_path / "set", {"train": 1, "val": 1})
     assert main(["train", "--data", str(tmp_path / "set"), "--out", str(tmp_path / "run")]) == 1
     assert capfd.readouterr().err == "kaggle_utils train: the memory is too small for this: try a smaller --batch or --size or --width or --workers\n"
 
 
 def test_too_little_memory_for_built_in_films_is_one_line_too(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr("kaggle_utils.synthetic.write_raw", lambda *_, **__: np.zeros(1 << 52))  # NumPy's own error
+    monkeypatch.setattr("kaggle_utils.synthetic.model.write_raw", lambda *_, **__: np.zeros(1 << 52))  # NumPy's own error
     assert main(["synth", "--out", str(tmp_path / "out"), "--size", "8192"]) == 1
     assert capfd.readouterr().err == "kaggle_utils synth: the memory is too small for this: try a smaller --size\n"
 
@@ -529,7 +529,7 @@ def test_another_fault_of_ours_is_no_lack_of_memory(tmp_path, monkeypatch):
     def wrong(*_, **__):
         raise RuntimeError("one of ours")
 
-    monkeypatch.setattr("kaggle_utils.train.train", wrong)
+    monkeypatch.setattr("kaggle_utils.trainer.train", wrong)
     write_prepared(tmp_path / "set", {"train": 1, "val": 1})
     with pytest.raises(RuntimeError, match="one of ours"):
         main(["train", "--data", str(tmp_path / "set"), "--out", str(tmp_path / "run")])
@@ -618,7 +618,7 @@ def test_a_folder_that_another_run_writes_is_told_before_any_work(command, tmp_p
 
 
 def test_only_the_first_of_torchruns_processes_takes_the_lock(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr("kaggle_utils.train.train", lambda *_, **__: None)
+    monkeypatch.setattr("kaggle_utils.trainer.train", lambda *_, **__: None)
     monkeypatch.setattr("kaggle_utils.distributed.is_main", lambda: int(os.environ["RANK"]) == 0)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     write_prepared(tmp_path / "set", {"train": 1})

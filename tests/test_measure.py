@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from kaggle_utils.measure import MEASUREMENTS, check_height, find_midline, measure, split_lungs
-from kaggle_utils.synthetic import AppearanceModel
+from kaggle_utils.quality.measurements import MEASUREMENTS, check_height, find_midline, measure, split_lungs
+from kaggle_utils.synthetic.model import AppearanceModel
 
 
 def boxes(*spans: tuple[int, int, int, int], shape=(100, 120)) -> np.ndarray:

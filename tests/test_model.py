@@ -13,7 +13,7 @@ from torch import nn
 
 from kaggle_utils import model as models
 from kaggle_utils.model import UNet, count_parameters, load_weights, read_header, save_weights, update_header
-from kaggle_utils.quality import REASONS
+from kaggle_utils.quality.estimate import REASONS
 from damaged_headers import BAD_ARCHITECTURE, DAMAGED, each
 
 NORMS, UPS = ("batch", "group", "instance"), ("bilinear", "transposed")

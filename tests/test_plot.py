@@ -11,10 +11,10 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
 from benchmarks import pareto as bench  # noqa: E402
-from kaggle_utils import plot  # noqa: E402
-from kaggle_utils.__main__ import main  # noqa: E402
-from kaggle_utils.figure import check_replaceable, saved  # noqa: E402
-from kaggle_utils.measure import SIDES, measure  # noqa: E402
+from kaggle_utils.plots import figures as plot  # noqa: E402
+from kaggle_utils.cli import main  # noqa: E402
+from kaggle_utils.plots.save import check_replaceable, saved  # noqa: E402
+from kaggle_utils.quality.measurements import SIDES, measure  # noqa: E402
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ import pytest
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
-from kaggle_utils import plot_films, plot_unet  # noqa: E402
+from kaggle_utils.plots import films as plot_films, unet as plot_unet  # noqa: E402
 from kaggle_utils.data import read_manifest  # noqa: E402
 from kaggle_utils.infer import LungSegmenter, evaluate  # noqa: E402
 from kaggle_utils.model import UNet  # noqa: E402
 from kaggle_utils.prep import prepare  # noqa: E402
-from kaggle_utils.synthetic import write_raw  # noqa: E402
+from kaggle_utils.synthetic.model import write_raw  # noqa: E402
 
 FILM, MASK = np.arange(64, dtype=np.uint8).reshape(8, 8), np.pad(np.ones((4, 4), np.uint8), 2)
 

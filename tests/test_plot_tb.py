@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kaggle_utils.plot_tb import draw_tb_arms, draw_tb_reliability, draw_tb_roc, draw_tb_transfer, read_tb, show_heat
+from kaggle_utils.plots.tb import draw_tb_arms, draw_tb_reliability, draw_tb_roc, draw_tb_transfer, read_tb, show_heat
 
 from phantoms import phantom
 

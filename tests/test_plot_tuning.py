@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
-from kaggle_utils import plot, plot_tuning
+from kaggle_utils.plots import figures as plot, tuning as plot_tuning
 from kaggle_utils.config import TrainConfig
-from kaggle_utils.study import COLUMNS, SETTINGS, write_rows
-from kaggle_utils.tune import STUDIES
+from kaggle_utils.tuning.study import COLUMNS, SETTINGS, write_rows
+from kaggle_utils.tuning.studies import STUDIES
 
 CONFIG = TrainConfig(size=128, epochs=8)
 NAMES = [*STUDIES, "search"]

@@ -16,8 +16,8 @@ from PIL import Image
 
 from kaggle_utils import image as files
 from kaggle_utils import prep
-from kaggle_utils.__main__ import main
-from kaggle_utils.synthetic import AppearanceModel
+from kaggle_utils.cli import main
+from kaggle_utils.synthetic.model import AppearanceModel
 from phantoms import phantom, write_raw
 
 SIZE = 32

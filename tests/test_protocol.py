@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 from phantoms import write_prepared
 
-from kaggle_utils.protocol import run_protocol
-from kaggle_utils.train import TrainConfig
+from kaggle_utils.tuning.protocol import run_protocol
+from kaggle_utils.trainer import TrainConfig
 
 TINY = TrainConfig(size=32, batch=4, width=2, depth=2, patch=1, precision="fp32", device="cpu", augment="light")
 
@@ -30,7 +30,7 @@ def test_each_foreign_set_is_tested_whole_and_by_its_test_list(sets, tmp_path):
 
 @pytest.mark.parametrize("name", ["protocols.csv", "protocols_summary.csv"])
 def test_tables_of_others_are_refused_before_anything_is_trained(name, sets, tmp_path, monkeypatch):
-    monkeypatch.setattr("kaggle_utils.protocol.train", None)
+    monkeypatch.setattr("kaggle_utils.tuning.protocol.train", None)
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / name).write_text("name,weight\na,1\n")
     with pytest.raises(ValueError, match=f"{name}: it is there, and no table that begins with trained_on"):

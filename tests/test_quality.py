@@ -8,15 +8,15 @@ import pandas as pd
 import pytest
 
 from benchmarks import quality as bench
-from kaggle_utils import quality, quality_fit
-from kaggle_utils.__main__ import main
-from kaggle_utils.damages import DRAWN, damaged, draw
+from kaggle_utils.quality import estimate as quality, fit as quality_fit
+from kaggle_utils.cli import main
+from kaggle_utils.quality.damages import DRAWN, damaged, draw
 from kaggle_utils.image import resize_image, resize_mask, write_image
 from kaggle_utils.infer import DEFAULT_WEIGHTS, LungSegmenter, finish_mask, predict
 from kaggle_utils.model import UNet, read_header, save_weights
-from kaggle_utils.quality import REASONS, Quality, check_fit, estimate_quality, judge, observe, why_no_estimate
-from kaggle_utils.quality_fit import Item, fit_quality, regress
-from kaggle_utils.synthetic import AppearanceModel
+from kaggle_utils.quality.estimate import REASONS, Quality, check_fit, estimate_quality, judge, observe, why_no_estimate
+from kaggle_utils.quality.fit import Item, fit_quality, regress
+from kaggle_utils.synthetic.model import AppearanceModel
 from phantoms import write_prepared
 
 SHIPPED = read_header(DEFAULT_WEIGHTS)["quality"]
@@ -61,9 +61,9 @@ def test_shape_model_is_the_built_in_films_own():
 
 def test_shape_model_is_written_with_the_built_in_films_model(monkeypatch, tmp_path):
     model, asset = AppearanceModel.load(), tmp_path / "appearance.npz"
-    monkeypatch.setattr("kaggle_utils.synthetic.fit_prepared", lambda data: model)
-    monkeypatch.setattr("kaggle_utils.synthetic.ASSET", asset)
-    monkeypatch.setattr("kaggle_utils.quality.SHAPE", tmp_path / "shape.npz")
+    monkeypatch.setattr("kaggle_utils.synthetic.model.fit_prepared", lambda data: model)
+    monkeypatch.setattr("kaggle_utils.synthetic.model.ASSET", asset)
+    monkeypatch.setattr("kaggle_utils.quality.estimate.SHAPE", tmp_path / "shape.npz")
     write_prepared(tmp_path / "set", {"train": 1})
     assert main(["fit-synth", "--data", str(tmp_path / "set"), "--out", str(tmp_path / "other.npz")]) == 0
     assert not (tmp_path / "shape.npz").exists()

@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.readme import MARK, RESULTS, fill
-from kaggle_utils.plot import FIGURES
-from kaggle_utils.tune import summarise_runs
+from kaggle_utils.plots.figures import FIGURES
+from kaggle_utils.tuning.studies import summarise_runs
 
 CLONE = Path(__file__).parents[1]
 README = (CLONE / "README.md").read_text()
@@ -120,7 +120,7 @@ def test_links_lead_somewhere():
 
 
 def test_commands_exist():
-    from kaggle_utils.__main__ import build_parser
+    from kaggle_utils.cli import build_parser
     commands = set(re.findall(r"python -m kaggle_utils ([a-z][\w-]*)", README))
     known = next(action for action in build_parser()._actions if action.choices).choices
     assert len(commands) > 8 and commands <= set(known)

@@ -6,12 +6,12 @@ import pytest
 from matplotlib import pyplot as plt
 
 from benchmarks import robustness
-from kaggle_utils.damages import DAMAGES, STRENGTHS, damaged
-from kaggle_utils import plot, plot_robustness
+from kaggle_utils.quality.damages import DAMAGES, STRENGTHS, damaged
+from kaggle_utils.plots import figures as plot, robustness as plot_robustness
 from kaggle_utils.data import read_manifest
 from kaggle_utils.infer import LungSegmenter
 from kaggle_utils.model import UNet, save_weights
-from kaggle_utils.synthetic import AppearanceModel
+from kaggle_utils.synthetic.model import AppearanceModel
 
 MOVING = ("rotation", "crop")
 

@@ -21,8 +21,8 @@ boto3 = pytest.importorskip("boto3")
 pytest.importorskip("moto.server")
 
 import kaggle_utils  # noqa: E402
-from kaggle_utils import s3, s3_client, s3_zip  # noqa: E402
-from kaggle_utils.__main__ import main  # noqa: E402
+from kaggle_utils.scale import s3, s3_client, s3_zip  # noqa: E402
+from kaggle_utils.cli import main  # noqa: E402
 from kaggle_utils.files import LOCK, locked  # noqa: E402
 from phantoms import phantom, write_raw  # noqa: E402
 from s3_server import Fault, client, proxy, server  # noqa: E402, F401
@@ -491,7 +491,7 @@ def test_a_link_that_lies_where_a_file_is_fetched_to_is_not_followed(client, tmp
 def test_disk_full_is_one_line_and_leaves_no_part(folder, proxy, tmp_path):
     s3.upload(folder, "s3://bkt/set")
     limited = f"import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, " \
-              f"({4 * MB}, {4 * MB})); from kaggle_utils.__main__ import main; sys.exit(main(['s3', 'download', 's3://bkt/set', {str(tmp_path / 'back')!r}]))"
+              f"({4 * MB}, {4 * MB})); from kaggle_utils.cli import main; sys.exit(main(['s3', 'download', 's3://bkt/set', {str(tmp_path / 'back')!r}]))"
     environment = {**os.environ, "PYTHONPATH": str(Path(kaggle_utils.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", limited], env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1 and "File too large" in done.stderr and "large.bin" in done.stderr and done.stderr.count("\n") == 1
@@ -591,8 +591,8 @@ def test_results_below_the_films_in_s3_are_no_films(client, tmp_path, out):
 def test_screen_takes_addresses(client, tmp_path, monkeypatch, capsys):
     import pandas as pd
     from kaggle_utils.infer import DEFAULT_WEIGHTS
-    from kaggle_utils.synthetic import AppearanceModel
-    from kaggle_utils.tb import TB_WEIGHTS
+    from kaggle_utils.synthetic.model import AppearanceModel
+    from kaggle_utils.tb.screening import TB_WEIGHTS
     monkeypatch.chdir(tmp_path)
     write_raw(tmp_path / "raw" / "film.png", AppearanceModel.load().sample(1, 0, size=256, acquire=False)[0].image)
     for source, address in (("raw", "s3://bkt/raw"), (TB_WEIGHTS, "s3://bkt/models"), (DEFAULT_WEIGHTS, "s3://bkt/models")):
@@ -608,7 +608,7 @@ def test_screen_takes_addresses(client, tmp_path, monkeypatch, capsys):
 def test_films_keep_their_addresses_in_tables_and_messages_of_a_folder(client, tmp_path, capsys):
     import pandas as pd
     from kaggle_utils.image import encode_image
-    from kaggle_utils.synthetic import AppearanceModel
+    from kaggle_utils.synthetic.model import AppearanceModel
     client.put_object(Bucket="bkt", Key="raw/film.png", Body=encode_image(AppearanceModel.load().sample(1, 0, size=256, acquire=False)[0].image, ".png"))
     client.put_object(Bucket="bkt", Key="raw/bad.png", Body=b"no film")
     assert main(["predict", "s3://bkt/raw", "--out", str(tmp_path / "out"), "--device", "cpu", "--format", "png", "coco"]) == 3
@@ -709,7 +709,7 @@ def test_results_that_could_not_be_sent_are_kept_and_named_and_the_same_command_
 @pytest.mark.slow
 def test_three_downloads_at_once_into_one_folder_end_with_whole_files(folder, proxy, tmp_path):
     s3.upload(folder, "s3://bkt/set")
-    ends, = at_once(tmp_path, [["s3", "download", "s3://bkt/set", "back"]], ["kaggle_utils.s3"])
+    ends, = at_once(tmp_path, [["s3", "download", "s3://bkt/set", "back"]], ["kaggle_utils.scale.s3"])
     assert files_below(tmp_path / "back") == files_below(folder)
     assert 0 in [status for status, _ in ends]
     assert all(re.fullmatch("kaggle_utils s3: back is being written by another run( \\(process .*\\))?; .*\n", said) for status, said in ends if status), ends

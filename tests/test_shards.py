@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 import torch
 
-from kaggle_utils import s3
+from kaggle_utils.scale import s3
 from kaggle_utils.config import TrainConfig
 from kaggle_utils.data import LungDataset, read_manifest
-from kaggle_utils.shards import ShardedFilms, is_sharded, read_shards, stream_loader, write_shards
-from kaggle_utils.train import make_trainer
+from kaggle_utils.scale.shards import ShardedFilms, is_sharded, read_shards, stream_loader, write_shards
+from kaggle_utils.trainer import make_trainer
 from phantoms import write_prepared
 from s3_server import Fault, client, proxy, server  # noqa: F401
 
@@ -236,7 +236,7 @@ def test_a_run_that_was_killed_writes_its_shards_again(prepared, tmp_path, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("kaggle_utils.shards.read_pair", killed)
+        patched.setattr("kaggle_utils.scale.shards.read_pair", killed)
         write_shards(prepared, tmp_path)
     assert len(write_shards(prepared, tmp_path)) == 28
 

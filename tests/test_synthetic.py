@@ -9,13 +9,15 @@ import pandas as pd
 import pytest
 from scipy.ndimage import binary_erosion, label
 
-from kaggle_utils import acquire, appearance, outline, plot
+from kaggle_utils.synthetic import acquire, fit as appearance
+from kaggle_utils.quality import outline
+from kaggle_utils.plots import figures as plot
 from kaggle_utils import image as files
-from kaggle_utils import synthetic
-from kaggle_utils.__main__ import main
-from kaggle_utils.appearance import FitConfig
+from kaggle_utils.synthetic import model as synthetic
+from kaggle_utils.cli import main
+from kaggle_utils.synthetic.fit import FitConfig
 from kaggle_utils.splits import SAME_PATIENT
-from kaggle_utils.synthetic import ASSET, AppearanceModel
+from kaggle_utils.synthetic.model import ASSET, AppearanceModel
 import phantoms
 
 
@@ -171,7 +173,7 @@ def test_right_marker_is_on_the_images_left():
 
 def test_nothing_but_an_earlier_model_is_replaced(tmp_path, monkeypatch, model, capsys):
     """Which is told before the fit, as that takes minutes."""
-    monkeypatch.setattr("kaggle_utils.synthetic.fit_prepared", lambda data: model)
+    monkeypatch.setattr("kaggle_utils.synthetic.model.fit_prepared", lambda data: model)
     data = phantoms.write_prepared(tmp_path / "set", {"train": 1})
     out = tmp_path / "notes.npz"
     for theirs in (b"a stranger's", b""):

@@ -12,20 +12,20 @@ import pandas as pd
 import pytest
 import torch
 
-from kaggle_utils.__main__ import main
-from kaggle_utils.calibrate import auc
+from kaggle_utils.cli import main
+from kaggle_utils.tb.calibrate import auc
 from kaggle_utils.data import read_manifest
 from kaggle_utils.image import write_image
 from kaggle_utils.infer import LungSegmenter, ReadFilm, Segmented
 from kaggle_utils.journal import Journal
 from kaggle_utils.model import UNet, save_weights
-from kaggle_utils.quality import Quality
-from kaggle_utils.synthetic import AppearanceModel
-from kaggle_utils.tb import COLUMNS, TB_WEIGHTS, TBScreener, draw_heat, screen, why_not
-from kaggle_utils.tb_data import (ARMS, Cuts, balance, batches, cut, folds, from_letter_box, letter_box, load_cuts, lung_box, lung_fields,
+from kaggle_utils.quality.estimate import Quality
+from kaggle_utils.synthetic.model import AppearanceModel
+from kaggle_utils.tb.screening import COLUMNS, TB_WEIGHTS, TBScreener, draw_heat, screen, why_not
+from kaggle_utils.tb.data import (ARMS, Cuts, balance, batches, cut, folds, from_letter_box, letter_box, load_cuts, lung_box, lung_fields,
                                   make_cuts, save_cuts, tb_frame, view)
-from kaggle_utils.tb_net import TBEnsemble, TBNet, grad_cam, load_tb
-from kaggle_utils.tb_train import TBConfig, compare_arms, logits_of, read_off, train_tb
+from kaggle_utils.tb.net import TBEnsemble, TBNet, grad_cam, load_tb
+from kaggle_utils.tb.train import TBConfig, compare_arms, logits_of, read_off, train_tb
 
 from damaged_headers import BAD_CLASSIFIER, BAD_SCREENER, each
 from phantoms import phantom, write_prepared
@@ -393,7 +393,7 @@ def test_a_heat_map_is_drawn_in_strips_that_take_little_memory_and_leave_no_seam
     film = phantom(1300, 400)
     heat = np.random.default_rng(0).random(film.image.shape, np.float32)
     whole = draw_heat(film.image, film.mask, heat, 0.6)
-    monkeypatch.setattr("kaggle_utils.tb._STRIP", 37)
+    monkeypatch.setattr("kaggle_utils.tb.screening._STRIP", 37)
     tracemalloc.start()
     drawn = draw_heat(film.image, film.mask, heat, 0.6)
     peak = tracemalloc.get_traced_memory()[1]

@@ -15,16 +15,16 @@ import pytest
 import torch
 from torch import nn
 
-from kaggle_utils import __main__ as cli
-from kaggle_utils import train as training
+from kaggle_utils import cli
+from kaggle_utils import trainer as training
 from kaggle_utils.data import LungDataset, augmentation, make_loader, read_manifest
 from kaggle_utils.hardware import PRECISIONS
 from kaggle_utils.image import read_mask, write_mask
 from kaggle_utils.loss import LOSSES, make_loss
 from kaggle_utils.model import UNet, count_parameters, load_weights, read_header
-from kaggle_utils.quality import REASONS
+from kaggle_utils.quality.estimate import REASONS
 from kaggle_utils.splits import published_split, suspect_masks
-from kaggle_utils.train import TrainConfig, Trainer, check_batch, ema_with_warmup
+from kaggle_utils.trainer import TrainConfig, Trainer, check_batch, ema_with_warmup
 from phantoms import phantom, train_in_child, write_prepared
 
 TINY = TrainConfig(size=32, batch=3, width=2, depth=2, patch=1, epochs=3, lr=1e-2, precision="fp32", device="cpu", augment="light")
@@ -291,7 +291,7 @@ LONG = {**asdict(TINY), "epochs": 8, "sources": ["montgomery"], "augment": "full
 def forkserver():
     """Children that start in milliseconds: the server has imported torch once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["kaggle_utils.train"])
+    context.set_forkserver_preload(["kaggle_utils.trainer"])
     return context
 
 

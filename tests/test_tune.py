@@ -18,14 +18,14 @@ import pytest
 import torch
 from torch import nn
 
-from kaggle_utils import mistakes, study, tune
-from kaggle_utils import search as searching
-from kaggle_utils.__main__ import main
+from kaggle_utils.tuning import mistakes, study, studies as tune
+from kaggle_utils.tuning import search as searching
+from kaggle_utils.cli import main
 from kaggle_utils.config import TrainConfig
 from kaggle_utils.loss import BCEDiceLoss, BCEWithLogitsLoss
-from kaggle_utils.mistakes import MISTAKES
-from kaggle_utils.study import COLUMNS, Run, read_table
-from kaggle_utils.train import make_trainer
+from kaggle_utils.tuning.mistakes import MISTAKES
+from kaggle_utils.tuning.study import COLUMNS, Run, read_table
+from kaggle_utils.trainer import make_trainer
 from phantoms import phantom, write_prepared
 
 TINY = TrainConfig(sources=("montgomery",), size=32, width=2, depth=2, patch=1, batch=4, epochs=2, lr=0.01, ema=0.0, augment="light",

@@ -20,7 +20,7 @@ from kaggle_utils import data, loss, metrics, prep
 from kaggle_utils import image as files
 from kaggle_utils.data import LungDataset, make_loader, read_manifest
 from kaggle_utils.model import UNet
-from kaggle_utils.train import TrainConfig, Trainer
+from kaggle_utils.trainer import TrainConfig, Trainer
 from phantoms import phantom, write_prepared, write_raw
 
 LUNGS = np.stack([phantom(64, 64, seed).mask for seed in range(8)])  # uint8 (8, 64, 64)
@@ -346,7 +346,7 @@ def test_20_no_film_is_in_two_splits(split):
 
 def test_20_the_best_epoch_is_chosen_on_the_validation_films(tmp_path, monkeypatch):
     """Training doesn't so much as open a film of the test."""
-    from kaggle_utils import train as training
+    from kaggle_utils import trainer as training
     write_prepared(tmp_path / "set", {"train": 4, "val": 2, "test": 2})
     opened, read = [], data.read_image
     monkeypatch.setattr(data, "read_image", lambda path: opened.append(str(path)) or read(path))

@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 
-from kaggle_utils import workspace
+from kaggle_utils.kaggle import workspace
 from kaggle_utils.data import read_manifest
-from kaggle_utils.synthetic import write_raw
+from kaggle_utils.synthetic.model import write_raw
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ def at_once(folder: Path, commands: list[list[str]], modules: list[str]) -> list
 
 
 def main() -> None:
-    from kaggle_utils.__main__ import main as command
+    from kaggle_utils.cli import main as command
     modules, commands = json.load(sys.stdin)
     for name in modules:
         importlib.import_module(name)

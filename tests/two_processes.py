@@ -22,9 +22,9 @@ import torch
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from kaggle_utils import distributed
-from kaggle_utils import train as training
+from kaggle_utils import trainer as training
 from kaggle_utils.config import TrainConfig
-from kaggle_utils.train import Trainer, make_trainer
+from kaggle_utils.trainer import Trainer, make_trainer
 
 BASE = TrainConfig(sources=("montgomery",), size=32, batch=3, width=2, depth=2, patch=1, epochs=3, lr=1e-3, norm="group",
                    precision="fp32", device="cpu", augment="light")

@@ -22,10 +22,11 @@ import numpy as np
 import onnxruntime
 from botocore.exceptions import ClientError
 
-from kaggle_utils import header, s3
+from kaggle_utils.pictures import header
+from kaggle_utils.scale import s3
 from kaggle_utils.film import Segmented, draw_overlay, finish_mask, read_checked, segment
 from kaggle_utils.image import encode_image, resize_image
-from kaggle_utils.measure import measure
+from kaggle_utils.quality import measure
 from kaggle_utils.model_header import FORMAT, parse_header
 
 MODEL = os.environ.get("MODEL", str(Path(__file__).with_name("lungs.onnx")))  # of `python -m kaggle_utils export`

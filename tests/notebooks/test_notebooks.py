@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from compare import ABSOLUTE, RELATIVE, differences, text_differences
 
-from kaggle_utils.synthetic import write_raw
+from kaggle_utils.synthetic.model import write_raw
 
 CLONE = Path(__file__).parents[2]
 NOTEBOOKS = sorted((CLONE / "notebooks").glob("*.ipynb"))

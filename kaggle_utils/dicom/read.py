@@ -1,0 +1,352 @@
+"""DICOM radiographs to 8-bit gray: pydicom parses, its decoders decompress, and the tags say how gray a value is shown.
+
+Compressed pixels are decoded by a process of its own (``python -m kaggle_utils.dicom.read``), since a damaged file makes some
+decoders abort, and others take any time and memory. :mod:`dicom.gray` makes gray levels of them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import subprocess
+import sys
+from dataclasses import dataclass
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .gray import listed, show
+from .tags import INSTALL, NotAFilm, has_pixels, import_pydicom, read_pixels, read_tags
+from ..pictures.header import check_size
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+DECODE_SECONDS = 120  # a 20-megapixel film takes 1-3 s; a machine may be busy
+# Address space of the process that decodes: of its libraries, and of each value, of which openjpeg has 4 bytes in several copies.
+DECODE_BYTES, DECODE_BYTES_EACH = 1 << 30, 24
+_DECODER_BYTES = 80_000_000  # of memory, that the process takes besides the image
+_MOST_FRAGMENTS = 10_000  # pieces of a compressed image; an encoder makes one, or a few hundred
+NOT_FILMS = ("CT", "MR", "PT", "NM", "US")
+# The patient's: calibrated; the detector's, magnified by a few per cent; the film scanner's.
+_SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
+_REQUIRED = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation", "SamplesPerPixel")
+_FRAME_HEADS = frozenset(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC} | {0xFFF7}  # SOF of JPEG and JPEG-LS
+_SIZ, _DATA = 0xFF51, (0xFFDA, 0xFF93)  # of JPEG 2000; SOS of JPEG and SOD of JPEG 2000, after which the pixels come
+
+
+@dataclass(frozen=True)
+class Lie:
+    """How a film lies in its file: mirrored and then turned, it stands upright with the patient's right on the image's left.
+
+    Attributes:
+        mirrored: left and right change places.
+        quarters: that it is turned by then, counter-clockwise: 0 to 3.
+    """
+
+    mirrored: bool = False
+    quarters: int = 0
+
+    def __str__(self) -> str:
+        return " and ".join(filter(None, ("mirrored" if self.mirrored else "", ("", "on its side", "upside down", "on its side")[self.quarters])))
+
+    def put_right(self, image: np.ndarray) -> np.ndarray:
+        """A film or mask ``(H, W)`` of the file, upright: no pixel changes, they only move."""
+        return np.ascontiguousarray(np.rot90(image[:, ::-1] if self.mirrored else image, self.quarters))
+
+    def undo(self, image: np.ndarray) -> np.ndarray:
+        """An upright film or mask ``(H, W)`` as the file has it."""
+        lying = np.rot90(image, -self.quarters)
+        return np.ascontiguousarray(lying[:, ::-1] if self.mirrored else lying)
+
+
+# By what rows run to and what columns run to: the patient's left or right, head or feet (PatientOrientation, PS3.3 C.7.6.1.1.1).
+_LIES = {"LF": Lie(), "HL": Lie(False, 1), "RH": Lie(False, 2), "FR": Lie(False, 3),
+         "RF": Lie(True), "FL": Lie(True, 1), "LH": Lie(True, 2), "HR": Lie(True, 3)}
+
+
+@dataclass(frozen=True)
+class Film:
+    """A radiograph as it was read."""
+
+    image: np.ndarray  # uint8 (H, W); a negative without a tag that says so is still one
+    spacing_mm: tuple[float, float] | None = None  # mm between rows and between columns
+    notes: tuple[str, ...] = ()  # what was done to it and what its file says that matters, without semicolons
+    colour: np.ndarray | None = None  # (H, W, 3) or (H, W, 4) of any depth, as the file has it, where it is in colour
+    lie: Lie | None = None  # how the image lies, where the file says so; it is not put right here
+    age: float | None = None  # of the patient, years
+
+
+def read_dicom(data: bytes) -> Film:
+    """Reads a radiograph (CR, DX, a secondary capture) from the bytes of a DICOM file.
+
+    8-bit values that no LUT changes stay as they are; all others are scaled by :func:`gray.gray_range` of what is shown. A
+    shutter's or collimator's outside and padding have no part in it.
+
+    Args:
+        data: the whole file, with or without preamble.
+
+    Raises:
+        ValueError: no film (a report, a CT slice, several frames, a video), damaged, or too large; the message says which.
+        ImportError: pydicom is not installed.
+    """
+    import_pydicom()
+    try:
+        ds = _parse(data)
+        notes = _correct_bits(ds)
+        pixels = _decode_apart(data) if ds.file_meta.TransferSyntaxUID.is_encapsulated else _decode(ds)
+        gray = _luminance(pixels) if pixels.ndim == 3 else show(pixels, ds, notes)
+        spacing = _spacing(ds, notes)
+        lie = _lie(ds)
+        notes += _remarks(ds, lie)
+        return Film(gray, spacing, tuple(note.replace(";", ",") for note in notes), pixels if pixels.ndim == 3 else None, lie, _age(ds))
+    except NotAFilm:
+        raise
+    except MemoryError:
+        raise ValueError("this machine's memory is too small for it") from None
+    except Exception as error:  # pydicom meets a damaged element with exceptions of a dozen kinds
+        raise ValueError(f"damaged DICOM: {_in_one_line(error)}") from None
+
+
+def dicom_bytes(head: bytes, finished: int) -> int | None:
+    """Memory that :func:`read_dicom` and what follows take, in bytes besides the file's own; None where the head doesn't tell.
+
+    Args:
+        head: the beginning of the file.
+        finished: bytes a pixel that are needed once it is read.
+    """
+    import_pydicom()
+    try:
+        ds, file = read_tags(head, ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated"))
+        pixels, pixel = ds.Rows * ds.Columns, ds.SamplesPerPixel * -(-ds.BitsAllocated // 8)
+        if not has_pixels(ds, file):
+            return None
+    except Exception:  # pydicom meets a damaged element with exceptions of a dozen kinds
+        return None
+    compressed = ds.file_meta.TransferSyntaxUID.is_encapsulated
+    return pixels * (4 * pixel + finished) + (_DECODER_BYTES + pixels * 8 * ds.SamplesPerPixel) * compressed
+
+
+def _parse(data: bytes) -> Dataset:
+    """The elements of a film, its pixels among them, checked."""
+    ds, file = read_tags(data)
+    _check(ds, has_pixels(ds, file))
+    read_pixels(ds, file)
+    return ds
+
+
+def _check(ds: Dataset, has_image: bool) -> None:
+    """Refuses what is no film, with a reason."""
+    from pydicom.pixels import get_decoder
+    kind = " ".join(getattr(sop_class, "name", "") for sop_class in listed(ds, "SOPClassUID")) or "of no known class"
+    syntax = ds.file_meta.TransferSyntaxUID
+    if not has_image:
+        raise NotAFilm(f"DICOM without an image in it ({kind})")
+    modality = listed(ds, "Modality")[:1]
+    if modality and modality[0] in NOT_FILMS:
+        raise NotAFilm(f"DICOM of modality {modality[0]}, a radiograph has CR or DX")
+    missing = [name for name in _REQUIRED if [isinstance(value, int) for value in listed(ds, name)] != [True]]
+    if missing:
+        raise ValueError(f"no valid {' and no '.join(missing)}")
+    check_size(ds.Rows, ds.Columns)
+    frames = next(iter(listed(ds, "NumberOfFrames")), 1) or 1
+    if frames != 1:
+        raise NotAFilm(f"DICOM of {frames} frames ({kind}), a film has one")
+    if not syntax.is_transfer_syntax or "MPEG" in syntax.name or "HEVC" in syntax.name:
+        raise NotAFilm(f"DICOM of transfer syntax {syntax.name}: not that of a film")
+    if syntax.is_encapsulated:
+        try:
+            get_decoder(syntax)
+        except NotImplementedError:
+            raise NotAFilm(f"DICOM with {syntax.name} is not read: convert it (gdcmconv --raw)") from None
+    photometric = "".join(map(str, listed(ds, "PhotometricInterpretation"))).strip()
+    gray = photometric in ("MONOCHROME1", "MONOCHROME2") and ds.SamplesPerPixel == 1
+    colour = photometric.startswith(("RGB", "YBR_")) and ds.SamplesPerPixel == 3 and ds.BitsAllocated == 8
+    if not gray and not colour:
+        raise NotAFilm(f"DICOM of {ds.SamplesPerPixel} samples a pixel, {photometric or 'of no photometric interpretation'}: "
+                         "MONOCHROME1, MONOCHROME2 and 8-bit RGB are read")
+    if ds.BitsAllocated not in (8, 16) or not 1 <= ds.BitsStored <= ds.BitsAllocated or ds.PixelRepresentation not in (0, 1):
+        raise NotAFilm(f"DICOM of {ds.BitsStored} bits in {ds.BitsAllocated} ({kind}): up to 16 in 8 or 16 are read")
+
+
+def _decode(ds: Dataset) -> np.ndarray:
+    """The stored values, (H, W) or (H, W, 3)."""
+    from pydicom import uid
+    from pydicom.pixels import get_decoder, pixel_array
+    syntax = ds.file_meta.TransferSyntaxUID
+    if syntax.is_encapsulated:
+        decoder = get_decoder(syntax)
+        if not decoder.is_available:
+            raise NotAFilm(f"DICOM with {syntax.name} needs a decoder: {INSTALL}")
+        if syntax == uid.JPEGExtended12Bit and ds.BitsStored > 8 and "pylibjpeg" not in decoder.available_plugins:
+            raise NotAFilm("DICOM with JPEG Extended of 12 bits: a decoder under the GPL reads it, pip install pylibjpeg pylibjpeg-libjpeg")
+    # Bits that are not stored are dealt with in dicom_gray, which knows of HighBit.
+    return pixel_array(ds, correct_unused_bits=False)
+
+
+def _codestream(ds: Dataset) -> int:
+    """Bits of a sample of a compressed image, by its own head; BitsStored where it has none (RLE).
+
+    Raises:
+        ValueError: it has no head, or no end: decoders fill up a truncated image without a word; or it is larger than the film,
+            which decoders make room for before they see it.
+    """
+    from pydicom.encaps import generate_frames
+    _check_fragments(ds.PixelData)
+    if "JPEG" not in ds.file_meta.TransferSyntaxUID.name:
+        return ds.BitsStored
+    frame = next(generate_frames(ds.PixelData, number_of_frames=1))
+    bits = 0
+    at = max(frame.find(b"\xff\x4f\xff\x51"), 0) + 2  # behind the boxes of a JP2 file, where a frame is one
+    try:
+        while (marker := struct.unpack_from(">H", frame, at)[0]) not in _DATA:
+            if marker == 0xFFFF:  # a fill byte
+                at += 1
+                continue
+            if marker in _FRAME_HEADS:
+                bits, rows, columns, samples = struct.unpack_from(">BHHB", frame, at + 4)
+                _check_image(ds, rows, columns, samples)
+            elif marker == _SIZ:
+                right, bottom, left, top = struct.unpack_from(">IIII", frame, at + 6)
+                samples, depth = struct.unpack_from(">HB", frame, at + 38)
+                _check_image(ds, bottom - top, right - left, samples)
+                bits = (depth & 0x7F) + 1
+            at += 2 + struct.unpack_from(">H", frame, at + 2)[0]
+    except (struct.error, IndexError):
+        raise ValueError("it is truncated, or its image has no head") from None
+    # JPEG, JPEG-LS and JPEG 2000 all end so, and have no such bytes among their pixels; a thumbnail in the head does.
+    if frame.find(b"\xff\xd9", at) < 0:
+        raise ValueError("it is truncated: its image has no end mark")
+    return bits
+
+
+def _check_fragments(pixels: bytes) -> None:
+    at = fragments = 0
+    while at + 8 <= len(pixels) and fragments <= _MOST_FRAGMENTS:
+        at += 8 + int.from_bytes(pixels[at + 4:at + 8], "little")
+        fragments += 1
+    if fragments > _MOST_FRAGMENTS:
+        raise ValueError(f"its image lies in more than {_MOST_FRAGMENTS:,} pieces")
+
+
+def _check_image(ds: Dataset, rows: int, columns: int, samples: int) -> None:
+    if max(rows, 0) * columns * samples > ds.Rows * ds.Columns * ds.SamplesPerPixel:
+        raise ValueError(f"its image has {columns} x {rows} x {samples} values, its tags say {ds.Columns} x {ds.Rows} x {ds.SamplesPerPixel}")
+
+
+def _correct_bits(ds: Dataset) -> list[str]:
+    """Sets BitsStored to the bits that a compressed image has, by which it is decoded and shown, and says so in a note."""
+    said, bits = ds.BitsStored, _codestream(ds)
+    if bits == said:
+        return []
+    ds.BitsStored, ds.HighBit = bits, bits - 1
+    return [f"its image has {bits} bits, though BitsStored says {said}"]
+
+
+def _decode_apart(data: bytes) -> np.ndarray:
+    """As :func:`_decode`, in a process of its own, whose death is a ValueError."""
+    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    # With many cores the stacks of unused threads would be a good part of the address space.
+    env = {**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run([sys.executable, "-m", "kaggle_utils.dicom.read"], input=data, capture_output=True, env=env,
+                              timeout=DECODE_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"its image was not decoded in {DECODE_SECONDS} s") from None
+    if done.returncode in (1, 2) and done.stdout:
+        raise (ValueError, NotAFilm)[done.returncode - 1](done.stdout.decode(errors="replace"))
+    if done.returncode:
+        raise ValueError(f"its decoder died (status {done.returncode})")
+    return np.load(BytesIO(done.stdout), allow_pickle=False)
+
+
+def _decoder() -> int:
+    """What the process runs: a DICOM file on stdin, an array (.npy), or status 1 (damaged) or 2 (no film) and the reason, on
+    stdout."""
+    answer = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # decoders print
+    import_pydicom()
+    try:
+        ds = _parse(sys.stdin.buffer.read())
+        _correct_bits(ds)
+        _limit_memory(DECODE_BYTES + DECODE_BYTES_EACH * ds.Rows * ds.Columns * ds.SamplesPerPixel)
+        pixels = _decode(ds)
+    except Exception as error:  # of any decoder
+        with answer:
+            answer.write(_in_one_line(error).encode())
+        return 2 if isinstance(error, NotAFilm) else 1
+    file = BytesIO()  # np.save can't write to a pipe
+    np.save(file, pixels, allow_pickle=False)
+    with answer:
+        answer.write(file.getbuffer())
+    return 0
+
+
+def _limit_memory(most: int) -> None:
+    """Of this process, where the system can."""
+    if sys.platform == "win32":
+        return
+    import resource
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    limit = most if hard == resource.RLIM_INFINITY else min(hard, most)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _in_one_line(error: Exception) -> str:
+    return f"{'' if isinstance(error, ValueError) else type(error).__name__} {error}".strip()[:400].replace("\n", " ")
+
+
+def _luminance(pixels: np.ndarray) -> np.ndarray:
+    import cv2  # not needed by the process that decodes
+    return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+
+
+def _spacing(ds: Dataset, notes: list[str]) -> tuple[float, float] | None:
+    """mm between rows and between columns, from the first tag that holds two lengths that a film can have."""
+    wrong = []
+    for name in _SPACINGS:
+        values = listed(ds, name)
+        try:
+            row, column = map(float, values)
+        except (TypeError, ValueError):  # none, one number, no number
+            row = column = 0.0
+        if 0 < row < 10 and 0 < column < 10:
+            notes.append(f"spacing from {name}")
+            return row, column
+        wrong += [name] * bool(values)
+    notes.append(f"no spacing: {' and '.join(wrong)} {'are' if len(wrong) > 1 else 'is'} not that of a film" if wrong else "no spacing")
+    return None
+
+
+def _lie(ds: Dataset) -> Lie | None:
+    """How a frontal film lies, by PatientOrientation; None where that says nothing of the kind."""
+    return _LIES.get("".join(str(side)[:1].upper() for side in listed(ds, "PatientOrientation")))
+
+
+def _age(ds: Dataset) -> float | None:
+    """Years, of PatientAge: a number of days, weeks, months or years."""
+    found = re.fullmatch(r"(\d{1,3})([DWMY])", "".join(map(str, listed(ds, "PatientAge"))))
+    return int(found[1]) / {"D": 365.25, "W": 365.25 / 7, "M": 12, "Y": 1}[found[2]] if found else None
+
+
+def _remarks(ds: Dataset, lie: Lie | None) -> list[str]:
+    """What the tags say that a reader of the mask should know."""
+    remarks = []
+    view = "".join(map(str, listed(ds, "ViewPosition")))
+    sides = "\\".join(map(str, listed(ds, "PatientOrientation")[:2]))
+    if view and view not in ("PA", "AP"):
+        remarks.append(f"view {view}: not frontal")
+    if lie not in (None, Lie()):
+        remarks.append(f"stored {lie} (PatientOrientation {sides})")
+    if lie is None and sides:
+        remarks.append(f"PatientOrientation {sides}: not that of a frontal film")
+    if "YES" in listed(ds, "BurnedInAnnotation"):
+        remarks.append("burned-in annotation")
+    return remarks
+
+
+if __name__ == "__main__":
+    sys.exit(_decoder())

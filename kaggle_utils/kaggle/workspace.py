@@ -1,0 +1,130 @@
+"""Where a notebook finds its films, and what the notebooks before it wrote: on Kaggle, in a clone, or with nothing at all.
+
+    UNET_LUNG_INPUT=DIR    a folder with the raw sets, wherever it is
+    /kaggle/input          what is attached to a kernel, in Kaggle's old and nested layouts
+    neither                built-in films, drawn in seconds
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from ..prep import find_films, prepare
+from ..splits import BUILT_IN
+from ..synthetic import write_raw
+
+KAGGLE = Path("/kaggle")
+CLONE = Path(__file__).parents[2]
+DEPTH = 4  # most levels between /kaggle/input and what a kernel wrote: notebooks/OWNER/KERNEL/built_in
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A notebook's folders.
+
+    Attributes:
+        raw: with the raw sets, in any nesting.
+        work: where notebooks write, and look for what earlier ones wrote.
+        built_in: the films are drawn ones, few enough for a laptop's minute.
+        kaggle: Kaggle's root, in which the outputs of attached kernels lie.
+    """
+
+    raw: Path
+    work: Path
+    built_in: bool
+    kaggle: Path = KAGGLE
+
+    def __str__(self) -> str:
+        return "built-in films, which show nobody" if self.built_in else f"films in {self.raw}"
+
+    def find(self, name: str, made_by: str) -> Path:
+        """What an earlier notebook wrote: here, or as the output of a kernel that is attached to this one.
+
+        Args:
+            name: of a file or a folder.
+            made_by: the notebook that writes it.
+
+        Raises:
+            FileNotFoundError: it is nowhere; the message names that notebook.
+        """
+        here = self.work / name
+        found = here if here.exists() else _find_attached(self.kaggle, name)
+        if found is None:
+            raise FileNotFoundError(f"{name} is neither in {self.work} nor attached: run {made_by} first, on Kaggle attach its output")
+        return found
+
+    def prepared(self) -> Path:
+        """The prepared set that the first notebook wrote; prepared here where there is none."""
+        try:
+            return self.find("segmentation/manifest.csv", made_by="01_prep").parent
+        except FileNotFoundError:
+            prepare(self.raw, self.work / "segmentation")
+            return self.work / "segmentation"
+
+    def restore(self, folder: str) -> None:
+        """Brings back what an earlier session of this notebook wrote, if its output is attached, so that it can go on there."""
+        found = _find_attached(self.kaggle, folder)
+        if found and not (self.work / folder).exists():
+            shutil.copytree(found, self.work / folder)
+
+
+def open_workspace(*, films: int = 60, kaggle: str | Path = KAGGLE) -> Workspace:
+    """Decides once what a notebook works on.
+
+    Args:
+        films: how many built-in films are drawn where there is nothing else, 256 px a side.
+        kaggle: Kaggle's root.
+
+    Raises:
+        FileNotFoundError: UNET_LUNG_INPUT is set and no film of a known set lies below it.
+    """
+    kaggle = Path(kaggle)
+    work = kaggle / "working" if (kaggle / "working").is_dir() else _writable(CLONE / "runs" / "notebooks")
+    named = os.environ.get("UNET_LUNG_INPUT")
+    if named:
+        find_films(named)
+    raw = Path(named).resolve() if named else _attached_sets(kaggle)
+    if raw is None:
+        raw, work = work / "built_in" / "raw", work / "built_in"
+        if not (work / "drawn").exists():  # a kill in the middle leaves no mark
+            write_raw(raw, films, seed=0, size=256)
+            (work / "drawn").touch()
+        return Workspace(raw, work, True, kaggle)
+    if work != kaggle / "working":
+        work = work / f"{raw.name}-{hashlib.sha256(str(raw).encode()).hexdigest()[:6]}"  # other sets may lie in a folder of that name
+    work.mkdir(parents=True, exist_ok=True)
+    return Workspace(raw, work, False, kaggle)
+
+
+def _find_attached(kaggle: Path, name: str) -> Path | None:
+    """What a kernel wrote by that name, if its output is attached."""
+    paths = (path for depth in range(1, DEPTH + 1) for path in sorted(kaggle.glob("input/" + "*/" * depth + name)))
+    return next(paths, None)
+
+
+def _attached_sets(kaggle: Path) -> Path | None:
+    """Kaggle's input folder, if films of known sets are in it, raw or prepared by the first notebook, and not only built-in ones."""
+    manifest = _find_attached(kaggle, "segmentation/manifest.csv")
+    if manifest and not pd.read_csv(manifest)["name"].str.fullmatch(BUILT_IN).all():
+        return kaggle / "input"
+    try:
+        return kaggle / "input" if find_films(kaggle / "input") else None
+    except FileNotFoundError:
+        return None
+
+
+def _writable(folder: Path) -> Path:
+    """The folder, or, where the library lies in a place that can't be written, one beside the notebook."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        return Path.cwd() / "runs"

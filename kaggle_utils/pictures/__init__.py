@@ -1,0 +1,7 @@
+"""Picture files: which files are films, what a file says it is, and its pixels. :mod:`image` is the face for arrays.
+
+- ``find``: which files in a folder are films, and what their results are called
+- ``header``: format, size, number of pictures, which way up, before anything decodes it
+- ``decode``: bytes to pixels, upright: what OpenCV reads, NIfTI of one slice, the raw films of JSRT
+- ``gray``: gray levels of any type and range to 8 bits
+"""

@@ -1,0 +1,118 @@
+"""Pictures of films with their lungs, and of a training's course: what a notebook shows.
+
+Axes: H rows, W columns. Films are ``uint8 (H, W)``, masks ``uint8 (H, W)`` in {0, 1}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ..image import read_image, read_mask, resize_image, resize_mask
+
+TRUTH, PRED = "#56B4E9", "#E69F00"  # Okabe and Ito's sky blue and orange: told apart by the colour-blind, and on gray
+
+
+def show_film(image: np.ndarray, *, truth: np.ndarray | None = None, pred: np.ndarray | None = None, title: str = "",
+              ax: Axes | None = None) -> Axes:
+    """A film with the outlines of the truth (blue) and of a prediction (orange).
+
+    Args:
+        image: the film; its brightest pixel is shown white.
+        truth: mask, if there is one.
+        pred: mask, if there is one.
+        title: above it.
+        ax: to draw on, the current ones by default.
+
+    Returns:
+        The axes.
+    """
+    ax = ax or plt.gca()
+    ax.imshow(image, cmap="gray")
+    for mask, colour in ((truth, TRUTH), (pred, PRED)):
+        if mask is not None and mask.any():
+            ax.contour(mask, [0.5], colors=colour, linewidths=1.2)
+    ax.set_title(title, fontsize=8)
+    ax.set_axis_off()
+    return ax
+
+
+def show_films(images: Sequence[np.ndarray], *, truths: Sequence[np.ndarray] = (), preds: Sequence[np.ndarray] = (),
+               titles: Sequence[str] = (), columns: int = 6) -> Figure:
+    """Films in rows, see :func:`show_film`; there are as many masks and titles as films, or none.
+
+    Raises:
+        ValueError: their numbers differ.
+    """
+    counts = {len(images), *(len(others) for others in (truths, preds, titles) if len(others))}
+    if len(counts) != 1 or not len(images):
+        raise ValueError(f"as many films as masks and titles, and at least one: got {sorted(counts)}")
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.7 * columns, 1.9 * rows), squeeze=False, layout="constrained")
+    for k, ax in enumerate(axes.flat):
+        ax.set_axis_off()
+        if k < len(images):
+            show_film(images[k], ax=ax, truth=truths[k] if len(truths) else None, pred=preds[k] if len(preds) else None,
+                      title=titles[k] if len(titles) else "")
+    plt.close(figure)  # a notebook shows what a cell returns, and would show an open one a second time
+    return figure
+
+
+def show_prepared(frame: pd.DataFrame, *, size: int = 192, columns: int = 8) -> Figure:
+    """A contact sheet of films of ``data.read_manifest``, outlined where they have a mask.
+
+    Args:
+        frame: rows of the manifest.
+        size: px, side of each.
+        columns: films in a row.
+    """
+    masks = [resize_mask(read_mask(path), size) if path else np.zeros((size, size), np.uint8) for path in frame["mask"]]
+    return show_films([resize_image(read_image(path), size) for path in frame["image"]], truths=masks,
+                      titles=list(frame["name"]), columns=columns)
+
+
+def show_ranked(scores: pd.DataFrame, frame: pd.DataFrame, segmenter) -> Figure:
+    """Best, median and worst film of an evaluation: truth blue, prediction orange, name and Dice above.
+
+    Args:
+        scores: of ``infer.evaluate``, at one size and of one protocol.
+        frame: of ``data.read_manifest``, with those films.
+        segmenter: the :class:`infer.LungSegmenter` that was evaluated.
+    """
+    ranked = scores.sort_values("dice", ascending=False).iloc[[0, len(scores) // 2, -1]]
+    films = frame.set_index("name").loc[ranked["name"]]
+    images = [read_image(path) for path in films["image"]]
+    heads = [source if source in segmenter.heads else segmenter.head for source in films["source"]]
+    preds = [segmenter.finish(prob, image.shape) for prob, image in zip(segmenter.probabilities(images, heads), images)]
+    titles = [f"{rank}: {name}, Dice {dice:.3f}" for rank, name, dice in zip(("best", "median", "worst"), ranked["name"], ranked["dice"])]
+    figure = show_films(images, truths=[read_mask(path) for path in films["mask"]], preds=preds, titles=titles)
+    figure.set_size_inches(9, 3.3)
+    return figure
+
+
+def draw_history(history: pd.DataFrame) -> Figure:
+    """A training's course: loss on the left, validation Dice on the right, epoch by epoch.
+
+    Args:
+        history: ``history.csv`` of a run.
+    """
+    figure, (losses, scores) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+    epochs = history["epoch"] + 1
+    losses.plot(epochs, history["train_loss"], color="#0072B2", label="training films, augmented")
+    losses.plot(epochs, history["val_loss"], color="#D55E00", label="validation films")
+    losses.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
+    losses.legend(frameon=False)
+    scores.plot(epochs, history["val_dice"], color="#D55E00")
+    scores.set(xlabel="epoch", ylabel="validation Dice", ylim=(0, 1))
+    for ax in (losses, scores):
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.spines[["top", "right"]].set_visible(False)
+    plt.close(figure)
+    return figure

@@ -1,0 +1,15 @@
+"""Can a mask be trusted? Is it a chest film at all, how good is the mask likely to be, and what do its lungs measure?
+
+- ``checks``: is this a frontal chest film, which way up, do the lungs look like lungs
+- ``estimate``: an estimate of a mask's Dice, a flag, and reasons in words
+- ``measurements``: areas, extents, landmarks, symmetry, a row of numbers a film
+- ``outline``: lung outlines as points: landmarks, alignment, warps
+- ``fit``, ``damages``: fits the estimate to weights, on films damaged on purpose (not imported here: they need pandas)
+"""
+
+from .checks import MASK, NO_CHEST, Checked, check_film, check_lungs, is_mask, is_negative
+from .estimate import Quality, check_fit, estimate_quality, save_shape, why_no_estimate
+from .measurements import MEASUREMENTS, SIDES, check_height, measure, split_lungs
+
+__all__ = ["MASK", "MEASUREMENTS", "NO_CHEST", "SIDES", "Checked", "Quality", "check_film", "check_fit", "check_height", "check_lungs", "estimate_quality",
+           "is_mask", "is_negative", "measure", "save_shape", "split_lungs", "why_no_estimate"]

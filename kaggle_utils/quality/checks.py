@@ -1,0 +1,269 @@
+"""Is this a frontal chest film, which way up, and do the lungs found in it look like lungs? In words, before a mask is trusted.
+
+A tiny network scores a thumbnail of the film in 16 views: 4 quarter turns, mirrored or not, negative or not. The view
+that looks like an upright chest says how the film lies; if none does, it is no frontal chest film. After segmentation,
+the lungs' outlines are compared with those of the training masks.
+
+``python -m benchmarks.fit_checks`` fits both models on training films; ``python -m benchmarks.checks`` shows what the limits below
+were chosen by on validation films, and measures them on films that nothing was fitted on or chosen by. Lateral views and
+radiographs of other parts were not among them: the public sets have none, so how many of those pass is not known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from ..image import Lie, check_mask, resize_mask
+from .outline import landmarks
+
+ASSET = Path(__file__).parents[1] / "assets" / "checks.npz"
+THUMB = 64  # px a side of what the network sees
+STRIDES = {"0": 4, "2": 2, "4": 2}  # of the convolutions of benchmarks.fit_checks.make_network; layer 7 is linear
+OUTLINE = 256  # px a side of the mask whose outline is compared
+LEAST_SIDE = 64  # px of the film's shorter side: validation films shrunk so far lose 0.005 Dice, at 48 px 0.011
+LEAST_CONTRAST = 8  # gray levels between the 1st and the 99th percentile
+TWO_LEVELS, NEAR = 0.95, 8  # share of a mask's pixels that are within so many levels of its lowest or highest; real films have .68 and less
+COLOURED = 0.1  # share of pixels; a coloured mark or a letter on a film has less
+# Log odds, in nats. The lowest of 70 validation films had 6.1; of the same taken otherwise, one in a hundred had 0.1 or less.
+CHEST, DOUBTFUL = 0.0, 4.0
+SURE = 4.0  # of another position over the upright one; upright films had -10.8 and less, those taken otherwise 2.2 and less
+MIRRORED = 3.0  # of the mirrored film over the film; validation films had 1.1 and less
+CUT = 0.05  # of a side of the frame that lungs lie on; validation masks lie on none
+UNUSUAL = 2.5  # shape_distance; validation films' masks had 1.9 and less
+NO_CHEST = "no frontal chest film: a lateral view, another body part, a small part of a film, a photograph?"
+MASK = "a mask or a drawing, not a radiograph: nearly all of it has one of two or three gray levels"
+NO_PHOTO = "a colour photograph, no chest film"
+OBEYED = "put right as its file says"
+TURNED = ((), ("lay on its side: turned by 90° counter-clockwise",), ("upside down: turned by 180°",),
+          ("lay on its side: turned by 90° clockwise",))  # by quarters of np.rot90
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A film that stands upright with dark lungs, and what there is to say about it.
+
+    Attributes:
+        image: ``uint8 (H, W)``, corrected; H and W change places where the film lay on its side.
+        lie: how the film lay.
+        inverted: the film was a negative.
+        problems: reasons not to segment it.
+        notes: what was corrected, and what is worth a look.
+        doubtful: hardly like a frontal chest film; it is none if :func:`check_lungs` has something to say too.
+        sides: False where the patient's right is perhaps not on the image's left: the film looks mirrored, or may be turned.
+    """
+
+    image: np.ndarray
+    lie: Lie = Lie()
+    inverted: bool = False
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    doubtful: bool = False
+    sides: bool = True
+
+    @property
+    def turned(self) -> int:
+        """Degrees counter-clockwise that the film was turned by: 0, 90, 180 or 270."""
+        return 90 * self.lie.quarters
+
+    def undo(self, mask: np.ndarray) -> np.ndarray:
+        """A mask of the corrected film, ``(H, W)``, as the film lay originally: no pixel changes, they only move."""
+        return self.lie.undo(mask)
+
+
+def check_film(image: np.ndarray, colour: np.ndarray | None = None, lie: Lie | None = None) -> Checked:
+    """Says what is wrong with a film before it is segmented, and turns and inverts it where that is certain.
+
+    What the file says of its lie is obeyed first. Where the film then surely lies on its side or upside down, the file is wrong,
+    and what is seen counts alone. Which side is which can't be seen for sure: a film that only looks mirrored is left as it is
+    and noted, as the heart may really be on the right.
+
+    Args:
+        image: ``uint8 (H, W)``, as read, negatives not inverted.
+        colour: ``(H, W, 3)`` or ``(H, W, 4)``, what the film was before it became gray, if that was in colour.
+        lie: how it lies by its file, None where that says nothing.
+    """
+    said = lie or Lie()
+    image = said.put_right(image)
+    height, width = image.shape
+    if min(height, width) < LEAST_SIDE:
+        return Checked(image, said, problems=(f"too small: {width}×{height} px, lungs need {LEAST_SIDE} px and more",))
+    if is_mask(image):
+        return Checked(image, said, problems=(MASK,))
+    if contrast(image) < LEAST_CONTRAST:
+        return Checked(image, said, problems=(f"blank: nearly all of it within {LEAST_CONTRAST} gray levels",))
+    share = 0.0 if colour is None else coloured_share(colour)
+    notes = (f"a picture in colour ({share:.0%} of it)",) if share > COLOURED else ()
+    odds = view_odds(image)
+    chest = np.logaddexp.reduce(odds, axis=None)
+    if chest < CHEST:
+        return Checked(image, said, problems=(NO_PHOTO if notes else NO_CHEST,), notes=notes)
+    negative, quarters, sure = _position(odds)
+    if said != Lie() and quarters:
+        seen = check_film(said.undo(image), colour)
+        return replace(seen, notes=("doesn't lie as its file says: put right by what is seen alone", *seen.notes),
+                       sides=seen.sides and not said.mirrored)
+    doubtful = bool(chest < DOUBTFUL)
+    notes += ("hardly like a frontal chest film",) * doubtful
+    mirrored = bool(odds[negative, 1, quarters] - odds[negative, 0, quarters] > MIRRORED)
+    if not sure:
+        notes += ("perhaps turned or a negative: left as it is",)
+    elif mirrored:
+        notes += ("mirrored, or the heart is on the right: left as it is",)
+    if said != Lie():
+        notes = (OBEYED, *notes)
+    notes = ("a negative: inverted",) * negative + TURNED[quarters] + notes
+    upright = Lie(quarters=quarters).put_right(image)
+    return Checked(255 - upright if negative else upright, Lie(said.mirrored, (said.quarters + quarters) % 4), bool(negative), notes=notes,
+                   doubtful=doubtful, sides=sure and not mirrored)
+
+
+def is_negative(image: np.ndarray) -> bool:
+    """Says whether a frontal chest film ``uint8 (H, W)`` has bright lungs, whichever way it lies; False where that isn't certain."""
+    odds = view_odds(image)
+    return bool(np.logaddexp.reduce(odds, axis=None) >= CHEST and _position(odds)[0])
+
+
+def is_mask(image: np.ndarray) -> bool:
+    """Says whether an image ``uint8 (H, W)`` is a mask that was taken for a film: of two or three gray levels, or nearly of two."""
+    step = max(1, min(image.shape) // 256)
+    levels, counts = np.unique(image[::step, ::step], return_counts=True)
+    if len(levels) <= 3:
+        return len(np.unique(image)) in (2, 3)
+    near = np.minimum(levels - levels[0], levels[-1] - levels) <= NEAR
+    return bool(counts[near].sum() > TWO_LEVELS * counts.sum() and contrast(image) >= LEAST_CONTRAST)
+
+
+def check_lungs(mask: np.ndarray) -> tuple[str, ...]:
+    """Says what is strange about the lungs found in a film: none, cut by the frame, not two, or of an unusual shape.
+
+    Args:
+        mask: ``uint8 (H, W)`` in {0, 1}, of an upright film.
+    """
+    if not mask.any():
+        return ("no lung found",)
+    cut = [side for side, share in frame_contact(mask).items() if share > CUT]
+    notes = (f"lungs cut by the frame ({', '.join(cut)})",) if cut else ()
+    distance = shape_distance(mask)
+    if np.isinf(distance):
+        return (*notes, "the lungs are not two, or have no corners")
+    return (*notes, f"lungs of an unusual shape or place ({distance:.1f} sd)") if distance > UNUSUAL else notes
+
+
+def contrast(image: np.ndarray) -> float:
+    """Gray levels between the 1st and the 99th percentile of a film ``uint8 (H, W)``."""
+    step = max(1, min(image.shape) // 256)
+    low, high = np.percentile(image[::step, ::step], (1, 99))
+    return float(high - low)
+
+
+def coloured_share(colour: np.ndarray) -> float:
+    """Share of pixels whose colour stands out by more than an eighth of the range, after an even tint is taken off.
+
+    Args:
+        colour: ``(H, W, 3)`` or ``(H, W, 4)``, of any depth.
+    """
+    step = max(1, min(colour.shape[:2]) // 256)
+    small = colour[::step, ::step, :3].astype(np.float32)
+    small /= small.max() + 1e-6
+    chroma = small - small.mean(-1, keepdims=True)
+    gray = small.mean(-1, keepdims=True)
+    # Sepia or blue film has a tint that grows with brightness: what is left of a line through the origin counts.
+    tint = (chroma * gray).sum((0, 1)) / ((gray**2).sum() + 1e-6)
+    return float((np.ptp(chroma - tint * gray, axis=-1) > 1 / 8).mean())
+
+
+def frame_contact(mask: np.ndarray) -> dict[str, float]:
+    """Share of each side of the frame that lungs lie on, of a mask ``(H, W)`` in {0, 1}."""
+    edges = {"top": mask[0], "bottom": mask[-1], "left": mask[:, 0], "right": mask[:, -1]}
+    return {side: float(edge.mean()) for side, edge in edges.items()}
+
+
+def shape_distance(mask: np.ndarray) -> float:
+    """How far the lungs' outlines are from those of the training masks, in standard deviations: about 1 is usual.
+
+    Landmarks of both lungs in units of the frame (so size and place count too), as scores of the principal modes of the
+    training masks' landmarks: root mean square of each score over its deviation, with all that the modes don't reach as one
+    more score.
+
+    Args:
+        mask: ``uint8 (H, W)`` in {0, 1}, of an upright film.
+
+    Returns:
+        The distance; infinite where there are no two lungs with the corners of lungs.
+
+    Source: Cootes, Taylor, Cooper & Graham 1995, Active shape models; Moghaddam & Pentland 1997, Probabilistic visual
+    learning for object representation (the term outside the modes).
+    """
+    check_mask(mask)
+    points = landmarks(resize_mask(mask, OUTLINE))
+    return float("inf") if points is None else float(distances(points.reshape(1, -1), _models())[0])
+
+
+def distances(points: np.ndarray, model: dict[str, np.ndarray]) -> np.ndarray:
+    """:func:`shape_distance` of landmarks ``(N, 4 * POINTS)`` by a model's ``mean``, ``modes``, ``sd`` and ``rest``."""
+    off = points - model["mean"]
+    scores = off @ model["modes"].T
+    rest = ((off - scores @ model["modes"]) ** 2).sum(1) / model["rest"]
+    return np.sqrt((((scores / model["sd"]) ** 2).sum(1) + rest) / (len(model["sd"]) + 1))
+
+
+def view_odds(image: np.ndarray) -> np.ndarray:
+    """Log odds that each view of a film is an upright frontal chest film.
+
+    Args:
+        image: ``uint8 (H, W)``.
+
+    Returns:
+        ``float32 (2, 2, 4)``: as it is or negative, mirrored or not, turned by so many quarters counter-clockwise.
+    """
+    films, model = views(thumbnail(image)).reshape(16, 1, THUMB, THUMB), _models()
+    for layer, stride in STRIDES.items():
+        films = _conv(films, model[f"{layer}.weight"], model[f"{layer}.bias"], stride)
+    return (films.reshape(16, -1) @ model["7.weight"].T + model["7.bias"]).reshape(2, 2, 4)
+
+
+def thumbnail(image: np.ndarray) -> np.ndarray:
+    """The film at THUMB×THUMB with zero mean and unit deviation, ``float32``: its negative is the same with the other sign."""
+    step = max(1, min(image.shape) // 256)  # every k-th pixel of a large film says the same at a fraction of the time
+    small = cv2.resize(image[::step, ::step], (THUMB, THUMB), interpolation=cv2.INTER_AREA).astype(np.float32)
+    small -= small.mean()
+    return small / (small.std() + 1e-3)
+
+
+def views(thumb: np.ndarray) -> np.ndarray:
+    """The 16 views of a thumbnail, ``float32 (2, 2, 4, THUMB, THUMB)``, in :func:`view_odds`' order."""
+    turns = np.stack([np.rot90(thumb, quarters) for quarters in range(4)])
+    both = np.stack([turns, turns[..., ::-1]])
+    return np.stack([both, -both])
+
+
+@lru_cache(maxsize=1)
+def _models() -> dict[str, np.ndarray]:
+    with np.load(ASSET) as file:
+        return {name: file[name].astype(np.float32) for name in file.files}
+
+
+def _position(odds: np.ndarray) -> tuple[int, int, bool]:
+    """Whether a film is a negative and the quarters that turn it upright, by its :func:`view_odds`; both 0 where that isn't sure."""
+    positions = np.logaddexp(odds[:, 0], odds[:, 1])  # whether it is mirrored matters to neither
+    negative, quarters = np.unravel_index(positions.argmax(), positions.shape)
+    if 0 < positions.max() - positions[0, 0] < SURE:
+        return 0, 0, False
+    return int(negative), int(quarters), True
+
+
+def _conv(films: np.ndarray, weight: np.ndarray, bias: np.ndarray, stride: int) -> np.ndarray:
+    """A convolution, padded as in :func:`benchmarks.fit_checks.make_network`, and ReLU; ``(B, C, H, W)``."""
+    edge = weight.shape[-1] // 2
+    padded = np.pad(films, ((0, 0), (0, 0), (edge, edge), (edge, edge)))
+    patches = sliding_window_view(padded, weight.shape[2:], axis=(2, 3))[:, :, ::stride, ::stride].transpose(0, 1, 4, 5, 2, 3)
+    batch, rows = len(films), patches.shape[-2]
+    # A product for each view: so small that BLAS starts no threads, which would wait for each other on a busy machine.
+    found = weight.reshape(len(weight), -1) @ patches.reshape(batch, -1, rows * patches.shape[-1])
+    return np.maximum(found + bias[:, None], 0).reshape(batch, len(weight), rows, -1)

@@ -1,0 +1,169 @@
+"""How good is a mask whose truth nobody drew? An estimate of its Dice, a flag, and reasons in words.
+
+How sure the network is of its pixels, what cleaning took away, and how far the lungs' outlines are from the built-in model of lungs'
+shapes are the features of a linear regression of Dice's logit; the more of each, the lower the estimate. It belongs to the weights
+that it was fitted to (:mod:`quality.fit`) and lies under ``quality`` in their header; without it there is no estimate.
+``results/quality.json`` says what that of the shipped weights was measured on,
+and that a second view of the film (mirrored, smaller and shifted) costs as much again as segmenting it and tells nothing more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+from ..image import resize_mask, resize_prob, write_bytes
+from .outline import landmarks, move, similarity
+
+SHAPE = Path(__file__).parents[1] / "assets" / "shape.npz"  # of the built-in films' model what an outline is judged by, a hundredth of it
+SIDE = 256  # px a side at which masks are looked at
+OK, REJECT = 0.90, 0.70  # estimated Dice from which on a mask is ok, and below which it is probably of no use
+LEAST = 0.3  # logits by which a feature must lower the estimate to be a reason
+REASONS = {  # by feature; of all, more is worse
+    "doubt": "the network is unsure of many pixels",
+    "pieces": "pieces or holes beside two lungs",
+    "size": "lungs of an unusual size for the film",
+    "shape": "lungs of an unusual shape",
+    "not_two": "not two lungs",
+}
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What is thought of a mask.
+
+    Attributes:
+        estimate: of its Dice, in [0, 1].
+        reasons: why it is not ok, the weightiest first; empty where it is.
+    """
+
+    estimate: float
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def flag(self) -> str:
+        """``ok``; ``check``, look at it before it is used; ``reject``, it is probably of no use."""
+        return "ok" if self.estimate >= OK else "check" if self.estimate >= REJECT else "reject"
+
+
+def estimate_quality(prob: np.ndarray, mask: np.ndarray, fit: Mapping[str, object] | None, threshold: float = 0.5) -> Quality | None:
+    """Estimates the quality of a mask that was made of a network's probabilities.
+
+    Args:
+        prob: ``float32 (S, S)``, of lung, at the network's own size.
+        mask: ``uint8 (H, W)`` in {0, 1}, cleaned, of the upright film.
+        fit: ``quality`` in the weights' header, see :func:`quality_fit.fit_quality`.
+        threshold: above which a pixel is lung.
+
+    Returns:
+        None where the weights have no fit, see :func:`why_no_estimate`; but a mask without lungs is rejected by any.
+    """
+    return judge(observe(prob, mask, threshold), fit)
+
+
+def why_no_estimate(fit: Mapping[str, object] | None) -> str:
+    """Why weights give no estimate of their masks' Dice; empty where they do."""
+    if not fit:
+        return "no estimate of quality: these weights carry none, as they are of an older version, or their training was not finished"
+    return f"no estimate of quality: {fit['why_not']}" if "why_not" in fit else ""
+
+
+def check_fit(fit: object) -> None:
+    """Raises ValueError, in a few words, if ``quality`` in a header is not what :func:`quality_fit.fit_quality` returns."""
+    if not isinstance(fit, dict):
+        raise ValueError(f"quality is an estimate's coefficients, not {fit!r:.60}")
+    if "why_not" in fit:
+        if not isinstance(fit["why_not"], str):
+            raise ValueError(f"why_not of quality is a text, not {fit['why_not']!r:.60}")
+        return
+    features = fit.get("features")
+    if not isinstance(features, dict) or set(features) != set(REASONS):
+        raise ValueError(f"quality has the features {', '.join(REASONS)}, not {features!r:.60}")
+    for name, value in {"bias": [fit.get("bias")] * 2, **features}.items():
+        # More of a feature never makes a mask better.
+        if not isinstance(value, list) or len(value) != 2 or not all(map(_is_finite, value)) or (name in REASONS and value[1] < 0):
+            raise ValueError(f"{name} of quality is {'a usual value and a weight of 0 or more' if name in REASONS else 'a number'}, "
+                             f"not {value if name in REASONS else value[0]!r:.60}")
+
+
+def observe(prob: np.ndarray, mask: np.ndarray, threshold: float = 0.5) -> dict[str, float] | None:
+    """The features of a mask, see :data:`REASONS`; None where there is no lung. Arguments as of :func:`estimate_quality`."""
+    prob, mask = resize_prob(prob, (SIDE, SIDE)), resize_mask(mask, SIDE)
+    raw = prob > threshold
+    area = raw.sum()
+    if not mask.any() or not area:
+        return None
+    expected = 2 * prob[raw].sum() / (prob.sum() + area)  # Dice, were the probabilities right and the pixels independent
+    return {
+        "doubt": _log(1 - expected),
+        "pieces": _log((raw ^ (mask > 0)).sum() / area),
+        "size": float(abs(np.log(mask.mean() / 0.25))),
+        **_shape(mask),
+    }
+
+
+def judge(features: Mapping[str, float] | None, fit: Mapping[str, object] | None) -> Quality | None:
+    """Features of a mask, as of :func:`observe`, to its estimate and reasons by a fit, as for :func:`estimate_quality`.
+
+    A fit's ``bias`` is the logit of a median film; its ``features`` are of each what a median film has, and a weight.
+    """
+    if features is None:
+        return Quality(0.0, ("no lung found",))
+    if why_no_estimate(fit):
+        return None
+    # By so many logits each feature lowers the estimate against a median film; what is undefined does not.
+    lowers = {name: float(np.nan_to_num(weight * (features[name] - usual))) for name, (usual, weight) in fit["features"].items()}
+    found = Quality(float(logistic(fit["bias"] - sum(lowers.values()))))
+    if found.flag == "ok":
+        return found
+    ranked = sorted(lowers, key=lowers.get, reverse=True)
+    return Quality(found.estimate, tuple(REASONS[name] for name in ranked if lowers[name] > LEAST) or (REASONS[ranked[0]],))
+
+
+def logistic(x: float | np.ndarray) -> float | np.ndarray:
+    """1 / (1 + exp(-x)), also where the exponential is beyond all floats."""
+    return (1 + np.tanh(x / 2)) / 2
+
+
+def save_shape(arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes the shape model that outlines are judged by; ``python -m kaggle_utils fit-synth`` calls it.
+
+    Args:
+        arrays: of a :class:`synthetic.AppearanceModel`, as read from its file.
+    """
+    modes = arrays["shape_modes"]
+    buffer = BytesIO()
+    np.savez_compressed(buffer, mean=arrays["shape_mean"], centre=arrays["shape_centre"], modes=modes, sd=arrays["code_sd"][:len(modes)])
+    write_bytes(SHAPE, buffer.getvalue())
+
+
+def _shape(mask: np.ndarray) -> dict[str, float]:
+    """Distance of both lungs' aligned outlines from the mean, in deviations of the shape model's modes.
+
+    Source: Cootes, Taylor, Cooper & Graham 1995, Active shape models.
+    """
+    points = landmarks(mask)
+    if points is None:
+        return {"shape": np.nan, "not_two": 1.0}
+    model = _shape_model()
+    off = (move(points, *similarity(points, model["mean"])) - model["mean"]).ravel() - model["centre"]
+    return {"shape": _log(np.sqrt(np.mean((model["modes"] @ off / model["sd"]) ** 2))), "not_two": 0.0}
+
+
+@lru_cache(maxsize=1)
+def _shape_model() -> dict[str, np.ndarray]:
+    with np.load(SHAPE) as file:
+        return dict(file)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e6  # nor is NaN
+
+
+def _log(value: float) -> float:
+    return float(np.log(value + 0.003))  # what is below that is all the same

@@ -1,0 +1,144 @@
+"""Fits the estimate of a mask's Dice of :mod:`quality.estimate` to weights: on films with masks, damaged copies of them, and pictures that are none.
+
+An estimate belongs to the weights that it was fitted to, and lies in their header: :func:`train.train` ends with it. The true Dice
+is taken at 256 px, films by their own set's head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from .damages import DAMAGES, DRAWN, STRENGTHS, damaged, draw
+from ..image import resize_image, resize_mask
+from ..metrics import confusion, overlap
+from .estimate import OK, REASONS, REJECT, SIDE, logistic, observe
+
+FEWEST, MOST, COPIES = 8, 48, 3  # films to fit by, and damaged copies of each
+FIT_KINDS, PICTURES = DRAWN[:5], 4  # of no film, and how many of each
+RIDGE, FOLDS, BATCH = 3.0, 7, 8
+LOGIT = (0.01, 0.995)  # Dice is held within these before its logit is taken
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture with the truth of its lungs."""
+
+    name: str
+    source: str
+    damage: str
+    strength: int
+    image: np.ndarray  # uint8 (H, W)
+    truth: np.ndarray  # uint8 (H, W) in {0, 1}
+
+
+def fit_quality(films: Iterable[Item], segmenter) -> dict[str, object]:
+    """An estimate for a segmenter's masks, as it is kept under ``quality`` in the header of its weights.
+
+    Args:
+        films: that the weights were not fitted to, undamaged; of more than ``MOST`` the first are taken.
+        segmenter: the trained network, a :class:`segmenter.LungSegmenter`.
+
+    Returns:
+        ``bias`` and ``features`` as :func:`quality.judge` takes them; how many ``films`` and ``masks`` it was fitted on; and of
+        those films, judged by fits to the others, ``spearman`` (rank correlation with the true Dice) and ``mean_error``, and
+        ``mean_error_untouched`` without the damaged copies. Or ``why_not``, where there is no estimate.
+    """
+    films = [film for film, _ in zip(films, range(MOST))]
+    if len(films) < FEWEST:
+        return {"why_not": f"{len(films)} validation films are too few to fit an estimate to, which takes {FEWEST}"}
+    table = observed([*with_copies(films, COPIES), *drawn(FIT_KINDS, PICTURES)], segmenter)
+    if (table["found"] & (table["damage"] == "none")).sum() < FEWEST:
+        return {"why_not": "the network found lungs in too few validation films to fit an estimate"}
+    unseen = out_of_fold(table)
+    unseen = unseen[unseen["source"] != "none"]
+    error = (unseen["estimate"] - unseen["dice"]).abs()
+    if error.mean() >= (unseen["dice"] - unseen["dice"].median()).abs().mean():
+        return {"why_not": "on validation films that it was not fitted to, an estimate was no better than one number for all"}
+    measures = {"spearman": unseen["dice"].corr(unseen["estimate"], method="spearman"), "mean_error": error.mean(),
+                "mean_error_untouched": error[unseen["damage"] == "none"].mean()}
+    return regress(table) | {"films": len(films), "masks": len(table)} | {name: round(float(value), 4) for name, value in measures.items()}
+
+
+def with_copies(films: Sequence[Item], copies: int) -> list[Item]:
+    """Each film as it is, and damaged in so many ways, kinds and strengths drawn at a fixed seed."""
+    rng, found = np.random.default_rng(0), []
+    for film in films:
+        settings = [("none", 0), *((kind, int(rng.choice(STRENGTHS))) for kind in rng.permutation(list(DAMAGES))[:copies])]
+        found += [Item(film.name, film.source, kind, strength, *damaged(film.image, film.truth, kind, strength, seed=film.name))
+                  for kind, strength in settings]
+    return found
+
+
+def drawn(kinds: Sequence[str], n: int) -> list[Item]:
+    """Pictures of no chest, ``n`` of each kind."""
+    return [no_film(f"{kind} {seed}", kind, draw(kind, np.random.default_rng([seed, *kind.encode()]))) for kind in kinds for seed in range(n)]
+
+
+def no_film(name: str, kind: str, image: np.ndarray) -> Item:
+    """A picture without lungs, ``uint8 (H, W)``, of a ``kind`` that takes the place of a damage."""
+    return Item(name, "none", kind, 0, image, np.zeros(image.shape, np.uint8))
+
+
+def observed(items: Sequence[Item], segmenter) -> pd.DataFrame:
+    """One row a picture: name, source, damage, strength, dice, the features of :func:`quality.observe`, and found: whether any lung was."""
+    rows = []
+    for at in tqdm(range(0, len(items), BATCH), desc="quality", disable=None, leave=False):
+        batch = items[at:at + BATCH]
+        probs = segmenter.probabilities([resize_image(item.image, segmenter.size) for item in batch], heads_of(batch, segmenter))
+        rows += [observed_one(item, prob, segmenter) for item, prob in zip(batch, probs)]
+    return pd.DataFrame(rows)
+
+
+def heads_of(items: Sequence[Item], segmenter) -> list[str]:
+    """Of each picture its own set's head, or the segmenter's."""
+    return [item.source if item.source in segmenter.heads else segmenter.head for item in items]
+
+
+def observed_one(item: Item, prob: np.ndarray, segmenter) -> dict[str, object]:
+    """A row of :func:`observed` from what the network said, ``float32 (size, size)``."""
+    mask = segmenter.finish(prob, (SIDE, SIDE))
+    found = observe(prob, mask, segmenter.threshold)
+    dice = overlap(confusion(mask, resize_mask(item.truth, SIDE)))["dice"]
+    # No lung found in a picture of none is right, and still nothing to go on with.
+    return {"name": item.name, "source": item.source, "damage": item.damage, "strength": item.strength,
+            "dice": dice if item.truth.any() else 0.0, **(found or dict.fromkeys(REASONS, np.nan)), "found": found is not None}
+
+
+def regress(table: pd.DataFrame, features: Sequence[str] = (*REASONS,)) -> dict[str, object]:
+    """Ridge regression of the logit of Dice on the features, none of which may raise it; rows without a mask are left out."""
+    from scipy.optimize import lsq_linear
+    table = table[table["found"]]
+    x = table[[*features]]
+    # What no mask has, such as the shape of two lungs where there is never a second, says nothing.
+    usual, scale = x[table["damage"] == "none"].median().fillna(0).to_numpy(), x.std(ddof=0).fillna(0).to_numpy() + 1e-9
+    z = np.nan_to_num((x.to_numpy() - usual) / scale)
+    y = _logit(table["dice"].to_numpy())
+    penalty = np.c_[np.zeros(z.shape[1]), np.sqrt(RIDGE) * np.eye(z.shape[1])]
+    bounds = np.r_[-np.inf, np.zeros(z.shape[1])], np.full(z.shape[1] + 1, np.inf)
+    found = lsq_linear(np.r_[np.c_[np.ones(len(z)), -z], penalty], np.r_[y, np.zeros(len(penalty))], bounds).x
+    return {"bias": round(float(found[0]), 4),
+            "features": {name: [round(float(u), 4), round(float(w), 4)] for name, u, w in zip(features, usual, found[1:] / scale)}}
+
+
+def judged(table: pd.DataFrame, fit: dict) -> pd.DataFrame:
+    """The table of :func:`observed` with estimate and flag as :func:`quality.judge` gives them."""
+    usual, weights = np.array([*fit["features"].values()]).T
+    lowers = np.nan_to_num((table[[*fit["features"]]].to_numpy() - usual) * weights).sum(1)
+    estimate = np.where(table["found"], logistic(fit["bias"] - lowers), 0.0)
+    return table.assign(estimate=estimate, flag=np.select([estimate >= OK, estimate >= REJECT], ["ok", "check"], "reject"))
+
+
+def out_of_fold(table: pd.DataFrame, features: Sequence[str] = (*REASONS,)) -> pd.DataFrame:
+    """Each row judged by a fit on other films."""
+    fold = table["name"].map({name: k % FOLDS for k, name in enumerate(sorted(set(table["name"])))})
+    return pd.concat([judged(table[fold == k], regress(table[fold != k], features)) for k in range(FOLDS) if (fold == k).any()])
+
+
+def _logit(dice: np.ndarray) -> np.ndarray:
+    held = np.clip(dice, *LOGIT)
+    return np.log(held / (1 - held))

@@ -1,0 +1,156 @@
+"""Zip archives unpacked within S3: read by ranges, written in parts, and nothing taken from them that leads out of the target."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import stat
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from functools import lru_cache, partial
+from io import BufferedReader, RawIOBase
+from types import SimpleNamespace
+
+from .s3_client import (ATTEMPTS, CRC, PART, WORKERS, Moved, abort_leftovers, connect, explained, leads_out,
+                        list_objects, parse, run, settings)
+
+MAX_PARTS = 10_000  # of an object, S3's limit
+TAIL = 70_000  # bytes in which an archive's end record and its comment lie
+MOST_RATIO, MOST_FREELY = 100, 1_000_000_000  # what an archive may unpack to, in its own sizes; in any case so many bytes
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+
+
+def unzip(archive: str, address: str) -> Moved:
+    """Unpacks a zip archive within S3. It is read in blocks and written in parts: neither it nor a member is ever held whole.
+
+    Memory grows with the number of members (the archive's directory is held) and with members of more than 80 GB.
+
+    Args:
+        archive: ``s3://bucket/set.zip``; left as it is.
+        address: ``s3://bucket/prefix``.
+
+    Raises:
+        FileNotFoundError: no such archive, or no such bucket.
+        ValueError: no whole zip archive, or one with a member that is encrypted, a link, there twice, or leads out of the
+            prefix: nothing was unpacked then; or a damaged member, which is not written.
+        OSError: no credentials, no permission, or a network that stays broken.
+        ImportError: boto3 is not installed.
+    """
+    (bucket, key), (target, prefix) = parse(archive), parse(address, folder=True)
+    try:
+        with explained(archive):
+            s3 = connect()
+            file = RangedFile(s3, archive)
+        for position in (file.size - TAIL, file.size - 1):  # zipfile takes an error there for an archive that ends too early
+            file.seek(max(0, position))
+            file.read(1)
+        zipped = zipfile.ZipFile(BufferedReader(file))
+        members = {prefix + name: info for name, info in _members(zipped, file.size).items()}
+        if bucket == target and key in members:
+            raise ValueError("a member would take the archive's own place: choose another prefix")
+        with explained(address):
+            there = list_objects(s3, target, prefix)
+            abort_leftovers(s3, target, prefix, members)
+
+            def extract(key: str, progress: Callable[[int], None]) -> bool:
+                info = members[key]
+                crc = f"{info.CRC:08x}"
+                if there.get(key) == info.file_size and s3.head_object(Bucket=target, Key=key)["Metadata"].get(CRC) == crc:
+                    return False
+                _put_member(s3, zipped, info, {"Bucket": target, "Key": key, "ExtraArgs": {"Metadata": {CRC: crc}}}, progress)
+                return True
+
+            return run(extract, {key: info.file_size for key, info in members.items()}, "unzip")
+    except (ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{archive}: {error}") from None
+
+
+class RangedFile(RawIOBase):
+    """An object as a seekable file: ranged reads of ``PART`` bytes, of which the last few are kept for all threads.
+
+    An object that is replaced meanwhile is an error, not a mixture of both.
+    """
+
+    def __init__(self, s3, address: str):
+        bucket, key = parse(address)
+        head = s3.head_object(Bucket=bucket, Key=key)
+        self.size, self.position, self.address = head["ContentLength"], 0, address
+        self._get = partial(s3.get_object, Bucket=bucket, Key=key, IfMatch=head["ETag"])
+        self._block = lru_cache(maxsize=WORKERS + 1)(self._fetch)
+
+    def _fetch(self, number: int) -> bytes:
+        from s3transfer.utils import S3_RETRYABLE_DOWNLOAD_ERRORS  # comes with boto3
+        for attempt in range(ATTEMPTS):
+            try:
+                return self._get(Range=f"bytes={number * PART}-{(number + 1) * PART - 1}")["Body"].read()
+            except S3_RETRYABLE_DOWNLOAD_ERRORS:  # an answer that breaks off, which boto3 leaves to its caller
+                if attempt == ATTEMPTS - 1:
+                    raise
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        position = offset + (0, self.position, self.size)[whence]
+        if position < 0:
+            raise OSError("a position before the file's beginning")
+        self.position = position
+        return position
+
+    def readinto(self, buffer) -> int:
+        if self.position >= self.size:
+            return 0
+        start = self.position % PART
+        with explained(self.address):
+            piece = memoryview(self._block(self.position // PART))[start:start + len(buffer)]
+        buffer[:len(piece)] = piece
+        self.position += len(piece)
+        return len(piece)
+
+
+def _put_member(s3, zipped: zipfile.ZipFile, info: zipfile.ZipInfo, target: dict[str, object],
+                progress: Callable[[int], None]) -> None:
+    """Streams a member into an object; zipfile compares its checksum before the last part is sent, so a damaged one never appears."""
+    part = max(PART, -(-info.file_size // MAX_PARTS))
+    try:
+        with zipped.open(info) as member:
+            # boto3 would seek to the end of what it can seek in, decompressing all of it.
+            s3.upload_fileobj(SimpleNamespace(read=member.read), **target, Callback=progress, Config=settings(part, threads=False))
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise ValueError(f"{info.filename}: damaged ({error})") from None
+
+
+def _name(info: zipfile.ZipInfo) -> str:
+    """A member's name; of an archive made on Windows with backslashes alone, as Info-ZIP's unzip and .NET before 4.6.1 have it."""
+    dos = info.create_system == 0 and "/" not in info.filename
+    return info.filename.replace("\\", "/") if dos else info.filename
+
+
+def _members(zipped: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
+    """Members by their names, without folders, once there is nothing to object to in any."""
+    infos = [info for info in zipped.infolist() if not _name(info).endswith("/")]
+    names = [posixpath.normpath(_name(info)) for info in infos]
+    objections = {
+        "its name leads out of the target": lambda info: leads_out(info.orig_filename) or posixpath.normpath(_name(info)) == ".",
+        "is encrypted": lambda info: info.flag_bits & 1,
+        "is a symbolic link": lambda info: stat.S_ISLNK(info.external_attr >> 16),
+        "is compressed in a way that Python's zipfile can't read": lambda info: info.compress_type not in METHODS,
+    }
+    for info in infos:
+        for objection, applies in objections.items():
+            if applies(info):
+                raise ValueError(f"{info.filename!r} {objection}; nothing was unpacked")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"{twice[0]!r} is in it twice; nothing was unpacked")
+    unpacked = sum(info.file_size for info in infos)
+    if unpacked > max(MOST_FREELY, MOST_RATIO * size):
+        raise ValueError(f"{unpacked / 1e9:,.0f} GB in an archive of {size / 1e6:,.1f} MB, as in one made to explode; nothing was unpacked")
+    if sum(info.compress_size for info in infos) > size:
+        raise ValueError("its members overlap, as in an archive made to explode; nothing was unpacked")
+    return dict(zip(names, infos))

@@ -1,0 +1,285 @@
+"""Prepared sets larger than memory: packed into tar files, shards, and streamed from there while training, from a disk or from S3.
+
+Shards are read one after the other in an order that seed and epoch decide; their films pass a buffer from which they are drawn
+at random. No more than the buffer, two shards of S3 (in temporary files) and the films being decoded are held. A film's
+augmentation comes from (seed, epoch, film) alone, as in :mod:`data`. Of several processes each reads its own shards, so
+n processes need n shards at least. Films are PGM and masks PBM, uncompressed: PNG is half as large, and inflating it in each
+epoch takes time from a CPU's training. WebDataset (Aizman, Maltby & Breuel 2019) writes, reads and shuffles.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+import tarfile
+from collections import Counter, deque
+from collections.abc import Container, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import BinaryIO
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import DataLoader, IterableDataset, default_collate
+from tqdm import tqdm
+
+from ..data import augmentation, make_item, parse_manifest, read_manifest, read_pair
+from ..distributed import batch_share, share, world_size
+from ..files import check_ours, write_bytes
+from ..image import decode_pnm, encode_image, resize_image, resize_mask
+from .s3 import connect, explained, is_address, parse
+from ..tables import to_csv
+
+FILMS, SHARDS = 100, 8  # films of a shard at most and shards of a split at least, where nobody says otherwise: enough for 8 processes
+MEMBER_BYTES = 256 << 20  # of a file in a shard at most, 8192 px a side have a quarter of it
+BUFFER = 1000  # films (0.3 MB each at 512 px) from which the next one is drawn
+
+
+def write_shards(data: str | Path, out: str | Path, *, films: int | None = None, size: int | None = None, seed: int = 0) -> pd.DataFrame:
+    """Packs a prepared set into shards, the films of each split dealt out at random.
+
+    Args:
+        data: the prepared set.
+        out: folder for ``SPLIT-00000.tar`` and ``manifest.csv``, which is written last.
+        films: in each shard; None makes 8 shards of each split, or more where they would hold over 100 films. n processes that
+            train need n shards of each split.
+        size: px, side of the films in the shards; as prepared if None. That of the training spares resizing and space.
+        seed: of the deal.
+
+    Returns:
+        The manifest, with the shard of each film; films without a mask are left out.
+
+    Raises:
+        FileNotFoundError: no prepared set.
+        ValueError: ``out`` is the prepared set's own folder, or holds something else than shards.
+        ImportError: webdataset is not installed.
+    """
+    wds, out = _webdataset(), Path(out)
+    if out.resolve() == Path(data).resolve():
+        raise ValueError(f"{out} is the prepared set itself: choose another folder for the shards")
+    frame = read_manifest(data)
+    frame = frame[frame["mask"] != ""].sample(frac=1, random_state=seed).reset_index(drop=True)
+    _start_over(out, [*frame.drop(columns=["image", "mask"]), "shard"])
+    shards = pd.Series("", frame.index)
+    bar = tqdm(total=len(frame), desc="shards", unit="film", disable=None)
+    for split, rows in frame.groupby("split"):
+        each = films or min(FILMS, max(1, len(rows) // SHARDS))
+        with wds.ShardWriter(str(out / f"{split}-%05d.tar").replace("\\", "/"), maxcount=each, verbose=0) as writer:
+            for row in rows.itertuples():
+                # The row, since a film's name may hold a dot, at which a sample's name ends.
+                image, mask = read_pair(row.image, row.mask)
+                if size:
+                    image, mask = resize_image(image, size), resize_mask(mask, size)
+                writer.write({"__key__": f"{row.Index:08d}", "film.pgm": encode_image(image, ".pgm"), "mask.pbm": encode_image(mask * np.uint8(255), ".pbm")})
+                shards[row.Index] = Path(writer.fname).name
+                bar.update()
+    bar.close()
+    frame = frame.drop(columns=["image", "mask"]).assign(shard=shards)
+    write_bytes(out / "manifest.csv", to_csv(frame))
+    return frame
+
+
+def _start_over(out: Path, columns: list[str]) -> None:
+    """Removes the shards of an earlier run and leaves a manifest without films, by which the next run tells them for its own.
+
+    Raises:
+        ValueError: the folder holds something, and it isn't shards.
+    """
+    check_ours(out, "manifest.csv")
+    if (out / "manifest.csv").exists() and not is_sharded(out):
+        raise ValueError(f"{out}: its manifest.csv is not that of shards: choose another folder to write")
+    out.mkdir(parents=True, exist_ok=True)
+    write_bytes(out / "manifest.csv", f"{','.join(columns)}\n".encode())
+    for old in out.glob("*-?????.tar"):
+        if re.fullmatch(r"(train|val|test)-\d{5}\.tar", old.name):
+            old.unlink()
+
+
+def is_sharded(root: str | Path) -> bool:
+    """Says whether a folder, or an ``s3://`` address, holds shards; what lies in S3 does."""
+    if is_address(root):
+        return True
+    try:
+        return "shard" in pd.read_csv(Path(root) / "manifest.csv", nrows=0)
+    except (OSError, ValueError):  # there is none, or it is damaged: who reads the set says which
+        return False
+
+
+def read_shards(root: str | Path) -> pd.DataFrame:
+    """The manifest of a sharded set, with each film's shard as a path or an address, and its ``row`` there.
+
+    Args:
+        root: the folder that :func:`write_shards` wrote, or where in S3 it was uploaded to.
+
+    Raises:
+        FileNotFoundError: no manifest, or a shard that it names is gone.
+        OSError: S3 can't be reached.
+        ValueError: the set there is not in shards.
+    """
+    root = str(root).rstrip("/")
+    path = f"{root}/manifest.csv"
+    try:
+        with _open(path) as file:
+            frame = parse_manifest(file, path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; training streams sets in shards, which `python -m kaggle_utils shards` writes") from None
+    if "shard" not in frame:
+        raise ValueError(f"{path} is that of a set without shards: write them (python -m kaggle_utils shards), or download the set")
+    wrong = frame["shard"][~frame["shard"].astype(str).str.fullmatch(r"\w+-\d{5}\.tar")]
+    if len(wrong):
+        raise ValueError(f"{path}: line {wrong.index[0] + 2} names the shard {wrong.iloc[0]!r}, which is none: write the shards again")
+    frame["row"], frame["shard"] = frame.index, f"{root}/" + frame["shard"]
+    gone = next((shard for shard in frame["shard"].unique() if not is_address(shard) and not Path(shard).exists()), None)
+    if gone:
+        raise FileNotFoundError(f"{gone} is in {path} but not on the disk: write the shards again")
+    return frame
+
+
+class ShardedFilms(IterableDataset):
+    """Batches of a sharded set's films, streamed; set ``epoch`` before each pass.
+
+    Args:
+        frame: rows of :func:`read_shards`.
+        size: px, side of the square that the network sees.
+        augment: a preset of :func:`data.augmentation`.
+        batch: films a batch, of all processes together.
+        shuffle: in an order of seed and epoch; else as they lie in the shards.
+        buffer: films from which the next one is drawn.
+        threads: that decode ahead; 0 is the caller itself, which on a CPU is faster, as its cores are the network's.
+        seed: of order and augmentation.
+
+    Raises:
+        ValueError: the frame is empty, or there are fewer shards than processes.
+        ImportError: webdataset is not installed.
+    """
+
+    def __init__(self, frame: pd.DataFrame, size: int = 256, augment: str = "none", *, batch: int = 8, shuffle: bool = False,
+                 buffer: int = BUFFER, threads: int = 0, seed: int = 0):
+        if frame.empty:
+            raise ValueError("no film to load: the choice of split and source left nothing of the manifest")
+        _webdataset()
+        self.size, self.whole_batch, self.batch = size, batch, batch_share(batch)
+        self.shuffle, self.buffer, self.threads, self.seed = shuffle, buffer, threads, seed
+        self.augment = augmentation(augment) if augment != "none" else None
+        self.shards = Counter(frame["shard"])  # films in each
+        self.films = dict(zip(frame["row"], zip(frame["name"], frame["source"])))
+        self.epoch = 0
+        if len(self.shards) < world_size():
+            raise ValueError(f"{len(self.shards)} shards are too few for {world_size()} processes: write them again with --films {len(frame) // world_size()} or fewer")
+
+    def __len__(self) -> int:
+        """Batches of an epoch: in training those of the process that has most, so that all take the same steps."""
+        order, n = self._order(), world_size()
+        if not self.shuffle:
+            return self._steps(share(order), self.batch)
+        # A batch that n doesn't divide gives the first processes a film more.
+        return max(self._steps(order[first::n], len(range(first, self.whole_batch, n))) for first in range(n))
+
+    def __iter__(self) -> Iterator[dict[str, object]]:
+        """Batches: image and mask ``float32 (B, 1, size, size)``, name and source; a film without a name doesn't count."""
+        items, done = self._items(), 0
+        while batch := list(islice(items, self.batch)):
+            yield default_collate(batch)
+            done, last = done + 1, batch[-1]
+        for _ in range(len(self) - done):  # another process has more films: this one only takes the step too
+            yield default_collate([{**last, "name": ""}])
+
+    def _steps(self, shards: list[str], batch: int) -> int:
+        return math.ceil(sum(self.shards[shard] for shard in shards) / batch)
+
+    def _order(self) -> list[str]:
+        shards = sorted(self.shards)
+        return [shards[k] for k in np.random.default_rng([self.seed, self.epoch]).permutation(len(shards))] if self.shuffle else shards
+
+    def _items(self) -> Iterator[dict[str, object]]:
+        """This process's films, a few decoded ahead of the network where threads do it."""
+        samples = self._samples()
+        if not self.threads:
+            yield from map(self._item, map(self._decode, samples))
+            return
+        with ThreadPoolExecutor(self.threads) as pool:
+            ahead = deque(pool.submit(self._decode, sample) for sample in islice(samples, 4 * self.threads))
+            while ahead:
+                decoded = ahead.popleft().result()
+                ahead.extend(pool.submit(self._decode, sample) for sample in islice(samples, 1))
+                yield self._item(decoded)  # not by the threads: they would share the augmentation's random numbers
+
+    def _item(self, decoded: tuple[int, np.ndarray, np.ndarray]) -> dict[str, object]:
+        row, image, mask = decoded
+        return make_item(image, mask, *self.films[row], augment=self.augment, seed=(self.seed, self.epoch, row))
+
+    def _samples(self) -> Iterator[dict[str, object]]:
+        wds = _webdataset()
+        samples = self._unpacked()
+        if not self.shuffle:
+            return samples
+        return wds.filters.shuffle(self.buffer, initial=self.buffer, rng=random.Random(f"{self.seed} {self.epoch}"))(samples)
+
+    def _unpacked(self) -> Iterator[dict[str, object]]:
+        """The films of this process's shards, each with its files' bytes; of a damaged shard none is left out in silence."""
+        for shard, stream in _opened(share(self._order())):
+            films = 0
+            try:
+                for sample in _webdataset().tariterators.group_by_keys(_members(stream, shard, self.films)):
+                    films += 1
+                    yield sample
+            except (ValueError, tarfile.TarError, EOFError) as error:
+                raise ValueError(f"{shard}: a damaged shard ({' '.join(str(error).split())[:200]}): write the shards again") from None
+            if films != self.shards[shard]:
+                raise ValueError(f"{shard}: a damaged shard: it holds {films} of its {self.shards[shard]} films: write the shards again")
+
+    def _decode(self, sample: dict[str, object]) -> tuple[int, np.ndarray, np.ndarray]:
+        try:
+            image, mask = decode_pnm(sample["film.pgm"]), decode_pnm(sample["mask.pbm"])
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{sample['__url__']}: film {sample['__key__']} is damaged ({error}): write the shards again") from None
+        return int(sample["__key__"]), resize_image(image, self.size), resize_mask(mask // 255, self.size)
+
+
+def stream_loader(films: ShardedFilms, workers: int = 0) -> DataLoader:
+    """A loader over streamed films; ``workers`` 0 streams in the training's own process, any other number in one beside it."""
+    # A new worker each epoch, as a living one would not hear of it.
+    return DataLoader(films, batch_size=None, num_workers=min(workers, 1), pin_memory=torch.cuda.is_available())
+
+
+def _members(stream: BinaryIO, shard: str, films: Container[int]) -> Iterator[dict[str, object]]:
+    """The wanted files of a shard for WebDataset; not by its own reader, which unpacks gzip and sparse files of any size."""
+    with tarfile.open(fileobj=stream, mode="r:") as archive:
+        for member in archive:
+            if not member.isreg() or member.issparse() or member.size > MEMBER_BYTES:
+                raise ValueError(f"{member.name!r} is no film's file")
+            if int(member.name.split(".")[0]) in films:
+                yield {"fname": member.name, "data": archive.extractfile(member).read(), "__url__": shard}
+
+
+def _opened(shards: list[str]) -> Iterator[tuple[str, BinaryIO]]:
+    """Shards and their open files, the next one of S3 being fetched while one is read."""
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(_open, shards[0])
+        for shard, after in zip(shards, [*shards[1:], None]):
+            stream = following.result()
+            following = pool.submit(_open, after) if after else None
+            with stream:
+                yield shard, stream
+
+
+def _open(path: str) -> BinaryIO:
+    if not is_address(path):
+        return open(path, "rb")
+    file = TemporaryFile()  # not a stream from S3: boto3 fetches a file's parts again where the network fails
+    with explained(path):
+        connect().download_fileobj(*parse(path), file)
+    file.seek(0)
+    return file
+
+
+def _webdataset():
+    try:
+        import webdataset
+    except ImportError:
+        raise ImportError("shards need webdataset: pip install webdataset") from None
+    return webdataset

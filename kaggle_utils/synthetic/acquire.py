@@ -1,0 +1,156 @@
+"""What happens between the patient and the file: position, exposure, noise, collimation, printed letters.
+
+Separate from the statistical model on purpose: a film can be had before and after it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from ..quality import outline
+
+# Letters as strokes in a box of width 0.7 and height 1: OpenCV's fonts differ from one version to the next.
+_LETTERS = {
+    "R": [[(0, 1), (0, 0), (0.5, 0), (0.7, 0.25), (0.5, 0.5), (0, 0.5)], [(0.35, 0.5), (0.7, 1)]],
+    "L": [[(0, 0), (0, 1), (0.65, 1)]],
+    "P": [[(0, 1), (0, 0), (0.5, 0), (0.7, 0.25), (0.5, 0.5), (0, 0.5)]],
+    "A": [[(0, 1), (0.35, 0), (0.7, 1)], [(0.14, 0.65), (0.56, 0.65)]],
+    "E": [[(0.65, 0), (0, 0), (0, 1), (0.65, 1)], [(0, 0.48), (0.5, 0.48)]],
+    "C": [[(0.7, 0.2), (0.5, 0), (0.2, 0), (0, 0.25), (0, 0.75), (0.2, 1), (0.5, 1), (0.7, 0.8)]],
+    "T": [[(0, 0), (0.7, 0)], [(0.35, 0), (0.35, 1)]],
+}
+
+
+@dataclass(frozen=True)
+class Acquisition:
+    """How far films are moved and spoilt; sd unless said otherwise, lengths in parts of the film's side."""
+
+    rotation: float = 2.0  # degrees
+    zoom: float = 0.05  # of the logarithm
+    shift: float = 0.02
+    tight: float = 0.25  # chance of a film cropped around the lungs, as in JSRT
+    wide: float = 0.12  # chance of a film taken from further away
+    gamma: float = 0.18  # of the logarithm
+    contrast: float = 0.10  # of the logarithm
+    brightness: float = 8.0  # gray levels
+    grain: tuple[float, float] = (0.5, 3.0)  # gray levels, range
+    collimated: float = 0.25  # chance of black borders that cut into the film
+    framed: float = 0.35  # chance that a film taken from further away ends in black, not in more of its surroundings
+    marker: float = 0.85  # chance of a printed side marker
+
+
+def place(outlines: np.ndarray, rng: np.random.Generator, settings: Acquisition = Acquisition()) -> dict:
+    """Chooses where on the film the patient stands.
+
+    Args:
+        outlines: ``(2, P, 2)`` in units of the film's side.
+        rng: where the chances come from; the same state gives the same film.
+        settings: how far.
+
+    Returns:
+        ``a`` and ``b``, complex: point z goes to ``a * z + b``; and the moved ``outlines (2, P, 2)``.
+    """
+    turn = np.deg2rad(settings.rotation) * rng.standard_normal()
+    zoom = np.exp(settings.zoom * rng.standard_normal())
+    shift = settings.shift * rng.standard_normal(2)
+    kind, room = rng.random(), rng.uniform(0.02, 0.10)
+    low, high = _bounds(outlines)
+    middle = (low + high) / 2
+    if kind < settings.tight:
+        zoom, shift = (1 - 2 * room) / (high - low).max(), 0.5 - middle + shift / 2
+    elif kind > 1 - settings.wide:
+        zoom *= 0.85
+    # No deeper crop than this: films of the public sets end at the apex or the costophrenic angle, not inside.
+    zoom = min(zoom, 0.97 / (high - low).max())
+    a = zoom * np.exp(1j * turn)
+    b = complex(*(middle + shift)) - a * complex(*middle)
+    low, high = _bounds(outline.move(outlines, a, b))
+    b += complex(*(np.clip(0.01 - low, 0, None) - np.clip(high - 0.99, 0, None)))
+    return {"a": a, "b": b, "outlines": outline.move(outlines, a, b)}
+
+
+def take(image: np.ndarray, placed: dict, rng: np.random.Generator,
+         settings: Acquisition = Acquisition()) -> np.ndarray:
+    """Exposes the film, adds grain and borders, prints on it.
+
+    Args:
+        image: ``float32 (H, H)``, gray levels 0…255, drawn around the outlines of ``placed``.
+        placed: from :func:`place`.
+        rng: where the chances come from.
+        settings: how far.
+
+    Returns:
+        ``float32 (H, H)``.
+    """
+    image = _expose(image, rng, settings)
+    image = _collimate(image, placed, rng, settings)
+    return _print_marker(image, rng, settings)
+
+
+def _bounds(outlines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    points = outlines.reshape(-1, 2)
+    return points.min(0), points.max(0)
+
+
+def _expose(image, rng, settings):
+    size = len(image)
+    gamma, contrast, brightness = rng.standard_normal(3) * (settings.gamma, settings.contrast, settings.brightness)
+    sharp, slope = rng.uniform(0, 0.8), rng.normal(0, 0.08, 2)
+    image = image + sharp * (image - cv2.GaussianBlur(image, (0, 0), size / 170))
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j].astype(np.float32)
+    image = np.clip(image / 255, 0, 1) ** np.float32(np.exp(gamma)) * 255
+    image = (image - 120) * np.float32(np.exp(contrast)) + np.float32(120 + brightness)
+    image = image * (1 + slope[0] * x + slope[1] * y)
+    grain = rng.standard_normal((size, size), np.float32)
+    soft = cv2.GaussianBlur(grain, (0, 0), rng.uniform(0.4, 0.8))
+    return (image + soft * (rng.uniform(*settings.grain) / soft.std())).astype(np.float32)
+
+
+def _collimate(image, placed, rng, settings):
+    """Black where the moved film ends and, by chance, along straight edges that keep off the lungs."""
+    sides = rng.random(4) < (0.35, 0.5, 0.35, 0.9)  # top, right, left and bottom edge: Montgomery's is the last
+    depth, slant, doit = rng.uniform(0.01, 0.25, 4), rng.normal(0, 0.008, 4), rng.random() < settings.collimated
+    level, size = rng.uniform(0, 12), len(image)
+    more = 0 if rng.random() < settings.framed else 0.08
+    x, y = np.meshgrid(*[(np.arange(size) + 0.5) / size] * 2)
+    back = (x + 1j * y - placed["b"]) / placed["a"]
+    inside = np.minimum.reduce([back.real, 1 - back.real, back.imag, 1 - back.imag])
+    inside = (inside + more) * abs(placed["a"])
+    low, high = _bounds(placed["outlines"])
+    free = (low[1], 1 - high[0], low[0], 1 - high[1])
+    for k in np.flatnonzero(sides & doit):
+        inward, across = ((y, x), (1 - x, y), (x, y), (1 - y, x))[k]
+        inside = np.minimum(inside, inward - min(depth[k], free[k] - 0.01) - slant[k] * (across - 0.5))
+    share = np.clip(inside * size + 0.5, 0, 1).astype(np.float32)
+    return image * share + np.float32(level) * (1 - share)
+
+
+def _print_marker(image, rng, settings):
+    doit, right, boxed, more = rng.random(4) < (settings.marker, 0.6, 0.15, 0.35)
+    height, x, y = rng.uniform(0.03, 0.05), rng.uniform(0.02, 0.14), rng.uniform(0.03, 0.12)
+    bold, level, line = rng.uniform(0.10, 0.2), rng.uniform(170, 255), ("PA", "ERECT", "AP")[rng.integers(3)]
+    if not doit:
+        return image
+    lines = [("R" if right else "L", height), (line, 0.5 * height)][: 1 + more]
+    width = max(len(text) * tall for text, tall in lines)
+    x = x if right else 1 - x - width  # the patient's right is on the image's left
+    ink = np.zeros((4 * len(image),) * 2, np.uint8)
+    if boxed:
+        corners = np.array([(x - 0.01, y - 0.01), (x + width, y + height * (2 if more else 1) + 0.01)])
+        cv2.rectangle(ink, *(tuple(map(int, corner * len(ink))) for corner in corners), 255, -1)
+    for text, tall in lines:
+        _write(ink, text, x, y, tall, bold, 0 if boxed else 255)
+        y += 1.4 * height
+    share = cv2.resize(ink, image.shape, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    return image * (1 - share) + np.float32(level) * share
+
+
+def _write(ink, text, x, y, tall, bold, value):
+    thick = max(1, round(bold * tall * len(ink)))
+    for k, letter in enumerate(text):
+        for stroke in _LETTERS[letter]:
+            points = (np.array(stroke) * tall + (x + k * tall, y)) * len(ink)
+            cv2.polylines(ink, [np.round(points).astype(np.int32)], False, value, thick)

@@ -1,0 +1,347 @@
+"""Radiographs of nobody: an active appearance model of the frontal chest film, sampled.
+
+The model is the mean and the principal modes of the lungs' shape and of the film's texture in the frame of the mean
+shape, with one Gaussian of all their scores for normal films and one for tuberculosis. :mod:`synthetic.fit` fits it,
+:mod:`synthetic.acquire` takes the film. A sample's masks are exact: they are the outline that the film was drawn around.
+
+Source: Cootes, Edwards & Taylor 2001, Active appearance models.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from scipy.ndimage import map_coordinates
+from tqdm import tqdm
+
+from . import acquire as acquisition
+from . import fit as appearance
+from .. import image
+from ..quality import outline
+from ..files import manifest_path
+
+ASSET = Path(__file__).parents[1] / "assets" / "appearance.npz"
+VERSION = 1
+_MODES = ("shape_modes", "flow_modes", "global_modes", "linked_modes", "window_modes")  # stored as int8
+_PARTS = ("shape", "pose", "tone", "flow", "global", "linked")
+_SPREAD = {"shape": 1.05, "pose": 1.0, "tone": 0.85, "global": 0.9}  # of the fitted sd, chosen by eye
+_NOISE = 0.5  # of the unexplained sd: vessels and bone texture are patterns, as noise they would look like sand
+_LIMIT = 2.5  # sd; a film further out in one number than that is a monster, not a patient
+
+
+@dataclass(frozen=True)
+class Film:
+    """A radiograph that shows nobody.
+
+    Attributes:
+        image: ``uint8 (H, W)``.
+        left, right: masks of the **patient's** left and right lung, ``uint8 (H, W)`` in {0, 1}, never overlapping.
+        tb: 0 normal, 1 tuberculosis.
+        name: unique for a seed and an index.
+        outline: ``float64 (2, P, 2)``, right lung first, x and y in units of the film's side.
+    """
+
+    image: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+    tb: int
+    name: str
+    outline: np.ndarray
+
+    @property
+    def mask(self) -> np.ndarray:
+        """Both lungs, ``uint8 (H, W)`` in {0, 1}."""
+        return self.left | self.right
+
+
+class AppearanceModel:
+    """Shape and texture modes of the frontal chest film and the class-conditional Gaussians of their scores.
+
+    Attributes:
+        arrays: every part by name. ``shape_mean (2, POINTS, 2)`` and ``shape_modes`` are the shape model, ``frame``
+            the mean shape in the mean frame, ``texture_mean (C, C)`` and the other modes the texture model.
+    """
+
+    def __init__(self, arrays: dict[str, np.ndarray]):
+        self.arrays = arrays
+        ends = np.cumsum(arrays["sizes"])
+        self._slices = {name: slice(end - size, end) for name, end, size in
+                        zip(_PARTS, ends, arrays["sizes"], strict=True)}
+        self._least_scale = abs(outline.similarity(arrays["shape_mean"], arrays["frame"])[0])
+        at = arrays["window_at"]
+        self._windows = [(row, column, np.flatnonzero((at == (row, column)).all(1))) for row, column in
+                         np.unique(at, axis=0)]
+        self._fade = appearance.window_fade()
+        edge = np.clip(np.arange(appearance.SIZE) / 12, 0, 1).astype(np.float32)
+        self._sharp = np.minimum.outer(np.minimum(edge, edge[::-1]), np.minimum(edge, edge[::-1]))
+        self._free = appearance.freedom(arrays["frame"])
+        self._noise_sd = cv2.resize(arrays["noise_sd"], (appearance.SIZE,) * 2, interpolation=cv2.INTER_LINEAR)
+
+    @classmethod
+    def fit(cls, images, masks, tb, config: appearance.FitConfig = appearance.FitConfig()) -> AppearanceModel:
+        """Fits a model, see :func:`appearance.fit_arrays` for the arguments."""
+        return cls(appearance.fit_arrays(images, masks, tb, config))
+
+    def save(self, path: str | Path) -> None:
+        """Writes the model: modes as int8 with a scale each, the rest as 16-bit or 32-bit floats."""
+        packed = {"version": np.array(VERSION)}
+        for name, array in self.arrays.items():
+            if name in _MODES:
+                scale = np.abs(array).max(1, keepdims=True) / 127
+                packed[name] = np.round(array / scale).astype(np.int8)
+                packed[f"{name}_scale"] = scale.astype(np.float32)
+            elif name in ("texture_mean", "class_factor"):
+                packed[name] = array.astype(np.float16)
+            else:
+                packed[name] = array.astype(np.float32) if array.dtype.kind == "f" else array.astype(np.int16)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **packed)
+        image.write_bytes(path, buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: str | Path | None = None) -> AppearanceModel:
+        """Reads a model, the shipped one by default.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is truncated, not a model or of another version.
+        """
+        path = Path(path or ASSET)
+        advice = "get it back with a fresh checkout or `python -m kaggle_utils fit-synth --data segmentation`"
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no appearance model here; {advice}")
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                packed = {name: file[name] for name in file.files}
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, KeyError) as error:
+            raise ValueError(f"{path}: not a whole appearance model ({error}); {advice}") from None
+        found = packed.pop("version", None)
+        if found is None or found != VERSION:
+            raise ValueError(f"{path}: appearance model of version {found}, this code reads {VERSION}; {advice}")
+        try:
+            for name in _MODES:
+                packed[name] = packed[name].astype(np.float32) * packed.pop(f"{name}_scale")
+            return cls({k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in packed.items()})
+        except KeyError as error:
+            raise ValueError(f"{path}: the appearance model lacks {error}; {advice}") from None
+
+    def sample(self, n: int, seed: int, *, size: int = 256, tb: float = 0.5, acquire: bool = True) -> list[Film]:
+        """Draws n films, see :meth:`stream`."""
+        return list(self.stream(n, seed, size=size, tb=tb, acquire=acquire))
+
+    def stream(self, n: int, seed: int, *, size: int = 256, tb: float = 0.5, acquire: bool = True) -> Iterator[Film]:
+        """Draws films one at a time; film i of a seed is the same whatever n is.
+
+        Args:
+            n: number of films.
+            seed: of the draw, >= 0.
+            size: px a side.
+            tb: share of tuberculosis, 0…1.
+            acquire: with position, exposure, grain, borders and letters as in practice, or as the model draws it.
+        """
+        for index in range(n):
+            yield self.film(seed, index, size=size, tb=tb, acquire=acquire)
+
+    def film(self, seed: int, index: int, *, size: int = 256, tb: float = 0.5, acquire: bool = True) -> Film:
+        """Draws film ``index`` of a seed alone, for loaders that want any film at any time."""
+        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index])))
+        label = int(rng.random() < tb)
+        shape, code = self._draw(label, rng)
+        # The patient is placed before the film is drawn: moving a finished one would blur it.
+        placed = acquisition.place(shape, rng) if acquire else {"outlines": shape}
+        gray = self._render(placed["outlines"], code, rng, size)
+        gray = acquisition.take(gray, placed, rng) if acquire else gray
+        lines = np.stack([outline.smooth(side) for side in placed["outlines"]])
+        right, left = (outline.fill(line, size) for line in lines)
+        pixels = np.clip(np.rint(gray), 0, 255).astype(np.uint8)
+        return Film(pixels, left & (1 - right), right, label, f"synthetic_{seed}_{index:05d}_{label}", lines)
+
+    def _draw(self, label: int, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Draws scores until the lungs lie apart and on the film (nearly always at once)."""
+        a = self.arrays
+        for _ in range(50):
+            draw = np.clip(rng.standard_normal(len(a["code_sd"])), -_LIMIT, _LIMIT)
+            spread = a["class_factor"][label] @ draw
+            for name, factor in _SPREAD.items():
+                spread[self._slices[name]] *= factor
+            code = (a["class_mean"][label] + spread) * a["code_sd"]
+            parts = {name: code[where] for name, where in self._slices.items()}
+            shape = a["shape_mean"] + (a["shape_centre"] + parts["shape"] @ a["shape_modes"]).reshape(2, -1, 2)
+            log_scale, turn, x, y = parts["pose"]
+            # Further away than this, the film would show what lies outside the mean frame.
+            scale = max(np.exp(log_scale), self._least_scale)
+            shape = outline.move(shape, scale * np.exp(1j * turn), complex(x, y))
+            apart = shape[1, :, 0].min() - shape[0, :, 0].max()
+            if shape.min() > 0.005 and shape.max() < 0.995 and apart > 0.005 and all(map(outline.is_simple, shape)):
+                return shape, parts
+        raise ValueError("50 draws in a row gave lungs that overlap or leave the film: fit the model again")
+
+    def _texture(self, code: dict[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
+        a, side = self.arrays, appearance.SIZE
+        half = (code["global"].astype(np.float32) @ a["global_modes"]).reshape(side // 2, side // 2)
+        texture = a["texture_mean"] + cv2.resize(half, (side, side), interpolation=cv2.INTER_CUBIC)
+        scores = code["linked"] @ a["linked_modes"] + rng.standard_normal(len(a["window_sd"])) * a["unlinked_sd"]
+        scores = (scores * a["window_sd"]).astype(np.float32)
+        step, window = appearance.STEP, appearance.WINDOW
+        total = np.zeros((side + 2 * step,) * 2, np.float32)
+        for row, column, which in self._windows:
+            patch = (scores[which] @ a["window_modes"][which]).reshape(window, window)
+            total[row : row + window, column : column + window] += patch * self._fade
+        noise = appearance.colour(rng.standard_normal((side, side), np.float32), a["noise_spectrum"])
+        texture = texture + total[step:-step, step:-step] + noise * (_NOISE * self._noise_sd)
+        # Beyond the mean frame its last pixels go on for ever: as streaks, if they were sharp.
+        return self._sharp * texture + (1 - self._sharp) * cv2.GaussianBlur(texture, (0, 0), 12)
+
+    def _render(self, shape, code, rng, size: int) -> np.ndarray:
+        """The film in gray levels, ``float32 (size, size)``, around the outline ``shape``."""
+        a, side = self.arrays, appearance.SIZE
+        texture = self._texture(code, rng)
+        flow = (a["flow_centre"] + code["flow"] @ a["flow_modes"]).astype(np.float32)
+        flow = cv2.resize(flow.reshape(appearance.FLOW_NODES, appearance.FLOW_NODES, 2), (side, side),
+                          interpolation=cv2.INTER_CUBIC) * self._free
+        at = outline.warp_field(shape, a["frame"], size) * side - 0.5
+        start = at
+        for _ in range(3):  # the flow is given where it ends; going back is a fixed point
+            at = start - cv2.remap(flow, at[..., 0], at[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        # Not cv2.remap: its 1/32 px steps show on edges, and differ between OpenCV's versions.
+        density = map_coordinates(texture, (at[..., 1], at[..., 0]), order=3, mode="nearest", output=np.float32)
+        gray = np.arange(400, dtype=np.float32)
+        curve = appearance.tone_curve(appearance.decode_tone(code["tone"]))(gray)
+        gray = np.interp(density, curve, gray).astype(np.float32)
+        # Film has a shoulder: without it every dense abdomen would be cut off at white.
+        return np.where(gray > 190, 190 + 65 * np.tanh((gray - 190) / 65), gray)
+
+
+def fit_prepared(root: str | Path, config: appearance.FitConfig = appearance.FitConfig()) -> AppearanceModel:
+    """Fits a model on the training films of Montgomery and Shenzhen in a prepared folder, and on no other.
+
+    Args:
+        root: a prepared set: ``manifest.csv`` and ``train/{image,mask}/NAME.png``.
+        config: numbers of modes.
+
+    Raises:
+        FileNotFoundError: the manifest or one of its films is missing.
+        ValueError: fewer than 12 films have usable lungs.
+    """
+    films = _training_films(root)
+    return AppearanceModel.fit(films["images"], films["masks"], films["tb"], config)
+
+
+def _training_films(root: str | Path) -> dict:
+    from ..splits import published_split
+    from ..tables import read_csv
+    root = Path(root)
+    table = read_csv(manifest_path(root))
+    # By the published lists, whatever the set's own split: no film of a validation or test list may get in.
+    table = table[(published_split(table) == "train") & table.source.isin(["montgomery", "shenzhen"])].sort_values("name")
+    table = table[~table.name.isin(appearance.LOOSE_MASKS)]
+    read = tqdm(table.name, desc="read", disable=None)
+    folders = root / table.split
+    pairs = [(image.read_image(folder / "image" / f"{name}.png"),
+              image.read_mask(folder / "mask" / f"{name}.png")) for folder, name in zip(folders, read, strict=True)]
+    return {"names": list(table.name), "images": [p[0] for p in pairs], "masks": [p[1] for p in pairs], "tb": table.tb.to_numpy(int)}
+
+
+def check_privacy(model: AppearanceModel, root: str | Path, *, n: int = 500, seed: int = 0) -> dict:
+    """Compares samples with the films that the model was fitted on.
+
+    Films are compared in the mean frame, so that neither position nor shape hides a likeness: relative density in the
+    box around both lungs at 64x64, less its mean, over its sd. The distance is the rms difference: 0 is the same
+    film, 1.4 two unrelated ones.
+
+    Args:
+        model: fitted on ``root``.
+        root: the prepared set, see :func:`fit_prepared`.
+        n: number of samples, drawn before acquisition.
+        seed: of the draw.
+
+    Returns:
+        ``train_to_train`` and ``sample_to_train``, each the min, 1st and 5th percentile and median of the distance to
+        the nearest training film (another one); ``mode_share``, for each kind of mode the largest part of one mode's
+        squared scores that is one film's; ``films``, ``samples``; and ``passed``: no sample is nearer to a film than
+        the two most alike films are to each other, and no share reaches a half.
+    """
+    from ..splits import SAME_PATIENT
+    films = _training_films(root)
+    again = {name for _, *others in SAME_PATIENT for name in others}  # one person's films may well be alike
+    kept = [k for k, name in enumerate(films["names"]) if name not in again]
+    films = {key: [values[k] for k in kept] for key, values in films.items()}
+    train = appearance.fingerprints(films["images"], films["masks"], model.arrays["frame"])
+    drawn = list(model.stream(n, seed, size=2 * appearance.SIZE, acquire=False))
+    samples = appearance.fingerprints([f.image for f in drawn], [f.mask for f in drawn], model.arrays["frame"])
+    among = appearance.distances(train, train)
+    np.fill_diagonal(among, np.inf)
+    near = {"train_to_train": among.min(1), "sample_to_train": appearance.distances(samples, train).min(1)}
+    result = {key: {name: round(float(np.percentile(value, q)), 4) for name, q in
+                    (("min", 0), ("p1", 1), ("p5", 5), ("median", 50))} for key, value in near.items()}
+    kinds = ("shape", "flow", "global", "linked", "window")
+    result["mode_share"] = {k: round(float(s), 3) for k, s in zip(kinds, model.arrays["share"], strict=True)}
+    result |= {"films": len(train), "samples": len(samples)}
+    result["passed"] = bool(near["sample_to_train"].min() >= near["train_to_train"].min()
+                            and max(result["mode_share"].values()) < 0.5)
+    return result
+
+
+def check_replaceable(path: str | Path) -> None:
+    """Raises ValueError where there is a file that is no model of this version."""
+    if Path(path).exists():
+        try:
+            AppearanceModel.load(path)
+        except ValueError:
+            raise ValueError(f"{path}: it is there, and no model of built-in films: choose another file to write") from None
+
+
+def write_raw(out: str | Path, n: int, seed: int, *, model: AppearanceModel | None = None, size: int = 512) -> None:
+    """Writes samples in the raw layouts of Montgomery and Shenzhen, so that preparation has its usual work to do.
+
+    One film in three goes to Montgomery, with a mask for each lung; one Shenzhen film in seven has no mask. Numbers
+    start at 9001, which no film of the public sets has.
+
+    Args:
+        out: folder to write below; made where it is missing.
+        n: number of films.
+        seed: of the draw.
+        model: what to draw from, the shipped one by default.
+        size: px a side.
+
+    Raises:
+        OSError: the folder can't be written.
+    """
+    model = model or AppearanceModel.load()
+    base = Path(out) / "pulmonary-chest-xray-abnormalities"
+    montgomery, shenzhen = base / "Montgomery/MontgomerySet", base / "ChinaSet_AllFiles/ChinaSet_AllFiles"
+    masks = Path(out) / "shcxr-lung-mask/mask/mask"
+    for folder in (montgomery / "CXR_png", montgomery / "ManualMask/leftMask", montgomery / "ManualMask/rightMask",
+                   montgomery / "ClinicalReadings", shenzhen / "CXR_png", shenzhen / "ClinicalReadings", masks):
+        folder.mkdir(parents=True, exist_ok=True)
+    films = model.stream(n, seed, size=size)
+    for index, film in enumerate(tqdm(films, total=n, desc="synth", disable=None)):
+        patient = _patient(seed, index, film.tb)
+        if index % 3 == 0:
+            name = f"MCUCXR_{9001 + index}_{film.tb}"
+            image.write_image(montgomery / "CXR_png" / f"{name}.png", film.image)
+            image.write_mask(montgomery / "ManualMask/leftMask" / f"{name}.png", film.left)
+            image.write_mask(montgomery / "ManualMask/rightMask" / f"{name}.png", film.right)
+            sex = patient["sex"][0].upper()
+            text = f"Patient's Sex: {sex}\nPatient's Age: {patient['age']:03d}Y\n{patient['finding']}\n"
+            image.write_bytes(montgomery / "ClinicalReadings" / f"{name}.txt", text.encode())
+            continue
+        name = f"CHNCXR_{9001 + index}_{film.tb}"
+        image.write_image(shenzhen / "CXR_png" / f"{name}.png", film.image)
+        text = f"{patient['sex']} {patient['age']}yrs\n{patient['finding']}\n"
+        image.write_bytes(shenzhen / "ClinicalReadings" / f"{name}.txt", text.encode())
+        if index % 21 not in (4, 14):  # two of the 14 Shenzhen films in 21
+            image.write_mask(masks / f"{name}_mask.png", film.mask)
+
+
+def _patient(seed: int, index: int, tb: int) -> dict:
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index, 1])))
+    return {"sex": ("male", "female")[int(rng.random() < 0.4)], "age": int(np.clip(rng.normal(42, 15), 16, 89)),
+            "finding": "bilateral pulmonary tuberculosis" if tb else "normal"}

@@ -1,0 +1,16 @@
+"""Step two: does a film look like tuberculosis? A research demonstration, no medical device.
+
+- ``data``: films to four views of the film and its lungs
+- ``net``: the classifier, the segmenter's encoder pooled inside a region, and where it looked
+- ``train``: training it, and what it says of films
+- ``calibrate``: temperature, operating point, scores
+- ``screening``: all of it behind the segmenter, for films in a folder
+"""
+
+from .calibrate import calibrated, reliability, score_tb
+from .data import ARMS, make_cuts, tb_frame, view
+from .screening import CLEAR, SUSPECT, TBScreener, draw_heat, screen, why_not
+from .train import TBConfig, compare_arms
+
+__all__ = ["ARMS", "CLEAR", "SUSPECT", "TBConfig", "TBScreener", "calibrated", "compare_arms", "draw_heat", "make_cuts", "reliability", "score_tb", "screen",
+           "tb_frame", "view", "why_not"]

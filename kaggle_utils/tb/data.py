@@ -1,0 +1,273 @@
+"""Films to what the tuberculosis classifier sees: four views of a film and its lungs, cut once, augmented, normalised.
+
+Axes: N or B films, 1 channel, H rows, W columns. Arrays are ``uint8 (H, W)``, lungs are masks in {0, 1}; tensors are
+``float32 (B, 1, H, W)``.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+
+from ..data import augmentation, read_manifest
+from ..image import read_image, resize_image, resize_mask, resize_prob
+from ..quality import split_lungs
+from ..splits import SAME_PATIENT, published_split
+
+ARMS = ("whole", "crop", "masked", "blanked")  # see view()
+FILM = 512  # px, side of the square that a film is squeezed to before its lungs are cut out, as the prepared set's are
+MARGIN = 0.05  # of the lungs' longer side, around them: pleura and costophrenic angles lie on the mask's edge
+
+
+def tb_frame(data: str | Path, sources: Sequence[str] = ("montgomery", "shenzhen")) -> pd.DataFrame:
+    """The films of a prepared set with a label for tuberculosis, those without a lung mask too.
+
+    Returns:
+        Rows of ``data.read_manifest`` with ``part``: train, val or test by the published lists of this task; films that these don't
+        know (built-in ones) keep the set's own split, and train where they have no mask.
+
+    Raises:
+        ValueError: no such film.
+    """
+    frame = read_manifest(data)
+    frame = frame[frame["source"].isin(sources) & frame["tb"].isin((0, 1))].reset_index(drop=True)
+    if frame.empty:
+        raise ValueError(f"{data}: no film of {', '.join(sources)} with a label for tuberculosis")
+    own = frame["split"].replace("unlabelled", "train")
+    return frame.assign(tb=frame["tb"].astype(int), part=published_split(frame, task="tb").fillna(own))
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """Films and their lungs, whole and cut out, ready for every arm.
+
+    Attributes:
+        frame: one row a film: name, source, tb and whatever else the manifest says.
+        films, lungs: whole films and their lung fields, ``uint8 (N, size, size)``, see :func:`lung_fields`.
+        crops, crop_lungs: the same around the lungs, letter-boxed.
+    """
+
+    frame: pd.DataFrame
+    films: np.ndarray
+    lungs: np.ndarray
+    crops: np.ndarray
+    crop_lungs: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def __getitem__(self, keep: np.ndarray | pd.Series) -> Cuts:
+        """Some of the films, by a boolean array or by positions."""
+        keep = np.asarray(keep)
+        return Cuts(self.frame[keep] if keep.dtype == bool else self.frame.iloc[keep],
+                    *(array[keep] for array in (self.films, self.lungs, self.crops, self.crop_lungs)))
+
+    def of(self, arm: str) -> tuple[np.ndarray, np.ndarray]:
+        """Images and lungs that an arm starts from, each ``uint8 (N, size, size)``."""
+        check_arm(arm)
+        return (self.crops, self.crop_lungs) if arm in ("crop", "masked") else (self.films, self.lungs)
+
+
+def check_arm(arm: str) -> None:
+    """Raises ValueError unless there is such an arm."""
+    if arm not in ARMS:
+        raise ValueError(f"arm is one of {', '.join(ARMS)}, not {arm!r}")
+
+
+def lung_box(lungs: np.ndarray, margin: float = MARGIN) -> tuple[int, int, int, int]:
+    """The box of both lungs with a margin, inside the frame: top, bottom, left, right in px, bottom and right excluded.
+
+    Args:
+        lungs: ``uint8 (H, W)`` in {0, 1}.
+        margin: share of the box's longer side that is added on each side.
+
+    Raises:
+        ValueError: there is no lung.
+    """
+    if not lungs.any():
+        raise ValueError("no lung to cut out")
+    (top, bottom), (left, right) = (np.flatnonzero(lungs.any(axis))[[0, -1]] + (0, 1) for axis in (1, 0))
+    extra = round(margin * max(bottom - top, right - left))
+    return max(top - extra, 0), min(bottom + extra, len(lungs)), max(left - extra, 0), min(right + extra, lungs.shape[1])
+
+
+def lung_fields(lungs: np.ndarray, margin: float = 0.02) -> np.ndarray:
+    """The convex hull of each lung, a little wider: what disease hides from the segmenter is inside it.
+
+    Segmenters leave out what is white, and a consolidated lobe is: by the mask alone the sickest lungs would be cut away.
+
+    Args:
+        lungs: ``uint8 (H, W)`` in {0, 1}.
+        margin: of the film's width, by which the hulls grow.
+    """
+    fields = np.zeros_like(lungs)
+    for lung in split_lungs(lungs):
+        points = cv2.findNonZero(lung)
+        if points is not None:
+            cv2.fillConvexPoly(fields, cv2.convexHull(points), 1)
+    side = 2 * round(margin * lungs.shape[1]) + 1
+    return cv2.dilate(fields, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)))
+
+
+def letter_box(image: np.ndarray, box: tuple[int, int, int, int], size: int) -> np.ndarray:
+    """A part of a film in a square without being squeezed: its longer side fills it, black bars fill the rest.
+
+    Args:
+        image: ``uint8 (H, W)``.
+        box: of :func:`lung_box`.
+        size: px, side of the square.
+    """
+    top, bottom, left, right = box
+    height, width = bottom - top, right - left
+    shape = tuple(max(1, round(side * size / max(height, width))) for side in (height, width))
+    row, column = ((size - side) // 2 for side in shape)
+    square = np.zeros((size, size), np.uint8)
+    square[row:row + shape[0], column:column + shape[1]] = resize_image(image[top:bottom, left:right], shape)
+    return square
+
+
+def from_letter_box(square: np.ndarray, box: tuple[int, int, int, int], shape: tuple[int, int]) -> np.ndarray:
+    """What :func:`letter_box` did, undone: ``float32 (size, size)`` back into the box, 0 elsewhere in ``shape``."""
+    top, bottom, left, right = box
+    size, height, width = len(square), bottom - top, right - left
+    inner = tuple(max(1, round(side * size / max(height, width))) for side in (height, width))
+    row, column = ((size - side) // 2 for side in inner)
+    whole = np.zeros(shape, np.float32)
+    whole[top:bottom, left:right] = resize_prob(square[row:row + inner[0], column:column + inner[1]], (height, width))
+    return whole
+
+
+def cut(image: np.ndarray, lungs: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """One film for all arms: whole film, its lung fields, the crop, its lung fields, each ``uint8 (size, size)``.
+
+    Args:
+        image: ``uint8 (H, W)``, of any size.
+        lungs: ``uint8 (H, W)`` in {0, 1}, of any size.
+        size: px.
+
+    Raises:
+        ValueError: there is no lung.
+    """
+    image, lungs = resize_image(image, FILM), lung_fields(resize_mask(lungs, FILM))
+    box = lung_box(lungs)
+    crop_lungs = (letter_box(lungs * np.uint8(255), box, size) >= 128).astype(np.uint8)
+    return resize_image(image, size), resize_mask(lungs, size), letter_box(image, box, size), crop_lungs
+
+
+def make_cuts(frame: pd.DataFrame, segmenter, size: int, *, batch: int = 16) -> Cuts:
+    """Cuts the films of a manifest by the lungs that a segmenter finds; films without any are left out.
+
+    Args:
+        frame: rows of :func:`tb_frame`.
+        segmenter: the :class:`infer.LungSegmenter`, or a dict of them by source.
+        size: px, side of the cuts.
+        batch: films a forward pass.
+    """
+    rows, arrays = [], []
+    with ThreadPoolExecutor() as pool:
+        for source, films in frame.groupby("source", sort=False):
+            finder = segmenter[source] if isinstance(segmenter, dict) else segmenter
+            for start in range(0, len(films), batch):
+                some = films.iloc[start:start + batch]
+                images = list(pool.map(read_image, some["image"]))
+                masks = finder.masks(images)
+                kept = [k for k, mask in enumerate(masks) if mask.any()]
+                rows.append(some.iloc[kept])
+                arrays += pool.map(lambda k: cut(images[k], masks[k], size), kept)
+    return Cuts(pd.concat(rows, ignore_index=True), *map(np.stack, zip(*arrays)))
+
+
+def save_cuts(path: str | Path, cuts: Cuts) -> None:
+    """Writes cuts to an npz file: for this machine alone, since they are films."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    arrays = {key: getattr(cuts, key) for key in ("films", "lungs", "crops", "crop_lungs")}
+    np.savez_compressed(path, frame=np.frombuffer(cuts.frame.to_csv(index=False).encode(), np.uint8), **arrays)
+
+
+def load_cuts(path: str | Path) -> Cuts:
+    """Reads what :func:`save_cuts` wrote."""
+    with np.load(path) as file:
+        frame = pd.read_csv(io.BytesIO(file["frame"].tobytes()), dtype={"name": str}, keep_default_na=False)
+        return Cuts(frame, *(file[key] for key in ("films", "lungs", "crops", "crop_lungs")))
+
+
+def view(images: torch.Tensor, lungs: torch.Tensor, arm: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """What an arm shows of a film, normalised by the gray levels of what it shows, and the region it shows.
+
+    ``whole``: the film. ``crop``: the box around the lungs, normalised by the lungs' own levels, so that neither collimation
+    nor the arms of the patient set the scale. ``masked``: the same with all but the lungs at their mean. ``blanked``: the
+    film with its lungs at the mean of the rest: what is learned from that is no disease of the lungs, though their outline,
+    which disease changes too, is still seen.
+
+    Args:
+        images: ``(B, 1, H, W)`` of any dtype.
+        lungs: the same, in {0, 1}.
+        arm: of :data:`ARMS`.
+
+    Returns:
+        The images with zero mean and unit deviation over their region, and the region in {0, 1}, both ``float32 (B, 1, H, W)``.
+    """
+    check_arm(arm)
+    images, lungs = images.float(), lungs.float()
+    region = {"whole": torch.ones_like(lungs), "crop": lungs, "masked": lungs, "blanked": 1 - lungs}[arm]
+    area = region.sum((-2, -1), keepdim=True).clamp_min(1)
+    off = images - (images * region).sum((-2, -1), keepdim=True) / area
+    off = off / ((off**2 * region).sum((-2, -1), keepdim=True) / area).sqrt().clamp_min(1e-3)
+    if arm == "crop":
+        return off.clamp(-4, 4), torch.ones_like(region)
+    return off * region, region
+
+
+def balance(frame: pd.DataFrame) -> np.ndarray:
+    """A weight for each film by which both classes of every set weigh alike: which set a film is of says nothing then.
+
+    Args:
+        frame: with ``source`` and ``tb``.
+
+    Returns:
+        ``float32 (N,)`` with a mean of 1 over every set that has both classes.
+    """
+    sets = frame.groupby("source")["tb"].transform
+    both = frame.groupby(["source", "tb"])["tb"].transform("size")
+    return (sets("size") / (sets("nunique") * both)).to_numpy(np.float32)
+
+
+def batches(cuts: Cuts, arm: str, *, batch: int, seed: int, epoch: int, preset: str = "tb") -> Iterator[tuple[torch.Tensor, ...]]:
+    """An epoch of augmented views in an order that seed and epoch alone decide: images, region and positions in the cuts."""
+    images, lungs = cuts.of(arm)
+    augment = augmentation(preset)
+    order = np.random.default_rng([seed, epoch]).permutation(len(cuts))
+    augment.set_random_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]))
+    for some in np.array_split(order, max(1, round(len(order) / batch))):
+        moved = [augment(image=images[k], mask=lungs[k]) for k in some]
+        yield *view(*(torch.from_numpy(np.stack([film[key] for film in moved])[:, None]) for key in ("image", "mask")), arm), some
+
+
+def folds(frame: pd.DataFrame, n: int, seed: int = 0) -> np.ndarray:
+    """The fold of each film, stratified by set and label, the films of one patient together.
+
+    Args:
+        frame: with ``name``, ``source`` and ``tb``.
+        n: how many.
+        seed: of the draw.
+
+    Returns:
+        ``int (N,)`` in [0, n).
+    """
+    order = np.random.default_rng(seed).permutation(len(frame))
+    place = frame.iloc[order].groupby(["source", "tb"]).cumcount()
+    fold = np.empty(len(frame), int)
+    fold[order] = place % n
+    names = frame["name"].to_numpy()
+    for first, *others in SAME_PATIENT:
+        if first in names:
+            fold[np.isin(names, others)] = fold[names == first][0]
+    return fold

@@ -1,0 +1,200 @@
+"""Step two: does a film look like tuberculosis? A probability from the lung region, where it comes from, or why there is none.
+
+A research demonstration, no medical device. :mod:`tb.data` cuts the lungs out, :mod:`tb.net` is the network and its heat map,
+:mod:`tb.train` fits and scores it; this module puts them behind the segmenter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from scipy.special import expit
+from tqdm import tqdm
+
+from ..files import find_files, printable, start_results, unique_names
+from ..hardware import choose_device
+from ..image import resize_mask, write_bytes, write_image
+from ..infer import LungSegmenter, ReadFilm, Segmented, draw_overlay, read_ahead, segment
+from ..journal import Journal
+from ..model import read_header
+from ..tables import to_csv
+from .data import FILM, Cuts, cut, from_letter_box, lung_box, lung_fields, view
+from .net import grad_cam, load_tb
+from .train import logits_of
+
+COLUMNS = ("name", "path", "probability", "label", "quality", "flag", "reason", "notes", "overlay")
+TB_WEIGHTS = Path(__file__).parents[1] / "weights" / "tb.safetensors"
+SUSPECT, CLEAR = "suspect", "not suspect"
+_STRIP = 512  # rows that are coloured at once: of fractions, a film of 64 megapixels would take 4 GB
+
+
+class TBScreener:
+    """A segmenter and the classifier that looks at the lungs it finds.
+
+    Args:
+        weights: of the classifier, a file of ``model.save_weights``; None is the one that ships with the package.
+        segmenter: finds the lungs; None is a :class:`infer.LungSegmenter` with its own defaults.
+        device: auto, cpu, cuda, cuda:N or mps (a Mac's GPU).
+
+    Attributes:
+        threshold: the probability from which on a film is suspect, fixed on validation films.
+
+    Raises:
+        FileNotFoundError: no such weights.
+        ValueError: damaged weights, or weights of another network.
+    """
+
+    def __init__(self, weights: str | Path | None = None, *, segmenter: LungSegmenter | None = None, device: str = "auto"):
+        path = Path(weights or TB_WEIGHTS)
+        self.header = read_header(path, members=True)
+        self.version = hashlib.sha256(path.read_bytes()).hexdigest()[:16]  # weights are told apart by their content
+        missing = {"arm", "size", "temperature", "threshold"} - set(self.header)
+        if missing:
+            raise ValueError(f"{path}: not weights of the tuberculosis classifier, perhaps a segmenter's (no {' and no '.join(sorted(missing))} in the header)")
+        self.arm, self.size, self.temperature, self.threshold = (self.header[k] for k in ("arm", "size", "temperature", "threshold"))
+        self.net = load_tb(path).to(choose_device(device), memory_format=torch.channels_last)
+        self.segmenter = segmenter or LungSegmenter(device=device)
+
+    def probabilities(self, films: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> np.ndarray:
+        """Calibrated probability of tuberculosis of films with lungs.
+
+        Args:
+            films: each ``uint8 (H, W)``, upright, of any size.
+            masks: their lungs, ``uint8 (H, W)`` in {0, 1}.
+
+        Returns:
+            ``float32 (N,)``.
+
+        Raises:
+            ValueError: a film has no lungs.
+        """
+        arrays = zip(*(cut(film, mask, self.size) for film, mask in zip(films, masks, strict=True)))
+        cuts = Cuts(pd.DataFrame(index=range(len(films))), *map(np.stack, arrays))
+        return expit(logits_of(list(self.net.members), cuts, self.arm) / self.temperature)
+
+    def heat(self, film: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """What raised the probability, place by place, and nothing outside each lung's convex hull: see :func:`tb_net.grad_cam`.
+
+        Args:
+            film, mask: as for :meth:`probabilities`.
+
+        Returns:
+            ``float32 (H, W)`` in [0, 1], 1 at the film's hottest place; all 0 where nothing spoke for tuberculosis.
+        """
+        cuts = Cuts(pd.DataFrame(index=[0]), *(array[None] for array in cut(film, mask, self.size)))
+        device = next(self.net.parameters()).device
+        image, region = view(*(torch.from_numpy(array[:, None]).to(device) for array in cuts.of(self.arm)), self.arm)
+        warm = grad_cam(list(self.net.members), image, region)[0].cpu().numpy()
+        small = resize_mask(mask, FILM)
+        box = lung_box(lung_fields(small)) if self.arm in ("crop", "masked") else (0, FILM, 0, FILM)
+        warm = from_letter_box(warm, box, small.shape) * lung_fields(small, margin=0)
+        warm = cv2.resize(warm, film.shape[::-1])
+        return warm / max(float(warm.max()), 1e-6)
+
+
+def why_not(found: Segmented) -> str:
+    """Why a film gets no probability: there is no mask, or one of no use; empty where it gets one."""
+    if found.mask is None:
+        return found.error.removeprefix(f"{found.film.path}: ")
+    return "; ".join(found.quality.reasons) if found.quality and found.quality.flag == "reject" else ""
+
+
+def screen(patterns: Iterable[str | Path], out: str | Path, screener: TBScreener, *, batch: int = 8) -> pd.DataFrame:
+    """Screens files; one that can't be read, is no chest film or has no lungs to look at is a row with the reason.
+
+    Rows are in ``screening.jsonl`` as they come, and a run that was stopped goes on, as in :func:`infer.predict`.
+
+    Args:
+        patterns: files, folders and globs, as for :func:`infer.predict`.
+        out: gets ``screening.csv`` and ``overlays/NAME.png``: the film, upright, with its lungs' outline and, inside it, what raised
+            the probability, the stronger the more probable.
+        screener: with which weights.
+        batch: films a forward pass.
+
+    Returns:
+        The table: name, path, probability (missing where none is given), label (``suspect`` from the operating point on, else
+        ``not suspect``; empty without a probability), quality and flag of the mask (see :mod:`quality.estimate`; what it rejects gets no
+        probability), reason why there is none, notes (what reading and the checks found and did), overlay.
+
+    Raises:
+        FileNotFoundError: a pattern names nothing.
+        ValueError: results would replace what is not of an earlier run.
+        OSError: ``out`` can't be written.
+    """
+    out = Path(out)
+    files = find_files(patterns, out=out)
+    start_results(out, "screening.csv", COLUMNS, ["overlays"])
+    names = unique_names(files)
+    settings = {**screener.segmenter.settings, "screener": screener.version, "out": printable(out)}
+    journal = Journal(out / "screening.jsonl", settings, dict(zip(names, files)))
+    rows = {name: row for file, name in zip(files, names) if (row := journal.find(file, name))}
+    todo = [(file, name) for file, name in zip(files, names) if name not in rows]
+    try:
+        with ThreadPoolExecutor() as pool, tqdm(total=len(files), initial=len(rows), desc="screen", unit="film", disable=None) as bar:
+            for films in read_ahead(todo, pool, batch):
+                for film in films:
+                    journal.remove(film.name, [f"overlays/{film.name}.png"])
+                for film, row in zip(films, _screen(films, out, screener, pool)):
+                    rows[film.name] = row
+                    if film.image is not None:  # what could not be read is tried again
+                        journal.add(Path(film.path), film.name, row, [f"overlays/{film.name}.png"])
+                bar.update(len(films))
+    except BaseException:
+        with suppress(OSError):  # of which the first one counts
+            _write_table([rows[name] for name in names if name in rows], out)
+        raise
+    return _write_table([rows[name] for name in names], out)
+
+
+def _write_table(rows: list[dict[str, object]], out: Path) -> pd.DataFrame:
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    write_bytes(out / "screening.csv", to_csv(table))
+    return table
+
+
+def draw_heat(image: np.ndarray, mask: np.ndarray, heat: np.ndarray, strength: float = 1.0) -> np.ndarray:
+    """The film with the outline of its lungs (orange) and, in reds and yellows, a heat map.
+
+    Args:
+        image: ``uint8 (H, W)``.
+        mask: ``uint8 (H, W)`` in {0, 1}.
+        heat: ``float32 (H, W)`` in [0, 1].
+        strength: how much of the film the hottest place hides, in [0, 1].
+
+    Returns:
+        ``uint8 (H, W, 3)``, BGR.
+    """
+    drawn = draw_overlay(image, mask)
+    for top in range(0, len(image), _STRIP):
+        rows = slice(top, top + _STRIP)
+        gray, hot, outlined = image[rows, :, None], heat[rows], drawn[rows]
+        colour = cv2.applyColorMap((255 * hot).astype(np.uint8), cv2.COLORMAP_INFERNO)
+        share = (0.7 * strength * hot)[..., None]
+        mixed = ((1 - share) * gray + share * colour).round().astype(np.uint8)
+        film = (outlined == gray).all(-1)  # and no line
+        outlined[film] = mixed[film]
+    return drawn
+
+
+def _screen(films: list[ReadFilm], out: Path, screener: TBScreener, pool: ThreadPoolExecutor) -> list[dict[str, object]]:
+    """Rows of one batch, in order; writes the overlays."""
+    good = [film for film in films if not film.error]
+    probs = dict(zip((film.name for film in good), screener.segmenter.probabilities([film.checked.image for film in good]) if good else ()))
+    found = list(pool.map(lambda film: segment(film, probs.get(film.name), screener.segmenter), films))
+    rows = {each.film.name: {**each.row, "label": "", "reason": printable(why_not(each))} for each in found}
+    fit = [each for each in found if not why_not(each)]
+    images, masks = [each.film.checked.image for each in fit], [each.mask for each in fit]
+    for each, image, mask, probability in zip(fit, images, masks, screener.probabilities(images, masks) if fit else ()):
+        path = out / "overlays" / f"{each.film.name}.png"
+        write_image(path, draw_heat(image, mask, screener.heat(image, mask), float(probability)))
+        rows[each.film.name] |= {"probability": round(float(probability), 4), "overlay": printable(path),
+                                 "label": SUSPECT if probability >= screener.threshold else CLEAR}
+    return list(rows.values())

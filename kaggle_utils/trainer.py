@@ -1,0 +1,537 @@
+"""Training: a Trainer, and checkpoints from which a killed run goes on to the same weights.
+
+By one process, or by those that torchrun starts: see :mod:`distributed`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import os
+import pickle
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from . import distributed
+from .config import TrainConfig
+from .data import LungDataset, check_disjoint, make_loader, read_manifest
+from .hardware import choose_device, choose_precision, keep_memory
+from .image import write_bytes
+from .infer import LungSegmenter
+from .loss import make_loss
+from .metrics import confusion, overlap
+from .model import NORMALISATION, UNet, count_parameters, save_weights, update_header
+from .quality.fit import MOST, Item, fit_quality
+from .scale.shards import ShardedFilms, is_sharded, read_shards, stream_loader
+from .splits import BUILT_IN, suspect_masks
+
+CHECKPOINT_SECONDS = 300  # of training at most that a kill loses: epochs may be long
+LICENCES = {
+    "montgomery": "Montgomery: research use with acknowledgement (Jaeger et al. 2014, Candemir et al. 2014)",
+    "shenzhen": "Shenzhen masks: CC BY-NC-SA 4.0 (Stirenko et al. 2018)",
+    "jsrt": "JSRT/SCR: research use, registration at the source (Shiraishi et al. 2000, van Ginneken et al. 2006)",
+}
+
+
+@dataclass
+class Epoch:
+    """How far an epoch is: what a checkpoint in the middle of it has to know."""
+
+    batches: int = 0  # learned from
+    loss: float = 0.0  # sum over their films
+    films: float = 0.0
+    started: float = 0.0  # seconds of the run before it
+
+
+class Trainer:
+    """Fits a model, keeps the best and the last checkpoint, and goes on where a killed run stopped.
+
+    Args:
+        model: a network from images ``(B, 1, H, W)`` to logits ``(B, C, H, W)``: C is 1, or one for each of the
+            configuration's sources, of which a film's own is compared with its mask.
+        loss: a module of ``(logits, truth)``, both ``(B, 1, H, W)``.
+        train_loader: yields dicts of image, mask, name and source; of several processes each one's share, as
+            :func:`data.make_loader` gives it.
+        val_loader: the same, in a fixed order.
+        config: see :class:`TrainConfig`.
+        out: folder for ``last.pt`` (to resume), ``best.safetensors`` (to use), ``history.csv`` and ``config.json``;
+            None writes nothing.
+        about: of the data: kept in the weights' header, and compared when a run is resumed.
+    """
+
+    def __init__(self, model: nn.Module, loss: nn.Module, train_loader: DataLoader, val_loader: DataLoader,
+                 config: TrainConfig, out: str | Path | None = None, about: dict[str, object] | None = None):
+        self.config, self.loss = config, loss
+        self.train_loader, self.val_loader = train_loader, val_loader
+        self.device = choose_device(config.device)
+        if self.device.type == "cpu":
+            keep_memory()
+        self.precision = choose_precision(self.device) if config.precision == "auto" else config.precision
+        self.model = distributed.share_statistics(model, self.device).to(self.device, memory_format=torch.channels_last)
+        step_model = distributed.average_gradients(self.model)
+        self.step_model = torch.compile(step_model) if config.compile else step_model
+        self.ema = AveragedModel(self.model, multi_avg_fn=ema_with_warmup(config.ema), use_buffers=True)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        self.history: list[dict[str, float]] = []
+        self.step, self.seconds = 0, 0.0
+        self.begun, self.saved = Epoch(), 0.0  # how far the present epoch is; seconds at the last checkpoint
+        self.out, self.about, self.commit = Path(out) if out and distributed.is_main() else None, about or {}, _commit()
+
+    @property
+    def best_model(self) -> nn.Module:
+        """The weights that are validated and kept: the moving average, if there is one."""
+        return self.ema.module if self.config.ema else self.model
+
+    @property
+    def best_dice(self) -> float:
+        """The highest validation Dice so far."""
+        return max((row["val_dice"] for row in self.history), default=-1.0)
+
+    def fit(self, on_epoch: Callable[[dict[str, float]], bool] | None = None) -> pd.DataFrame:
+        """Trains to the end of the epochs, the time budget or the patience.
+
+        Args:
+            on_epoch: called with each new row of the history; training ends when it says True.
+
+        Returns:
+            One row an epoch: epoch, lr, train_loss, val_loss, val_dice, val_iou, val_accuracy, val_foreground (predicted
+            share of lung), films_s (training alone) and seconds (since the start, resumed parts included).
+
+        Raises:
+            ValueError: the first batch is not what a network can learn from; the message says what is wrong. Or there are
+                several processes, and they differ in settings, films or the checkpoint they go on from.
+            FloatingPointError: the loss is not finite; the message names the films.
+        """
+        distributed.check_alike({**asdict(self.config), "data": self.about, "step": self.step})
+        if self.out:
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_bytes(self.out / "config.json", json.dumps(asdict(self.config), indent=2).encode())
+        if not self.step:
+            check_batch(next(iter(self.train_loader)))
+        silent = None if distributed.is_main() else True  # None: only where there is no terminal
+        bar = tqdm(total=self.config.epochs, initial=len(self.history), desc="train", unit="epoch", disable=silent)
+        while not self._finished():
+            row = self._epoch(len(self.history), bar)
+            improved = row["val_dice"] > self.best_dice
+            self.history.append(row)
+            self.begun = Epoch(started=self.seconds)
+            self._save(improved)
+            bar.set_postfix(dice=f"{row['val_dice']:.4f}", loss=f"{row['train_loss']:.4f}")
+            bar.update()
+            if on_epoch and on_epoch(row):
+                break
+        bar.close()
+        return pd.DataFrame(self.history)
+
+    def validate(self, model: nn.Module | None = None) -> dict[str, float]:
+        """Means over the validation films of loss, Dice, IoU, accuracy and predicted share of lung.
+
+        The model's mode (training or evaluation) is put back as it was.
+        """
+        rows = []
+        for logits, truth in self.outputs(self.val_loader, model):
+            loss = self.loss(logits, truth).item()  # the mean over these films
+            for pred, true in zip((logits > 0).cpu().numpy()[:, 0], truth.cpu().numpy()[:, 0]):
+                counts = confusion(pred.astype(np.uint8), true.astype(np.uint8))
+                rows.append({"loss": loss, **overlap(counts), "foreground": pred.mean()})
+        means = pd.DataFrame(distributed.gather(rows)).mean()
+        return {f"val_{key}": float(means[key]) for key in ("loss", "dice", "iou", "accuracy", "foreground")}
+
+    @torch.inference_mode()
+    def outputs(self, loader: DataLoader, model: nn.Module | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Logits and truth of each batch, both ``(B, 1, H, W)``; a film of a set not trained on gets the first set's head.
+
+        The model's mode (training or evaluation) is put back as it was.
+        """
+        model = model or self.best_model
+        was_training = model.training
+        model.eval()
+        for batch in loader:
+            images, truth = self._to_device(batch)
+            with self._autocast():
+                logits = self._own_head(model(images), batch)
+            yield logits, truth
+        model.train(was_training)
+
+    def resume(self, path: str | Path) -> None:
+        """Takes everything from a checkpoint: a resumed run ends as the uninterrupted one would have, bit for bit on a CPU.
+
+        Only a time budget breaks that: its learning rate follows the clock.
+
+        Raises:
+            ValueError: the checkpoint is damaged or was made with other settings or other films.
+        """
+        state = read_checkpoint(path, self.device)
+        stored = state["config"]
+        # How long to go on may change; what is learned, and how, may not.
+        free = {"epochs", "minutes", "patience", "workers", "device"}
+        changed = [f.name for f in fields(stored) if f.name not in free
+                   and getattr(stored, f.name) != getattr(self.config, f.name)]
+        if changed:
+            raise ValueError(f"{path} was made with another {', '.join(changed)}: "
+                             + ", ".join(f"{n} = {getattr(stored, n)!r}" for n in changed))
+        if state["about"] != self.about:
+            raise ValueError(f"{path} was trained on other films ({state['about']}, now {self.about}): choose another folder")
+        try:
+            for name in ("model", "ema", "optimizer", "scaler"):
+                if state[name]:  # a scaler that was not needed on the machine before is empty
+                    getattr(self, name).load_state_dict(state[name])
+            torch.set_rng_state(state["rng"].cpu())
+            if any(value.shape != weight.shape for weight, moments in self.optimizer.state.items()
+                   for name, value in moments.items() if name != "step"):
+                raise ValueError("the optimizer's moments have other shapes")
+        except Exception as error:  # PyTorch meets what doesn't fit with exceptions of many kinds
+            raise _damaged(path, f"its tensors aren't this network's: {error}") from None
+        self.history, self.step, self.begun = state["history"], state["step"], Epoch(**state["begun"])
+        self.seconds = self.saved = state["seconds"]
+
+    def learning_rate(self, progress: float) -> float:
+        """Linear warm-up, then half a cosine down to a hundredth; ``progress`` is the share of the run done, in [0, 1]."""
+        config = self.config
+        if progress < config.warmup:
+            return config.lr * progress / config.warmup
+        wave = math.cos(math.pi * (progress - config.warmup) / (1 - config.warmup))
+        return config.lr * (0.01 + 0.99 * (1 + wave) / 2)
+
+    def progress(self) -> float:
+        """Share of the run done, by steps or by the time budget, whichever is nearer to its end.
+
+        Source: Li, Yumer & Ramanan 2020, "Budgeted Training": the learning rate should reach its end with the budget.
+        """
+        # Epochs streamed from shards by several processes differ in length: the present one's counts, not a total of steps.
+        by_steps = (len(self.history) + self.begun.batches / len(self.train_loader)) / self.config.epochs
+        by_time = self.seconds / (self.config.minutes * 60) if self.config.minutes else 0.0
+        return min(1.0, max(by_steps, by_time))
+
+    def _finished(self) -> bool:
+        rows, patience = self.history, self.config.patience
+        best = max(range(len(rows)), key=lambda i: rows[i]["val_dice"], default=0)
+        return (len(rows) >= self.config.epochs or (bool(rows) and self.progress() >= 1)
+                or bool(patience and len(rows) - 1 - best >= patience))
+
+    def _epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
+        for order in (self.train_loader.sampler, self.train_loader.dataset):  # whichever decides it
+            if hasattr(order, "epoch"):
+                order.epoch = epoch
+        # validate() puts the mode back, but a caller may have left the model in evaluation mode before.
+        self.model.train()
+        begun, before, start = self.begun, self.seconds, time.perf_counter()
+        for batch in self._batches_left():
+            loss, n = self._train_step(batch)
+            begun.batches, begun.loss, begun.films = begun.batches + 1, begun.loss + loss, begun.films + n
+            self.seconds = distributed.of_main(before + time.perf_counter() - start)
+            bar.set_postfix(loss=f"{begun.loss / begun.films:.4f}", films_s=f"{begun.films / (self.seconds - begun.started):.1f}", refresh=False)
+            if self.config.minutes and self.progress() >= 1:
+                break
+            if self.seconds - self.saved >= CHECKPOINT_SECONDS:
+                self._checkpoint()
+        films_s = begun.films / (self.seconds - begun.started)
+        result = self.validate()
+        self.seconds = distributed.of_main(before + time.perf_counter() - start)
+        return {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"], "train_loss": begun.loss / begun.films, **result,
+                "films_s": films_s, "seconds": self.seconds}
+
+    def _batches_left(self) -> Iterator[dict]:
+        """The epoch's batches that were not learned from before a run was stopped in the middle of it."""
+        random_numbers = torch.get_rng_state()
+        batches = iter(self.train_loader)
+        for _ in islice(batches, self.begun.batches):
+            pass
+        if self.begun.batches:  # starting the loader has drawn from those that the network goes on with
+            torch.set_rng_state(random_numbers)
+        return batches
+
+    def _train_step(self, batch: dict) -> tuple[float, float]:
+        """The sum of the losses of the films, and how many these are, in all processes' batches together."""
+        self.optimizer.param_groups[0]["lr"] = self.learning_rate(self.progress())
+        images, truth = self._to_device(batch)
+        with self._autocast():
+            logits = self._own_head(self.step_model(images), batch)
+        loss = self.loss(logits, truth)
+        own = sum(map(bool, batch["name"]))  # a film without a name is there only for this process to take the step too
+        total, films = distributed.sums(loss.item() * own, own)
+        if not math.isfinite(total):
+            names = ", ".join(filter(None, distributed.gather(batch["name"])))
+            raise FloatingPointError(f"the loss is {total / films} at step {self.step}, on {names}: look at these films, or "
+                                     f"try a lower lr than {self.config.lr} or precision fp32 instead of {self.precision}")
+        self.optimizer.zero_grad(set_to_none=True)
+        # Gradients are averaged over processes; weighed by how many films each has, this is the mean over films.
+        self.scaler.scale(loss * (own * distributed.world_size() / films)).backward()
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        distributed.average_statistics(self.model)
+        if self.config.ema:
+            self.ema.update_parameters(self.model)
+        self.step += 1
+        return total, films
+
+    def _to_device(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        images = batch["image"].to(self.device, memory_format=torch.channels_last, non_blocking=True)
+        return images, batch["mask"].to(self.device, non_blocking=True)
+
+    def _own_head(self, logits: torch.Tensor, batch: dict) -> torch.Tensor:
+        """Of each film's logits those of its own set, ``(B, 1, H, W)``."""
+        if logits.shape[1] == 1:
+            return logits
+        sources = self.config.sources
+        heads = [sources.index(source) if source in sources else 0 for source in batch["source"]]
+        return logits[range(len(heads)), heads].unsqueeze(1)
+
+    def _autocast(self) -> torch.autocast:
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision, torch.float32)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=self.precision != "fp32")
+
+    def _save(self, improved: bool) -> None:
+        if not self.out:
+            return
+        # The best weights first: a kill between the two writes leaves an older last.pt, which makes them again.
+        if improved and isinstance(self.best_model, UNet):
+            save_weights(self.out / "best.safetensors", self.best_model, self._header())
+        write_bytes(self.out / "history.csv", pd.DataFrame(self.history).to_csv(index=False).encode())
+        self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        """Writes ``last.pt``, in the first process."""
+        self.saved = self.seconds
+        if not self.out:
+            return
+        state = {"config": asdict(self.config), "history": self.history, "step": self.step, "seconds": self.seconds,
+                 "begun": asdict(self.begun), "about": self.about, "rng": torch.get_rng_state(),
+                 **{name: getattr(self, name).state_dict() for name in ("model", "ema", "optimizer", "scaler")}}
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_bytes(self.out / "last.pt", _sealed(buffer.getvalue()))
+
+    def _header(self) -> dict[str, object]:
+        last = self.history[-1]
+        heads = list(self.config.sources) if self.best_model.architecture["classes"] > 1 else []
+        return {
+            "size": self.config.size, "normalisation": NORMALISATION,
+            "sources": list(self.config.sources), "heads": heads, "parameters": count_parameters(self.best_model),
+            "validation": {"dice": round(last["val_dice"], 5), "epoch": last["epoch"]}, "command": self.config.command,
+            "commit": self.commit, "config": asdict(self.config), **self.about,
+            "licence": [LICENCES[source] for source in self.config.sources if source in LICENCES],
+        }
+
+
+def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict[str, object]:
+    """What :class:`Trainer` wrote to ``last.pt``, each part of its type, the configuration rebuilt.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or no checkpoint of this project; the message says what to do.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.comment and archive.comment != _checksum(Path(path).read_bytes()[:-len(archive.comment)]):
+                raise ValueError("it has another checksum")
+            if damaged := archive.testzip():  # torch.load reads tensors without looking at their checksums
+                raise ValueError(f"{damaged} has another checksum")
+        state = torch.load(path, map_location=device, weights_only=True)
+        missing = [name for name in _PARTS if name not in state]
+        if missing:
+            raise ValueError(f"no {' and no '.join(missing)}")
+        wrong = [name for name, kind in _PARTS.items() if not isinstance(state[name], kind) or isinstance(state[name], bool)]
+        if wrong:
+            raise ValueError(f"{' and '.join(wrong)} of another type")
+        numbers = [value for row in [*state["history"], state["begun"]] for value in row.values()] + [state["step"], state["seconds"]]
+        if not all(isinstance(value, (int, float)) for value in numbers) or not all("val_dice" in row for row in state["history"]):
+            raise ValueError("its history holds other things than numbers")
+        Epoch(**state["begun"])
+        return {**state, "config": TrainConfig.from_dict(state["config"])}
+    except (MemoryError, torch.OutOfMemoryError, PermissionError):  # the machine's failures, not the file's
+        raise
+    except Exception as error:  # pickle and zipfile meet damage with exceptions of a dozen kinds
+        raise _damaged(path, error) from None
+
+
+def _sealed(archive: bytes) -> bytes:
+    """A zip file's bytes with their checksum as its comment, which torch.load passes over; its entries' own don't cover its directory."""
+    body = archive[:-2] + len(_checksum(b"")).to_bytes(2, "little")
+    return body + _checksum(body)
+
+
+def _checksum(data: bytes) -> bytes:
+    return hashlib.sha256(data).hexdigest().encode()
+
+
+_PARTS = {"config": dict, "history": list, "step": int, "seconds": (int, float), "begun": dict, "about": dict, "rng": torch.Tensor,
+          "model": dict, "ema": dict, "optimizer": dict, "scaler": dict}
+
+
+def _damaged(path: str | Path, reason: object) -> ValueError:
+    said = " ".join(str(reason).split())[:200] or type(reason).__name__
+    return ValueError(f"{path}: a damaged checkpoint, or none of this version ({said}): move it away to start anew; best.safetensors beside it stays usable")
+
+
+def train(data: str | Path | list[str | Path], out: str | Path, config: TrainConfig, *, resume: bool = False) -> Trainer:
+    """Trains a U-Net on a prepared set; the whole of ``python -m kaggle_utils train``, also where torchrun starts it.
+
+    Args:
+        data: the prepared set, or several; the first one's validation films decide which weights are kept. Or one in shards
+            (:mod:`scale.shards`), a folder or its ``s3://`` address, which is streamed.
+        out: the run's folder, see :class:`Trainer`.
+        config: see :class:`TrainConfig`.
+        resume: go on from ``out/last.pt`` if it is there.
+
+    Returns:
+        The trainer, its run finished, and an estimate of a mask's Dice fitted to its best weights, see :mod:`quality.fit`.
+
+    Raises:
+        FileExistsError: the folder holds another run and ``resume`` is not asked for.
+        ValueError: no film is left of the wanted sources, or see :meth:`Trainer.fit`.
+    """
+    with distributed.processes(choose_device(config.device)):
+        trainer = make_trainer(data, out, config, resume=resume)
+        # Logs and notebooks show no bar: a line an epoch instead.
+        trainer.fit(None if sys.stderr.isatty() or not distributed.is_main() else partial(_say_epoch, epochs=config.epochs))
+    if distributed.is_main():
+        _fit_quality(trainer)
+    return trainer
+
+
+def _fit_quality(trainer: Trainer) -> None:
+    """Fits the estimate of a mask's Dice to the run's best weights, on validation films, and keeps it in their header."""
+    best = trainer.out / "best.safetensors"
+    segmenter = LungSegmenter(best, device=trainer.config.device)
+    update_header(best, quality=fit_quality(_validation_films(trainer.val_loader), segmenter))
+
+
+def _validation_films(loader: DataLoader) -> Iterator[Item]:
+    """Validation films as images again, evenly chosen where there are more than an estimate is fitted on."""
+    batch_size, n = 0, 0
+    for batch in loader:
+        batch_size = max(batch_size, len(batch["name"]))
+        every = math.ceil(len(loader) * batch_size / MOST)
+        for name, source, image, mask in zip(batch["name"], batch["source"], batch["image"], batch["mask"]):
+            if name and n % every == 0:
+                low, high = image.min(), image.max()
+                gray = ((image - low) / (high - low).clamp_min(1e-6) * 255).round()
+                yield Item(name, source, "none", 0, gray[0].numpy().astype(np.uint8), mask[0].numpy().astype(np.uint8))
+            n += 1
+
+
+def _say_epoch(row: dict[str, float], epochs: int) -> None:
+    print(f"epoch {row['epoch'] + 1}/{epochs}: loss {row['train_loss']:.4f}, validation Dice {row['val_dice']:.4f}, "
+          f"{row['films_s']:.0f} films/s, {row['seconds']:.0f} s", file=sys.stderr, flush=True)
+
+
+def make_trainer(data: str | Path | list[str | Path], out: str | Path | None, config: TrainConfig, *, resume: bool = False) -> Trainer:
+    """The trainer that :func:`train` runs, its films loaded and its run not begun; ``out`` None writes nothing."""
+    last = Path(out) / "last.pt" if out else None
+    if last and last.exists() and not resume:
+        raise FileExistsError(f"{last} is there: resume that run (--resume) or choose another folder")
+    if out:
+        _check_folder(Path(out))
+    roots = [data] if isinstance(data, (str, Path)) else data
+    sharded = [is_sharded(root) for root in roots]
+    if any(sharded) and len(roots) > 1:
+        raise ValueError("a set in shards is trained on alone: prepare the sets into one folder and write shards of that")
+    frames = [read_shards(root) if streamed else read_manifest(root) for root, streamed in zip(roots, sharded)]
+    frame = pd.concat(frames)
+    check_disjoint(frame)
+    absent = set(config.sources) - set(frame["source"])
+    if absent:
+        raise ValueError(f"no film of {', '.join(sorted(absent))} in {data}: choose --sources from {', '.join(frame['source'].unique())}")
+    films, held_out = (f[(f["split"] == split) & f["source"].isin(config.sources)] for f, split in ((frame, "train"), (frames[0], "val")))
+    if not config.suspects:
+        films = films[~films["name"].isin(suspect_masks()["name"])]
+    device = choose_device(config.device)
+    workers = config.workers if config.workers >= 0 else (os.cpu_count() // distributed.machine_size() if device.type == "cuda" else 0)
+    if config.films:
+        films = films.sample(min(config.films, len(films)), random_state=config.seed)
+    if any(sharded):
+        loaders = [stream_loader(ShardedFilms(rows, config.size, augment, batch=config.batch, shuffle=shuffle, seed=config.seed, threads=workers), workers)
+                   for rows, augment, shuffle in ((films, config.augment, True), (held_out, "none", False))]
+    else:
+        loaders = [make_loader(LungDataset(films, config.size, config.augment, seed=config.seed), config.batch, shuffle=True, workers=workers),
+                   make_loader(LungDataset(held_out, config.size), config.batch, workers=workers)]
+    distributed.wait_for_all()
+    torch.manual_seed(config.seed)
+    classes = len(config.sources) if config.heads else 1
+    model = UNet(classes=classes, width=config.width, depth=config.depth, norm=config.norm, up=config.up, patch=config.patch, conv=config.conv)
+    trainer = Trainer(model, make_loss(config.loss, dice_weight=config.dice_weight), *loaders, config, out, _about(films, held_out))
+    if resume and last and last.exists():
+        trainer.resume(last)
+    return trainer
+
+
+def _check_folder(out: Path) -> None:
+    """Raises ValueError where a run would replace files that no run wrote: each leaves its settings beside them first."""
+    there = next((out / name for name in ("best.safetensors", "history.csv", "config.json") if (out / name).exists()), None)
+    if there:
+        try:
+            TrainConfig.from_dict(json.loads((out / "config.json").read_text()))
+        except (OSError, ValueError, TypeError, AttributeError):
+            raise ValueError(f"{there}: not of an earlier run, which would replace it: choose another folder") from None
+
+
+def ema_with_warmup(decay: float) -> Callable:
+    """An exponential moving average that forgets fast at first, so that it doesn't drag the initial weights along.
+
+    After n steps the decay is ``min(decay, (1 + n) / (10 + n))``, as in TensorFlow's ExponentialMovingAverage.
+    """
+    def average(averaged: list[torch.Tensor], current: list[torch.Tensor], n: torch.Tensor) -> None:
+        get_ema_multi_avg_fn(min(decay, (1 + int(n)) / (10 + int(n))))(averaged, current, n)
+    return average
+
+
+def _about(films: pd.DataFrame, held_out: pd.DataFrame) -> dict[str, object]:
+    """How many films of each set there are, how many of them are built-in ones, and a fingerprint of them all."""
+    both = pd.concat([films, held_out])[["name", "pixels"]].astype(str).to_csv(index=False)
+    return {"films": films["source"].value_counts().sort_index().to_dict(),
+            "built_in": int(films["name"].str.fullmatch(BUILT_IN).sum()),
+            "fingerprint": hashlib.sha256(both.encode()).hexdigest()[:16]}
+
+
+def _commit() -> str:
+    """The commit of this code, with ``-dirty`` if files differ from it; empty where it doesn't lie in a clone."""
+    clone = Path(__file__).parents[1]
+    command = ["git", "-C", str(clone), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() if (clone / ".git").exists() else ""
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def check_batch(batch: dict) -> None:
+    """Looks at a batch before any time is spent on it.
+
+    Raises:
+        ValueError: in words: shapes that don't fit, films that aren't normalised, masks that aren't {0, 1}, are all the
+            same, or whose share of lung no chest film has.
+    """
+    images, masks = batch["image"], batch["mask"]
+    if images.shape != masks.shape or images.ndim != 4:
+        raise ValueError(f"images are {tuple(images.shape)} and masks {tuple(masks.shape)}; both should be (B, 1, H, W)")
+    values = masks.unique().tolist()
+    if not set(values) <= {0.0, 1.0}:
+        raise ValueError(f"masks hold {values[:5]}, they should hold 0 and 1: read them with image.read_mask")
+    if not torch.isfinite(images).all() or images.abs().max() > 50:
+        raise ValueError(f"films go from {images.min():g} to {images.max():g}: pass them through data.normalise")
+    share = masks.mean().item()
+    if not 0.02 < share < 0.7:
+        raise ValueError(f"lungs cover {share:.1%} of the films, a chest film has 15-40 %: are the masks inverted, empty "
+                         f"or paired with the wrong films? ({', '.join(batch['name'][:3])} ...)")

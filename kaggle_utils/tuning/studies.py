@@ -1,0 +1,172 @@
+"""Tuning: each study asks one question by a table of runs; ``python -m kaggle_utils tune STUDY``.
+
+A run is written to ``results/tuning/STUDY.csv`` whole, when it has ended: a study that is killed loses the runs under way
+and repeats none that ended. Runs train on the training films and are compared on the validation films; JSRT, which
+none of them sees, is scored at the end of each and chooses nothing. Test films are not touched.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import pandas as pd
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from ..config import TrainConfig
+from ..data import EpochSampler, LungDataset, read_manifest
+from ..files import LOCK, locked
+from .mistakes import MISTAKES, TenfoldDice, swap_loss
+from ..prep import prepare
+from .search import search
+from .study import SETTINGS, Run, beside, fingerprint, read_table, train_run, write_rows
+from ..synthetic import write_raw
+from ..trainer import Trainer
+
+BASE = TrainConfig(size=128, epochs=8, augment="full", dice_weight=0.5)  # the default before there were studies; runs differ from it
+CACHE = Path("runs/tuning")  # built-in films, and the search's storage
+FILMS = (10, 25, 50, 100, 200, None)  # to learn from; None is all
+
+
+def each(**settings: tuple) -> list[Run]:
+    """A run for each value of each setting, all others as they are."""
+    return [Run(f"{name}={value}", {name: value}) for name, values in settings.items() for value in values]
+
+
+def built_in_films(folder: str | Path | None = None, n: int = 520, size: int = 256) -> Path:
+    """Draws built-in films and prepares them, if they aren't there; nine in ten have a mask.
+
+    Args:
+        folder: for raw and prepared films.
+        n: number of films.
+        size: px, side of them.
+
+    Returns:
+        The prepared set.
+    """
+    folder = Path(folder or CACHE / "built_in")
+    with locked(folder / LOCK, folder, wait=True):
+        if not (folder / "segmentation/manifest.csv").exists():
+            write_raw(folder / "raw", n, seed=1, size=size)  # `make run` draws with seed 0
+            prepare(folder / "raw", folder / "segmentation", size=size)
+    return folder / "segmentation"
+
+
+class FixedEpochSampler(EpochSampler):
+    """An epoch of a given number of films, however many there are to draw from."""
+
+    def __init__(self, n: int, seed: int, films: int):
+        super().__init__(n, seed)
+        self.films = films
+
+    def __len__(self) -> int:
+        return self.films
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return islice(super().__iter__(), self.films)
+
+
+def choose_films(trainer: Trainer, real: int | None, built_in: int | None) -> None:
+    """Trains on fewer films, on built-in ones, or half on either, with as many steps an epoch as before.
+
+    Args:
+        trainer: with all real films; its seed draws.
+        real: how many of them, each set in its share; the few are among the many. None is all.
+        built_in: the same of the built-in films, of any split, as they are validated on real ones.
+    """
+    config, films = trainer.config, trainer.train_loader.dataset.frame
+    drawn = read_manifest(built_in_films()) if built_in != 0 else films
+    drawn = drawn[drawn["split"] != "unlabelled"]
+    halves = []
+    for frame, n in ((films, real), (drawn, built_in)):
+        if n != 0:
+            some = frame.groupby("source").sample(frac=min(1.0, (n or len(frame)) / len(frame)), random_state=config.seed)
+            halves.append(pd.concat([some] * -(-len(films) // len(some))).head(max(len(films), len(some))))
+    dataset = LungDataset(pd.concat(halves), config.size, config.augment, seed=config.seed)
+    trainer.train_loader = DataLoader(dataset, config.batch, sampler=FixedEpochSampler(len(dataset), config.seed, len(films)))
+
+
+STUDIES: dict[str, list[Run]] = {
+    "bugs": [Run(name, {}, change, report) for name, (change, report) in MISTAKES.items()],
+    "augmentation": each(augment=("none", "light", "full")),
+    # Augmentation is paid back in long runs, if at all.
+    "longer": [Run(run.name, {**run.settings, "epochs": 32}) for run in each(augment=("none", "light", "full"))],
+    "loss": [*each(dice_weight=(0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0), loss=("tversky", "focal")),
+             Run("BCE + 10 Dice", {}, partial(swap_loss, loss=TenfoldDice))],
+    "capacity": [Run("default"), *each(width=(8, 32), depth=(2, 4), patch=(4,), size=(64, 192))],
+    "optimisation": [Run("default"), *each(lr=(5e-4, 1e-3, 4e-3, 8e-3), batch=(4, 16), epochs=(4, 16), ema=(0.0,),
+                                           weight_decay=(0.0, 1e-1))],
+    "data": [Run(f"{n or 'all'} {kind}", {}, partial(choose_films, real=real, built_in=built_in)) for n in FILMS
+             for kind, real, built_in in (("real", n, 0), ("built-in", 0, n), ("real, built-in added", n, None))],
+    # Some of the other studies' runs at a size nearer to the shipped network's: does their ranking hold?
+    "check": [Run(run.name, {**run.settings, "size": 256}) for run in [
+        Run("default"), *each(augment=("none", "light"), dice_weight=(0.0,))]],
+}
+
+
+def run_study(name: str, data: str | Path, *, seeds: int = 3, config: TrainConfig = BASE, jobs: int | None = None,
+              trials: int = 60, storage: str | None = None, out: str | Path = "results/tuning") -> pd.DataFrame:
+    """Does those runs of a study that are still to be done.
+
+    Args:
+        name: of :data:`STUDIES`, or ``search``.
+        data: prepared set.
+        seeds: each run is repeated with seeds 0, 1, 2 ... A search repeats nothing.
+        config: what the runs differ from.
+        jobs: trainings beside each other on one thread each, one a core if not given: two of them pass over a third
+            more films than one on two threads. 1 is one after the other on all threads.
+        trials: of the search, see :func:`search.search`.
+        storage: of the search; ``runs/tuning/search.db`` if not given.
+        out: folder of the tables.
+
+    Returns:
+        The study's table, see :mod:`tuning.study`.
+
+    Raises:
+        ValueError: no such study, or its table is of another version, other settings or other films.
+    """
+    if name not in (*STUDIES, "search"):
+        raise ValueError(f"study is one of {', '.join((*STUDIES, 'search'))}, not {name!r}")
+    config = replace(config, workers=0)
+    path, jobs = Path(out) / f"{name}.csv", jobs or os.cpu_count()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if name == "search":
+        CACHE.mkdir(parents=True, exist_ok=True)
+        storage = storage or f"sqlite:///{CACHE / 'search.db'}?timeout=60"
+        return search(data, config, path, storage=storage, trials=trials, jobs=jobs)
+    plan = {(run.name, seed): (run, data, replace(config, **run.settings, seed=seed))
+            for seed in range(seeds) for run in STUDIES[name]}
+    ended = _check_same(path, plan, fingerprint(data))
+    tasks = [task for key, task in plan.items() if key not in ended]
+    if name == "data" and tasks:
+        built_in_films()  # before the processes start, which would all draw them
+    for rows in tqdm(beside(train_run, tasks, jobs), name, len(plan), initial=len(plan) - len(tasks), unit="run", disable=None):
+        write_rows(path, [{"study": name, **row} for row in rows], append=True)
+    return read_table(path)
+
+
+def summarise_runs(table: pd.DataFrame) -> pd.DataFrame:
+    """A row a run, the best first: seeds, how many of them diverged, and means over the seeds after the last epoch."""
+    last = table.drop_duplicates(["run", "seed"], keep="last")
+    runs = last.assign(diverged=last["status"] == "diverged").groupby("run", sort=False)
+    means = runs[["val_dice", "reported", "dice_256", "jsrt_256", "parameters", "seconds"]].mean()
+    means.insert(1, "sd", runs["val_dice"].std())
+    counts = runs["diverged"].agg(seeds="size", diverged="sum")
+    return counts.join(means).sort_values("val_dice", ascending=False).reset_index()
+
+
+def _check_same(path: Path, plan: dict[tuple[str, int], tuple], data: str) -> set[tuple[str, int]]:
+    """The runs that the table has; ValueError if it has a planned one with other settings or of other films."""
+    runs = read_table(path).drop_duplicates(["run", "seed"]).set_index(["run", "seed"])
+    for key in plan.keys() & set(runs.index):
+        planned = {name: getattr(plan[key][2], name) for name in SETTINGS} | {"data": data}
+        recorded = runs.loc[key]
+        changed = [f"{name} was {recorded[name]}, is {value}" for name, value in planned.items() if recorded[name] != value]
+        if changed:
+            raise ValueError(f"{path}: run {key[0]!r} was another: {'; '.join(changed)}; name another --out or move the table away")
+    return set(runs.index)

@@ -1,0 +1,160 @@
+"""One run of a study as rows of a table, the table on disk, and runs beside each other.
+
+A table has a row an epoch and the columns :data:`COLUMNS`: ``reported`` is what the run would have called its Dice,
+``dice_256`` and ``jsrt_256`` are mean Dice at 256 px after the last epoch, ``seconds`` are since the run's start, ``status``
+is finished, pruned or diverged, ``data`` the prepared set's fingerprint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ..config import TrainConfig
+from ..data import LungDataset, make_loader, read_manifest
+from ..image import read_mask, resize_mask, resize_prob, write_bytes
+from ..metrics import confusion, overlap
+from ..model import count_parameters
+from ..splits import BUILT_IN
+from ..trainer import Trainer, make_trainer
+
+Outputs = list[tuple[torch.Tensor, torch.Tensor]]  # logits and truth of each validation batch, float32 (B, 1, H, W)
+SETTINGS = ("augment", "width", "depth", "patch", "size", "loss", "dice_weight", "batch", "epochs", "lr", "weight_decay", "ema")
+MEASURES = ("train_loss", "val_loss", "val_dice", "val_iou", "val_accuracy", "reported", "dice_256", "jsrt_256", "seconds")
+COLUMNS = ("study", "run", *SETTINGS, "seed", "real", "built_in", "parameters", "epoch", *MEASURES, "status", "data", "commit")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A line of a study.
+
+    Args:
+        name: unique in its study.
+        settings: of TrainConfig, those that differ from the study's.
+        change: what is done to the trainer before it trains; None is nothing.
+        report: what is reported after each epoch, if not the validation Dice.
+    """
+
+    name: str
+    settings: dict[str, object] = field(default_factory=dict)
+    change: Callable[[Trainer], None] | None = None
+    report: Callable[[Outputs], float] | None = None
+
+
+def train_run(run: Run, data: str | Path, config: TrainConfig,
+              prune: Callable[[dict], bool] | None = None) -> list[dict[str, object]]:
+    """Trains once.
+
+    Args:
+        run: its change and its report; its settings are in ``config`` already.
+        data: prepared set.
+        config: of the training.
+        prune: called with each epoch's row; the run ends when it says True. With it, nothing is scored at 256 px.
+
+    Returns:
+        The rows. Those of a run that diverged end with the epoch in which it did, without scores.
+    """
+    rows, status = [], "finished"
+    with contextlib.redirect_stderr(io.StringIO()):  # one bar is enough, the study's
+        trainer = make_trainer(data, None, config)
+        if run.change:
+            run.change(trainer)
+
+        def on_epoch(row: dict) -> bool:
+            rows.append(row | {"reported": run.report(_outputs(trainer)) if run.report else row["val_dice"]})
+            return bool(prune and prune(row))
+
+        try:
+            trainer.fit(on_epoch)
+        except FloatingPointError:
+            rows.append({"epoch": len(rows), "seconds": trainer.seconds})
+            status = "diverged"
+        if len(rows) < config.epochs and status == "finished":
+            status = "pruned"
+        if status == "finished" and not prune:
+            frame = read_manifest(data)
+            foreign = frame[(frame["source"] == "jsrt") & (frame["split"] != "unlabelled") & ("jsrt" not in config.sources)]
+            rows[-1] |= {"dice_256": dice_at(trainer, trainer.val_loader.dataset.frame), "jsrt_256": dice_at(trainer, foreign)}
+    names = trainer.train_loader.dataset.frame["name"].drop_duplicates()
+    built_in = int(names.str.fullmatch(BUILT_IN).sum())
+    common = {"run": run.name, **{name: getattr(config, name) for name in SETTINGS}, "seed": config.seed,
+              "real": len(names) - built_in, "built_in": built_in, "parameters": count_parameters(trainer.model),
+              "status": status, "data": fingerprint(data), "commit": trainer.commit}
+    return [common | {name: row[name] for name in ("epoch", *MEASURES) if name in row} for row in rows]
+
+
+def dice_at(trainer: Trainer, frame: pd.DataFrame, size: int = 256) -> float | None:
+    """Mean Dice of films at a given size, in px, by which networks that see other sizes can be compared; None without films."""
+    if frame.empty:
+        return None
+    batches = trainer.outputs(make_loader(LungDataset(frame, trainer.config.size), 32))
+    probs = (prob for logits, _ in batches for prob in logits.float().sigmoid().cpu().numpy()[:, 0])
+    masks = (resize_mask(read_mask(path), size) for path in frame["mask"])
+    return float(np.mean([overlap(confusion((resize_prob(prob, size) > 0.5).astype(np.uint8), mask))["dice"]
+                          for prob, mask in zip(probs, masks, strict=True)]))
+
+
+def fingerprint(data: str | Path) -> str:
+    """Of a prepared set's films and splits, 12 hexadecimal digits."""
+    return hashlib.sha256(read_manifest(data)[["name", "split", "pixels"]].to_csv(index=False).encode()).hexdigest()[:12]
+
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    """A study's table, empty if there is none yet.
+
+    Raises:
+        ValueError: its columns are those of another version, or it is no table at all.
+    """
+    if not Path(path).exists():
+        return pd.DataFrame(columns=COLUMNS)
+    try:
+        table = pd.read_csv(path)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError):
+        table = pd.DataFrame()
+    if tuple(table) != COLUMNS:
+        odd = ", ".join(sorted(set(table) ^ set(COLUMNS))[:5])
+        raise ValueError(f"{path} was written by another version ({odd or 'other order of columns'}): move it away to start anew")
+    return table
+
+
+def write_rows(path: str | Path, rows: list[dict[str, object]], *, append: bool = False) -> None:
+    """Writes a study's table, or adds to it; a kill leaves it without these rows or with all of them."""
+    path = Path(path)
+    table = pd.DataFrame(rows, columns=COLUMNS).round({**dict.fromkeys(MEASURES, 5), "seconds": 1})
+    old = path.read_bytes() if append and path.exists() else b""
+    write_bytes(path, old + table.to_csv(index=False, header=not old).encode())
+
+
+def beside(function: Callable, tasks: list[tuple], jobs: int) -> Iterator:
+    """The function's results for the tasks as they come, from single-threaded processes beside each other; 1 is in this one."""
+    if jobs == 1:
+        yield from (function(*task) for task in tasks)
+        return
+    pool = ProcessPoolExecutor(max(1, min(jobs, len(tasks))), multiprocessing.get_context("spawn"), _start)
+    try:
+        for future in as_completed([pool.submit(function, *task) for task in tasks]):
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start() -> None:
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()  # when it is killed, its processes would go on with what nobody writes down
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def _outputs(trainer: Trainer) -> Outputs:
+    return [(logits.float().cpu(), truth.cpu()) for logits, truth in trainer.outputs(trainer.val_loader)]
