@@ -34,7 +34,8 @@ from kaggle_utils.data import LungDataset, read_manifest
 from kaggle_utils.export import open_graph, to_onnx
 from kaggle_utils.hardware import choose_device, choose_precision
 from kaggle_utils.image import read_image, resize_image, write_image
-from kaggle_utils.infer import DEFAULT_WEIGHTS, LungSegmenter, evaluate
+from kaggle_utils.infer import DEFAULT_WEIGHTS, LungSegmenter
+from kaggle_utils.predictions import evaluate
 from kaggle_utils.model import UNet, count_parameters, load_weights
 from kaggle_utils.prep import prepare
 from kaggle_utils.synthetic import AppearanceModel, write_raw

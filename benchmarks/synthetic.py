@@ -23,7 +23,8 @@ import pandas as pd
 
 from kaggle_utils.synthetic.fit import FitConfig
 from kaggle_utils.data import read_manifest
-from kaggle_utils.infer import LungSegmenter, evaluate
+from kaggle_utils.infer import LungSegmenter
+from kaggle_utils.predictions import evaluate
 from kaggle_utils.metrics import summarise
 from kaggle_utils.prep import prepare
 from kaggle_utils.synthetic import ASSET, AppearanceModel, fit_prepared, write_raw

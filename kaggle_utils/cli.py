@@ -55,7 +55,8 @@ def train(args: argparse.Namespace) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    from .infer import LungSegmenter, evaluate
+    from .infer import LungSegmenter
+    from .predictions import evaluate
     from .metrics import summarise
     from .scale.s3 import fetch
     segmenter = LungSegmenter(fetch(args.weights), device=args.device, flip=args.flip, clean=not args.raw, head=args.head,
@@ -83,7 +84,8 @@ def _write_table(path: Path, table: pd.DataFrame) -> None:
 def predict(args: argparse.Namespace) -> int:
     if args.ray:
         return _predict_on_cluster(args)
-    from .infer import LungSegmenter, predict
+    from .infer import LungSegmenter
+    from .predictions import predict
     from .quality import why_no_estimate
     from .scale.s3 import as_addresses, fetch, results
     segmenter = LungSegmenter(fetch(args.weights), device=args.device, flip=args.flip, clean=not args.raw, head=args.head,
@@ -402,8 +404,9 @@ def _check_addresses(args: argparse.Namespace) -> None:
 def _check_paths(args: argparse.Namespace) -> None:
     """Raises OSError, before the libraries are loaded, for a path that is not there or is of the wrong kind."""
     from .scale.s3 import is_address
+    from .pictures.find import check_patterns
     checks = {"data": files.manifest_path, "input": files.check_input, "weights": files.check_weights, "segmenter": files.check_weights,
-              "path": lambda pattern: files.check_patterns([pattern]),
+              "path": lambda pattern: check_patterns([pattern]),
               "out": files.check_out_file if args.function in (export, fit_synth) else files.check_out}
     for name, check in checks.items():
         given = getattr(args, name, None)

@@ -89,7 +89,7 @@ def read_onnx_header(path: str | Path) -> dict[str, object]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated, not ONNX, or not of this project, or see :func:`model_header.check_header`.
+        ValueError: the file is truncated, not ONNX, or not of this project, or see :func:`config.check_header`.
         ImportError: onnx is not installed.
     """
     if not Path(path).is_file():

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from .pictures.header import HEAD, MAX_BYTES, MAX_PIXELS, Header, is_dicom, kind_of, read_header
+from .pictures.header import HEAD, MAX_BYTES, MAX_PIXELS, Header, check_size, is_dicom, kind_of, read_header
 
 # A second belt: OpenCV reads it when it is imported. An import before this one leaves OpenCV's own limit, 2**30.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
@@ -78,6 +78,25 @@ def read_film(path: str | Path, *, data: bytes | None = None) -> Film:
         film = read_dicom(data) if is_dicom(data[:HEAD]) else _read_picture(data)
     border = constant_border(film.image)
     return replace(film, notes=(*film.notes, "constant border: {} top, {} bottom, {} left, {} right".format(*border))) if any(border) else film
+
+
+def from_array(array: np.ndarray) -> Film:
+    """A film from an array: gray ``(H, W)`` of any type and range, or RGB or RGBA ``(H, W, C)``; an axis of length 1 is left out.
+
+    Raises:
+        ValueError: another shape, a type that holds no gray, or not a finite number.
+    """
+    gray = np.squeeze(array)
+    if gray.dtype.kind not in "uif" or gray.ndim not in (2, 3) or (gray.ndim == 3 and gray.shape[2] not in (3, 4)):
+        raise ValueError(f"an array of {array.dtype} {array.shape}: expected gray (H, W), or RGB or RGBA (H, W, C); "
+                         "several films are given as a list")
+    check_size(*gray.shape[:2])
+    if gray.ndim == 2:
+        return Film(to_8_bits(_to_gray(gray)))
+    if gray.dtype == np.float64:
+        gray = gray.astype(np.float32)
+    colour = cv2.cvtColor(np.ascontiguousarray(gray[..., :3]), cv2.COLOR_RGB2BGR)
+    return Film(to_8_bits(_to_gray(colour)), colour=colour)
 
 
 def film_bytes(path: str | Path, *, data: bytes | None = None) -> int:

@@ -1,225 +1,439 @@
-"""Masks for new films: read, checked, segmented, judged and measured; and scores of a prepared set, whose truth is known."""
+"""A radiograph to its mask: read, checked, segmented, judged; :func:`segment_films` is the one call for all of it.
+
+Nothing here loads PyTorch or pandas before it is needed: a Lambda function segments without them.
+"""
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import ctypes
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
-import pandas as pd
-from tqdm import tqdm
 
-from .data import read_manifest
-from .files import FULL, find_files, printable, start_results, unique_names
-from .film import (PRED_COLOUR, TRUTH_COLOUR, ReadFilm, Segmented, clean_mask, draw_overlay, finish_mask, read_ahead,
-                   read_checked, segment)  # noqa: F401
-from .dicom.formats import annotate, check_formats, write_coco, write_dicom_seg
-from .image import read_image, read_mask, resize_mask, write_bytes, write_image, write_mask
-from .journal import Journal
-from .quality import MEASUREMENTS, measure, split_lungs
-from .metrics import score
-from .prep import combined_mask, find_films
-from .segmenter import DEFAULT_WEIGHTS, LungSegmenter  # noqa: F401 (this module is the face of those two)
-from .tables import to_csv
+from .files import printable
+from .image import FINISHED_BYTES, MOST_BYTES, film_bytes, from_array, read_film, resize_image, resize_prob
+from .quality import (NO_CHEST, Checked, Quality, check_film, check_height, check_lungs, estimate_quality, split_lungs,
+                      why_no_estimate)
 
-COLUMNS = ("name", "path", "height", "width", "lung_px", "lung_share", "quality", "flag", "reasons", "mask", "overlay", "notes", "error")
-_FOLDERS = {"png": {"masks": ".png", "overlays": ".png"}, "coco": {}, "dicom-seg": {"dicom-seg": ".dcm"}}  # of each format, and their files' suffix
-_DISK = {*FULL, errno.EROFS, errno.EIO, errno.EACCES}  # the folder's failures, and no film's
-_NAMES = {"png": "PNG", "coco": "COCO", "dicom-seg": "DICOM-SEG"}  # in notes
+if TYPE_CHECKING:
+    import torch
+
+DEFAULT_WEIGHTS = Path(__file__).with_name("weights") / "lungs.safetensors"
+# Blue and orange of Okabe & Ito's palette, told apart by colour-blind eyes; BGR, as OpenCV draws.
+TRUTH_COLOUR, PRED_COLOUR = (178, 114, 0), (0, 159, 230)
+_LARGE = 200_000_000  # bytes of a batch, after which memory is given back; eight films of 1024 px have 80 million
 
 
-def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegmenter, *, batch: int = 8, force: bool = False,
-            formats: Sequence[str] = ("png",)) -> pd.DataFrame:
-    """Segments files; one that can't be read, or is refused, is a row with the reason, and the rest goes on.
+@dataclass(frozen=True)
+class CheckedFilm:
+    """A film as it was read, and what the checks made of it.
 
-    A film that lies on its side or upside down, is stored mirrored by its PatientOrientation, or is a negative, is put right by
-    :func:`checks.check_film` before it is segmented, and the notes say so. Its mask and overlay lie as the file does; it is measured upright, so the rows and
-    columns in ``measurements.csv`` are those of the turned film.
+    Attributes:
+        image: ``uint8 (H, W)``, as it lies in its file.
+        checked: the film put right, and how it was turned.
+        spacing_mm: between the upright film's rows and columns, where the file carries them.
+        notes: what reading and the checks found and did, without semicolons.
+        age: of the patient, years, where the file says it.
+    """
 
-    Each film's row is in ``predictions.jsonl`` as soon as its mask is written: what is stopped goes on there when it is called again, and
-    a film whose file and results are as they were isn't done twice. Other weights, switches or formats start afresh.
+    name: str
+    path: str | Path
+    image: np.ndarray
+    checked: Checked
+    spacing_mm: tuple[float, float] | None = None
+    notes: tuple[str, ...] = ()
+    age: float | None = None
+
+
+@dataclass(frozen=True)
+class Unsegmented:
+    """A film without a mask.
+
+    Attributes:
+        error: why there is none.
+        shape: of the film, where it could be read and was refused.
+        notes: what reading and the checks found, without semicolons.
+    """
+
+    name: str
+    path: str | Path
+    error: str
+    shape: tuple[int, int] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """What ``predictions.csv`` says of it."""
+        height, width = self.shape or (None, None)
+        return _row(self, {"error": printable(self.error)} | ({"height": height, "width": width} if self.shape else {}))
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """A film with its mask.
+
+    Attributes:
+        film: as it was read and checked.
+        upright: the mask of the film put right (``film.checked.image``), ``uint8 (H, W)`` in {0, 1}.
+        prob: probability of lung at the network's own size, upright, ``float32 (size, size)``.
+        quality: an estimate of the mask's Dice, a flag and reasons; None where the network comes without an estimate, which the notes say.
+        notes: what reading and the checks found and did, without semicolons.
+    """
+
+    film: CheckedFilm
+    upright: np.ndarray
+    prob: np.ndarray
+    quality: Quality | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.film.name
+
+    @property
+    def path(self) -> str | Path:
+        return self.film.path
+
+    @cached_property
+    def mask(self) -> np.ndarray:
+        """Both lungs as the film lies in its file, ``uint8 (H, W)`` in {0, 1}."""
+        return self.film.checked.undo(self.upright)
+
+    @property
+    def right(self) -> np.ndarray:
+        """The **patient's** right lung, as the film lies in its file."""
+        return self.film.checked.undo(split_lungs(self.upright)[0])
+
+    @property
+    def left(self) -> np.ndarray:
+        """The **patient's** left lung, as the film lies in its file."""
+        return self.film.checked.undo(split_lungs(self.upright)[1])
+
+    @property
+    def probability(self) -> np.ndarray:
+        """Probability of lung of each pixel of the film in its file, ``float32 (H, W)``."""
+        return self.film.checked.undo(resize_prob(self.prob, self.upright.shape))
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """What ``predictions.csv`` says of it, without the paths of what was written."""
+        height, width = self.film.image.shape
+        said = {"error": "", "height": height, "width": width, "lung_px": int(self.upright.sum()),
+                "lung_share": round(float(self.upright.mean()), 4)}
+        if self.quality is None:
+            return _row(self, said | {"flag": "", "reasons": ""})
+        return _row(self, said | {"quality": round(self.quality.estimate, 3), "flag": self.quality.flag,
+                                  "reasons": "; ".join(self.quality.reasons)})
+
+
+def _row(result: Segmented | Unsegmented, said: dict[str, Any]) -> dict[str, Any]:
+    return {"name": result.name, "path": printable(result.path), "notes": "; ".join(result.notes), **said}
+
+
+class LungSegmenter:
+    """A trained U-Net that takes films of any size. On a CPU it calls :func:`hardware.keep_memory` for the process.
 
     Args:
-        patterns: files, folders and globs.
-        out: gets ``predictions.csv`` and ``measurements.csv``: for each film with a mask, its name and what
-            :func:`measure.measure` finds, to 4 decimals; and the masks in each of the ``formats``.
-        segmenter: with which weights and switches.
-        batch: films a forward pass.
-        force: segment what would be refused too (no chest film, blank, too small); the reasons become notes.
-        formats: ``png``: ``masks/NAME.png`` (0/255, the film's own size) and ``overlays/NAME.png``; ``coco``:
-            ``coco.parquet``, see :func:`formats.write_coco`; ``dicom-seg``: ``dicom-seg/NAME.dcm`` for films that are DICOM files,
-            see :func:`formats.write_dicom_seg`, where it is certain which lung is the right one. What a film makes impossible is a note.
-
-    Returns:
-        The table of predictions: name, path, height, width, lung_px, lung_share, quality (an estimate of the mask's Dice), flag
-        (ok, check or reject) and reasons of :func:`quality.estimate_quality`, mask, overlay, notes (what reading and the checks
-        found and did, parted by semicolons), error. A film that was read but refused has height, width and ``refused: …`` in
-        error; one that could not be read has error alone.
+        weights: a file of ``model.save_weights``, or of ``export.export_onnx`` for a backend other than torch; None is the
+            one that ships with the package.
+        device: auto, cpu, cuda, cuda:N or mps (a Mac's GPU); a backend other than torch has the CPU alone.
+        flip: average the prediction with that of the mirrored film: twice the time for a little accuracy.
+        clean: keep the two largest components and fill holes, see :func:`clean_mask`.
+        threshold: probability above which a pixel is lung.
+        backend: what computes the network: torch, onnxruntime or openvino.
+        head: the set whose annotators' rules the masks follow, where the network has an output for each set that it was
+            trained on (``heads`` in the header); the first one if None.
 
     Raises:
-        FileNotFoundError: a pattern names nothing.
-        ValueError: no such format, or results would replace what is not of an earlier run.
-        ImportError: a format's package is not installed.
-        OSError: ``out`` can't be written.
+        FileNotFoundError: no such weights.
+        ValueError: a damaged or foreign weights file, no such head, or no such backend for this file and device.
+        ImportError: the backend is not installed.
     """
-    check_formats(formats)
-    out = Path(out)
-    files = find_files(patterns, out=out)
-    start_results(out, "predictions.csv", COLUMNS, [folder for name in formats for folder in _FOLDERS[name]])
-    names = unique_names(files)
-    settings = {**segmenter.settings, "force": force, "formats": list(formats), "out": printable(out)}
-    journal = Journal(out / "predictions.jsonl", settings, dict(zip(names, files)))
-    done = {name: found for file, name in zip(files, names) if (found := journal.find(file, name))}
-    todo = [(file, name) for file, name in zip(files, names) if name not in done]
+
+    def __init__(self, weights: str | Path | None = None, *, device: str = "auto", flip: bool = False, clean: bool = True,
+                 threshold: float = 0.5, backend: str = "torch", head: str | None = None):
+        import torch
+
+        from .export import read_onnx_header
+        from .hardware import choose_device, choose_precision, keep_memory
+        from .model import read_header
+        path = Path(weights or DEFAULT_WEIGHTS)
+        if weights is None and not path.exists():
+            raise FileNotFoundError(f"{path} is not there: train one (`python -m kaggle_utils train`) and name it with --weights")
+        self.version = hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""  # told apart by their content
+        self.header = read_onnx_header(path) if path.suffix == ".onnx" else read_header(path)
+        missing = {"size", "sources"} - set(self.header)
+        if missing:
+            raise ValueError(f"{path}: no {' and no '.join(sorted(missing))} in the header, so films can't be given to it as in training")
+        films, architecture = {"in_channels": 1, "dims": 2}, self.header["architecture"]
+        other = {name: value for name, value in architecture.items() if films.get(name, value) != value}
+        if other:
+            raise ValueError(f"{path}: a network of {' and '.join(f'{name} {value}' for name, value in other.items())}, not one for films")
+        self.quality = self.header.get("quality")  # the fit that quality.estimate_quality takes
+        self.size = self.header["size"]  # px, the side of the square that the network was trained on
+        self.device = choose_device("cpu" if device == "auto" and backend != "torch" else device)
+        if self.device.type == "cpu":
+            keep_memory()
+        self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(choose_precision(self.device))
+        self.model = _open_network(path, backend, self.device, bf16=self.dtype == torch.bfloat16, classes=architecture.get("classes", 1))
+        self.flip, self.clean, self.threshold = flip, clean, threshold
+        self.heads = self.header.get("heads") or [""]
+        self.head = head or self.heads[0]
+        if self.head not in self.heads:
+            raise ValueError(f"{path}: no head {head!r}, it has {', '.join(filter(None, self.heads)) or 'a single one'}")
+
+    def __call__(self, films: str | Path | np.ndarray | Sequence) -> Segmented | list[Segmented | Unsegmented]:
+        """Masks of films, from files or arrays.
+
+        Args:
+            films: a path, an array, or a list of them. An array is gray ``(H, W)`` of any type and range, or RGB or RGBA ``(H, W, C)``.
+
+        Returns:
+            Of one film a :class:`Segmented`; of a list one result each, :class:`Unsegmented` where there is no mask.
+
+        Raises:
+            ValueError: the one film can't be read, or is no frontal chest film.
+        """
+        alone = isinstance(films, (str, Path, np.ndarray))
+        results = list(segment_films([films] if alone else films, self))
+        if alone and isinstance(results[0], Unsegmented):
+            raise ValueError(results[0].error)
+        return results[0] if alone else results
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What decides the masks of a film."""
+        return {"weights": self.version, "head": self.head, "flip": self.flip, "clean": self.clean, "threshold": self.threshold}
+
+    def probabilities(self, films: list[np.ndarray], heads: Sequence[str] | None = None) -> np.ndarray:
+        """Probability of lung at the network's own size.
+
+        Args:
+            films: each ``uint8 (H, W)``, of any size.
+            heads: for each film, the head to use instead of the segmenter's own.
+
+        Returns:
+            ``float32 (B, size, size)``.
+        """
+        import torch
+
+        from .data import normalise
+        batch = np.stack([resize_image(film, self.size) for film in films])[:, None]
+        images = normalise(torch.from_numpy(batch).to(self.device)).contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            prob = self.model(images).float().sigmoid()
+            if self.flip:
+                prob = (prob + self.model(images.flip(-1)).float().sigmoid().flip(-1)) / 2
+        channels = [self.heads.index(head) for head in heads or [self.head] * len(films)]
+        return prob[range(len(films)), channels].cpu().numpy()
+
+    def masks(self, films: list[np.ndarray]) -> list[np.ndarray]:
+        """Masks of the films' own sizes: the probability is resized, then thresholded.
+
+        Args:
+            films: each ``uint8 (H, W)``.
+
+        Returns:
+            Each ``uint8 (H, W)`` in {0, 1}.
+        """
+        return [self.finish(prob, film.shape) for prob, film in zip(self.probabilities(films), films)]
+
+    def finish(self, prob: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+        """Probabilities ``(size, size)`` to a mask of any ``shape``: resized, thresholded, cleaned."""
+        return finish_mask(prob, shape, threshold=self.threshold, clean=self.clean)
+
+
+def segment_films(films: Iterable[str | Path | bytes | np.ndarray], segmenter: LungSegmenter, *, names: Iterable[str] | None = None,
+                  batch: int = 8, force: bool = False) -> Iterator[Segmented | Unsegmented]:
+    """One result a film, in order; never raises for what is in a film. The next ones are read while the network works.
+
+    Args:
+        films: files, their bytes, or arrays as for :class:`LungSegmenter`.
+        segmenter: with which weights and switches; anything with its ``probabilities``, ``finish``, ``threshold`` and ``quality``.
+        names: by which films go in tables; if not given, their files' stems, and numbers for what has none.
+        batch: films a forward pass.
+        force: segment too what would be refused (no chest film, blank, too small); the reasons become notes.
+    """
+    films = list(films)
+    names = names or (Path(film).stem if isinstance(film, (str, Path)) else str(n) for n, film in enumerate(films))
+    with ThreadPoolExecutor() as pool:
+        for results in segment_batches(zip(films, names), segmenter, pool, batch=batch, force=force):
+            yield from results
+
+
+def segment_batches(films: Iterable[tuple[str | Path | bytes | np.ndarray, str]], segmenter: LungSegmenter, pool: Executor, *, batch: int = 8,
+                    force: bool = False) -> Iterator[list[Segmented | Unsegmented]]:
+    """:func:`segment_films` in batches, for those who go on working with several at once.
+
+    Args:
+        films: of each the file or array, and the name.
+        segmenter, batch, force: as there.
+        pool: whose threads read, and make masks of probabilities.
+    """
+    for read in read_ahead(films, pool, batch, force=force):
+        good = [film for film in read if isinstance(film, CheckedFilm)]
+        probs = iter(segmenter.probabilities([film.checked.image for film in good])) if good else iter(())
+        jobs = [pool.submit(segment, film, next(probs), segmenter, force=force) if isinstance(film, CheckedFilm) else film for film in read]
+        yield [job if isinstance(job, Unsegmented) else job.result() for job in jobs]
+
+
+def read_checked(film: str | Path | bytes | np.ndarray, name: str, *, force: bool = False, data: bytes | None = None) -> CheckedFilm | Unsegmented:
+    """A film of any file, checked before it is segmented; never raises for what is in the file.
+
+    Args:
+        film: the file, its bytes, or an array as for :class:`LungSegmenter`.
+        name: by which the film goes in tables.
+        force: what would be refused is read all the same, with the reasons as notes.
+        data: the file's bytes where they are here already; then ``film`` may be any address.
+    """
+    path = film if isinstance(film, (str, Path)) else name
+    if isinstance(film, bytes):
+        data = film
     try:
-        with ThreadPoolExecutor() as pool, tqdm(total=len(files), initial=len(done), desc="predict", unit="film", disable=None) as bar:
-            for films in read_ahead(todo, pool, batch, force=force):
-                for film in films:
-                    journal.remove(film.name, _outputs(film.name))
-                for film, found in zip(films, _finish(films, segmenter, pool, out, formats, force)):
-                    done[film.name] = found
-                    if film.image is not None:  # what could not be read is tried again
-                        journal.add(Path(film.path), film.name, found, _outputs(film.name, formats))
-                bar.update(len(films))
-    except BaseException:
-        with suppress(OSError):  # of which the first one counts
-            _write_tables([done[name] for name in names if name in done], out, formats)
-        raise
-    return _write_tables([done[name] for name in names], out, formats)
+        found = from_array(film) if isinstance(film, np.ndarray) else read_film(path, data=data)
+    except (ValueError, OSError, ImportError) as error:  # a folder may hold DICOM besides what needs no extra
+        return Unsegmented(name, path, str(error))
+    checked = check_film(found.image, found.colour, found.lie)
+    if checked.problems and not force:
+        return Unsegmented(name, path, f"{path}: refused: {'; '.join(checked.problems)}", found.image.shape, found.notes + checked.notes)
+    spacing = found.spacing_mm and found.spacing_mm[::-1 if checked.turned % 180 else 1]
+    # No colours: many films wait in memory.
+    return CheckedFilm(name, path, found.image, checked, spacing, found.notes + checked.problems + checked.notes, found.age)
 
 
-def _outputs(name: str, formats: Iterable[str] = _FOLDERS) -> list[str]:
-    """The files of a film in these formats."""
-    return [f"{folder}/{name}{suffix}" for form in formats for folder, suffix in _FOLDERS[form].items()]
+def read_ahead(todo: Iterable[tuple[Path, str]], pool: Executor, batch: int, *, force: bool = False) -> Iterator[list[CheckedFilm | Unsegmented]]:
+    """Batches of checked films, in order; while one is worked on the next one is read.
 
-
-def _finish(films: list[ReadFilm], segmenter: LungSegmenter, pool: ThreadPoolExecutor, out: Path, formats: Sequence[str],
-            force: bool) -> Iterator[dict[str, object]]:
-    """Segments a batch and writes its masks; of each film what the tables say of it."""
-    good = [film for film in films if not film.error]
-    probs = segmenter.probabilities([film.checked.image for film in good]) if good else ()
-    known = dict(zip((film.name for film in good), probs))
-
-    def finish(film: ReadFilm) -> dict[str, object]:
-        found = segment(film, known.get(film.name), segmenter, force=force)
-        return dict(zip(("row", "measured", "annotations"), _write(found, out, formats, segmenter.version)))
-
-    return pool.map(finish, films)
-
-
-def _write_tables(done: list[dict[str, object]], out: Path, formats: Sequence[str]) -> pd.DataFrame:
-    table = pd.DataFrame([found["row"] for found in done], columns=COLUMNS).astype(dict.fromkeys(("height", "width", "lung_px"), "Int64"))
-    write_bytes(out / "predictions.csv", to_csv(table))
-    measured = [{"name": found["row"]["name"], **found["measured"]} for found in done if found["measured"]]
-    measurements = pd.DataFrame(measured, columns=["name", *MEASUREMENTS]).round(4).convert_dtypes()  # whole numbers as such
-    write_bytes(out / "measurements.csv", to_csv(measurements))
-    if "coco" in formats:
-        write_coco(out / "coco.parquet", [lung for found in done for lung in found["annotations"]])
-    return table
-
-
-def evaluate(data: str | Path, segmenter: LungSegmenter, *, split: str = "test", sizes: Sequence[int] = (256, 512),
-             raw: str | Path | None = None, batch: int = 8) -> pd.DataFrame:
-    """Scores a prepared set, film by film.
-
-    A source that the weights were not trained on is foreign: then all its films count, besides those of the split.
-    Films of a source that the network has a head for are segmented by its rules, others by the segmenter's head.
+    As many are in memory as have room in :data:`image.MOST_BYTES` together; a batch ends early where the next film has none.
 
     Args:
-        data: the prepared set.
-        segmenter: with which weights and switches.
-        split: train, val or test.
-        sizes: px at which prediction and truth are compared; the published tables use 256.
-        raw: folder with the raw sets, to compare at each film's own size too (size 0 in the table), and to take the
-            truth of the other sizes from there.
-        batch: films a forward pass.
+        todo: of each film the file and the name, as for :func:`read_checked`.
+        pool: whose threads read.
+        batch: films of a batch at most.
+        force: as for :func:`read_checked`.
+    """
+    todo, sizes, reading, films, held = iter(todo), deque(), deque(), [], 0
+    while True:
+        sizes.extend((item, pool.submit(_declared_bytes, item[0])) for item in islice(todo, 2 * batch - len(sizes)))
+        while sizes and len(reading) + len(films) < 2 * batch and (not held or held + sizes[0][1].result() <= MOST_BYTES):
+            item, size = sizes.popleft()
+            held += size.result()
+            reading.append((pool.submit(read_checked, *item, force=force), size.result()))
+        if films and (len(films) == batch or not reading):
+            size, batch_of_films = sum(size for _, size in films), [film for film, _ in films]
+            films = []
+            yield batch_of_films
+            batch_of_films.clear()  # whoever took them is done
+            held -= size
+            if size > _LARGE:
+                _give_back_memory()
+        elif reading:
+            job, size = reading.popleft()
+            films.append((job.result(), size))
+        else:
+            return
+
+
+def _give_back_memory() -> None:
+    """Gives what was freed back to the kernel, where the C library keeps it (:func:`hardware.keep_memory`) and can."""
+    with suppress(AttributeError, OSError, TypeError):  # not glibc: macOS, musl, Windows
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _declared_bytes(film: str | Path | bytes | np.ndarray) -> int:
+    if isinstance(film, np.ndarray):
+        return film.size * FINISHED_BYTES
+    return film_bytes("", data=film) if isinstance(film, bytes) else film_bytes(film)
+
+
+def segment(film: CheckedFilm, prob: np.ndarray, segmenter: LungSegmenter, *, force: bool = False) -> Segmented | Unsegmented:
+    """A film's mask from its probabilities, checked and judged; never raises for what is in the film.
+
+    Args:
+        film: of :func:`read_checked`.
+        prob: what ``segmenter.probabilities`` said of ``film.checked.image``, ``float32 (size, size)``.
+        segmenter: which did.
+        force: keep the mask of what is hardly like a chest film and has no lungs of a usual shape.
+    """
+    mask = segmenter.finish(prob, film.checked.image.shape)
+    lungs = check_lungs(mask)
+    if film.checked.doubtful and lungs and not force:
+        return Unsegmented(film.name, film.path, f"{film.path}: refused: {NO_CHEST}", film.image.shape, film.notes + lungs)
+    notes = film.notes + lungs + check_height(mask, film.spacing_mm, film.age)
+    quality = estimate_quality(prob, mask, segmenter.quality, segmenter.threshold)
+    return Segmented(film, mask, prob, quality, notes if quality else (*notes, why_no_estimate(segmenter.quality)))
+
+
+def finish_mask(prob: np.ndarray, shape: tuple[int, int], *, threshold: float = 0.5, clean: bool = True) -> np.ndarray:
+    """Probabilities ``(size, size)`` to a mask of any ``shape``: resized, thresholded, cleaned."""
+    mask = (resize_prob(prob, shape) > threshold).astype(np.uint8)
+    return clean_mask(mask) if clean else mask
+
+
+def clean_mask(mask: np.ndarray, components: int = 2) -> np.ndarray:
+    """Keeps the largest connected components and fills their holes.
+
+    Args:
+        mask: ``uint8 (H, W)`` in {0, 1}.
+        components: how many to keep; there are two lungs.
+    """
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
+    keep = np.zeros(count, np.uint8)
+    keep[1 + np.argsort(-stats[1:, cv2.CC_STAT_AREA], kind="stable")[:components]] = 1
+    outlines, _ = cv2.findContours(keep[labels], cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return cv2.drawContours(np.zeros_like(mask), outlines, -1, 1, cv2.FILLED)
+
+
+def draw_overlay(image: np.ndarray, pred: np.ndarray, truth: np.ndarray | None = None) -> np.ndarray:
+    """The film with the outline of the prediction (orange) and, if there is one, of the truth (blue).
+
+    Args:
+        image: ``uint8 (H, W)``.
+        pred: ``uint8 (H, W)`` in {0, 1}.
+        truth: the same.
 
     Returns:
-        One row a film, protocol and size: name, source, protocol (``test``, or ``all`` where the source is foreign),
-        size and the scores of :func:`metrics.score` in px of that size.
-
-    Raises:
-        FileNotFoundError: no prepared set, or no raw film.
-        ValueError: the split has no film with a mask.
+        ``uint8 (H, W, 3)``, BGR.
     """
-    frame = read_manifest(data)
-    frame = frame[frame["split"] != "unlabelled"]
-    foreign = ~frame["source"].isin(segmenter.header["sources"])
-    frame = frame[(frame["split"] == split) | foreign]
-    own = {film.name: film for film in find_films(raw)} if raw else {}
-    if frame.empty:
-        raise ValueError(f"{data}: no film with a mask in its {split} split")
-    rows = []
-    bar = tqdm(total=len(frame), desc="evaluate", unit="film", disable=None)
-    for films in _batches(frame.itertuples(), batch):
-        heads = [film.source if film.source in segmenter.heads else segmenter.head for film in films]
-        probs = segmenter.probabilities([read_image(film.image) for film in films], heads)
-        for film, prob in zip(films, probs):
-            truth = read_mask(film.mask)
-            truth_at = {}
-            if film.name in own and own[film.name].mask_files:
-                truth = truth_at[0] = combined_mask(own[film.name], (film.height, film.width))
-            truth_at |= {size: resize_mask(truth, size) for size in sizes}
-            protocols = [split] * (film.split == split) + ["all"] * (film.source not in segmenter.header["sources"])
-            for size, truth in truth_at.items():
-                scores = score(segmenter.finish(prob, truth.shape), truth)
-                rows += [{"name": film.name, "source": film.source, "protocol": p, "size": size, **scores} for p in protocols]
-        bar.update(len(films))
-    bar.close()
-    return pd.DataFrame(rows).sort_values(["size", "protocol", "source", "name"], ignore_index=True)
+    canvas = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+    width = max(1, round(min(image.shape) / 256))  # px: as thick on a 20-megapixel film as on a small one
+    for mask, colour in ((truth, TRUTH_COLOUR), (pred, PRED_COLOUR)):
+        if mask is not None:
+            outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+            cv2.drawContours(canvas, outlines, -1, colour, width, cv2.LINE_AA)
+    return canvas
 
 
-def _write(found: Segmented, out: Path, formats: Sequence[str],
-           version: str) -> tuple[dict[str, object], dict[str, float], list[dict[str, object]]]:
-    """Rows of the predictions and, empty without a mask, of the measurements and of the COCO annotations."""
-    film, mask, row = found.film, found.mask, found.row
-    if mask is None:
-        return row, {}, []
-    lying, notes, annotations = film.checked.undo(mask), list(found.notes), []
-    lungs = tuple(map(film.checked.undo, split_lungs(mask))) if set(formats) - {"png"} else ()  # right and left only while upright
-    for form in formats:
-        try:
-            if form == "png":
-                row |= _write_pictures(film, lying, out)
-            elif form == "coco":
-                annotations = annotate(lungs, film.name, film.path)
-            else:
-                notes += _write_dicom_seg(film, lungs, out, version)
-        except Exception as error:  # whatever a film makes a format's packages raise, the other films go on
-            if getattr(error, "errno", None) in _DISK:  # as with all that follow
-                raise
-            notes.append(f"no {_NAMES[form]}: {_in_a_note(error)}")
-    return row | {"notes": "; ".join(notes)}, measure(mask, film.spacing_mm), annotations
+def _open_network(path: Path, backend: str, device: torch.device, *, bf16: bool, classes: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    import torch
 
-
-def _write_pictures(film: ReadFilm, lying: np.ndarray, out: Path) -> dict[str, str]:
-    """Writes mask and overlay; their columns in the table."""
-    paths = {"mask": out / "masks" / f"{film.name}.png", "overlay": out / "overlays" / f"{film.name}.png"}
-    write_mask(paths["mask"], lying)
-    write_image(paths["overlay"], draw_overlay(film.image, lying))
-    return {column: printable(path) for column, path in paths.items()}
-
-
-def _write_dicom_seg(film: ReadFilm, lungs: tuple[np.ndarray, np.ndarray], out: Path, version: str) -> tuple[str, ...]:
-    if not film.checked.sides:
-        raise ValueError("which of the lungs is the right one is not certain")
-    return write_dicom_seg(out / "dicom-seg" / f"{film.name}.dcm", lungs, film.path, version=version)
-
-
-def _in_a_note(error: Exception) -> str:
-    kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__} "
-    return f"{kind}{' '.join(str(error).split())[:300]}".replace(";", ",")
-
-
-def _batches(items: Iterable, size: int) -> Iterator[list]:
-    batch = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+    from .export import open_graph, to_onnx
+    from .model import load_weights
+    if backend == "torch" and path.suffix == ".onnx":
+        raise ValueError(f"{path}: PyTorch doesn't compute ONNX files: choose backend onnxruntime or openvino")
+    if backend == "torch":
+        return load_weights(path).to(device, memory_format=torch.channels_last)
+    if device.type != "cpu":
+        raise ValueError(f"backend {backend} is for the CPU, not for {device}: choose device auto or cpu")
+    if path.suffix != ".onnx":
+        return open_graph(to_onnx(load_weights(path)), backend, bf16=bf16)
+    try:
+        run = open_graph(path.read_bytes(), backend, bf16=bf16)
+        found = run(torch.zeros(1, 1, 33, 37)).shape[1]
+    except Exception as error:  # each runtime has its own for a graph that it can't compute
+        if isinstance(error, ImportError):
+            raise
+        raise ValueError(f"{path}: {backend} can't compute it ({str(error).strip().splitlines()[0][:300]}): export it again") from None
+    if found != classes:
+        raise ValueError(f"{path}: its header names {classes} classes, its graph gives {found}: export it again")
+    return run

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from .image import write_bytes
-from .model_header import (FORMAT, NORMALISATION, UNSEALED, parse_header, seal)  # noqa: F401 (this module is the face of those)
+from .config import (FORMAT, NORMALISATION, UNSEALED, parse_header, seal)  # noqa: F401 (this module is the face of those)
 
 _CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 _UP_CONV = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -158,7 +158,7 @@ def read_header(path: str | Path, *, members: bool = False) -> dict[str, object]
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated, not safetensors, or not of this project, or see :func:`model_header.check_header`.
+        ValueError: the file is truncated, not safetensors, or not of this project, or see :func:`config.check_header`.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such weights file")

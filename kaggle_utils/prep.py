@@ -27,7 +27,8 @@ from tqdm import tqdm
 from .quality import MASK, is_mask, is_negative
 from .quality.checks import LEAST_SIDE
 from .config import MOST_LUNG, PREPARED_SIDES
-from .files import check_ours, claims_film, is_below, may_hide_films, naming, printable, walk, without_suffix
+from .files import check_ours, is_below, naming, printable
+from .pictures.find import claims_film, may_hide_films, walk, without_suffix
 from .image import read_image, read_mask, resize_image, resize_mask, write_bytes, write_image, write_mask
 from .splits import SAME_PATIENT, published_split
 from .tables import to_csv

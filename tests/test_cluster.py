@@ -1,4 +1,4 @@
-"""cluster.py on a Ray cluster of two nodes on this machine: the rows of infer.predict, restarts, kills, bad films, S3."""
+"""cluster.py on a Ray cluster of two nodes on this machine: the rows of predictions.predict, restarts, kills, bad films, S3."""
 
 import json
 import os
@@ -21,6 +21,7 @@ pytest.importorskip("ray")
 psutil = pytest.importorskip("psutil")
 
 from kaggle_utils import infer
+from kaggle_utils.predictions import predict
 from kaggle_utils.cli import main
 from kaggle_utils.scale.cluster import MANIFEST, Settings, list_films, predict
 from kaggle_utils.scale.cluster_work import STOPS, Whole, read_films
@@ -79,7 +80,7 @@ def films(folder):
 def expected(films, weights, folder):
     """What predict says on this machine alone."""
     out = folder / "expected"
-    infer.predict(sorted(p for p in films.rglob("*.png")), out, infer.LungSegmenter(weights, device="cpu"), batch=4, force=True,
+    predict(sorted(p for p in films.rglob("*.png")), out, infer.LungSegmenter(weights, device="cpu"), batch=4, force=True,
                   formats=["coco"])
     return {"predictions": pd.read_csv(out / "predictions.csv", keep_default_na=False).drop(columns=["mask", "overlay"]),
             "measurements": pd.read_csv(out / "measurements.csv"), "lungs": pd.read_parquet(out / "coco.parquet")}

@@ -17,8 +17,8 @@ import cv2
 import pytest
 
 import kaggle_utils
-from kaggle_utils.files import (LOCK, NAME_BYTES, check_ours, check_patterns, claims_film, find_files, is_film, locked, printable, start_results,
-                                unique_names, walk, without_outputs, without_suffix, write_bytes)
+from kaggle_utils.files import LOCK, check_ours, locked, printable, start_results, write_bytes
+from kaggle_utils.pictures.find import NAME_BYTES, check_patterns, claims_film, find_files, is_film, unique_names, walk, without_outputs, without_suffix
 from dicoms import dicom
 from phantoms import phantom, write_raw
 
@@ -75,7 +75,7 @@ def test_patterns_that_name_films_are_no_error(folder):
 
 def test_check_stops_at_the_first_film_of_a_folder(folder, monkeypatch):
     looked = []
-    monkeypatch.setattr("kaggle_utils.files.is_film", lambda path: looked.append(path) or True)
+    monkeypatch.setattr("kaggle_utils.pictures.find.is_film", lambda path: looked.append(path) or True)
     check_patterns([folder])
     assert len(looked) == 1
 

@@ -18,10 +18,11 @@ from pydicom.datadict import dictionary_VR
 from pydicom.uid import DigitalXRayImageStorageForPresentation as DX
 
 from kaggle_utils.dicom import formats
-from kaggle_utils import infer
+from kaggle_utils import predictions
 from kaggle_utils import image as files
 from kaggle_utils.dicom.formats import annotate, check_formats, write_coco, write_dicom_seg
-from kaggle_utils.infer import LungSegmenter, predict
+from kaggle_utils.infer import LungSegmenter
+from kaggle_utils.predictions import predict
 from kaggle_utils.quality.measurements import split_lungs
 from kaggle_utils.metrics import confusion, overlap
 from kaggle_utils.model import UNet, save_weights
@@ -387,7 +388,7 @@ def test_no_format_ends_a_run_whatever_it_raises(tmp_path, segmenter, film_file,
     def fails(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(infer, broken, fails)
+    monkeypatch.setattr(predictions, broken, fails)
     table = predict([film_file], tmp_path / "out", segmenter, force=True, formats=tuple(formats.FORMATS))
     notes = [note for note in table.notes[0].split("; ") if note.startswith("no ") and note != "no spacing"]
     assert len(notes) == 1 and notes[0].startswith(f"no {name}: ") and "\n" not in notes[0]
@@ -402,7 +403,7 @@ def test_full_disk_is_no_films_failure_and_ends_the_run(tmp_path, segmenter, fil
     def fails(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(infer, broken, fails)
+    monkeypatch.setattr(predictions, broken, fails)
     with pytest.raises(OSError, match="No space left"):
         predict([film_file], tmp_path / "out", segmenter, force=True, formats=("png", "dicom-seg"))
 

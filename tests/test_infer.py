@@ -15,17 +15,17 @@ import pytest
 import torch
 from scipy import ndimage
 
-from kaggle_utils import film as film_module
 from kaggle_utils import image as files
-from kaggle_utils import infer
+from kaggle_utils import infer, predictions
 from kaggle_utils.files import printable
-from kaggle_utils.infer import LungSegmenter, clean_mask, evaluate
+from kaggle_utils.infer import LungSegmenter, clean_mask
+from kaggle_utils.predictions import evaluate
 from kaggle_utils.quality.measurements import MEASUREMENTS, measure
 from kaggle_utils.model import UNet, save_weights
 from dicoms import dicom
 from phantoms import phantom, write_prepared, write_raw
 
-predict = partial(infer.predict, force=True)  # the checks say, rightly, that a phantom is no chest film
+predict = partial(predictions.predict, force=True)  # the checks say, rightly, that a phantom is no chest film
 
 
 class DarkIsLung(torch.nn.Module):
@@ -144,7 +144,7 @@ def test_model_is_in_evaluation_mode(weights):
 
 
 def test_missing_weights_say_what_to_do(monkeypatch, tmp_path):
-    monkeypatch.setattr("kaggle_utils.segmenter.DEFAULT_WEIGHTS", tmp_path / "none.safetensors")
+    monkeypatch.setattr("kaggle_utils.infer.DEFAULT_WEIGHTS", tmp_path / "none.safetensors")
     with pytest.raises(FileNotFoundError, match="--weights"):
         LungSegmenter()
 
@@ -263,7 +263,7 @@ def test_folder_of_dicom_is_segmented_with_a_reason_for_what_is_no_film(study, s
 
 
 def test_spacing_of_a_dicom_film_is_kept(study):
-    assert infer.read_checked(study / "ST1/IM2", "x").spacing_mm == (0.2, 0.1)
+    assert infer.read_checked(study / "ST1/IM2", "x", force=True).spacing_mm == (0.2, 0.1)
 
 
 def test_without_pydicom_a_dicom_file_is_a_row_that_says_what_to_install(study, segmenter, tmp_path, monkeypatch):
@@ -295,7 +295,7 @@ def test_measurements_have_a_row_for_each_film_with_a_mask(folder, segmenter, tm
 
 def test_measurements_are_in_mm_where_the_film_has_a_spacing(tmp_path, monkeypatch, segmenter):
     film = phantom(40, 32)
-    monkeypatch.setattr("kaggle_utils.film.read_film", lambda path, **_: files.Film(film.image, spacing_mm=(2.0, 0.5)))
+    monkeypatch.setattr("kaggle_utils.infer.read_film", lambda path, **_: files.Film(film.image, spacing_mm=(2.0, 0.5)))
     write_raw(tmp_path / "a.png", film.image)
     predict([tmp_path / "a.png"], tmp_path / "out", segmenter)
     row = pd.read_csv(tmp_path / "out" / "measurements.csv").loc[0]
@@ -388,11 +388,11 @@ def test_films_wait_in_memory_only_as_far_as_there_is_room(monkeypatch, sizes, b
         with lock:
             held[name] = sizes[int(name)]
             most.append((sum(held.values()), len(held)))
-        return infer.ReadFilm(name, path)
+        return infer.Unsegmented(name, path, "")
 
-    monkeypatch.setattr(film_module, "MOST_BYTES", 1000)
-    monkeypatch.setattr(film_module, "film_bytes", lambda path: sizes[int(path)])
-    monkeypatch.setattr(film_module, "read_checked", read)
+    monkeypatch.setattr(infer, "MOST_BYTES", 1000)
+    monkeypatch.setattr(infer, "film_bytes", lambda path: sizes[int(path)])
+    monkeypatch.setattr(infer, "read_checked", read)
     names = []
     with ThreadPoolExecutor(3) as pool:
         for films in infer.read_ahead([(str(n), str(n)) for n in range(len(sizes))], pool, batch):
@@ -408,8 +408,8 @@ def test_films_wait_in_memory_only_as_far_as_there_is_room(monkeypatch, sizes, b
 
 def test_films_are_read_while_others_are_segmented(monkeypatch):
     begun = []
-    monkeypatch.setattr(film_module, "film_bytes", lambda path: 1)
-    monkeypatch.setattr(film_module, "read_checked", lambda path, name, force: begun.append(name) or infer.ReadFilm(name, path))
+    monkeypatch.setattr(infer, "film_bytes", lambda path: 1)
+    monkeypatch.setattr(infer, "read_checked", lambda path, name, force: begun.append(name) or infer.Unsegmented(name, path, ""))
     with ThreadPoolExecutor(1) as pool:
         first = next(infer.read_ahead([(name, name) for name in "abcdefgh"], pool, 2))
         pool.submit(int).result()  # what waits before it is done

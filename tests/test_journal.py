@@ -12,8 +12,9 @@ import torch
 
 import kaggle_utils
 from kaggle_utils.cli import main
-from kaggle_utils.infer import LungSegmenter, predict
-from kaggle_utils.journal import Journal
+from kaggle_utils.infer import LungSegmenter
+from kaggle_utils.predictions import predict
+from kaggle_utils.files import Journal
 from kaggle_utils.model import UNet, save_weights
 from kaggle_utils.tb.screening import TBScreener, screen
 from phantoms import phantom, write_raw
@@ -179,7 +180,7 @@ def test_a_process_that_is_killed_loses_no_film_that_it_has_finished(films, tmp_
     code = """
 import os, signal, sys
 from pathlib import Path
-from kaggle_utils import journal
+from kaggle_utils import files as journal
 from kaggle_utils.cli import main
 add, done = journal.Journal.add, []
 def dies(self, *film):

@@ -23,7 +23,8 @@ pytest.importorskip("onnxruntime")
 from kaggle_utils.pictures import header  # noqa: E402
 from kaggle_utils.export import export_onnx  # noqa: E402
 from kaggle_utils.image import encode_image  # noqa: E402
-from kaggle_utils.infer import DEFAULT_WEIGHTS, LungSegmenter, predict  # noqa: E402
+from kaggle_utils.infer import DEFAULT_WEIGHTS, LungSegmenter  # noqa: E402
+from kaggle_utils.predictions import predict  # noqa: E402
 from kaggle_utils.quality.measurements import MEASUREMENTS  # noqa: E402
 from kaggle_utils.synthetic.model import AppearanceModel  # noqa: E402
 from dicoms import dicom  # noqa: E402

@@ -10,7 +10,8 @@ from matplotlib import pyplot as plt  # noqa: E402
 
 from kaggle_utils.plots import films as plot_films, unet as plot_unet  # noqa: E402
 from kaggle_utils.data import read_manifest  # noqa: E402
-from kaggle_utils.infer import LungSegmenter, evaluate  # noqa: E402
+from kaggle_utils.infer import LungSegmenter  # noqa: E402
+from kaggle_utils.predictions import evaluate  # noqa: E402
 from kaggle_utils.model import UNet  # noqa: E402
 from kaggle_utils.prep import prepare  # noqa: E402
 from kaggle_utils.synthetic.model import write_raw  # noqa: E402

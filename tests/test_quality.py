@@ -12,7 +12,8 @@ from kaggle_utils.quality import estimate as quality, fit as quality_fit
 from kaggle_utils.cli import main
 from kaggle_utils.quality.damages import DRAWN, damaged, draw
 from kaggle_utils.image import resize_image, resize_mask, write_image
-from kaggle_utils.infer import DEFAULT_WEIGHTS, LungSegmenter, finish_mask, predict
+from kaggle_utils.infer import DEFAULT_WEIGHTS, LungSegmenter, finish_mask
+from kaggle_utils.predictions import predict
 from kaggle_utils.model import UNet, read_header, save_weights
 from kaggle_utils.quality.estimate import REASONS, Quality, check_fit, estimate_quality, judge, observe, why_no_estimate
 from kaggle_utils.quality.fit import Item, fit_quality, regress

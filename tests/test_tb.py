@@ -16,8 +16,9 @@ from kaggle_utils.cli import main
 from kaggle_utils.tb.calibrate import auc
 from kaggle_utils.data import read_manifest
 from kaggle_utils.image import write_image
-from kaggle_utils.infer import LungSegmenter, ReadFilm, Segmented
-from kaggle_utils.journal import Journal
+from kaggle_utils.quality import check_film
+from kaggle_utils.infer import CheckedFilm, LungSegmenter, Segmented, Unsegmented
+from kaggle_utils.files import Journal
 from kaggle_utils.model import UNet, save_weights
 from kaggle_utils.quality.estimate import Quality
 from kaggle_utils.synthetic.model import AppearanceModel
@@ -376,7 +377,9 @@ def test_no_lungs_no_probability(folder, weights, tmp_path, monkeypatch):
     (0.95, "", ""), (0.8, "", ""), (0.69, "", "no lungs to speak of"), (None, "a.png: refused: blank", "refused: blank")])
 def test_masks_of_no_use_get_no_probability_and_doubtful_ones_do(estimate, error, expected):
     quality = Quality(estimate, ("no lungs to speak of",)) if estimate else None
-    found = Segmented(ReadFilm("a", Path("a.png")), np.ones((8, 8), np.uint8) if estimate else None, quality, error=error)
+    mask = np.ones((8, 8), np.uint8)
+    film = CheckedFilm("a", Path("a.png"), mask, check_film(mask))
+    found = Unsegmented("a", Path("a.png"), error) if error else Segmented(film, mask, mask.astype(np.float32), quality)
     assert why_not(found) == expected
 
 

@@ -24,10 +24,10 @@ from botocore.exceptions import ClientError
 
 from kaggle_utils.pictures import header
 from kaggle_utils.scale import s3
-from kaggle_utils.film import Segmented, draw_overlay, finish_mask, read_checked, segment
+from kaggle_utils.infer import Segmented, Unsegmented, draw_overlay, finish_mask, segment_films
 from kaggle_utils.image import encode_image, resize_image
 from kaggle_utils.quality import measure
-from kaggle_utils.model_header import FORMAT, parse_header
+from kaggle_utils.config import FORMAT, parse_header
 
 MODEL = os.environ.get("MODEL", str(Path(__file__).with_name("lungs.onnx")))  # of `python -m kaggle_utils export`
 IN_PREFIX, OUT_PREFIX = os.environ.get("IN_PREFIX", "films/"), os.environ.get("OUT_PREFIX", "lungs/")
@@ -53,11 +53,12 @@ class Segmenter:
         self.size, self.quality = header["size"], header.get("quality")
         self.version = hashlib.sha256(graph).hexdigest()[:16]
 
-    def probabilities(self, film: np.ndarray) -> np.ndarray:
-        """``uint8 (H, W)`` → ``float32 (size, size)``, by the rules of the network's first head."""
-        image = resize_image(film, self.size).astype(np.float32)
-        image = (image - image.mean()) / max(image.std(), 1e-3)  # as data.normalise
-        logits = self.session.run(None, {"films": image[None, None]})[0][0, 0]
+    def probabilities(self, films: list[np.ndarray]) -> np.ndarray:
+        """``uint8 (H, W)`` each → ``float32 (B, size, size)``, by the rules of the network's first head."""
+        images = np.stack([resize_image(film, self.size) for film in films])[:, None].astype(np.float32)
+        mean, deviation = (measure(axis=(-2, -1), keepdims=True) for measure in (images.mean, images.std))
+        images = (images - mean) / np.maximum(deviation, 1e-3)  # as data.normalise
+        logits = self.session.run(None, {"films": images})[0][:, 0]
         return 1 / (1 + np.exp(-logits))
 
     def finish(self, prob: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -118,19 +119,18 @@ def _make(bucket: str, key: str, path: Path) -> dict[str, bytes]:
         return {"errors": _json(report | {"error": f"{address}: {head['ContentLength']:,} bytes, more than {MAX_BYTES:,}: too large"})}
     S3.download_file(bucket, key, str(path))
     try:
-        film = read_checked(path, key.removeprefix(IN_PREFIX))
-        found = segment(film, None if film.error else SEGMENTER.probabilities(film.checked.image), SEGMENTER)
+        found = next(segment_films([path], SEGMENTER, names=[key.removeprefix(IN_PREFIX)]))
     except (MemoryError, cv2.error):  # which OpenCV raises for the same reason
         return {"errors": _json(report | {"error": f"{address}: this function's memory is too small for it"})}
     report |= {name: value for name, value in found.row.items() if name != "path"}
-    if found.mask is None:
+    if isinstance(found, Unsegmented):
         return {"errors": _json(report | {"error": found.error.replace(str(path), address)})}
-    return _pictures(found) | {"measurements": _json(report | {"measurements": measure(found.mask, film.spacing_mm)})}
+    return _pictures(found) | {"measurements": _json(report | {"measurements": measure(found.upright, found.film.spacing_mm)})}
 
 
 def _pictures(found: Segmented) -> dict[str, bytes]:
     """Mask and overlay, which lie as the film does."""
-    mask = found.film.checked.undo(found.mask)
+    mask = found.mask
     return {"masks": encode_image(mask * np.uint8(255), ".png"), "overlays": encode_image(draw_overlay(found.film.image, mask), ".png")}
 
 

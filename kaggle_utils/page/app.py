@@ -23,7 +23,7 @@ import pandas as pd
 
 from .uploads import MAX_UPLOAD, MOST_FILMS, Gate, Uploads
 from ..image import encode_image, resize_image, resize_mask, write_image
-from ..infer import draw_overlay, read_checked, segment
+from ..infer import Unsegmented, draw_overlay, segment_films
 from ..quality import MEASUREMENTS, measure
 from ..synthetic import AppearanceModel
 from ..tables import to_csv
@@ -125,12 +125,13 @@ def report(path: Path, screener: TBScreener, *, data: bytes | None = None) -> st
         screener: see :func:`serve`.
         data: what is in the file.
     """
-    film, segmenter = read_checked(path, path.stem, data=data), screener.segmenter
-    found = segment(film, None if film.error else segmenter.probabilities([film.checked.image])[0], segmenter)
-    if found.error:
+    found = next(segment_films([data or path], screener.segmenter, names=[path.name]))
+    if isinstance(found, Unsegmented):
         reason = found.error.replace(f"{path}: ", "").replace(str(path), path.name)  # where it lies on the server is no one's business
+        reason = reason.removeprefix(f"{path.name}: ")
         return f"<p class='refusal' role='alert'>{escape(path.name)}: {escape(reason)}</p>"
-    image, mask, measured = film.checked.image, found.mask, measure(found.mask, film.spacing_mm)
+    film = found.film
+    image, mask, measured = film.checked.image, found.upright, measure(found.upright, film.spacing_mm)
     shape = tuple(max(1, round(side * min(1, SHOWN / max(mask.shape)))) for side in mask.shape)
     picture = draw_overlay(resize_image(image, shape), resize_mask(mask, shape))
     table = pd.DataFrame([{"name": path.stem, **measured}], columns=["name", *MEASUREMENTS]).round(4).convert_dtypes()
@@ -145,13 +146,13 @@ def report(path: Path, screener: TBScreener, *, data: bytes | None = None) -> st
         "Tilt, clockwise": _number(measured["tilt_deg"], ".1f", "°"),
         "Tuberculosis, for research": why_not(found) or _probability(screener, image, mask),
     }
-    name, lying = escape(path.stem), film.checked.undo(mask)  # the mask to download lies as the file does
+    name = escape(path.stem)
     return f"""<article class='report'>
       <figure><img alt='The film with its lungs outlined' src='{_data("image/jpeg", encode_image(picture, ".jpg"))}'>
         <figcaption>The patient's right lung is on the left.</figcaption></figure>
       <div><h2>{escape(path.name)}</h2>{_lungs(measured, film.spacing_mm)}{_rows(facts)}{_notes(reasons + found.notes)}
         <p class='downloads'>
-          <a download='{name}_mask.png' href='{_data("image/png", encode_image(lying * np.uint8(255), ".png"))}'>Mask (PNG)</a>
+          <a download='{name}_mask.png' href='{_data("image/png", encode_image(found.mask * np.uint8(255), ".png"))}'>Mask (PNG)</a>
           <a download='{name}_measurements.csv' href='{_data("text/csv", to_csv(table))}'>Measurements (CSV)</a>
         </p></div></article>"""
 

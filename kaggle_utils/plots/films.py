@@ -82,7 +82,7 @@ def show_ranked(scores: pd.DataFrame, frame: pd.DataFrame, segmenter) -> Figure:
     """Best, median and worst film of an evaluation: truth blue, prediction orange, name and Dice above.
 
     Args:
-        scores: of ``infer.evaluate``, at one size and of one protocol.
+        scores: of ``predictions.evaluate``, at one size and of one protocol.
         frame: of ``data.read_manifest``, with those films.
         segmenter: the :class:`infer.LungSegmenter` that was evaluated.
     """

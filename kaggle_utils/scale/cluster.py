@@ -34,7 +34,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .cluster_work import STOPS, Network, Settings, Whole, explained, finish_films, open_store, read_films
-from ..files import claims_film, find_files, unique_names, without_outputs
+from ..pictures.find import claims_film, find_files, unique_names, without_outputs
 from ..infer import DEFAULT_WEIGHTS, LungSegmenter
 from .s3 import is_address
 

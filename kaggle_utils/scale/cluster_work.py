@@ -21,8 +21,9 @@ import numpy as np
 
 from ..dicom.formats import annotate
 from ..image import MAX_BYTES, film_bytes, resize_image, room
-from ..infer import COLUMNS, LungSegmenter, ReadFilm, Segmented, read_checked, segment
-from ..quality import MEASUREMENTS, SIDES, measure, split_lungs
+from ..infer import CheckedFilm, LungSegmenter, Segmented, Unsegmented, read_checked, segment
+from ..predictions import COLUMNS
+from ..quality import MEASUREMENTS, SIDES, measure
 from .s3 import is_address
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ _WHOLE, _TEXT = ("height", "width", "lung_px"), ("name", "path", "flag", "reason
 
 @dataclass(frozen=True)
 class Settings:
-    """How films are segmented, as in :func:`infer.predict`; two runs with different ones don't share a folder."""
+    """How films are segmented, as in :func:`predictions.predict`; two runs with different ones don't share a folder."""
 
     batch: int = 8  # films a forward pass
     force: bool = False  # segment what would be refused too
@@ -63,7 +64,7 @@ class Network:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray] | pa.Table:
         """Thumbnails of :func:`read_films` to probabilities, ``float32 (B, size, size)``, 0 where a film has an error."""
-        good = [n for n, film in enumerate(batch["film"]) if not film.error]
+        good = [n for n, film in enumerate(batch["film"]) if isinstance(film, CheckedFilm)]
         prob = np.zeros(batch["image"].shape, np.float32)
         if good:
             prob[good] = self.segmenter.probabilities(list(batch["image"][good]))
@@ -80,11 +81,11 @@ class Whole(Network):
 
 def read_films(batch: dict[str, np.ndarray], size: int, force: bool) -> dict[str, np.ndarray]:
     """Films by their name and path, checked, without their pixels; and thumbnails ``uint8 (B, size, size)`` for the network."""
-    def read(path: bytes, name: str) -> tuple[ReadFilm, np.ndarray]:
+    def read(path: bytes, name: str) -> tuple[CheckedFilm | Unsegmented, np.ndarray]:
         film = _read_film(os.fsdecode(path), name, force)
-        if film.image is None:
+        if isinstance(film, Unsegmented):
             return film, blank
-        small = blank if film.error else resize_image(film.checked.image, size)
+        small = resize_image(film.checked.image, size)
         checked = replace(film.checked, image=np.empty(film.checked.image.shape, []))  # a shape of no bytes
         return replace(film, image=np.empty(film.image.shape, []), checked=checked), small
 
@@ -97,10 +98,10 @@ def read_films(batch: dict[str, np.ndarray], size: int, force: bool) -> dict[str
     return {"number": batch["number"], "film": column, "image": np.stack(images)}
 
 
-def _read_film(path: str, name: str, force: bool) -> ReadFilm:
+def _read_film(path: str, name: str, force: bool) -> CheckedFilm | Unsegmented:
     if not is_address(path):
         if not Path(path).parent.exists():
-            return ReadFilm(name, path, error=f"{path}: a node doesn't see this folder, which must be there on all of them{STOPS}")
+            return Unsegmented(name, path, f"{path}: a node doesn't see this folder, which must be there on all of them{STOPS}")
         with room(film_bytes(path)):
             return read_checked(Path(path), name, force=force)
     for wait in (*WAITS, None):
@@ -112,28 +113,27 @@ def _read_film(path: str, name: str, force: bool) -> ReadFilm:
             with room(film_bytes(path, data=data)):
                 return read_checked(path, name, force=force, data=data)
         except FileNotFoundError:
-            return ReadFilm(name, path, error=f"{path}: it is no longer there")
+            return Unsegmented(name, path, f"{path}: it is no longer there")
         except OSError as error:  # the store's, and not the film's
             if wait is None or isinstance(error, PermissionError):
-                return ReadFilm(name, path, error=f"{error}{STOPS}")
+                return Unsegmented(name, path, f"{error}{STOPS}")
             time.sleep(wait)
 
 
 def finish_films(batch: dict[str, np.ndarray], segmenter: LungSegmenter, force: bool) -> pa.Table:
     """Rows of films by their probabilities."""
     import pyarrow as pa
-    found = (segment(film, prob, segmenter, force=force) for film, prob in zip(batch["film"], batch["prob"]))
+    found = (segment(film, prob, segmenter, force=force) if isinstance(film, CheckedFilm) else film for film, prob in zip(batch["film"], batch["prob"]))
     return pa.Table.from_pylist([_row(film) | {"number": number} for film, number in zip(found, batch["number"])], schema())
 
 
-def _row(found: Segmented) -> dict[str, object]:
-    if found.mask is None:
+def _row(found: Segmented | Unsegmented) -> dict[str, object]:
+    if isinstance(found, Unsegmented):
         return found.row
-    film = found.film
-    lungs = tuple(map(film.checked.undo, split_lungs(found.mask)))  # right and left only while upright
+    film, lungs = found.film, (found.right, found.left)
     outlines = {f"{side}_lung": None for side in SIDES} | {
         row["category"].replace(" ", "_"): row["segmentation"] for row in annotate(lungs, film.name, film.path)}
-    return measure(found.mask, film.spacing_mm) | outlines | found.row
+    return measure(found.upright, film.spacing_mm) | outlines | found.row
 
 
 def schema() -> pa.Schema:

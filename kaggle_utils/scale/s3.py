@@ -20,7 +20,8 @@ from errno import ENOSPC
 from pathlib import Path, PurePosixPath
 from secrets import token_hex
 
-from ..files import FULL, LOCK, locked, printable, without_outputs, write_bytes
+from ..files import FULL, LOCK, locked, printable, write_bytes
+from ..pictures.find import without_outputs
 from .s3_client import (ATTEMPTS, CRC, Moved, abort_leftovers, connect, crc32, explained, has_size, is_same,
                         leads_out, list_objects, parse, run, settings)
 from .s3_zip import unzip

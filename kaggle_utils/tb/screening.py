@@ -19,11 +19,12 @@ import torch
 from scipy.special import expit
 from tqdm import tqdm
 
-from ..files import find_files, printable, start_results, unique_names
+from ..files import printable, start_results
+from ..pictures.find import find_files, unique_names
 from ..hardware import choose_device
 from ..image import resize_mask, write_bytes, write_image
-from ..infer import LungSegmenter, ReadFilm, Segmented, draw_overlay, read_ahead, segment
-from ..journal import Journal
+from ..infer import LungSegmenter, Segmented, Unsegmented, draw_overlay, segment_batches
+from ..files import Journal
 from ..model import read_header
 from ..tables import to_csv
 from .data import FILM, Cuts, cut, from_letter_box, lung_box, lung_fields, view
@@ -100,20 +101,20 @@ class TBScreener:
         return warm / max(float(warm.max()), 1e-6)
 
 
-def why_not(found: Segmented) -> str:
+def why_not(found: Segmented | Unsegmented) -> str:
     """Why a film gets no probability: there is no mask, or one of no use; empty where it gets one."""
-    if found.mask is None:
-        return found.error.removeprefix(f"{found.film.path}: ")
+    if isinstance(found, Unsegmented):
+        return found.error.removeprefix(f"{found.path}: ")
     return "; ".join(found.quality.reasons) if found.quality and found.quality.flag == "reject" else ""
 
 
 def screen(patterns: Iterable[str | Path], out: str | Path, screener: TBScreener, *, batch: int = 8) -> pd.DataFrame:
     """Screens files; one that can't be read, is no chest film or has no lungs to look at is a row with the reason.
 
-    Rows are in ``screening.jsonl`` as they come, and a run that was stopped goes on, as in :func:`infer.predict`.
+    Rows are in ``screening.jsonl`` as they come, and a run that was stopped goes on, as in :func:`predictions.predict`.
 
     Args:
-        patterns: files, folders and globs, as for :func:`infer.predict`.
+        patterns: files, folders and globs, as for :func:`predictions.predict`.
         out: gets ``screening.csv`` and ``overlays/NAME.png``: the film, upright, with its lungs' outline and, inside it, what raised
             the probability, the stronger the more probable.
         screener: with which weights.
@@ -139,14 +140,14 @@ def screen(patterns: Iterable[str | Path], out: str | Path, screener: TBScreener
     todo = [(file, name) for file, name in zip(files, names) if name not in rows]
     try:
         with ThreadPoolExecutor() as pool, tqdm(total=len(files), initial=len(rows), desc="screen", unit="film", disable=None) as bar:
-            for films in read_ahead(todo, pool, batch):
-                for film in films:
-                    journal.remove(film.name, [f"overlays/{film.name}.png"])
-                for film, row in zip(films, _screen(films, out, screener, pool)):
-                    rows[film.name] = row
-                    if film.image is not None:  # what could not be read is tried again
-                        journal.add(Path(film.path), film.name, row, [f"overlays/{film.name}.png"])
-                bar.update(len(films))
+            for results in segment_batches(todo, screener.segmenter, pool, batch=batch):
+                for result in results:
+                    journal.remove(result.name, [f"overlays/{result.name}.png"])
+                for result, row in zip(results, _screen(results, out, screener)):
+                    rows[result.name] = row
+                    if isinstance(result, Segmented) or result.shape:  # what could not be read is tried again
+                        journal.add(Path(result.path), result.name, row, [f"overlays/{result.name}.png"])
+                bar.update(len(results))
     except BaseException:
         with suppress(OSError):  # of which the first one counts
             _write_table([rows[name] for name in names if name in rows], out)
@@ -184,17 +185,15 @@ def draw_heat(image: np.ndarray, mask: np.ndarray, heat: np.ndarray, strength: f
     return drawn
 
 
-def _screen(films: list[ReadFilm], out: Path, screener: TBScreener, pool: ThreadPoolExecutor) -> list[dict[str, object]]:
+def _screen(results: list[Segmented | Unsegmented], out: Path, screener: TBScreener) -> list[dict[str, object]]:
     """Rows of one batch, in order; writes the overlays."""
-    good = [film for film in films if not film.error]
-    probs = dict(zip((film.name for film in good), screener.segmenter.probabilities([film.checked.image for film in good]) if good else ()))
-    found = list(pool.map(lambda film: segment(film, probs.get(film.name), screener.segmenter), films))
-    rows = {each.film.name: {**each.row, "label": "", "reason": printable(why_not(each))} for each in found}
-    fit = [each for each in found if not why_not(each)]
-    images, masks = [each.film.checked.image for each in fit], [each.mask for each in fit]
-    for each, image, mask, probability in zip(fit, images, masks, screener.probabilities(images, masks) if fit else ()):
-        path = out / "overlays" / f"{each.film.name}.png"
+    rows = [{**result.row, "label": "", "reason": printable(why_not(result))} for result in results]
+    fit = [(result, row) for result, row in zip(results, rows) if not why_not(result)]
+    images, masks = [result.film.checked.image for result, _ in fit], [result.upright for result, _ in fit]
+    probabilities = screener.probabilities(images, masks) if fit else ()
+    for (result, row), image, mask, probability in zip(fit, images, masks, probabilities):
+        path = out / "overlays" / f"{result.name}.png"
         write_image(path, draw_heat(image, mask, screener.heat(image, mask), float(probability)))
-        rows[each.film.name] |= {"probability": round(float(probability), 4), "overlay": printable(path),
-                                 "label": SUSPECT if probability >= screener.threshold else CLEAR}
-    return list(rows.values())
+        row |= {"probability": round(float(probability), 4), "overlay": printable(path),
+                "label": SUSPECT if probability >= screener.threshold else CLEAR}
+    return rows

@@ -9,7 +9,8 @@ import pandas as pd
 
 from ..data import read_manifest
 from ..files import LOCK, check_table, locked, write_bytes
-from ..infer import LungSegmenter, evaluate
+from ..infer import LungSegmenter
+from ..predictions import evaluate
 from ..metrics import summarise
 from ..tables import read_csv, to_csv
 from ..trainer import TrainConfig, train

@@ -1,0 +1,261 @@
+"""Which files are films, and what their results are called. Nothing heavy is imported: the command line asks before it loads anything."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import zlib
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from fnmatch import fnmatch
+from functools import cache
+from glob import glob, has_magic
+from pathlib import Path, PurePosixPath
+
+from ..files import name_key, printable
+from .header import HEAD, is_dicom, looks_like_image
+
+log = logging.getLogger(__name__)
+
+# Files that claim by their suffix to be films: where one is damaged, or of a kind that is not read here, that is said of it.
+FILM_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".dib", ".gif", ".webp", ".jp2", ".j2k", ".jpf", ".jpx",
+                 ".heic", ".heif", ".avif", ".jxl", ".dcm", ".dicom", ".dic", ".ima", ".nii", ".img", ".mha", ".nrrd")
+# What lies beside films without being taken for one; other files that are left out are named.
+_BESIDE = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml", ".md", ".html", ".htm", ".pdf", ".doc", ".docx", ".xls", ".xlsx",
+           ".parquet", ".py", ".ipynb", ".log", ".db", ".ini", ".inf", ".exe", ".dll", ".safetensors", ".onnx")
+_INDICES = ("dicomdir",)
+# The pictures that this package writes, by the file that is in their folder's parent: none of them is a film.
+OUTPUTS = {"predictions.csv": ("masks", "overlays", "dicom-seg"), "screening.csv": ("overlays",),
+           "prep.json": ("train/mask", "val/mask", "test/mask")}
+_PICTURES = OUTPUTS["predictions.csv"]
+NAME_BYTES = 220  # of the 255 that a file's name may have; the rest is for a suffix, a number and what a temporary file adds
+_RESERVED = re.compile(r"\.*|(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.I)  # no names of files, on Windows or anywhere
+
+
+def find_files(patterns: Iterable[str | Path], *, out: str | Path | None = None) -> list[Path]:
+    """The films that files, folders (searched below, through links, not in hidden ones) and globs name, sorted, each once.
+
+    In folders, films are told by their content, or by a suffix that claims so; what may hide films (see :func:`may_hide_films`) is
+    among them, as nobody can read it. Other files are left out; a warning in the log names
+    them, unless they are texts, tables and the like. What this package wrote there itself is no film. A file that is named is taken as
+    it is.
+
+    Args:
+        patterns: files, folders and globs.
+        out: the folder that the caller writes ``masks``, ``overlays`` and ``dicom-seg`` to.
+
+    Raises:
+        FileNotFoundError: a pattern names nothing.
+        ValueError: a named file, or all films of a pattern, lie where the caller would write its own.
+    """
+    written = {os.path.join(os.path.realpath(out), name) for name in _PICTURES} if out is not None else set()
+    found: dict[tuple[str, str], Path] = {}
+    real = cache(os.path.realpath)
+    for pattern in patterns:
+        films = _find(Path(pattern), written)
+        if not films and _find(Path(pattern), set()):
+            raise ValueError(f"{printable(pattern)}: results would be written where these films lie: choose another folder to write")
+        if not films:
+            raise FileNotFoundError(_nothing(pattern))
+        for path in films:  # a folder that is reached in two ways is one; two links to one file are two names
+            folder, name = os.path.split(path)
+            found.setdefault((real(folder), name), path)
+    return list(found.values())
+
+
+def check_patterns(patterns: Iterable[str | Path]) -> None:
+    """Raises FileNotFoundError for a pattern in which :func:`find_files` would find nothing; looks no further than the first film."""
+    for pattern in map(Path, patterns):
+        paths = [pattern] if os.path.lexists(pattern) else _expand(pattern)
+        if not any(any(map(_counts, walk(path))) if path.is_dir() else True for path in paths):
+            raise FileNotFoundError(_nothing(pattern))
+
+
+def walk(root: str | Path, *, unless: Collection[str] = (), skip: Collection[str] = ()) -> Iterator[Path]:
+    """The files in a folder and below it, through links, each folder once; no hidden ones, and no pictures that this package wrote.
+
+    A folder that can't be searched is given like a file: nobody can read it, and that is told of it where it is tried.
+
+    Args:
+        root: the folder.
+        unless: a folder that has a file of one of these names is left out with all below it.
+        skip: folders to leave out with all below them, by their real paths.
+    """
+    folders, links, seen, ours = [Path(root)], [], set(skip), set()
+    while folders or links:  # links last: a folder goes by its own place where it has one
+        folder = folders.pop() if folders else links.pop(0)
+        real = os.path.realpath(folder)
+        if real in seen or folder in ours:
+            continue
+        seen.add(real)
+        try:
+            names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+        except OSError:
+            yield folder
+            continue
+        if set(unless) & set(names):
+            continue
+        ours.update(folder / below for marker in OUTPUTS.keys() & set(names) for below in OUTPUTS[marker])
+        for path in (folder / name for name in names):
+            if os.path.isdir(path):  # unlike Path's, False where that may not be known
+                (links if path.is_symlink() else folders).append(path)
+            else:
+                yield path
+
+
+def without_outputs(paths: Iterable[str], out: str | None = None) -> list[str]:
+    """Of all files' paths, with slashes, in some place those that aren't pictures which this package wrote there, by the tables beside.
+
+    Args:
+        paths: the files.
+        out: the folder that the caller writes results to: what a stopped run has left there has no table yet.
+    """
+    found = [(path, PurePosixPath(path)) for path in paths]
+    ours = {path.parent / below for _, path in found for below in OUTPUTS.get(path.name, ())}
+    ours |= {PurePosixPath(out) / below for below in _PICTURES} if out is not None else set()
+    return [path for path, pure in found if ours.isdisjoint(pure.parents)]
+
+
+def is_film(path: str | Path) -> bool:
+    """Says whether a file looks like a film by its first bytes, or claims to be one by its suffix. A DICOM folder's index is none."""
+    path = Path(path)
+    if path.name.lower() in _INDICES or os.path.isdir(path):
+        return False
+    return bool(claims_film(path.name)) or _looks_like_film(path)
+
+
+def may_hide_films(path: Path) -> bool:
+    """Says whether what :func:`walk` gives is a folder that can't be searched, or a link to what isn't there, perhaps a folder."""
+    return os.path.isdir(path) or not os.path.exists(path) and claims_film(path.name) is not False
+
+
+def claims_film(name: str) -> bool | None:
+    """What a file's name says of it: a film, or none (a text, a table, an index); None where only its content can."""
+    if without_suffix(name) != name:
+        return True
+    return False if name.lower().endswith(_BESIDE) or name.lower() in _INDICES or name.startswith(".") else None
+
+
+def without_suffix(name: str) -> str:
+    """A file's name without what says that it is a film: ``.png``, ``.dcm.gz``; the end of a UID, ``.2``, stays."""
+    stem = name[:-3] if name.lower().endswith(".gz") else name
+    suffix = next((s for s in FILM_SUFFIXES if stem.lower().endswith(s) and len(stem) > len(s)), "")
+    return stem[:-len(suffix)] if suffix else name
+
+
+def unique_names(files: list[Path]) -> list[str]:
+    """Names for the files' results, no two alike on any system: those of the files, without their suffix.
+
+    Films that share one are named by their whole path below the folder common to all. What can't be in a file's name everywhere
+    (a line's end, bytes that are not UTF-8, more than ``NAME_BYTES``) is replaced, and a long name's end by a hash of the whole.
+    """
+    stems = [without_suffix(path.name) for path in files]
+    count = Counter(map(name_key, stems))
+    common = os.path.commonpath([path.absolute().parent for path in files]) if files else ""
+    names: dict[str, str] = {}
+    for path, stem in zip(files, stems):
+        first = _file_name(re.sub(r"[/\\.]", "_", os.path.relpath(path, common)) if count[name_key(stem)] > 1 else stem)
+        name, n = first, 1
+        while name_key(name) in names:
+            n += 1
+            name = f"{first}_{n}"
+        names[name_key(name)] = name
+    return list(names.values())
+
+
+def _find(pattern: Path, written: set[str]) -> list[Path]:
+    if pattern.is_dir():
+        return _search(pattern, written)
+    if os.path.lexists(pattern):
+        if _is_below(pattern, written):
+            raise ValueError(f"{printable(pattern)}: results would be written to this film's folder: choose another folder to write")
+        return [pattern]
+    ours = cache(_is_ours)
+    paths = [path for path in _expand(pattern) if not ours(path if path.is_dir() else path.parent)]
+    folders = [film for path in paths if path.is_dir() for film in _search(path, written)]
+    files = {path for path in paths if path.is_file() and claims_film(path.name) is not False and not _is_below(path, written)}
+    return sorted(files.union(folders))
+
+
+def _expand(pattern: Path) -> list[Path]:
+    """The files and folders that a glob names; ``**`` goes through links, into each folder once: those to themselves have no end."""
+    if not has_magic(str(pattern)):
+        return []
+    if "**" not in pattern.parts:
+        return [Path(path) for path in glob(str(pattern))]
+    at = pattern.parts.index("**")
+    start, below = Path(*pattern.parts[:at]), pattern.parts[at:]
+    found = {}  # in order
+    for root in filter(Path.is_dir, _expand(start) or [start]):
+        for path in walk(root):
+            names = path.relative_to(root).parts
+            end = next((end for end in range(1, len(names) + 1) if _fits(names[:end], below)), None)
+            if end:
+                found[Path(root, *names[:end])] = True
+    return list(found)
+
+
+def _fits(names: tuple[str, ...], parts: tuple[str, ...]) -> bool:
+    """Whether a path's names are those of a pattern's parts, of which ``**`` stands for any number."""
+    if not parts:
+        return not names
+    if parts[0] == "**":
+        return _fits(names, parts[1:]) or bool(names) and _fits(names[1:], parts)
+    return bool(names) and fnmatch(names[0], parts[0]) and _fits(names[1:], parts[1:])
+
+
+def _search(folder: Path, written: set[str]) -> list[Path]:
+    films, others = [], []
+    for path in walk(folder, skip=written):
+        (films if _counts(path) else others).append(path)
+    others = sorted(printable(path.relative_to(folder)) for path in others if claims_film(path.name) is None)
+    if others:
+        log.warning("%s: %d %s left out, as no film: %s%s", printable(folder), len(others), "files" if len(others) > 1 else "file",
+                    ", ".join(others[:3]), ", …" if len(others) > 3 else "")
+    return sorted(films)
+
+
+def _counts(path: Path) -> bool:
+    return is_film(path) or may_hide_films(path)
+
+
+def _is_below(path: Path, folders: set[str]) -> bool:
+    return any(str(parent) in folders for parent in Path(os.path.realpath(path.parent), path.name).parents)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether pictures in a folder are those that this package wrote."""
+    lineage = (folder, *folder.parents)
+    return any(above / below in lineage and (above / marker).is_file()
+               for marker, folders in OUTPUTS.items() for below in folders for above in lineage)
+
+
+def _nothing(pattern: str | Path) -> str:
+    what = "no film in it" if Path(pattern).is_dir() else "no film among what it names" if _expand(Path(pattern)) else "no such file"
+    return f"{printable(pattern)}: {what}; films are PNG, JPEG, TIFF, BMP, GIF, WebP, JPEG 2000 and DICOM files"
+
+
+def _looks_like_film(path: Path) -> bool:
+    if not os.path.isfile(path):  # a pipe would wait for its writer
+        return False
+    try:
+        with path.open("rb") as file:
+            head = file.read(4 * HEAD)
+        if head.startswith(b"\x1f\x8b"):
+            head = zlib.decompressobj(wbits=31).decompress(head, HEAD)
+    except (OSError, zlib.error):  # not ours to read, or not really compressed
+        return False
+    return is_dicom(head) or looks_like_image(head)
+
+
+def _file_name(text: str) -> str:
+    """The text as a file's name on any system, NAME_BYTES long at most."""
+    name = re.sub(r'[\\/:*?"<>|]', "_", printable(text))
+    if _RESERVED.fullmatch(name):
+        name = f"_{name}"
+    data = name.encode()
+    if len(data) <= NAME_BYTES:
+        return name
+    return f"{data[:NAME_BYTES - 9].decode(errors='ignore')}_{hashlib.sha256(data).hexdigest()[:8]}"
