@@ -1,4 +1,4 @@
-# make run [DATA=folder with the raw sets] · make demo · make test · make test-machines · make test-kaggle · make bench [DATA=…] · make notebooks · make slides
+# make run [DATA=folder with the raw sets] · make demo · make check · make test · make test-machines · make test-kaggle · make bench [DATA=…] · make notebooks · make slides
 PYTHON  ?= python3
 DATA    ?=
 NAME    ?= $(if $(DATA),real,builtin)
@@ -19,10 +19,11 @@ export IPYTHONDIR := $(CURDIR)/.cache/ipython
 export JUPYTER_DATA_DIR := $(CURDIR)/.cache/jupyter
 export JUPYTER_CONFIG_DIR := $(CURDIR)/.cache/jupyter
 
-.PHONY: run demo weights test test-machines test-kaggle bench notebooks slides clean help
+.PHONY: run demo weights check test test-machines test-kaggle bench notebooks slides clean help
 help:
 	@echo "make run [DATA=folder]  prepare, train, evaluate, predict, into runs/NAME; built-in films without DATA"
 	@echo "make demo               six built-in films and their lungs, into runs/demo/lungs"
+	@echo "make check              ruff and mypy: style, imports, types"
 	@echo "make test               all tests, in two processes; those of seconds: .venv/bin/python -m pytest -m 'not slow'"
 	@echo "make test-machines      those that compute, as on an old processor, on one with AVX2 and four threads, and with all threads"
 	@echo "make test-kaggle        the same with the versions of Kaggle's image; PYTHON=python3.12 is what it has"
@@ -48,6 +49,11 @@ run: .venv/run.stamp
 weights: .venv/run.stamp
 	$(PY) -c "from kaggle_utils.model import load_weights, read_header, save_weights; run = '$(RUN)/best.safetensors'; \
 	  save_weights('kaggle_utils/weights/lungs.safetensors', load_weights(run), read_header(run), half=True)"
+
+check: .venv/dev.stamp
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 test: .venv/dev.stamp
 	@mkdir -p .cache
@@ -85,13 +91,13 @@ slides: .venv/dev.stamp
 	  apt-get update -q && apt-get install -y python3-venv && $(PYTHON) -m venv $(@:/bin/python=); } \
 	  || { rm -rf $(@:/bin/python=); echo "python3-venv is missing: apt-get install python3-venv"; exit 1; }
 
-.venv/run.stamp: requirements.txt | .venv/bin/python
-	$(PY) -m pip install -q --disable-pip-version-check -r requirements.txt && touch $@
+.venv/run.stamp: pyproject.toml requirements.txt | .venv/bin/python
+	$(PY) -m pip install -q --disable-pip-version-check -e . && touch $@
 
-.venv/dev.stamp: requirements.txt requirements-dev.txt | .venv/bin/python
-	$(PY) -m pip install -q --disable-pip-version-check -r requirements-dev.txt && touch $@ .venv/run.stamp
+.venv/dev.stamp: pyproject.toml requirements.txt | .venv/bin/python
+	$(PY) -m pip install -q --disable-pip-version-check -e ".[dev]" && touch $@ .venv/run.stamp
 
-.venv-kaggle/dev.stamp: requirements.txt requirements-dev.txt requirements-kaggle-image.txt | .venv-kaggle/bin/python
+.venv-kaggle/dev.stamp: pyproject.toml requirements.txt requirements-kaggle-image.txt | .venv-kaggle/bin/python
 	.venv-kaggle/bin/python -m pip install -q --disable-pip-version-check -r requirements-kaggle-image.txt && touch $@
 
 clean:

@@ -32,7 +32,7 @@ def missing() -> str:
     try:
         version("kaggle"), version("six")
     except PackageNotFoundError as error:
-        return f"{error}: pip install -r requirements-dev.txt"
+        return f"{error}: pip install -e '.[dev]'"
     return ""
 
 
