@@ -47,9 +47,8 @@ from kaggle_utils.tb.screening import TB_WEIGHTS
 from kaggle_utils.tb import ARMS, make_cuts, tb_frame
 from kaggle_utils.tb.data import Cuts, cut, folds, load_cuts, save_cuts
 from kaggle_utils.tb.net import TBEnsemble, TBNet, load_tb
-from kaggle_utils.tb import TBConfig
-from kaggle_utils.tb.train import logits_of, train_tb
-from kaggle_utils.trainer import LICENCES, Trainer
+from kaggle_utils.splits import LICENCES
+from kaggle_utils.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 SETS = ("montgomery", "shenzhen")

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -119,6 +121,13 @@ class TrainConfig:
         """The command line of this run, without --data and --out."""
         return " ".join(["python -m kaggle_utils train", *self.options])
 
+    def learning_rate(self, progress: float) -> float:
+        """Linear warm-up, then half a cosine down to a hundredth; ``progress`` is the share of the run done, in [0, 1]."""
+        if progress < self.warmup:
+            return self.lr * progress / self.warmup
+        wave = math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup))
+        return self.lr * (0.01 + 0.99 * (1 + wave) / 2)
+
     @classmethod
     def from_dict(cls, values: dict[str, object]) -> TrainConfig:
         """Rebuilds a stored configuration; an unknown key is an error, not a default in silence."""
@@ -126,6 +135,16 @@ class TrainConfig:
         if unknown:
             raise ValueError(f"unknown setting {', '.join(sorted(unknown))}; there are {', '.join(f.name for f in fields(cls))}")
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def code_version() -> str:
+    """The commit of this code, with ``-dirty`` if files differ from it; empty where it doesn't lie in a clone."""
+    clone = Path(__file__).parents[1]
+    command = ["git", "-C", str(clone), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() if (clone / ".git").exists() else ""
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def seal(data: bytes) -> bytes:

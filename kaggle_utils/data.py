@@ -272,5 +272,26 @@ def make_loader(dataset: LungDataset, batch: int, *, shuffle: bool = False, work
                       pin_memory=torch.cuda.is_available(), worker_init_fn=_one_thread)
 
 
+def check_batch(batch: dict) -> None:
+    """Looks at a batch before any time is spent on it.
+
+    Raises:
+        ValueError: in words: shapes that don't fit, films that aren't normalised, masks that aren't {0, 1}, are all the
+            same, or whose share of lung no chest film has.
+    """
+    images, masks = batch["image"], batch["mask"]
+    if images.shape != masks.shape or images.ndim != 4:
+        raise ValueError(f"images are {tuple(images.shape)} and masks {tuple(masks.shape)}; both should be (B, 1, H, W)")
+    values = masks.unique().tolist()
+    if not set(values) <= {0.0, 1.0}:
+        raise ValueError(f"masks hold {values[:5]}, they should hold 0 and 1: read them with image.read_mask")
+    if not torch.isfinite(images).all() or images.abs().max() > 50:
+        raise ValueError(f"films go from {images.min():g} to {images.max():g}: pass them through data.normalise")
+    share = masks.mean().item()
+    if not 0.02 < share < 0.7:
+        raise ValueError(f"lungs cover {share:.1%} of the films, a chest film has 15-40 %: are the masks inverted, empty "
+                         f"or paired with the wrong films? ({', '.join(batch['name'][:3])} ...)")
+
+
 def _one_thread(worker: int) -> None:
     cv2.setNumThreads(0)  # OpenCV's thread pool doesn't survive a fork

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import pickle
-import subprocess
 import sys
 import time
 import zipfile
@@ -30,8 +29,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from . import distributed
-from .config import TrainConfig
-from .data import LungDataset, check_disjoint, make_loader, read_manifest
+from .config import TrainConfig, code_version
+from .data import LungDataset, check_batch, check_disjoint, make_loader, read_manifest
 from .hardware import choose_device, choose_precision, keep_memory
 from .image import write_bytes
 from .infer import LungSegmenter
@@ -40,14 +39,9 @@ from .metrics import confusion, overlap
 from .model import NORMALISATION, UNet, count_parameters, save_weights, update_header
 from .quality.fit import MOST, Item, fit_quality
 from .scale.shards import ShardedFilms, is_sharded, read_shards, stream_loader
-from .splits import BUILT_IN, suspect_masks
+from .splits import BUILT_IN, LICENCES, suspect_masks
 
 CHECKPOINT_SECONDS = 300  # of training at most that a kill loses: epochs may be long
-LICENCES = {
-    "montgomery": "Montgomery: research use with acknowledgement (Jaeger et al. 2014, Candemir et al. 2014)",
-    "shenzhen": "Shenzhen masks: CC BY-NC-SA 4.0 (Stirenko et al. 2018)",
-    "jsrt": "JSRT/SCR: research use, registration at the source (Shiraishi et al. 2000, van Ginneken et al. 2006)",
-}
 
 
 @dataclass
@@ -93,7 +87,7 @@ class Trainer:
         self.history: list[dict[str, float]] = []
         self.step, self.seconds = 0, 0.0
         self.begun, self.saved = Epoch(), 0.0  # how far the present epoch is; seconds at the last checkpoint
-        self.out, self.about, self.commit = Path(out) if out and distributed.is_main() else None, about or {}, _commit()
+        self.out, self.about, self.commit = Path(out) if out and distributed.is_main() else None, about or {}, code_version()
 
     @property
     def best_model(self) -> nn.Module:
@@ -203,14 +197,6 @@ class Trainer:
         self.history, self.step, self.begun = state["history"], state["step"], Epoch(**state["begun"])
         self.seconds = self.saved = state["seconds"]
 
-    def learning_rate(self, progress: float) -> float:
-        """Linear warm-up, then half a cosine down to a hundredth; ``progress`` is the share of the run done, in [0, 1]."""
-        config = self.config
-        if progress < config.warmup:
-            return config.lr * progress / config.warmup
-        wave = math.cos(math.pi * (progress - config.warmup) / (1 - config.warmup))
-        return config.lr * (0.01 + 0.99 * (1 + wave) / 2)
-
     def progress(self) -> float:
         """Share of the run done, by steps or by the time budget, whichever is nearer to its end.
 
@@ -261,7 +247,7 @@ class Trainer:
 
     def _train_step(self, batch: dict) -> tuple[float, float]:
         """The sum of the losses of the films, and how many these are, in all processes' batches together."""
-        self.optimizer.param_groups[0]["lr"] = self.learning_rate(self.progress())
+        self.optimizer.param_groups[0]["lr"] = self.config.learning_rate(self.progress())
         images, truth = self._to_device(batch)
         with self._autocast():
             logits = self._own_head(self.step_model(images), batch)
@@ -438,54 +424,100 @@ def _say_epoch(row: dict[str, float], epochs: int) -> None:
           f"{row['films_s']:.0f} films/s, {row['seconds']:.0f} s", file=sys.stderr, flush=True)
 
 
-def make_trainer(data: str | Path | list[str | Path], out: str | Path | None, config: TrainConfig, *, resume: bool = False) -> Trainer:
-    """The trainer that :func:`train` runs, its films loaded and its run not begun; ``out`` None writes nothing."""
-    last = Path(out) / "last.pt" if out else None
-    if last and last.exists() and not resume:
-        raise FileExistsError(f"{last} is there: resume that run (--resume) or choose another folder")
-    if out:
-        _check_folder(Path(out))
-    roots = [data] if isinstance(data, (str, Path)) else data
-    sharded = [is_sharded(root) for root in roots]
-    if any(sharded) and len(roots) > 1:
-        raise ValueError("a set in shards is trained on alone: prepare the sets into one folder and write shards of that")
-    frames = [read_shards(root) if streamed else read_manifest(root) for root, streamed in zip(roots, sharded)]
-    frame = pd.concat(frames)
-    check_disjoint(frame)
-    absent = set(config.sources) - set(frame["source"])
-    if absent:
-        raise ValueError(f"no film of {', '.join(sorted(absent))} in {data}: choose --sources from {', '.join(frame['source'].unique())}")
-    films, held_out = (f[(f["split"] == split) & f["source"].isin(config.sources)] for f, split in ((frame, "train"), (frames[0], "val")))
-    if not config.suspects:
-        films = films[~films["name"].isin(suspect_masks()["name"])]
-    device = choose_device(config.device)
-    workers = config.workers if config.workers >= 0 else (os.cpu_count() // distributed.machine_size() if device.type == "cuda" else 0)
-    if config.films:
-        films = films.sample(min(config.films, len(films)), random_state=config.seed)
-    if any(sharded):
-        loaders = [stream_loader(ShardedFilms(rows, config.size, augment, batch=config.batch, shuffle=shuffle, seed=config.seed, threads=workers), workers)
-                   for rows, augment, shuffle in ((films, config.augment, True), (held_out, "none", False))]
-    else:
-        loaders = [make_loader(LungDataset(films, config.size, config.augment, seed=config.seed), config.batch, shuffle=True, workers=workers),
-                   make_loader(LungDataset(held_out, config.size), config.batch, workers=workers)]
+def make_trainer(data: str | Path | list[str | Path], out: str | Path | None, config: TrainConfig, *, resume: bool = False,
+                 loss: nn.Module | None = None) -> Trainer:
+    """The trainer that :func:`train` runs, its films loaded and its run not begun.
+
+    Args:
+        data, config, resume: see :func:`train`.
+        out: the run's folder; None writes nothing.
+        loss: a loss of your own, a module of ``(logits, truth)``; the one that ``config.loss`` names if None. The name of its
+            class goes into the weights' header.
+    """
+    last = _check_folder(Path(out), resume) if out else None
+    films, held_out = select_films(data, config)
+    loaders = make_loaders(films, held_out, config)
     distributed.wait_for_all()
     torch.manual_seed(config.seed)
-    classes = len(config.sources) if config.heads else 1
-    model = UNet(classes=classes, width=config.width, depth=config.depth, norm=config.norm, up=config.up, patch=config.patch, conv=config.conv)
-    trainer = Trainer(model, make_loss(config.loss, dice_weight=config.dice_weight), *loaders, config, out, _about(films, held_out))
-    if resume and last and last.exists():
+    model, about = build_model(config), describe_films(films, held_out)
+    if loss is None:
+        loss = make_loss(config.loss, dice_weight=config.dice_weight)
+    else:
+        about["loss"] = type(loss).__name__
+    trainer = Trainer(model, loss, *loaders, config, out, about)
+    if last and last.exists():
         trainer.resume(last)
     return trainer
 
 
-def _check_folder(out: Path) -> None:
-    """Raises ValueError where a run would replace files that no run wrote: each leaves its settings beside them first."""
+def select_films(data: str | Path | list[str | Path], config: TrainConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of the manifests that a configuration trains on, and those that it validates on.
+
+    Args:
+        data: a prepared set, several, or one in shards; the validation films are those of the first.
+        config: its ``sources``, ``suspects``, ``films`` and ``seed`` choose.
+
+    Raises:
+        ValueError: a wanted source isn't there, a film is there twice, or shards are not alone.
+    """
+    roots = [data] if isinstance(data, (str, Path)) else data
+    sharded = any(map(is_sharded, roots))
+    if sharded and len(roots) > 1:
+        raise ValueError("a set in shards is trained on alone: prepare the sets into one folder and write shards of that")
+    frames = [read_shards(root) if sharded else read_manifest(root) for root in roots]
+    everything, first = pd.concat(frames), frames[0]
+    check_disjoint(everything)
+    absent = set(config.sources) - set(everything["source"])
+    if absent:
+        there = ", ".join(everything["source"].unique())
+        raise ValueError(f"no film of {', '.join(sorted(absent))} in {data}: choose --sources from {there}")
+    films = everything[(everything["split"] == "train") & everything["source"].isin(config.sources)]
+    held_out = first[(first["split"] == "val") & first["source"].isin(config.sources)]
+    if not config.suspects:
+        films = films[~films["name"].isin(suspect_masks()["name"])]
+    if config.films:
+        films = films.sample(min(config.films, len(films)), random_state=config.seed)
+    return films, held_out
+
+
+def make_loaders(films: pd.DataFrame, held_out: pd.DataFrame, config: TrainConfig) -> tuple[DataLoader, DataLoader]:
+    """Loaders of the two parts of :func:`select_films`: shuffled and augmented to train on, as they are to validate on."""
+    workers = config.workers
+    if workers < 0:
+        on_gpu = choose_device(config.device).type == "cuda"
+        workers = os.cpu_count() // distributed.machine_size() if on_gpu else 0
+    if "shard" in films:
+        streams = [ShardedFilms(films, config.size, config.augment, batch=config.batch, shuffle=True, seed=config.seed, threads=workers),
+                   ShardedFilms(held_out, config.size, batch=config.batch, seed=config.seed, threads=workers)]
+        return tuple(stream_loader(stream, workers) for stream in streams)
+    learned = LungDataset(films, config.size, config.augment, seed=config.seed)
+    return (make_loader(learned, config.batch, shuffle=True, workers=workers),
+            make_loader(LungDataset(held_out, config.size), config.batch, workers=workers))
+
+
+def build_model(config: TrainConfig) -> UNet:
+    """The U-Net of a configuration, with fresh weights."""
+    return UNet(classes=len(config.sources) if config.heads else 1, width=config.width, depth=config.depth, norm=config.norm,
+                up=config.up, patch=config.patch, conv=config.conv)
+
+
+def _check_folder(out: Path, resume: bool) -> Path:
+    """The checkpoint in a run's folder, which need not be there yet.
+
+    Raises:
+        FileExistsError: it is there, and not to be resumed.
+        ValueError: the run would replace files that no run wrote: each leaves its settings beside them first.
+    """
+    last = out / "last.pt"
+    if last.exists() and not resume:
+        raise FileExistsError(f"{last} is there: resume that run (--resume) or choose another folder")
     there = next((out / name for name in ("best.safetensors", "history.csv", "config.json") if (out / name).exists()), None)
     if there:
         try:
             TrainConfig.from_dict(json.loads((out / "config.json").read_text()))
         except (OSError, ValueError, TypeError, AttributeError):
             raise ValueError(f"{there}: not of an earlier run, which would replace it: choose another folder") from None
+    return last
 
 
 def ema_with_warmup(decay: float) -> Callable:
@@ -498,40 +530,9 @@ def ema_with_warmup(decay: float) -> Callable:
     return average
 
 
-def _about(films: pd.DataFrame, held_out: pd.DataFrame) -> dict[str, object]:
+def describe_films(films: pd.DataFrame, held_out: pd.DataFrame) -> dict[str, object]:
     """How many films of each set there are, how many of them are built-in ones, and a fingerprint of them all."""
     both = pd.concat([films, held_out])[["name", "pixels"]].astype(str).to_csv(index=False)
     return {"films": films["source"].value_counts().sort_index().to_dict(),
             "built_in": int(films["name"].str.fullmatch(BUILT_IN).sum()),
             "fingerprint": hashlib.sha256(both.encode()).hexdigest()[:16]}
-
-
-def _commit() -> str:
-    """The commit of this code, with ``-dirty`` if files differ from it; empty where it doesn't lie in a clone."""
-    clone = Path(__file__).parents[1]
-    command = ["git", "-C", str(clone), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() if (clone / ".git").exists() else ""
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-
-
-def check_batch(batch: dict) -> None:
-    """Looks at a batch before any time is spent on it.
-
-    Raises:
-        ValueError: in words: shapes that don't fit, films that aren't normalised, masks that aren't {0, 1}, are all the
-            same, or whose share of lung no chest film has.
-    """
-    images, masks = batch["image"], batch["mask"]
-    if images.shape != masks.shape or images.ndim != 4:
-        raise ValueError(f"images are {tuple(images.shape)} and masks {tuple(masks.shape)}; both should be (B, 1, H, W)")
-    values = masks.unique().tolist()
-    if not set(values) <= {0.0, 1.0}:
-        raise ValueError(f"masks hold {values[:5]}, they should hold 0 and 1: read them with image.read_mask")
-    if not torch.isfinite(images).all() or images.abs().max() > 50:
-        raise ValueError(f"films go from {images.min():g} to {images.max():g}: pass them through data.normalise")
-    share = masks.mean().item()
-    if not 0.02 < share < 0.7:
-        raise ValueError(f"lungs cover {share:.1%} of the films, a chest film has 15-40 %: are the masks inverted, empty "
-                         f"or paired with the wrong films? ({', '.join(batch['name'][:3])} ...)")

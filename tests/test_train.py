@@ -138,7 +138,7 @@ def test_same_seed_gives_the_same_weights_and_another_seed_others(prepared, tmp_
 
 def test_learning_rate_rises_then_falls_to_a_hundredth(prepared):
     run = trainer(prepared, lr=1.0, warmup=0.1)
-    assert [run.learning_rate(p) for p in (0, 0.05, 0.1, 0.55, 1)] == pytest.approx([0, 0.5, 1, 0.505, 0.01])
+    assert [run.config.learning_rate(p) for p in (0, 0.05, 0.1, 0.55, 1)] == pytest.approx([0, 0.5, 1, 0.505, 0.01])
 
 
 @pytest.mark.parametrize("step, decay", [(1, 2 / 11), (10, 11 / 20), (10_000, 0.99)])
