@@ -25,11 +25,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
+from sklearn.metrics import roc_auc_score
 import skimage.data
 from scipy.stats import pearsonr, spearmanr
 from tqdm import tqdm
 
-from kaggle_utils.tb.calibrate import auc
 from kaggle_utils.quality.damages import DAMAGES, DRAWN
 from kaggle_utils.data import read_manifest
 from kaggle_utils.image import read_image, read_mask, resize_image, resize_prob, write_bytes
@@ -111,7 +111,7 @@ def measured(table: pd.DataFrame) -> dict:
     dice, estimate, flagged = table["dice"], table["estimate"], table["flag"] != "ok"
     poor = dice < POOR
     found = {"n": len(table), "poor": int(poor.sum()), "pearson": pearsonr(dice, estimate)[0], "spearman": spearmanr(dice, estimate)[0],
-             "auc": auc(-estimate.to_numpy(), poor.to_numpy()) if 0 < poor.sum() < len(poor) else None, "mean_error": (estimate - dice).abs().mean(), "bias": (estimate - dice).mean(),
+             "auc": float(roc_auc_score(poor, -estimate)) if 0 < poor.sum() < len(poor) else None, "mean_error": (estimate - dice).abs().mean(), "bias": (estimate - dice).mean(),
              "poor_flagged": flagged[poor].mean(), "good_flagged": flagged[~poor].mean(),
              "useless_rejected": (table["flag"] == "reject")[dice < USELESS].mean(), "good_rejected": (table["flag"] == "reject")[~poor].mean()}
     return {name: None if pd.isna(value) else round(float(value), 4) if isinstance(value, float) else value for name, value in found.items()}

@@ -30,10 +30,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
-from kaggle_utils.tb import calibrated, score_tb
-from kaggle_utils.tb.calibrate import SENSITIVITY, auc
+from kaggle_utils.tb import TBConfig, calibrated, score_tb
+from kaggle_utils.tb.calibrate import SENSITIVITY
 from kaggle_utils.config import TrainConfig
 from kaggle_utils.data import LungDataset, make_loader
 from kaggle_utils.image import read_image, resize_image, write_bytes
@@ -48,6 +49,7 @@ from kaggle_utils.tb import ARMS, make_cuts, tb_frame
 from kaggle_utils.tb.data import Cuts, cut, folds, load_cuts, save_cuts
 from kaggle_utils.tb.net import TBEnsemble, TBNet, load_tb
 from kaggle_utils.splits import LICENCES
+from kaggle_utils.tb.train import logits_of, train_tb
 from kaggle_utils.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
@@ -198,8 +200,8 @@ def cross_validate(path: Path, choice: str, fold: int) -> dict[str, object]:
     net = train_tb(cuts[~held_out], config, load_weights(ROOT / encoder / "best.safetensors") if encoder else None)
     rest = cuts[held_out]
     logits, truth, source = logits_of([net], rest, config.arm), rest.frame["tb"].to_numpy(), rest.frame["source"]
-    each = {f"auc_{name}": auc(logits[source == name], truth[source == name]) for name in sorted(set(source))}
-    return {"choice": choice, "fold": fold, "about": about, "auc": auc(logits, truth), **each, "seconds": time.perf_counter() - start}
+    each = {f"auc_{name}": roc_auc_score(truth[source == name], logits[source == name]) for name in sorted(set(source))}
+    return {"choice": choice, "fold": fold, "about": about, "auc": roc_auc_score(truth, logits), **each, "seconds": time.perf_counter() - start}
 
 
 def choose(data: str | Path, only: list[str], segmenters: Path, jobs: int) -> pd.DataFrame:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.integrate import trapezoid
 from scipy.special import expit
 
-from kaggle_utils.tb.calibrate import auc, calibrated, choose_threshold, fit_temperature, reliability, roc, score_tb
+from kaggle_utils.tb.calibrate import calibrated, choose_threshold, fit_temperature, reliability, score_tb
 
 
 def test_temperature_of_known_logits(rng):
@@ -18,15 +17,18 @@ def test_temperature_of_known_logits(rng):
     assert fit_temperature(0.5 * true, labels) == pytest.approx(0.5, rel=0.05)
 
 
-def test_auc_as_by_brute_force(rng):
-    scores, labels = rng.integers(0, 8, 60).astype(float), rng.integers(0, 2, 60)
-    sick, well = scores[labels == 1], scores[labels == 0]
-    pairs = [(a > b) + 0.5 * (a == b) for a in sick for b in well]
-    assert auc(scores, labels) == pytest.approx(np.mean(pairs))
-    curve = roc(scores, labels)
-    assert trapezoid(curve["sensitivity"], curve["false_positives"]) == pytest.approx(np.mean(pairs))
-    with pytest.raises(ValueError, match="both classes"):
-        auc(scores, np.ones(60))
+def test_without_both_classes_there_are_no_scores():
+    prob = np.linspace(0, 1, 60)
+    with pytest.raises(ValueError, match="60 of 60 films have tuberculosis: an AUC needs both classes"):
+        score_tb(prob, np.ones(60), prob > 0.5)
+
+
+def test_bins_hold_what_their_means_are_of(rng):
+    prob = rng.random(500)
+    labels = (rng.random(500) < prob).astype(int)
+    found = reliability(prob, labels)
+    assert found["n"].sum() == 500 and (found["n"] * found["prob"]).sum() == pytest.approx(prob.sum())
+    assert (found["n"] * found["share"]).sum() == pytest.approx(labels.sum())
 
 
 @pytest.mark.parametrize("wanted, threshold", [(1.0, 0.1), (0.9, 0.2), (0.5, 0.6)])

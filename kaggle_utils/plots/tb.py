@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from sklearn.metrics import roc_auc_score, roc_curve
+
 from ..tb import calibrated, reliability
-from ..tb.calibrate import auc, roc
 from .save import saved
 from .films import show_film
 
@@ -49,7 +50,7 @@ def draw_tb_arms(path: str | Path | None = None, *, films: pd.DataFrame | None =
     figure, axes = plt.subplots(1, len(sources), figsize=(4.2 * len(sources), 3.2), sharey=True, squeeze=False, layout="constrained")
     for source, ax in zip(sources, axes[0]):
         for k, (arm, (name, colour)) in enumerate(ARMS.items()):
-            runs = [auc(run["logit"].to_numpy(), run["tb"].to_numpy())
+            runs = [roc_auc_score(run["tb"], run["logit"])
                     for _, run in test[(test["arm"] == arm) & (test["source"] == source)].groupby("seed")]
             if runs:
                 ax.bar(k, np.mean(runs), 0.65, color=colour, alpha=0.55)
@@ -88,9 +89,9 @@ def draw_tb_roc(path: str | Path | None = None, *, films: pd.DataFrame | None = 
     for arm, runs in mean_logits(films).groupby("arm"):
         test = calibrated(runs)
         prob, truth = test["prob"].to_numpy(), test["tb"].to_numpy()
-        curve = roc(prob, truth)
+        false_positives, sensitivity, _ = roc_curve(truth, prob, drop_intermediate=False)
         name, colour = ARMS[arm]
-        ax.step(curve["false_positives"], curve["sensitivity"], where="post", color=colour, label=f"{name}, {auc(prob, truth):.3f}")
+        ax.step(false_positives, sensitivity, where="post", color=colour, label=f"{name}, {roc_auc_score(truth, prob):.3f}")
         ax.plot(test.loc[test["tb"] == 0, "suspect"].mean(), test.loc[test["tb"] == 1, "suspect"].mean(), "o", color=colour)
     ax.plot([0, 1], [0, 1], color="0.7", linewidth=0.8, linestyle="--")
     ax.set(xlabel="normal films called suspect", ylabel="films with tuberculosis called suspect", aspect="equal")

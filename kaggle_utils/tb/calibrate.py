@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
-from scipy.stats import rankdata
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import brier_score_loss, roc_auc_score
 
 SENSITIVITY = 0.9  # what WHO asks of a triage test for tuberculosis, with a specificity of 0.7 (target product profiles, 2014)
 
@@ -34,18 +35,6 @@ def choose_threshold(prob: np.ndarray, labels: np.ndarray, sensitivity: float = 
     return float(sick[math.floor(len(sick) * (1 - sensitivity) + 1e-9)])
 
 
-def auc(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Area under the ROC curve: how often a film with tuberculosis scores above one without, ties count half.
-
-    Raises:
-        ValueError: one class is missing.
-    """
-    sick = int((labels == 1).sum())
-    if sick in (0, len(labels)):
-        raise ValueError(f"{sick} of {len(labels)} films have tuberculosis: an AUC needs both classes")
-    return float((rankdata(scores)[labels == 1].sum() - sick * (sick + 1) / 2) / (sick * (len(labels) - sick)))
-
-
 def score_tb(prob: np.ndarray, labels: np.ndarray, suspect: np.ndarray, *, seed: int = 0) -> dict[str, float]:
     """Scores of a set of films.
 
@@ -58,32 +47,29 @@ def score_tb(prob: np.ndarray, labels: np.ndarray, suspect: np.ndarray, *, seed:
     Returns:
         n, auc with low and high (95 % of 2,000 resamples of each class), sensitivity, specificity, brier (mean squared error of
         the probability) and ece (expected calibration error, ten bins of equal width).
+
+    Raises:
+        ValueError: one class is missing.
     """
+    if len(set(labels)) < 2:
+        raise ValueError(f"{int(labels.sum())} of {len(labels)} films have tuberculosis: an AUC needs both classes")
     rng = np.random.default_rng(seed)
     sick, well = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
     draws = [np.concatenate([rng.choice(part, len(part)) for part in (sick, well)]) for _ in range(2000)]
-    low, high = np.percentile([auc(prob[draw], labels[draw]) for draw in draws], (2.5, 97.5))
+    low, high = np.percentile([roc_auc_score(labels[draw], prob[draw]) for draw in draws], (2.5, 97.5))
     bins = reliability(prob, labels)
-    return {"n": len(labels), "auc": auc(prob, labels), "low": float(low), "high": float(high),
+    return {"n": len(labels), "auc": float(roc_auc_score(labels, prob)), "low": float(low), "high": float(high),
             "sensitivity": float(suspect[sick].mean()), "specificity": float(1 - suspect[well].mean()),
-            "brier": float(((prob - labels) ** 2).mean()),
+            "brier": float(brier_score_loss(labels, prob)),
             "ece": float((bins["n"] * abs(bins["prob"] - bins["share"])).sum() / len(labels))}
 
 
 def reliability(prob: np.ndarray, labels: np.ndarray, bins: int = 10) -> dict[str, np.ndarray]:
     """Of each bin of probability that holds films: how many (n), their mean probability (prob), the share of sick ones (share)."""
-    which = np.minimum((prob * bins).astype(int), bins - 1)
-    filled = np.unique(which)
-    return {"n": np.array([(which == b).sum() for b in filled]), "prob": np.array([prob[which == b].mean() for b in filled]),
-            "share": np.array([labels[which == b].mean() for b in filled])}
-
-
-def roc(scores: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """The ROC curve, from (0, 0) to (1, 1): false_positives and sensitivity at every threshold."""
-    order = np.argsort(-scores, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # films that score alike are one step
-    sick = (labels[order] == 1).cumsum()[ends]
-    return {"false_positives": np.append(0, (ends + 1 - sick) / (labels == 0).sum()), "sensitivity": np.append(0, sick / (labels == 1).sum())}
+    share, mean = calibration_curve(labels, prob, n_bins=bins)
+    which = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], prob)  # as scikit-learn, which keeps the numbers to itself
+    count = np.bincount(which, minlength=bins)
+    return {"n": count[count > 0], "prob": mean, "share": share}
 
 
 def calibrated(films: pd.DataFrame, sensitivity: float = SENSITIVITY) -> pd.DataFrame:
