@@ -198,12 +198,6 @@ def tune(args: argparse.Namespace) -> int:
     return 0
 
 
-def kaggle_check(args: argparse.Namespace) -> int:
-    from .kaggle.publish import check
-    print(f"nothing wrong with {', '.join(check())}")
-    return 0
-
-
 def kaggle_publish(args: argparse.Namespace) -> int:
     from .kaggle.publish import publish
     for line in publish(args.owner):
@@ -213,7 +207,7 @@ def kaggle_publish(args: argparse.Namespace) -> int:
 
 def kaggle_push(args: argparse.Namespace) -> int:
     from .kaggle.publish import push
-    for line in push(args.kernels, args.owner, out=args.out, wait=not args.no_wait):
+    for line in push(args.notebooks, args.owner, out=args.out, wait=not args.no_wait):
         print(line, flush=True)
     return 0
 
@@ -356,14 +350,13 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--weights", help="safetensors file; the one shipped with the package if not given")
     sub.add_argument("--out", help="file to write; the weights' name with .onnx, in this folder, if not given")
 
-    about = "notebooks and code on Kaggle, by Kaggle's own command line; run it in the folder of the clone"
+    about = "notebooks and code on Kaggle, by Kaggle's own package; run it in the folder of the clone"
     within = commands.add_parser("kaggle", help=about, description=about).add_subparsers(
-        dest="action", required=True, metavar="ACTION", help="check, publish or push; each has a --help of its own")
-    command(kaggle_check, "check kernel-metadata.json and what is derived from it for each notebook", within)
+        dest="action", required=True, metavar="ACTION", help="publish or push; each has a --help of its own")
     sub = command(kaggle_publish, "put code and weights up as private datasets, or as new versions of them", within)
     sub.add_argument("--owner", required=True, help="your name on Kaggle")
     sub = command(kaggle_push, "push notebooks, wait until each has run, fetch its outputs; publish comes first", within)
-    sub.add_argument("kernels", nargs="*", default=["all"], metavar="KERNEL", help="01 to 05, or all that are there")
+    sub.add_argument("notebooks", nargs="*", default=["all"], metavar="NOTEBOOK", help="01 to 05, or all that are there")
     sub.add_argument("--owner", required=True, help="your name on Kaggle")
     sub.add_argument("--out", default="runs/kaggle", help="folder to write, a folder below it for each notebook's outputs")
     sub.add_argument("--no-wait", action="store_true", help="push only; not for notebooks that read one another")

@@ -1,78 +1,34 @@
-"""Kaggle from the command line: code published as datasets, notebooks pushed and run in order. Kaggle's own CLI does the talking.
-
-It ends with status 0 when the server refuses, so what it prints is read (``kaggle_api_extended.py`` of 2.2.4).
-"""
+"""Notebooks, code and weights to Kaggle, by Kaggle's own package. What it is told of each lies in ``notebooks/kaggle``."""
 
 from __future__ import annotations
 
 import json
-import re
 import shutil
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tqdm import tqdm
 
-from .metadata import FILE, INSTALL, KERNELS, choose, derive, read_metadata
-
+HOME = Path("notebooks", "kaggle")  # in the clone: a folder for each notebook and each dataset
+OWNER = "INSERT_OWNER_HERE"  # in the files there, in place of a name on Kaggle
+DATASETS = {"code": ("kaggle_utils", "results", "LICENSE"),
+            "weights": ("kaggle_utils/weights/lungs.safetensors", "kaggle_utils/weights/README.md")}
+INSTALL = "pip install 'kaggle>=2.2.4,<3' six, with Python 3.11 or newer"
+LOGIN = ("Kaggle got no credentials, or refused them: make a token at https://www.kaggle.com/settings/api and put it into "
+         "KAGGLE_API_TOKEN or ~/.kaggle/access_token")
 POLL = 20  # seconds before each question for a status; also, the server needs a moment until it speaks of the new version
 PATIENCE = 5  # questions that may fail in a row: one bad gateway shouldn't end the wait for hours of training
-LOG_LINES = 20  # shown of a kernel that failed
+LOG_LINES = 20  # shown of a notebook that failed
 ENDED = ("COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED")  # of kagglesdk's KernelWorkerStatus
-REFUSED = re.compile(r"^(?:Kernel push error|Dataset creation error|Dataset version creation error|Upload unsuccessful"
-                     r"|The following are not valid).*", re.MULTILINE)
 NOT_CODE = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "*.part")
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """Files of the clone as a dataset on Kaggle, each folder one archive that Kaggle unpacks again.
-
-    Args:
-        slug: 6-50 characters.
-        title: 6-50 characters.
-        licence: one of Kaggle's names; ``other`` is what the description says.
-        description: shown on its page.
-        files: files and folders, relative to the clone.
-    """
-
-    slug: str
-    title: str
-    licence: str
-    description: str
-    files: tuple[str, ...]
-
-
-LIMITS = ("The weights carry the licences of the masks that they were trained on: Shenzhen's are CC BY-NC-SA 4.0, so not for "
-          "commercial use. Not a medical device.")
-CODE = Dataset("lung-unet-code", "Lung UNet code", "other", "kaggle_utils, its weights and its measured results, for notebooks "
-               f"without internet. Code: MIT, see LICENSE. {LIMITS}", ("kaggle_utils", "results", "LICENSE"))
-WEIGHTS = Dataset("lung-unet-weights", "Lung UNet weights", "CC-BY-NC-SA-4.0", f"A U-Net for lungs in chest radiographs. {LIMITS}",
-                  ("kaggle_utils/weights/lungs.safetensors", "kaggle_utils/weights/README.md"))
-
-
-def check(folder: str | Path = ".") -> list[str]:
-    """Checks ``kernel-metadata.json`` and what is derived from it for each notebook that is there.
-
-    Returns:
-        What was checked: the file, and the notebooks.
-
-    Raises:
-        ValueError: something was not.
-    """
-    root = read_metadata(Path(folder) / FILE)
-    kernels = {KERNELS[number].notebook: derive(root, number, "owner", folder=folder) for number in choose(["all"], folder)}
-    return [FILE, *kernels]
-
-
 def publish(owner: str, *, folder: str | Path = ".") -> Iterator[str]:
-    """Puts code and weights up as private datasets, or as new versions of them, and waits until kernels can attach them.
+    """Puts code and weights up as private datasets, or as new versions of them, and waits until notebooks can attach them.
 
     Args:
         owner: name on Kaggle.
@@ -82,93 +38,175 @@ def publish(owner: str, *, folder: str | Path = ".") -> Iterator[str]:
         A line for each dataset that is ready.
 
     Raises:
-        ImportError: Kaggle's CLI is missing.
+        ImportError: Kaggle's package is missing.
         FileNotFoundError: a file to publish is.
         OSError: Kaggle refused.
     """
-    _require_cli()
-    for dataset in (CODE, WEIGHTS):
-        ref = f"{owner}/{dataset.slug}"
-        try:
-            before = _dataset_status(ref)["current_version_number"]
-        except OSError:  # as the CLI does: what can't be asked for isn't there, and creating it tells the reason
-            before = 0
-        with tempfile.TemporaryDirectory() as stage:
-            _stage(dataset, ref, Path(folder), Path(stage))
-            notes = ("version", "-m", "python -m kaggle_utils kaggle publish") if before else ("create",)
-            _kaggle("datasets", *notes, "-p", stage, "--dir-mode", "zip")
+    api = _connect()
+    for name, files in DATASETS.items():
+        with _staged(Path(folder), name, "dataset-metadata.json", owner) as (stage, metadata):
+            for file in files:
+                _copy(Path(folder) / file, stage)
+            ref = metadata["id"]
+            _, before = _status(api, ref)
+            with _explained(ref):
+                if before:
+                    told = api.dataset_create_version(str(stage), "unet-lung kaggle publish", quiet=True, dir_mode="zip")
+                else:
+                    told = api.dataset_create_new(str(stage), quiet=True, dir_mode="zip")
+        if told.error:
+            raise OSError(f"{ref}: {told.error}")
 
         def ask() -> str:
-            told = _dataset_status(ref)
-            return told["status"] if not before or told["current_version_number"] > before else "waiting for the new version"
+            status, now = _status(api, ref)
+            return status if now > before else "waiting for the new version"
 
         if _wait(ref, ask, ("ready", "failed", "deleted")) != "ready":
             raise OSError(f"{ref}: Kaggle could not process it, see https://www.kaggle.com/datasets/{ref}")
         yield f"{ref}: version {before + 1} ready, https://www.kaggle.com/datasets/{ref}"
 
 
-def push(numbers: Sequence[str], owner: str, *, folder: str | Path = ".", out: str | Path = "runs/kaggle",
+def push(notebooks: Sequence[str], owner: str, *, folder: str | Path = ".", out: str | Path = "runs/kaggle",
          wait: bool = True) -> Iterator[str]:
     """Pushes notebooks one after the other, each when those that it reads have run, and fetches their outputs.
 
     Args:
-        numbers: of :data:`~kaggle_utils.kaggle.metadata.KERNELS`, or ``all`` that are there.
+        notebooks: numbers, ``01`` to ``05``, or ``all``.
         owner: name on Kaggle.
         folder: the clone.
         out: folder to write, a folder below it for each notebook.
-        wait: until each has run; without it outputs are not fetched, and no kernel may read another one that is pushed.
+        wait: until each has run; without it outputs are not fetched, and no notebook may read another one that is pushed.
 
     Yields:
         A line for each push, each end, each folder of outputs.
 
     Raises:
-        ImportError: Kaggle's CLI is missing.
-        ValueError: the metadata has problems; nothing was pushed then.
-        OSError: Kaggle refused, or a kernel failed; those after it were not pushed.
+        ImportError: Kaggle's package is missing.
+        ValueError: no such notebook, or its metadata has problems.
+        OSError: Kaggle refused, or a notebook failed; those after it were not pushed.
     """
-    _require_cli()
-    root = read_metadata(Path(folder) / FILE)
-    kernels = {number: derive(root, number, owner, folder=folder) for number in choose(numbers, folder)}
-    readers = [number for number in kernels if set(KERNELS[number].reads) & set(kernels)]
-    if readers and not wait:
-        raise ValueError(f"{readers[0]} reads what another of these writes: push them without --no-wait, or one by one")
-    for number, metadata in kernels.items():
-        notebook, ref = KERNELS[number].notebook, metadata["id"]
-        yield f"{notebook}: {_push(metadata)}"
+    names = choose(notebooks, folder)
+    if not wait:
+        _check_independent(names, Path(folder))
+    api = _connect()
+    for name in names:
+        with _staged(Path(folder), name, "kernel-metadata.json", owner) as (stage, metadata), _explained(name):
+            told = api.kernels_push(str(stage))
+        ref, missing = metadata["id"], [*(told.invalidDatasetSources or ()), *(told.invalidKernelSources or ())]
+        if told.error:
+            raise OSError(f"{name}: {told.error}")
+        if missing:
+            raise OSError(f"{name} was pushed, but Kaggle doesn't know {', '.join(missing)}: `kaggle publish` comes first")
+        yield f"{name}: version {told.versionNumber} pushed, {told.url}"
         if wait:
             start = time.monotonic()
-            status = _wait(notebook, lambda: _kernel_status(ref), ENDED)
+            status = _wait(name, lambda ref=ref: api.kernels_status(ref).status.name, ENDED)
             if status != "COMPLETE":
-                raise OSError(f"https://www.kaggle.com/code/{ref} ended with {status}, the last lines of its log:\n{_log(ref)}")
-            yield f"{notebook}: complete after {(time.monotonic() - start) / 60:.1f} min, fetching its outputs"
-            _kaggle("kernels", "output", ref, "-p", str(Path(out) / notebook), "--force")
-            yield f"{notebook}: outputs in {Path(out) / notebook}"
+                raise OSError(f"https://www.kaggle.com/code/{ref} ended with {status}, the last lines of its log:\n{_log(api, ref)}")
+            yield f"{name}: complete after {(time.monotonic() - start) / 60:.1f} min, fetching its outputs"
+            _fetch(api, ref, Path(out) / name)
+            yield f"{name}: outputs in {Path(out) / name}"
 
 
-def _push(metadata: dict[str, object]) -> str:
-    with tempfile.TemporaryDirectory() as stage:
-        (Path(stage) / FILE).write_text(json.dumps(metadata), encoding="utf-8")
-        try:
-            told = _kaggle("kernels", "push", "-p", stage)
-        except OSError as error:
-            if f"/{CODE.slug}'" not in str(error):
-                raise
-            raise OSError(f"{error}: python -m kaggle_utils kaggle publish comes first") from error
-    pushed = re.search(r"Kernel version (\d+) successfully pushed\.\s+Please check progress at (\S+)", told)
-    if not pushed:
-        raise OSError(f"kaggle kernels push said neither that it worked nor that it did not: {told.strip()}")
-    return "version {} pushed, {}".format(*pushed.groups())
+def choose(wanted: Sequence[str], folder: str | Path = ".") -> list[str]:
+    """Names of notebooks in the order in which they run, by their numbers; ``all`` are those that have metadata.
+
+    Raises:
+        ValueError: there is no such notebook.
+        FileNotFoundError: this is no clone.
+    """
+    there = sorted(path.parent.name for path in (Path(folder) / HOME).glob("*/kernel-metadata.json"))
+    if not there:
+        raise FileNotFoundError(f"{Path(folder) / HOME}: no notebook's metadata; run this in the folder of the clone")
+    unknown = set(wanted) - {"all", *(name[:2] for name in there)}
+    if unknown:
+        raise ValueError(f"no notebook {', '.join(sorted(unknown))}: choose of {', '.join(name[:2] for name in there)} or all")
+    return there if "all" in wanted else [name for name in there if name[:2] in wanted]
 
 
-def _stage(dataset: Dataset, ref: str, folder: Path, stage: Path) -> None:
-    """What the CLI uploads: copies of the files beside their description."""
-    for name in dataset.files:
-        source, target = folder / name, stage / Path(name).name
-        if not source.exists():
-            raise FileNotFoundError(f"{source}: no such file, and {ref} needs it; run this in the folder of the clone")
-        shutil.copytree(source, target, ignore=NOT_CODE) if source.is_dir() else shutil.copy(source, target)
-    about = {"id": ref, "title": dataset.title, "licenses": [{"name": dataset.licence}], "description": dataset.description}
-    (stage / "dataset-metadata.json").write_text(json.dumps(about), encoding="utf-8")
+def read_metadata(folder: Path, name: str, file: str, owner: str = OWNER) -> dict:
+    """What Kaggle is told of a notebook or a dataset, with the owner's name; ``code_file`` is a whole path.
+
+    Raises:
+        FileNotFoundError: this is no clone.
+    """
+    path = folder / HOME / name / file
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; run this in the folder of the clone")
+    metadata = json.loads(path.read_text(encoding="utf-8").replace(OWNER, owner))
+    if "code_file" in metadata:
+        metadata["code_file"] = str((path.parent / metadata["code_file"]).resolve())
+    return metadata
+
+
+def _check_independent(names: Sequence[str], folder: Path) -> None:
+    every = {name: read_metadata(folder, name, "kernel-metadata.json") for name in names}
+    pushed = {metadata["id"] for metadata in every.values()}
+    reader = next((name for name, metadata in every.items() if pushed & set(metadata["kernel_sources"])), None)
+    if reader:
+        raise ValueError(f"{reader} reads what another of these writes: push them without --no-wait, or one by one")
+
+
+@contextmanager
+def _staged(folder: Path, name: str, file: str, owner: str) -> Iterator[tuple[Path, dict]]:
+    """A temporary folder with the metadata, as Kaggle's package wants it."""
+    metadata = read_metadata(folder, name, file, owner)
+    with TemporaryDirectory() as stage:
+        (Path(stage) / file).write_text(json.dumps(metadata), encoding="utf-8")
+        yield Path(stage), metadata
+
+
+def _copy(source: Path, stage: Path) -> None:
+    if not source.exists():
+        raise FileNotFoundError(f"{source}: no such file; run this in the folder of the clone")
+    if source.is_dir():
+        shutil.copytree(source, stage / source.name, ignore=NOT_CODE)
+    else:
+        shutil.copy(source, stage)
+
+
+def _connect():
+    """Kaggle's API, logged in."""
+    try:
+        with redirect_stdout(StringIO()):  # it explains itself in a page of text
+            from kaggle.api.kaggle_api_extended import KaggleApi
+            api = KaggleApi()
+            api.authenticate()
+    except ImportError as error:
+        raise ImportError(f"Kaggle's package is missing, or too old ({error}): {INSTALL}") from None
+    except SystemExit:
+        raise PermissionError(LOGIN) from None
+    return api
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Kaggle's refusals in one line, without what its package prints."""
+    from requests import HTTPError
+    try:
+        with redirect_stdout(StringIO()):
+            yield
+    except HTTPError as error:
+        if error.response is not None and error.response.status_code == 401:
+            raise PermissionError(LOGIN) from None
+        raise OSError(f"{what}: Kaggle refused: {_message(error)}") from None
+
+
+def _message(error) -> str:
+    try:
+        return error.response.json()["message"]
+    except (AttributeError, ValueError, KeyError, TypeError):
+        return " ".join(str(error).split())
+
+
+def _status(api, ref: str) -> tuple[str, int]:
+    """Of a dataset, and the number of its newest version; 0 where there is none."""
+    from requests import HTTPError
+    try:
+        told = json.loads(api.dataset_status(ref, format="json"))
+    except HTTPError:  # as Kaggle's package does: what can't be asked for isn't there, and creating it tells the reason
+        return "", 0
+    return told["status"], told["current_version_number"]
 
 
 def _wait(name: str, ask: Callable[[], str], ended: Collection[str]) -> str:
@@ -189,27 +227,21 @@ def _wait(name: str, ask: Callable[[], str], ended: Collection[str]) -> str:
                 return status
 
 
-def _kernel_status(ref: str) -> str:
-    told = _kaggle("kernels", "status", ref)
-    status = re.search(r'has status "(?:\w+\.)?(\w+)"', told)
-    if not status:
-        raise OSError(f"kaggle kernels status gave no status of {ref}: {told.strip()}")
-    return status.group(1)
+def _fetch(api, ref: str, folder: Path) -> None:
+    """All outputs of a notebook, page by page."""
+    token = None
+    with _explained(ref):
+        while True:
+            _, token = api.kernels_output(ref, str(folder), force=True, quiet=True, page_token=token, page_size=100)
+            if not token:
+                return
 
 
-def _dataset_status(ref: str) -> dict[str, object]:
-    """Its ``status`` and ``current_version_number``."""
-    told = _kaggle("datasets", "status", ref, "--format", "json")
-    try:
-        return json.loads(told.strip().splitlines()[-1])  # warnings come before it
-    except (ValueError, IndexError) as error:
-        raise OSError(f"kaggle datasets status gave no status of {ref}: {told.strip()}") from error
-
-
-def _log(ref: str) -> str:
+def _log(api, ref: str) -> str:
     """The log's last lines; Kaggle's log is JSON, a list of pieces with their time and stream."""
     try:
-        text = _kaggle("kernels", "logs", ref)
+        with _explained(ref):
+            text = api.kernels_logs(ref)
     except OSError as error:
         return str(error)
     try:
@@ -217,34 +249,3 @@ def _log(ref: str) -> str:
     except (ValueError, TypeError, KeyError):
         pass  # plain text
     return "\n".join(text.rstrip().splitlines()[-LOG_LINES:])
-
-
-def _kaggle(*arguments: str) -> str:
-    """Runs Kaggle's CLI.
-
-    Returns:
-        What it printed.
-
-    Raises:
-        OSError: it failed, or said so and ended with status 0.
-    """
-    command = [sys.executable, "-m", "kaggle", *arguments]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if done.returncode and "Authentication required" in done.stdout:
-        raise OSError("Kaggle got no credentials, or refused them: make a token at https://www.kaggle.com/settings/api and put it "
-                      "into KAGGLE_API_TOKEN or ~/.kaggle/access_token")
-    refusals = REFUSED.findall(done.stdout)
-    if refusals or done.returncode:
-        last = (done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}").splitlines()[-1]
-        raise OSError(f"kaggle {' '.join(arguments[:2])}: {'; '.join(refusals) or last}")
-    return done.stdout
-
-
-def _require_cli() -> None:
-    try:
-        version("six")  # kaggle 2.2.4 imports it and does not ask for it
-        found = version("kaggle")
-    except PackageNotFoundError as error:
-        raise ImportError(f"Kaggle's CLI is missing ({error}): {INSTALL}") from error
-    if int(found.split(".")[0]) < 2:
-        raise ImportError(f"Kaggle's CLI is {found}, too old to ask for a GPU by name: {INSTALL}")
