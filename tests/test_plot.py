@@ -64,7 +64,7 @@ def test_study_that_was_not_run_is_an_error_with_its_command(draw, tmp_path):
 
 
 def test_others_pictures_are_not_replaced_and_own_ones_are(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(plot, "FIGURES", {"a.png": lambda path: saved(plt.figure(), path)})
+    monkeypatch.setattr("kaggle_utils.plots.FIGURES", {"a.png": lambda path: saved(plt.figure(), path)})
     for _ in range(2):
         assert main(["plots", "--out", str(tmp_path)]) == 0
     plt.figure().savefig(tmp_path / "a.png")
@@ -90,6 +90,6 @@ def test_a_benchmark_replaces_no_table_of_others(tmp_path):
 def test_plots_goes_on_after_a_figure_without_results(tmp_path, monkeypatch, capsys):
     def missing(path):
         raise FileNotFoundError("x.csv is not there")
-    monkeypatch.setattr(plot, "FIGURES", {"a.png": missing, "b.png": lambda path: path.write_bytes(b"png")})
+    monkeypatch.setattr("kaggle_utils.plots.FIGURES", {"a.png": missing, "b.png": lambda path: path.write_bytes(b"png")})
     assert main(["plots", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "b.png").exists() and "x.csv is not there" in "".join(capsys.readouterr())

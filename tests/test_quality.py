@@ -62,8 +62,8 @@ def test_shape_model_is_the_built_in_films_own():
 
 def test_shape_model_is_written_with_the_built_in_films_model(monkeypatch, tmp_path):
     model, asset = AppearanceModel.load(), tmp_path / "appearance.npz"
-    monkeypatch.setattr("kaggle_utils.synthetic.model.fit_prepared", lambda data: model)
-    monkeypatch.setattr("kaggle_utils.synthetic.model.ASSET", asset)
+    monkeypatch.setattr("kaggle_utils.synthetic.fit_prepared", lambda data: model)
+    monkeypatch.setattr("kaggle_utils.synthetic.ASSET", asset)
     monkeypatch.setattr("kaggle_utils.quality.estimate.SHAPE", tmp_path / "shape.npz")
     write_prepared(tmp_path / "set", {"train": 1})
     assert main(["fit-synth", "--data", str(tmp_path / "set"), "--out", str(tmp_path / "other.npz")]) == 0

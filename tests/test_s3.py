@@ -527,7 +527,7 @@ def test_without_boto3_the_line_says_what_to_install(tmp_path, monkeypatch, capf
 
 
 def test_boto3_is_not_imported_without_an_address():
-    code = "import sys; from kaggle_utils import s3; s3.fetch('films'); sys.exit('boto3' in sys.modules or 'botocore' in sys.modules)"
+    code = "import sys; from kaggle_utils.scale import s3; s3.fetch('films'); sys.exit('boto3' in sys.modules or 'botocore' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(kaggle_utils.__file__).parents[1]).returncode == 0
 
 

@@ -173,7 +173,7 @@ def test_right_marker_is_on_the_images_left():
 
 def test_nothing_but_an_earlier_model_is_replaced(tmp_path, monkeypatch, model, capsys):
     """Which is told before the fit, as that takes minutes."""
-    monkeypatch.setattr("kaggle_utils.synthetic.model.fit_prepared", lambda data: model)
+    monkeypatch.setattr("kaggle_utils.synthetic.fit_prepared", lambda data: model)
     data = phantoms.write_prepared(tmp_path / "set", {"train": 1})
     out = tmp_path / "notes.npz"
     for theirs in (b"a stranger's", b""):
@@ -286,7 +286,7 @@ def write_prepared(root, drawn, source="montgomery"):
     for kind in ("image", "mask"):
         (root / "train" / kind).mkdir(parents=True, exist_ok=True)
     rows = ["name,source,split,tb"]
-    lists = pd.read_csv(Path(synthetic.__file__).parent / "splits/segmentation_montgomery.csv")
+    lists = pd.read_csv(Path(synthetic.__file__).parents[1] / "splits/segmentation_montgomery.csv")
     training = lists["name"][lists["split"] == "train"]
     for film, name in zip(drawn, training[~training.isin([n for group in SAME_PATIENT for n in group])]):
         files.write_image(root / "train/image" / f"{name}.png", film.image)

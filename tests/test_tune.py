@@ -226,7 +226,7 @@ def test_studies_have_unique_runs_of_valid_settings_that_a_process_can_be_sent(n
 
 def test_the_command_runs_a_study_and_prints_its_summary(prepared, tmp_path, monkeypatch, capsys):
     run_study = tune.run_study
-    monkeypatch.setattr(tune, "run_study", lambda *names, config, **options: run_study(
+    monkeypatch.setattr("kaggle_utils.tuning.run_study", lambda *names, config, **options: run_study(
         *names, config=replace(TINY, size=config.size, epochs=config.epochs), **options))
     arguments = ["--data", prepared, "--out", tmp_path, "--seeds", 1, "--size", 32, "--epochs", 1, "--jobs", 1]
     assert main(["tune", "loss", *map(str, arguments)]) == 0
