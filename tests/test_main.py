@@ -520,7 +520,7 @@ def test_too_little_memory_is_one_line_that_says_what_to_make_smaller(error, tmp
 
 
 def test_too_little_memory_for_built_in_films_is_one_line_too(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr("kaggle_utils.synthetic.model.write_raw", lambda *_, **__: np.zeros(1 << 52))  # NumPy's own error
+    monkeypatch.setattr("kaggle_utils.synthetic.write_raw", lambda *_, **__: np.zeros(1 << 52))  # NumPy's own error
     assert main(["synth", "--out", str(tmp_path / "out"), "--size", "8192"]) == 1
     assert capfd.readouterr().err == "kaggle_utils synth: the memory is too small for this: try a smaller --size\n"
 
