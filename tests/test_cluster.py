@@ -20,8 +20,7 @@ os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTE
 pytest.importorskip("ray")
 psutil = pytest.importorskip("psutil")
 
-from kaggle_utils import infer
-from kaggle_utils.predictions import predict
+from kaggle_utils import infer, predictions
 from kaggle_utils.cli import main
 from kaggle_utils.scale.cluster import MANIFEST, Settings, list_films, predict
 from kaggle_utils.scale.cluster_work import STOPS, Whole, read_films
@@ -80,7 +79,7 @@ def films(folder):
 def expected(films, weights, folder):
     """What predict says on this machine alone."""
     out = folder / "expected"
-    predict(sorted(p for p in films.rglob("*.png")), out, infer.LungSegmenter(weights, device="cpu"), batch=4, force=True,
+    predictions.predict(sorted(p for p in films.rglob("*.png")), out, infer.LungSegmenter(weights, device="cpu"), batch=4, force=True,
                   formats=["coco"])
     return {"predictions": pd.read_csv(out / "predictions.csv", keep_default_na=False).drop(columns=["mask", "overlay"]),
             "measurements": pd.read_csv(out / "measurements.csv"), "lungs": pd.read_parquet(out / "coco.parquet")}

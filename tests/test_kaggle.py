@@ -248,8 +248,9 @@ def test_outputs_are_fetched(journey):
 @with_kaggle
 def test_kernel_that_fails_ends_the_chain_with_its_log(journey):
     assert journey.pushed["fail"] == [SLUGS[1]] and not Path("failed").exists()
-    first, *log = journey.done["fail"].err.splitlines()
-    assert "nobody/lung-unet-02-training ended with ERROR" in first and log == [f"line {n}" for n in range(20, 40)]
+    done = journey.done["fail"]
+    assert done.err.endswith("nobody/lung-unet-02-training ended with ERROR; the last lines of its log are above\n") and done.err.count("\n") == 1
+    assert done.out.splitlines()[-20:] == [f"line {n}" for n in range(20, 40)]
 
 
 @with_kaggle

@@ -549,7 +549,7 @@ AT_ONCE = {  # command, and what the second run may say where the first one has 
     "evaluate": (["evaluate", "--data", "set", "--sizes", "32", "--weights", "w.safetensors", "--out", "out/scores0.9"], ""),
     "export": (["export", "--weights", "w.safetensors", "--out", "out/w.onnx"], "")}
 # What is loaded once, before the processes are forked.
-LOADED = [f"kaggle_utils.{name}" for name in ("prep", "synthetic", "shards", "train", "tune", "infer", "tb", "export", "formats", "quality_fit")]
+LOADED = [f"kaggle_utils.{name}" for name in ("prep", "synthetic", "scale.shards", "trainer", "tuning", "predictions", "tb", "export", "dicom.formats", "quality.fit")]
 
 
 @pytest.fixture(scope="module")

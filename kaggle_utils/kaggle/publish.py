@@ -78,7 +78,7 @@ def push(notebooks: Sequence[str], owner: str, *, folder: str | Path = ".", out:
         wait: until each has run; without it outputs are not fetched, and no notebook may read another one that is pushed.
 
     Yields:
-        A line for each push, each end, each folder of outputs.
+        A line for each push, each end, each folder of outputs; of a notebook that failed the last lines of its log.
 
     Raises:
         ImportError: Kaggle's package is missing.
@@ -102,7 +102,8 @@ def push(notebooks: Sequence[str], owner: str, *, folder: str | Path = ".", out:
             start = time.monotonic()
             status = _wait(name, lambda ref=ref: api.kernels_status(ref).status.name, ENDED)
             if status != "COMPLETE":
-                raise OSError(f"https://www.kaggle.com/code/{ref} ended with {status}, the last lines of its log:\n{_log(api, ref)}")
+                yield _log(api, ref)
+                raise OSError(f"https://www.kaggle.com/code/{ref} ended with {status}; the last lines of its log are above")
             yield f"{name}: complete after {(time.monotonic() - start) / 60:.1f} min, fetching its outputs"
             _fetch(api, ref, Path(out) / name)
             yield f"{name}: outputs in {Path(out) / name}"
