@@ -8,8 +8,12 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from . import files
+from . import __version__, files
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -247,6 +251,7 @@ def plots(args: argparse.Namespace) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The parser, with a subcommand for each function above."""
     parser = argparse.ArgumentParser(prog="kaggle_utils", description="Lung segmentation in chest radiographs with a U-Net.")
+    parser.add_argument("--version", action="version", version=f"unet-lung {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(function, about: str, within=commands) -> argparse.ArgumentParser:
@@ -319,7 +324,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command(predict, "masks, overlays, measurements and a table for films; exit status 3 if some could not be read or were refused")
     sub.add_argument("path", nargs="+", help="files, folders (searched below, through links) and globs: PNG, JPEG, TIFF, BMP, GIF, WebP, JPEG 2000, NIfTI of "
                      "one slice and DICOM, also gzip'd, under any name; and s3:// addresses of objects and prefixes, without globs")
-    sub.add_argument("--out", required=True, help="folder to write, or s3://bucket/prefix")
+    sub.add_argument("--out", default="predictions", help="folder to write, or s3://bucket/prefix")
     sub.add_argument("--batch", type=_positive, default=8, help="films a forward pass")
     sub.add_argument("--force", action="store_true", help="segment too what is refused: no frontal chest film, blank, too small")
     sub.add_argument("--format", nargs="+", choices=("png", "coco", "dicom-seg"), default=["png"], metavar="FORMAT",
@@ -339,7 +344,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command(screen, "a probability of tuberculosis for films, with a heat map, or the reason why there is none: for research and "
                   "teaching, no medical device; exit status 3 if some films have none")
     sub.add_argument("path", nargs="+", help="files, folders (searched below) and globs, as for predict; and s3:// addresses of objects and prefixes, without globs")
-    sub.add_argument("--out", required=True, help="folder to write, or s3://bucket/prefix: screening.csv and overlays")
+    sub.add_argument("--out", default="screening", help="folder to write, or s3://bucket/prefix: screening.csv and overlays")
     sub.add_argument("--weights", help="of the classifier, a safetensors file, here or in S3; the one shipped with the package if not given")
     sub.add_argument("--segmenter", help="weights of the segmenter that finds the lungs, here or in S3; the one shipped if not given")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (a Mac's GPU)")
