@@ -26,6 +26,7 @@ import numpy as np
 from .dicom.read import Film, Lie, dicom_bytes, listed, read_dicom  # noqa: F401 (this module is the face of some)
 from .dicom.tags import import_pydicom, read_tags  # noqa: F401
 from .files import write_bytes
+from .pictures.complaints import DAMAGED
 from .pictures.gray import to_8_bits
 from .pictures.decode import JSRT_BYTES, JSRT_SIDE, decode, unpack
 
@@ -43,12 +44,15 @@ _TO_GRAY = {3: cv2.COLOR_BGR2GRAY, 4: cv2.COLOR_BGRA2GRAY}  # by channels
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """The ``image`` of :func:`read_film`: a radiograph as ``uint8 (H, W)``, with the same errors.
+    """The ``image`` of :func:`read_film`: a radiograph as ``uint8 (H, W)``, with the same errors; a damaged one is refused.
 
     Of threads that read at once those wait for which there is no room in ``MOST_BYTES``.
     """
     with room(film_bytes(path)):
-        return read_film(path).image
+        film = read_film(path)
+    with _naming(path):
+        _check_whole(film.notes)
+    return film.image
 
 
 def read_film(path: str | Path, *, data: bytes | None = None) -> Film:
@@ -172,11 +176,13 @@ def read_mask(path: str | Path) -> np.ndarray:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is empty, truncated, not an image, or a map of more than two labels.
+        ValueError: the file is empty, truncated, damaged, not an image, or a map of more than two labels.
     """
     with _naming(path), room(film_bytes(path)):
         data = unpack(_read_bytes(Path(path)))
-        return to_mask(_to_gray(decode(data)[0]))
+        pixels, notes = decode(data)
+        _check_whole(notes)
+        return to_mask(_to_gray(pixels))
 
 
 def to_mask(gray: np.ndarray) -> np.ndarray:
@@ -316,6 +322,13 @@ def _check_bytes(size: int) -> None:
         raise ValueError("the file is empty")
     if size > MAX_BYTES:
         raise ValueError(f"{size:,} bytes, more than {MAX_BYTES:,}: too large for a film")
+
+
+def _check_whole(notes: tuple[str, ...]) -> None:
+    """Raises ValueError where a note says that pixels are wrong: nobody looks at one film of a training set."""
+    damage = next((note for note in notes if note.startswith(DAMAGED)), None)
+    if damage:
+        raise ValueError(damage)
 
 
 def _read_picture(data: bytes) -> Film:

@@ -20,7 +20,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageOps
 from pydicom import uid
 
-from kaggle_utils.pictures import header
+from kaggle_utils.pictures import complaints, header
 from kaggle_utils import image as files
 from kaggle_utils.pictures.gray import gray_range, to_8_bits
 from kaggle_utils.pictures.header import read_header
@@ -713,3 +713,78 @@ def test_png_that_is_damaged_in_the_middle_is_refused_and_nothing_else_is_said(t
     with pytest.raises(ValueError, match="film.png: the file is damaged in the middle: a checksum of its pixels is wrong"):
         files.read_film(tmp_path / "film.png")
     assert capfd.readouterr() == ("", "")
+
+
+def spoiled(data, place=0.5):
+    """A file in whose middle 200 bytes were lost."""
+    at = int(place * len(data))
+    return data[:at] + bytes(200) + data[at + 200:]
+
+
+CHECKED = {"jpeg": ("JPEG", {}, "premature end of data segment"), "jpeg progressive": ("JPEG", {"progressive": True}, ""),
+           "jpeg restarts": ("JPEG", {"restart_marker_blocks": 3}, ""), "tiff lzw": ("TIFF", {"compression": "tiff_lzw"}, "LZWDecode: Not enough data"),
+           "tiff deflate": ("TIFF", {"compression": "tiff_adobe_deflate"}, "a checksum of its pixels is wrong"),
+           "tiff jpeg": ("TIFF", {"compression": "jpeg"}, "premature end of data segment")}
+UNCHECKED = WRITTEN | {"tiff": ("TIFF", {}), "tiff packbits": ("TIFF", {"compression": "packbits"}), "bmp": ("BMP", {})}
+
+
+@pytest.mark.parametrize("kind, options, said", CHECKED.values(), ids=CHECKED)
+def test_what_the_decoder_says_of_damage_is_in_a_note_and_nowhere_else(tmp_path, kind, options, said, capfd):
+    data = encoded(kind, phantom(400, 320).image, **options)
+    (tmp_path / "film").write_bytes(spoiled(data))
+    damage, = [note for note in files.read_film(tmp_path / "film").notes if note.startswith("damaged: ")]
+    assert said in damage and ";" not in damage
+    for read in (files.read_image, files.read_mask):
+        with pytest.raises(ValueError, match=f"film: {damage}"):
+            read(tmp_path / "film")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("written", [*CHECKED.values(), *UNCHECKED.values()], ids=[*CHECKED, *(f"{name}, unchecked" for name in UNCHECKED)])
+@pytest.mark.parametrize("shape", [(200, 160), (700, 500)], ids=["small", "of many strips"])
+def test_nothing_is_said_of_a_whole_film(written, shape):
+    assert not files.read_film("film", data=encoded(written[0], phantom(*shape).image, **written[1])).notes
+
+
+@pytest.mark.parametrize("options", [{"compression": "tiff_lzw"}, {"compression": "tiff_adobe_deflate"}, {}], ids=lambda o: o.get("compression", "raw"))
+@pytest.mark.parametrize("wide", [np.uint16, np.float32], ids=lambda t: t.__name__)
+def test_nothing_is_said_of_a_whole_tiff_of_more_bits(options, wide, film):
+    assert not files.read_film("film", data=encoded("TIFF", film.image.astype(wide), **options)).notes
+
+
+def test_deflate_in_tiles_has_its_checksums_read(film):
+    packed = bytearray(zlib.compress(film.image.tobytes()))
+    side, long = film.image.shape[1], film.image.shape[0]
+    for damage in (0, 1):
+        packed[-1] ^= damage
+        data = tiff((np.frombuffer(packed, np.uint8)[None], {256: side, 257: long, 259: 8, 322: side, 323: long}))
+        notes = files.read_film("film", data=data.replace(struct.pack("<H", 273), struct.pack("<H", 324), 1).replace(struct.pack("<H", 279), struct.pack("<H", 325), 1)).notes
+        assert notes == (("damaged: a checksum of its pixels is wrong",) if damage else ())
+
+
+def test_lost_end_of_a_format_without_checksums_is_a_border():
+    noisy = np.random.default_rng(0).integers(0, 255, (60, 40), np.uint8)
+    for kind in ("BMP", "TIFF"):
+        data = encoded(kind, noisy)
+        notes = files.read_film("film", data=data[:len(data) // 2].ljust(len(data), b"\0")).notes
+        assert len(notes) == 1 and notes[0].startswith("constant border: ")
+
+
+def test_of_films_decoded_at_once_the_damaged_ones_alone_are_noted(capfd):
+    whole = encoded("JPEG", phantom(400, 320).image)
+    todo = [spoiled(whole) if n % 5 == 0 else whole for n in range(40)]
+    with ThreadPoolExecutor(4) as pool:
+        noted = list(pool.map(lambda data: files.read_film("film", data=data).notes != (), todo))
+    print("printed", file=sys.stderr)
+    assert noted == [n % 5 == 0 for n in range(40)]
+    assert capfd.readouterr() == ("", "printed\n")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_process_forked_while_a_film_is_decoded_hears_too():
+    broken = spoiled(encoded("JPEG", phantom(400, 320).image))
+    with complaints.listening():
+        child = os.fork()
+        if not child:
+            os._exit(files.read_film("film", data=broken).notes == ())
+    assert os.waitpid(child, 0)[1] == 0

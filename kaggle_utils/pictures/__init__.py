@@ -3,5 +3,6 @@
 - ``find``: which files in a folder are films, and what their results are called
 - ``header``: format, size, number of pictures, which way up, before anything decodes it
 - ``decode``: bytes to pixels, upright: what OpenCV reads, NIfTI of one slice, the raw films of JSRT
+- ``complaints``: what a decoder says of damage and goes on
 - ``gray``: gray levels of any type and range to 8 bits
 """

@@ -11,8 +11,10 @@ import cv2
 import numpy as np
 
 from . import header
+from .complaints import complaint_alone, damage_of_tiff, listening
 from .header import HEAD, Header, check_png, check_size, kind_of, read_header
 
+DAMAGED = "damaged"  # begins the note of a film of whose pixels some are wrong
 JSRT_SIDE = 2048  # px
 JSRT_BYTES = 2 * JSRT_SIDE**2
 _JSRT_TOP = 4095
@@ -25,7 +27,8 @@ def decode(data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
     """The pixels of a picture file's bytes, and notes on what was done to them.
 
     A file with more than one film is refused; of a TIFF with reduced copies the whole film is read. An orientation tag is
-    obeyed in JPEG, PNG, WebP and TIFF alike, as browsers and Pillow's ``exif_transpose`` do.
+    obeyed in JPEG, PNG, WebP and TIFF alike, as browsers and Pillow's ``exif_transpose`` do. A note that begins with ``DAMAGED``
+    says what the decoder of a JPEG or TIFF complained of; the others' say nothing, or refuse.
 
     Returns:
         ``(H, W)``, ``(H, W, 3)`` in BGR or ``(H, W, 4)`` in BGRA, of any real type.
@@ -46,12 +49,18 @@ def decode(data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
         return _nifti(data, declared), ()
     if kind == "PNG":
         check_png(data)
-    pixels = _opencv(data, declared.page)
+    with listening() as heard:
+        size = declared.rows * declared.columns * declared.pixel
+        damage = damage_of_tiff(data, declared.page, size) if kind == "TIFF" else ""
+        pixels = _opencv(data, declared.page)
+    if kind == "JPEG" and any(heard):
+        damage = complaint_alone(data)
+    notes = (f"{DAMAGED}: {damage}",) if damage else ()
     if declared.orientation not in range(2, 9):
-        return pixels, ()
+        return pixels, notes
     if kind != "TIFF":  # of which OpenCV obeys it
         pixels = _place(pixels, *_PLACED[declared.orientation])
-    return pixels, (f"turned or mirrored as its orientation tag says ({declared.orientation})",)
+    return pixels, (*notes, f"turned or mirrored as its orientation tag says ({declared.orientation})")
 
 
 def unpack(data: bytes) -> bytes:

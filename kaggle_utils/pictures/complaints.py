@@ -1,0 +1,139 @@
+"""What a decoder complains of while it goes on: libjpeg and libtiff fill up what is damaged, and say so on stderr alone."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import subprocess
+import sys
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from io import BytesIO
+
+SECONDS = 120  # of decoding alone; a film of 64 megapixels takes 2, a machine may be busy
+_COMPRESSION, _STRIPS, _TILES = 259, (273, 279), (324, 325)  # TIFF's tags
+_JPEG, _DEFLATE = 7, (8, 32946)
+_COMPLAINTS = re.compile(r"(?:Corrupt JPEG data: |\[ERROR\S* global grfmt_tiff\S* \w+ )([^\n;]*)")
+warnings.filterwarnings("ignore", module=r"PIL\.")  # about tags
+# OpenCV tells of libtiff's errors where its log is open.
+_DECODE = """import sys, cv2, numpy
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_WARNING)
+page = int(sys.argv[1])
+cv2.imdecodemulti(numpy.frombuffer(sys.stdin.buffer.read(), numpy.uint8), cv2.IMREAD_UNCHANGED, range=(page, page + 1))"""
+
+
+def complaint_alone(data: bytes, page: int = 0) -> str:
+    """What OpenCV's decoder says of a JPEG's or TIFF's page being damaged, in a process of its own; empty where it is content.
+
+    That takes a good part of a second: it's for a file about which there is a doubt.
+    """
+    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    try:
+        done = subprocess.run([sys.executable, "-c", _DECODE, str(page)], input=data, capture_output=True, timeout=SECONDS,
+                              env={**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"})
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    found = _COMPLAINTS.search(done.stderr.decode(errors="replace"))
+    return found[1].strip() if found else ""
+
+
+def damage_of_tiff(data: bytes, page: int, most: int) -> str:
+    """What is wrong with the pixels of a TIFF's page; empty where nothing is seen to be.
+
+    Pillow, which is stricter than OpenCV, decodes it; where it fails, or would go on too, OpenCV is asked.
+
+    Args:
+        data: the file.
+        page: which.
+        most: bytes of the page's pixels.
+    """
+    from PIL import Image
+    try:
+        with Image.open(BytesIO(data), formats=["TIFF"]) as picture:
+            picture.seek(page)
+            tags = picture.tag_v2
+            packing = tags.get(_COMPRESSION)
+            if packing in _DEFLATE and not all(_is_whole(data[at:at + size], most) for at, size in _strips(tags)):
+                return "a checksum of its pixels is wrong"
+            if packing != _JPEG:  # of which Pillow, too, fills up what is damaged
+                picture.load()
+                return ""
+    except MemoryError:
+        raise
+    except Exception:  # of many kinds; it may just not know this one
+        pass
+    return complaint_alone(data, page)
+
+
+def _strips(tags: Mapping[int, tuple[int, ...]]) -> Iterator[tuple[int, int]]:
+    """Where a TIFF's strips or tiles begin, and how long they are."""
+    starts, lengths = _TILES if _TILES[0] in tags else _STRIPS
+    return zip(tags[starts], tags[lengths])
+
+
+def _is_whole(packed: bytes, most: int) -> bool:
+    """Says whether zlib's stream has the checksum that it ends with, which libtiff doesn't read once it has its pixels."""
+    stream = zlib.decompressobj()
+    try:
+        return len(stream.decompress(packed, most)) == most or stream.eof
+    except zlib.error:
+        return False
+
+
+class _Ear:
+    """Hears what C libraries print to stderr, which isn't printed then. Python's ``sys.stderr`` isn't touched.
+
+    While anybody listens, the C library's variable ``stderr`` is another file. Only glibc has it to be set: elsewhere nothing is
+    heard, and what is said is printed.
+    """
+
+    def __init__(self):
+        self._lock, self._listeners = threading.Lock(), 0
+        if not hasattr(os, "memfd_create") or "CS_GNU_LIBC_VERSION" not in os.confstr_names:
+            self._file = None
+            return
+        libc = ctypes.CDLL(None)
+        libc.fdopen.restype = ctypes.c_void_p
+        self._stderr = ctypes.c_void_p.in_dll(libc, "stderr")
+        self._file = os.memfd_create("stderr")
+        self._stream = libc.fdopen(self._file, b"a")
+        libc.setvbuf(ctypes.c_void_p(self._stream), None, 2, 0)  # _IONBF
+
+    @contextmanager
+    def listening(self) -> Iterator[list[bool]]:
+        """A list that holds, after the ``with``, whether anything was said by then, by this thread or by others that listen."""
+        heard: list[bool] = []
+        if self._file is None:
+            yield heard
+            heard.append(False)
+            return
+        with self._lock:
+            self._listeners += 1
+            if self._listeners == 1:
+                self._own, self._stderr.value = self._stderr.value, self._stream
+            before = os.fstat(self._file).st_size
+        try:
+            yield heard
+        finally:
+            with self._lock:
+                heard.append(os.fstat(self._file).st_size > before)
+                self._listeners -= 1
+                if not self._listeners:
+                    self._stderr.value = self._own
+                    os.ftruncate(self._file, 0)
+
+    def after_fork(self) -> None:
+        """In the child the other threads, who listened, are gone; and its file isn't the parent's."""
+        if self._listeners:
+            self._stderr.value = self._own
+        self.__init__()
+
+
+_EAR = _Ear()
+listening = _EAR.listening
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_EAR.after_fork)
