@@ -24,7 +24,7 @@ FILM = phantom(64, 48).image
 @pytest.fixture
 def in_process(monkeypatch):
     """Decodes where the test runs: these files are whole, and a process takes longer than a test of its own should."""
-    def decode(data):
+    def decode(data, notes):
         ds = reader._parse(data)
         reader._correct_bits(ds)
         return reader._decode(ds)
@@ -507,3 +507,12 @@ def test_lut_of_more_entries_than_16_bits_can_name_is_left_out():
 
 def test_elements_of_a_few_thousand_are_read():
     assert_gray(read_dicom(before_pixels(b"\x29\0\x10\x10\0\0\0\0" * 5000, uid.ImplicitVRLittleEndian)).image, FILM, 0)
+
+
+@pytest.mark.parametrize("syntax", [uid.JPEGBaseline8Bit, uid.JPEGLosslessSV1], ids=["JPEG", "JPEG lossless"])
+def test_what_a_decoder_says_of_damage_is_in_a_note(syntax):
+    data = dicom(phantom(400, 320).image, syntax)
+    at = int(0.6 * len(data))
+    assert not any(note.startswith("damaged") for note in read_dicom(data).notes)
+    damaged = read_dicom(data[:at] + bytes(200) + data[at + 200:])
+    assert damaged.notes[0].startswith("damaged: ") and "before marker" in damaged.notes[0]

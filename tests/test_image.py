@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 import struct
 import sys
 import threading
@@ -716,26 +717,26 @@ def test_png_that_is_damaged_in_the_middle_is_refused_and_nothing_else_is_said(t
 
 
 def spoiled(data, place=0.5):
-    """A file in whose middle 200 bytes were lost."""
+    """A file somewhere in whose middle 200 bytes were lost."""
     at = int(place * len(data))
     return data[:at] + bytes(200) + data[at + 200:]
 
 
-CHECKED = {"jpeg": ("JPEG", {}, "premature end of data segment"), "jpeg progressive": ("JPEG", {"progressive": True}, ""),
-           "jpeg restarts": ("JPEG", {"restart_marker_blocks": 3}, ""), "tiff lzw": ("TIFF", {"compression": "tiff_lzw"}, "LZWDecode: Not enough data"),
-           "tiff deflate": ("TIFF", {"compression": "tiff_adobe_deflate"}, "a checksum of its pixels is wrong"),
-           "tiff jpeg": ("TIFF", {"compression": "jpeg"}, "premature end of data segment")}
+CHECKED = {"jpeg": ("JPEG", {}, 0.5, "premature end of data segment"), "jpeg progressive": ("JPEG", {"progressive": True}, 0.3, "extraneous bytes before marker"),
+           "jpeg restarts": ("JPEG", {"restart_marker_blocks": 3}, 0.5, "extraneous bytes before marker"), "tiff lzw": ("TIFF", {"compression": "tiff_lzw"}, 0.5, "LZWDecode: Not enough data"),
+           "tiff deflate": ("TIFF", {"compression": "tiff_adobe_deflate"}, 0.5, "a checksum of its pixels is wrong"),
+           "tiff jpeg": ("TIFF", {"compression": "jpeg"}, 0.3, "premature end of data segment")}
 UNCHECKED = WRITTEN | {"tiff": ("TIFF", {}), "tiff packbits": ("TIFF", {"compression": "packbits"}), "bmp": ("BMP", {})}
 
 
-@pytest.mark.parametrize("kind, options, said", CHECKED.values(), ids=CHECKED)
-def test_what_the_decoder_says_of_damage_is_in_a_note_and_nowhere_else(tmp_path, kind, options, said, capfd):
+@pytest.mark.parametrize("kind, options, place, said", CHECKED.values(), ids=CHECKED)
+def test_what_the_decoder_says_of_damage_is_in_a_note_and_nowhere_else(tmp_path, kind, options, place, said, capfd):
     data = encoded(kind, phantom(400, 320).image, **options)
-    (tmp_path / "film").write_bytes(spoiled(data))
+    (tmp_path / "film").write_bytes(spoiled(data, place))
     damage, = [note for note in files.read_film(tmp_path / "film").notes if note.startswith("damaged: ")]
     assert said in damage and ";" not in damage
     for read in (files.read_image, files.read_mask):
-        with pytest.raises(ValueError, match=f"film: {damage}"):
+        with pytest.raises(ValueError, match=re.escape(f"film: {damage}")):
             read(tmp_path / "film")
     assert capfd.readouterr() == ("", "")
 

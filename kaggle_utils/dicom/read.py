@@ -19,6 +19,7 @@ import numpy as np
 
 from .gray import listed, show
 from .tags import INSTALL, NotAFilm, has_pixels, import_pydicom, read_pixels, read_tags
+from ..pictures.complaints import DAMAGED, complaint_in
 from ..pictures.header import check_size
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def read_dicom(data: bytes) -> Film:
     try:
         ds = _parse(data)
         notes = _correct_bits(ds)
-        pixels = _decode_apart(data) if ds.file_meta.TransferSyntaxUID.is_encapsulated else _decode(ds)
+        pixels = _decode_apart(data, notes) if ds.file_meta.TransferSyntaxUID.is_encapsulated else _decode(ds)
         gray = _luminance(pixels) if pixels.ndim == 3 else show(pixels, ds, notes)
         spacing = _spacing(ds, notes)
         lie = _lie(ds)
@@ -245,8 +246,8 @@ def _correct_bits(ds: Dataset) -> list[str]:
     return [f"its image has {bits} bits, though BitsStored says {said}"]
 
 
-def _decode_apart(data: bytes) -> np.ndarray:
-    """As :func:`_decode`, in a process of its own, whose death is a ValueError."""
+def _decode_apart(data: bytes, notes: list[str]) -> np.ndarray:
+    """As :func:`_decode`, in a process of its own, whose death is a ValueError; what its decoder complains of becomes a note."""
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
     # With many cores the stacks of unused threads would be a good part of the address space.
     env = {**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -259,6 +260,8 @@ def _decode_apart(data: bytes) -> np.ndarray:
         raise (ValueError, NotAFilm)[done.returncode - 1](done.stdout.decode(errors="replace"))
     if done.returncode:
         raise ValueError(f"its decoder died (status {done.returncode})")
+    if complaint := complaint_in(done.stderr):
+        notes.append(DAMAGED + complaint)
     return np.load(BytesIO(done.stdout), allow_pickle=False)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 
+DAMAGED = "damaged: "  # begins the note of a film of whose pixels some are wrong
 SECONDS = 120  # of decoding alone; a film of 64 megapixels takes 2, a machine may be busy
 _COMPRESSION, _STRIPS, _TILES = 259, (273, 279), (324, 325)  # TIFF's tags
 _JPEG, _DEFLATE = 7, (8, 32946)
@@ -37,7 +38,12 @@ def complaint_alone(data: bytes, page: int = 0) -> str:
                               env={**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"})
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    found = _COMPLAINTS.search(done.stderr.decode(errors="replace"))
+    return complaint_in(done.stderr)
+
+
+def complaint_in(printed: bytes) -> str:
+    """The first words about damage in what decoders print; empty where there are none."""
+    found = _COMPLAINTS.search(printed.decode(errors="replace"))
     return found[1].strip() if found else ""
 
 

@@ -11,10 +11,9 @@ import cv2
 import numpy as np
 
 from . import header
-from .complaints import complaint_alone, damage_of_tiff, listening
+from .complaints import DAMAGED, complaint_alone, damage_of_tiff, listening
 from .header import HEAD, Header, check_png, check_size, kind_of, read_header
 
-DAMAGED = "damaged"  # begins the note of a film of whose pixels some are wrong
 JSRT_SIDE = 2048  # px
 JSRT_BYTES = 2 * JSRT_SIDE**2
 _JSRT_TOP = 4095
@@ -55,7 +54,7 @@ def decode(data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
         pixels = _opencv(data, declared.page)
     if kind == "JPEG" and any(heard):
         damage = complaint_alone(data)
-    notes = (f"{DAMAGED}: {damage}",) if damage else ()
+    notes = (DAMAGED + damage,) if damage else ()
     if declared.orientation not in range(2, 9):
         return pixels, notes
     if kind != "TIFF":  # of which OpenCV obeys it
