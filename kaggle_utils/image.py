@@ -30,8 +30,8 @@ from .pictures.complaints import DAMAGED
 from .pictures.gray import to_8_bits
 from .pictures.decode import JSRT_BYTES, JSRT_SIDE, decode, unpack
 
-# OpenCV logs to stderr what read_image says in one line with the file's name.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+# OpenCV logs to stderr what read_image says in one line with the file's name. 4.12 has the first of these names, later ones the other.
+(cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel)(0)
 
 # Memory by which films are read ahead: a film of MAX_PIXELS may take more, but then it is alone.
 MOST_BYTES = 1_100_000_000

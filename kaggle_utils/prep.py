@@ -37,7 +37,7 @@ SPLITS = ("train", "val", "test")
 COLUMNS = ("name", "source", "split", "tb", "sex", "age", "height", "width", "inverted", "sha256", "pixels")
 _NEW = ".unet-lung-new"  # folder of the films that have no split yet
 _PLACES = (*SPLITS, "unlabelled", _NEW)  # of films; the newest last
-_RULES = 2  # of what is written for a film; another number does every film again
+_RULES = 3  # of what is written for a film; another number does every film again
 _PATTERNS = {
     "montgomery": re.compile(r"MCUCXR_\d{4,6}_(?P<tb>[01])", re.I),
     "shenzhen": re.compile(r"CHNCXR_\d{4,6}_(?P<tb>[01])", re.I),

@@ -86,6 +86,12 @@ def tiff(*pages: tuple[np.ndarray, dict[int, int]]) -> bytes:
     return data
 
 
+def lost_in_the_middle(data: bytes, place: float = 0.5) -> bytes:
+    """A file of which 200 bytes are zeros from ``place``, a share of its length, on."""
+    at = int(place * len(data))
+    return data[:at] + bytes(200) + data[at + 200:]
+
+
 def train_in_child(data: str, out: str, values: dict, resume: bool) -> None:
     """What a process to be killed runs; importable, as a spawned process needs it."""
     from kaggle_utils.trainer import TrainConfig, train

@@ -16,7 +16,7 @@ from kaggle_utils.dicom import read as reader
 from kaggle_utils import image as files
 from kaggle_utils.dicom.read import read_dicom
 from kaggle_utils.pictures.header import MAX_PIXELS
-from phantoms import phantom
+from phantoms import lost_in_the_middle, phantom
 
 FILM = phantom(64, 48).image
 
@@ -512,7 +512,6 @@ def test_elements_of_a_few_thousand_are_read():
 @pytest.mark.parametrize("syntax", [uid.JPEGBaseline8Bit, uid.JPEGLosslessSV1], ids=["JPEG", "JPEG lossless"])
 def test_what_a_decoder_says_of_damage_is_in_a_note(syntax):
     data = dicom(phantom(400, 320).image, syntax)
-    at = int(0.6 * len(data))
     assert not any(note.startswith("damaged") for note in read_dicom(data).notes)
-    damaged = read_dicom(data[:at] + bytes(200) + data[at + 200:])
+    damaged = read_dicom(lost_in_the_middle(data, 0.6))
     assert damaged.notes[0].startswith("damaged: ") and "before marker" in damaged.notes[0]

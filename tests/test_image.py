@@ -27,7 +27,7 @@ from kaggle_utils.pictures.gray import gray_range, to_8_bits
 from kaggle_utils.pictures.header import read_header
 from kaggle_utils.pictures.decode import decode
 from dicoms import dicom
-from phantoms import phantom, tiff, write_raw
+from phantoms import lost_in_the_middle, phantom, tiff, write_raw
 
 
 def encode_gray8(path, film):
@@ -716,14 +716,8 @@ def test_png_that_is_damaged_in_the_middle_is_refused_and_nothing_else_is_said(t
     assert capfd.readouterr() == ("", "")
 
 
-def spoiled(data, place=0.5):
-    """A file somewhere in whose middle 200 bytes were lost."""
-    at = int(place * len(data))
-    return data[:at] + bytes(200) + data[at + 200:]
-
-
 CHECKED = {"jpeg": ("JPEG", {}, 0.5, "premature end of data segment"), "jpeg progressive": ("JPEG", {"progressive": True}, 0.3, "extraneous bytes before marker"),
-           "jpeg restarts": ("JPEG", {"restart_marker_blocks": 3}, 0.5, "extraneous bytes before marker"), "tiff lzw": ("TIFF", {"compression": "tiff_lzw"}, 0.5, "LZWDecode: Not enough data"),
+           "jpeg restarts": ("JPEG", {"restart_marker_blocks": 3}, 0.5, "extraneous bytes before marker"), "tiff lzw": ("TIFF", {"compression": "tiff_lzw"}, 0.5, "Not enough data"),
            "tiff deflate": ("TIFF", {"compression": "tiff_adobe_deflate"}, 0.5, "a checksum of its pixels is wrong"),
            "tiff jpeg": ("TIFF", {"compression": "jpeg"}, 0.3, "premature end of data segment")}
 UNCHECKED = WRITTEN | {"tiff": ("TIFF", {}), "tiff packbits": ("TIFF", {"compression": "packbits"}), "bmp": ("BMP", {})}
@@ -732,7 +726,7 @@ UNCHECKED = WRITTEN | {"tiff": ("TIFF", {}), "tiff packbits": ("TIFF", {"compres
 @pytest.mark.parametrize("kind, options, place, said", CHECKED.values(), ids=CHECKED)
 def test_what_the_decoder_says_of_damage_is_in_a_note_and_nowhere_else(tmp_path, kind, options, place, said, capfd):
     data = encoded(kind, phantom(400, 320).image, **options)
-    (tmp_path / "film").write_bytes(spoiled(data, place))
+    (tmp_path / "film").write_bytes(lost_in_the_middle(data, place))
     damage, = [note for note in files.read_film(tmp_path / "film").notes if note.startswith("damaged: ")]
     assert said in damage and ";" not in damage
     for read in (files.read_image, files.read_mask):
@@ -773,7 +767,7 @@ def test_lost_end_of_a_format_without_checksums_is_a_border():
 
 def test_of_films_decoded_at_once_the_damaged_ones_alone_are_noted(capfd):
     whole = encoded("JPEG", phantom(400, 320).image)
-    todo = [spoiled(whole) if n % 5 == 0 else whole for n in range(40)]
+    todo = [lost_in_the_middle(whole) if n % 5 == 0 else whole for n in range(40)]
     with ThreadPoolExecutor(4) as pool:
         noted = list(pool.map(lambda data: files.read_film("film", data=data).notes != (), todo))
     print("printed", file=sys.stderr)
@@ -783,7 +777,7 @@ def test_of_films_decoded_at_once_the_damaged_ones_alone_are_noted(capfd):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_process_forked_while_a_film_is_decoded_hears_too():
-    broken = spoiled(encoded("JPEG", phantom(400, 320).image))
+    broken = lost_in_the_middle(encoded("JPEG", phantom(400, 320).image))
     with complaints.listening():
         child = os.fork()
         if not child:

@@ -23,7 +23,7 @@ from kaggle_utils.predictions import evaluate
 from kaggle_utils.quality.measurements import MEASUREMENTS, measure
 from kaggle_utils.model import UNet, save_weights
 from dicoms import dicom
-from phantoms import phantom, write_prepared, write_raw
+from phantoms import lost_in_the_middle, phantom, write_prepared, write_raw
 
 predict = partial(predictions.predict, force=True)  # the checks say, rightly, that a phantom is no chest film
 
@@ -249,6 +249,15 @@ def test_one_bad_file_among_many_is_a_row_with_its_error(folder, segmenter, tmp_
     assert "truncated" in table.loc["ab_bad", "error"] and "empty" in table.loc["zz_bad", "error"]
     assert (table.drop(index=["ab_bad", "zz_bad"])["error"] == "").all() and len(table) == 6
     assert sorted(os.listdir(tmp_path / "out" / "masks")) == ["a.png", "b.png", "c.png", "d.png"]
+
+
+def test_damaged_film_is_segmented_with_a_note_of_what_the_decoder_said(folder, segmenter, tmp_path, capfd):
+    whole = files.encode_image(phantom(400, 320).image, ".jpg")
+    (folder / "ab_bad.jpg").write_bytes(lost_in_the_middle(whole))
+    table = predict([folder], tmp_path / "out", segmenter, batch=2).set_index("name")
+    assert table.loc["ab_bad", "notes"].startswith("damaged: ") and table.loc["ab_bad", "lung_px"] >= 0
+    assert not table.drop(index="ab_bad")["notes"].str.contains("damaged").any() and (table["error"] == "").all()
+    assert "Corrupt" not in capfd.readouterr().err
 
 
 def test_folder_of_dicom_is_segmented_with_a_reason_for_what_is_no_film(study, segmenter, tmp_path):

@@ -18,7 +18,7 @@ from kaggle_utils import image as files
 from kaggle_utils import prep
 from kaggle_utils.cli import main
 from kaggle_utils.synthetic.model import AppearanceModel
-from phantoms import phantom, write_raw
+from phantoms import lost_in_the_middle, phantom, write_raw
 
 SIZE = 32
 MONTGOMERY = ["MCUCXR_0001_0", "MCUCXR_0108_1"]
@@ -261,6 +261,8 @@ def break_film(root, kind):
     left, right = (root / "ManualMask" / side / image.name for side in ("leftMask", "rightMask"))
     if kind == "truncated":
         image.write_bytes(image.read_bytes()[:500])
+    elif kind == "damaged":
+        image.write_bytes(lost_in_the_middle(cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 255, (96, 80), np.uint8))[1].tobytes()))
     elif kind == "empty file":
         image.write_bytes(b"")
     elif kind == "not an image":
@@ -285,6 +287,7 @@ def break_film(root, kind):
 
 @pytest.mark.parametrize("kind, reason", [
     ("truncated", "CXR_png.MCUCXR_0001_0.png: the file is truncated"), ("empty file", "the file is empty"),
+    ("damaged", "CXR_png.MCUCXR_0001_0.png: damaged: .* marker 0xd9"),
     ("not an image", "not an image"), ("truncated mask", "leftMask.MCUCXR_0001_0.png: the file is truncated"),
     ("mask without image", "mask without image"), ("size mismatch", "size mismatch"), ("empty mask", "the mask is empty"),
     ("half a mask", "the other lung's mask is missing"), ("all lung", "leftMask.MCUCXR_0001_0.png: 100% of the film is lung"),

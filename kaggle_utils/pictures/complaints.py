@@ -10,19 +10,18 @@ import sys
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from io import BytesIO
 
 DAMAGED = "damaged: "  # begins the note of a film of whose pixels some are wrong
 SECONDS = 120  # of decoding alone; a film of 64 megapixels takes 2, a machine may be busy
 _COMPRESSION, _STRIPS, _TILES = 259, (273, 279), (324, 325)  # TIFF's tags
 _JPEG, _DEFLATE = 7, (8, 32946)
-_COMPLAINTS = re.compile(r"(?:Corrupt JPEG data: |\[ERROR\S* global grfmt_tiff\S* \w+ )([^\n;]*)")
+# OpenCV 4.12 calls libtiff's errors warnings.
+_COMPLAINTS = re.compile(r"(?:Corrupt JPEG data: |\[ERROR\S* global grfmt_tiff\S* \w+ |OpenCV TIFF: \w+Decode: Warning, )([^\n;]*)")
 warnings.filterwarnings("ignore", module=r"PIL\.")  # about tags
-# OpenCV tells of libtiff's errors where its log is open.
 _DECODE = """import sys, cv2, numpy
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_WARNING)
 page = int(sys.argv[1])
 cv2.imdecodemulti(numpy.frombuffer(sys.stdin.buffer.read(), numpy.uint8), cv2.IMREAD_UNCHANGED, range=(page, page + 1))"""
 
@@ -33,9 +32,10 @@ def complaint_alone(data: bytes, page: int = 0) -> str:
     That takes a good part of a second: it's for a file about which there is a doubt.
     """
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    # OpenCV tells of libtiff's errors where its log is open.
+    env = {**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1", "OPENCV_LOG_LEVEL": "DEBUG"}
     try:
-        done = subprocess.run([sys.executable, "-c", _DECODE, str(page)], input=data, capture_output=True, timeout=SECONDS,
-                              env={**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"})
+        done = subprocess.run([sys.executable, "-c", _DECODE, str(page)], input=data, capture_output=True, timeout=SECONDS, env=env)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return complaint_in(done.stderr)
@@ -44,7 +44,7 @@ def complaint_alone(data: bytes, page: int = 0) -> str:
 def complaint_in(printed: bytes) -> str:
     """The first words about damage in what decoders print; empty where there are none."""
     found = _COMPLAINTS.search(printed.decode(errors="replace"))
-    return found[1].strip() if found else ""
+    return found[1].strip(" .") if found else ""
 
 
 def damage_of_tiff(data: bytes, page: int, most: int) -> str:
@@ -55,7 +55,7 @@ def damage_of_tiff(data: bytes, page: int, most: int) -> str:
     Args:
         data: the file.
         page: which.
-        most: bytes of the page's pixels.
+        most: bytes of the page's pixels; of a strip that has more nothing is said.
     """
     from PIL import Image
     try:
@@ -85,7 +85,7 @@ def _is_whole(packed: bytes, most: int) -> bool:
     """Says whether zlib's stream has the checksum that it ends with, which libtiff doesn't read once it has its pixels."""
     stream = zlib.decompressobj()
     try:
-        return len(stream.decompress(packed, most)) == most or stream.eof
+        return len(stream.decompress(packed, most + 1)) > most or stream.eof
     except zlib.error:
         return False
 
@@ -98,24 +98,22 @@ class _Ear:
     """
 
     def __init__(self):
-        self._lock, self._listeners = threading.Lock(), 0
-        if not hasattr(os, "memfd_create") or "CS_GNU_LIBC_VERSION" not in os.confstr_names:
-            self._file = None
+        self._lock, self._listeners, self._file = threading.Lock(), 0, None
+        if "CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", ()):
             return
         libc = ctypes.CDLL(None)
         libc.fdopen.restype = ctypes.c_void_p
         self._stderr = ctypes.c_void_p.in_dll(libc, "stderr")
-        self._file = os.memfd_create("stderr")
-        self._stream = libc.fdopen(self._file, b"a")
-        libc.setvbuf(ctypes.c_void_p(self._stream), None, 2, 0)  # _IONBF
+        with suppress(AttributeError, OSError):  # no such files, or forbidden
+            self._file = os.memfd_create("stderr")
+            self._stream = libc.fdopen(self._file, b"a")
+            libc.setvbuf(ctypes.c_void_p(self._stream), None, 2, 0)  # _IONBF
 
     @contextmanager
-    def listening(self) -> Iterator[list[bool]]:
-        """A list that holds, after the ``with``, whether anything was said by then, by this thread or by others that listen."""
-        heard: list[bool] = []
+    def listening(self) -> Iterator[Callable[[], bool]]:
+        """Tells, asked within the ``with``, whether anything was said by this thread or by others that listen."""
         if self._file is None:
-            yield heard
-            heard.append(False)
+            yield lambda: False
             return
         with self._lock:
             self._listeners += 1
@@ -123,10 +121,9 @@ class _Ear:
                 self._own, self._stderr.value = self._stderr.value, self._stream
             before = os.fstat(self._file).st_size
         try:
-            yield heard
+            yield lambda: os.fstat(self._file).st_size > before
         finally:
             with self._lock:
-                heard.append(os.fstat(self._file).st_size > before)
                 self._listeners -= 1
                 if not self._listeners:
                     self._stderr.value = self._own

@@ -49,10 +49,10 @@ def decode(data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
     if kind == "PNG":
         check_png(data)
     with listening() as heard:
-        size = declared.rows * declared.columns * declared.pixel
-        damage = damage_of_tiff(data, declared.page, size) if kind == "TIFF" else ""
+        damage = damage_of_tiff(data, declared.page, declared.rows * declared.columns * declared.pixel) if kind == "TIFF" else ""
         pixels = _opencv(data, declared.page)
-    if kind == "JPEG" and any(heard):
+        doubtful = kind == "JPEG" and heard()
+    if doubtful:
         damage = complaint_alone(data)
     notes = (DAMAGED + damage,) if damage else ()
     if declared.orientation not in range(2, 9):
