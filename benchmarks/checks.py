@@ -23,13 +23,12 @@ import torch
 
 from benchmarks import negatives
 from benchmarks.fit_checks import varied
-from kaggle_utils.quality import checks
-from kaggle_utils.quality import Checked, check_film, check_lungs
-from kaggle_utils.quality.checks import frame_contact, shape_distance, view_odds
 from kaggle_utils.data import read_manifest
 from kaggle_utils.image import read_image, read_mask, resize_image, resize_mask
 from kaggle_utils.infer import LungSegmenter
 from kaggle_utils.metrics import score
+from kaggle_utils.quality import Checked, check_film, check_lungs, checks
+from kaggle_utils.quality.checks import frame_contact, shape_distance, view_odds
 from kaggle_utils.synthetic import AppearanceModel
 
 RESULT = Path(__file__).parents[1] / "results/checks.json"
@@ -45,7 +44,9 @@ def spread(values, digits: int = 2) -> dict[str, float]:
     """Extremes, the outer hundredths and the median of those that are finite, and how many are not."""
     values = np.asarray(values)
     finite = values[np.isfinite(values)]
-    levels = zip(("min", "p1", "median", "p99", "max"), np.percentile(finite, (0, 1, 50, 99, 100)).round(digits).tolist())
+    levels = zip(
+        ("min", "p1", "median", "p99", "max"), np.percentile(finite, (0, 1, 50, 99, 100)).round(digits).tolist()
+    )
     return dict(levels) | ({"infinite": len(values) - len(finite)} if len(finite) < len(values) else {})
 
 
@@ -53,17 +54,25 @@ def limits(films: list[np.ndarray], masks: list[np.ndarray], found: list[np.ndar
     """The numbers that the limits in checks.py were chosen by, of films as they are and taken otherwise, and of no films."""
     rng = np.random.default_rng(1)
     result = {}
-    for name, views in {"films": films, "films taken otherwise": [varied(f, rng, 256) for f in films for _ in range(10)]}.items():
+    for name, views in {
+        "films": films,
+        "films taken otherwise": [varied(f, rng, 256) for f in films for _ in range(10)],
+    }.items():
         odds = np.stack([view_odds(view) for view in views])
         result[name] = {
             "chest": spread(np.logaddexp.reduce(odds.reshape(len(odds), -1), axis=1)),
             "upright_over_others": spread(upright_over_others(odds)),
-            "plain_over_mirrored": spread(odds[:, 0, 0, 0] - odds[:, 0, 1, 0])}
+            "plain_over_mirrored": spread(odds[:, 0, 0, 0] - odds[:, 0, 1, 0]),
+        }
     small = [resize_image(film, 256) for film in films]
-    result["no films, chest"] = {kind: spread([chest(negatives.draw(kind, rng, "val", small)) for _ in range(N)]) for kind in SEEN}
+    result["no films, chest"] = {
+        kind: spread([chest(negatives.draw(kind, rng, "val", small)) for _ in range(N)]) for kind in SEEN
+    }
     for name, those in {"true": masks, "found": found}.items():
-        result[f"masks {name}"] = {"shape_distance": spread([shape_distance(m) for m in those]),
-                                   "frame_contact": spread([max(frame_contact(m).values()) for m in those])}
+        result[f"masks {name}"] = {
+            "shape_distance": spread([shape_distance(m) for m in those]),
+            "frame_contact": spread([max(frame_contact(m).values()) for m in those]),
+        }
     return result
 
 
@@ -77,9 +86,16 @@ def chest(image: np.ndarray) -> float:
 
 
 def counts(checked: list[Checked]) -> dict[str, int]:
-    return {"n": len(checked), "refused": sum(bool(c.problems) for c in checked), "turned": sum(c.turned > 0 for c in checked),
-            "inverted": sum(c.inverted for c in checked), **{f"called {word}": sum(word in n for c in checked for n in c.notes)
-                                                             for word in ("mirrored", "hardly", "perhaps")}}
+    return {
+        "n": len(checked),
+        "refused": sum(bool(c.problems) for c in checked),
+        "turned": sum(c.turned > 0 for c in checked),
+        "inverted": sum(c.inverted for c in checked),
+        **{
+            f"called {word}": sum(word in n for c in checked for n in c.notes)
+            for word in ("mirrored", "hardly", "perhaps")
+        },
+    }
 
 
 def share(said: list) -> float:
@@ -89,10 +105,14 @@ def share(said: list) -> float:
 def untouched(films: list[np.ndarray], found: list[np.ndarray]) -> dict:
     """What is said of films that nothing was done to: false alarms all, but for notes on masks that are really odd."""
     checked = [check_film(film) for film in films]
-    said = [note.split(" (")[0] for mask in found for note in check_lungs(mask)] + [note for c in checked for note in c.notes]
+    said = [note.split(" (")[0] for mask in found for note in check_lungs(mask)] + [
+        note for c in checked for note in c.notes
+    ]
     # found is of the films in this order: none of them was turned or inverted, as the counts say
-    return counts(checked) | {"refused after segmentation": sum(c.doubtful and bool(check_lungs(m)) for c, m in zip(checked, found)),
-                              "notes": pd.Series(said, dtype=str).value_counts().to_dict()}
+    return counts(checked) | {
+        "refused after segmentation": sum(c.doubtful and bool(check_lungs(m)) for c, m in zip(checked, found)),
+        "notes": pd.Series(said, dtype=str).value_counts().to_dict(),
+    }
 
 
 def positions(films: list[np.ndarray]) -> dict[str, dict[str, int]]:
@@ -103,7 +123,11 @@ def positions(films: list[np.ndarray]) -> dict[str, dict[str, int]]:
         right = [np.array_equal(c.image, lay(film, 0, False, mirrored)) for c, film in zip(checked, films)]
         left = [c.turned == 0 and not c.inverted and not r for c, r in zip(checked, right)]
         result[f"{'mirrored, ' * mirrored}{'negative, ' * negative}{90 * quarters}°"] = {
-            "right": sum(right), "left as it was": sum(left), "wrong": len(films) - sum(right) - sum(left), **counts(checked)}
+            "right": sum(right),
+            "left as it was": sum(left),
+            "wrong": len(films) - sum(right) - sum(left),
+            **counts(checked),
+        }
     return result
 
 
@@ -116,21 +140,29 @@ def taken_otherwise(films: list[np.ndarray]) -> dict[str, int]:
     rng = np.random.default_rng(2)
     checked = [check_film(varied(film, rng, 256)) for film in films for _ in range(3)]
     found = masks_of([c.image for c in checked], LungSegmenter())
-    return counts(checked) | {"refused after segmentation": sum(c.doubtful and bool(check_lungs(m)) for c, m in zip(checked, found))}
+    return counts(checked) | {
+        "refused after segmentation": sum(c.doubtful and bool(check_lungs(m)) for c, m in zip(checked, found))
+    }
 
 
 def no_films(films: list[np.ndarray]) -> dict[str, dict[str, float]]:
     """Share of pictures refused, and refused or with a note, on the picture or on the lungs found in it."""
     rng, small, segmenter = np.random.default_rng(3), [resize_image(film, 256) for film in films], LungSegmenter()
-    pictures = {kind: [negatives.draw(kind, rng, "test", small) for _ in range(N)] for kind in (*SEEN, *negatives.UNSEEN)}
+    pictures = {
+        kind: [negatives.draw(kind, rng, "test", small) for _ in range(N)] for kind in (*SEEN, *negatives.UNSEEN)
+    }
     pictures["scans of heads, a spine, an abdomen, ultrasound"] = negatives.scans()
     result = {}
     for kind, drawn in pictures.items():
         checked = [check_film(picture) for picture in drawn]
         lungs = [check_lungs(mask) for mask in masks_of([c.image for c in checked], segmenter)]
         refused = [c.problems or c.doubtful and said for c, said in zip(checked, lungs)]
-        result[kind] = {"n": len(drawn), "refused": share(refused), "refused before segmentation": share([c.problems for c in checked]),
-                        "refused or noted": share([c.problems + c.notes + said for c, said in zip(checked, lungs)])}
+        result[kind] = {
+            "n": len(drawn),
+            "refused": share(refused),
+            "refused before segmentation": share([c.problems for c in checked]),
+            "refused or noted": share([c.problems + c.notes + said for c, said in zip(checked, lungs)]),
+        }
     return result
 
 
@@ -141,8 +173,11 @@ def cut_off(films: list[np.ndarray], truths: list[np.ndarray], part: float) -> d
         cut = [film[window(truth, side, part)] for film, truth in zip(films, truths)]
         refused = [check_film(film).problems for film in cut]
         notes = ["; ".join(check_lungs(mask)) for mask in masks_of(cut, segmenter)]
-        result[side] = {"refused": share(refused), "noted as cut there": share(["cut by" in n and side in n for n in notes]),
-                        "any word": share([r or n for r, n in zip(refused, notes)])}
+        result[side] = {
+            "refused": share(refused),
+            "noted as cut there": share(["cut by" in n and side in n for n in notes]),
+            "any word": share([r or n for r, n in zip(refused, notes)]),
+        }
     return result
 
 
@@ -150,13 +185,20 @@ def window(truth: np.ndarray, side: str, part: float) -> tuple[slice, slice]:
     """Rows and columns that are left when the frame moves in until it has cut this share of the lungs' extent."""
     rows, columns = (np.flatnonzero(truth.any(axis)) for axis in (1, 0))
     tall, wide = round(part * np.ptp(rows)), round(part * np.ptp(columns))
-    return {"top": (slice(rows[0] + tall, None), slice(None)), "bottom": (slice(0, rows[-1] - tall), slice(None)),
-            "left": (slice(None), slice(columns[0] + wide, None)), "right": (slice(None), slice(0, columns[-1] - wide))}[side]
+    return {
+        "top": (slice(rows[0] + tall, None), slice(None)),
+        "bottom": (slice(0, rows[-1] - tall), slice(None)),
+        "left": (slice(None), slice(columns[0] + wide, None)),
+        "right": (slice(None), slice(0, columns[-1] - wide)),
+    }[side]
 
 
 def segmented_as_they_lay(films: list[np.ndarray]) -> dict[str, float]:
     """Share of films segmented while turned or negative whose masks alone say that something is wrong."""
-    segmenter, laid = LungSegmenter(), {"90°": (1, False), "180°": (2, False), "270°": (3, False), "negative": (0, True)}
+    segmenter, laid = (
+        LungSegmenter(),
+        {"90°": (1, False), "180°": (2, False), "270°": (3, False), "negative": (0, True)},
+    )
     masks = {name: masks_of([lay(film, *how, False) for film in films], segmenter) for name, how in laid.items()}
     return {name: share([check_lungs(mask) for mask in those]) for name, those in masks.items()}
 
@@ -164,14 +206,18 @@ def segmented_as_they_lay(films: list[np.ndarray]) -> dict[str, float]:
 def shrunk(films: list[np.ndarray], masks: list[np.ndarray]) -> dict[int, float]:
     """Mean Dice at 256 px of films shrunk to so many px a side first: how small a film may be."""
     segmenter = LungSegmenter()
-    probs = {side: segmenter.probabilities([resize_image(f, side) for f in films]) for side in (24, 32, 48, 64, 96, 128, 256)}
-    return {side: round(float(np.mean([score(segmenter.finish(p, m.shape), m)["dice"] for p, m in zip(prob, masks)])), 4)
-            for side, prob in probs.items()}
+    probs = {
+        side: segmenter.probabilities([resize_image(f, side) for f in films]) for side in (24, 32, 48, 64, 96, 128, 256)
+    }
+    return {
+        side: round(float(np.mean([score(segmenter.finish(p, m.shape), m)["dice"] for p, m in zip(prob, masks)])), 4)
+        for side, prob in probs.items()
+    }
 
 
 def masks_of(films: list[np.ndarray], segmenter: LungSegmenter) -> list[np.ndarray]:
     """Masks at 256 px: all that the checks look at, and cheap."""
-    batches = (films[at:at + 8] for at in range(0, len(films), 8))
+    batches = (films[at : at + 8] for at in range(0, len(films), 8))
     return [segmenter.finish(prob, (256, 256)) for batch in batches for prob in segmenter.probabilities(batch)]
 
 
@@ -185,9 +231,11 @@ def milliseconds(films: list[np.ndarray], rounds: int = 5) -> dict[str, float]:
     torch.set_num_threads(1)
     segmenter, films = LungSegmenter(), films[:16]
     masks = [segmenter.masks([film])[0] for film in films]
-    jobs = {"check_film": lambda: [check_film(film) for film in films],
-            "check_lungs": lambda: [check_lungs(mask) for mask in masks],
-            "segmentation": lambda: [segmenter.masks([film]) for film in films]}
+    jobs = {
+        "check_film": lambda: [check_film(film) for film in films],
+        "check_lungs": lambda: [check_lungs(mask) for mask in masks],
+        "segmentation": lambda: [segmenter.masks([film]) for film in films],
+    }
     times = {name: [] for name in jobs}
     for _ in range(rounds):
         for name, job in jobs.items():
@@ -195,29 +243,42 @@ def milliseconds(films: list[np.ndarray], rounds: int = 5) -> dict[str, float]:
             job()
             times[name].append(1e3 * (time.perf_counter() - start) / len(films))
     best = {name: round(min(t), 2) for name, t in times.items()}
-    return best | {"checks_over_segmentation": round((best["check_film"] + best["check_lungs"]) / best["segmentation"], 3)}
+    return best | {
+        "checks_over_segmentation": round((best["check_film"] + best["check_lungs"]) / best["segmentation"], 3)
+    }
 
 
 def validation(frame: pd.DataFrame) -> dict:
     """What the limits were chosen by."""
     films, segmenter = as_read(frame), LungSegmenter()
     masks, found = [resize_mask(read_mask(path), 256) for path in frame["mask"]], masks_of(films, segmenter)
-    return {"limits chosen by": limits(films, masks, found), "untouched": untouched(films, found), "positions": positions(films),
-            "dice of films shrunk to px": shrunk(films, masks), "milliseconds": milliseconds(films)}
+    return {
+        "limits chosen by": limits(films, masks, found),
+        "untouched": untouched(films, found),
+        "positions": positions(films),
+        "dice of films shrunk to px": shrunk(films, masks),
+        "milliseconds": milliseconds(films),
+    }
 
 
 def final(frame: pd.DataFrame) -> dict:
     """Films that nothing was fitted on or chosen by."""
     films = as_read(frame)
-    return {"untouched": untouched(films, masks_of(films, LungSegmenter())), "positions": positions(films),
-            "taken otherwise": taken_otherwise(films)}
+    return {
+        "untouched": untouched(films, masks_of(films, LungSegmenter())),
+        "positions": positions(films),
+        "taken otherwise": taken_otherwise(films),
+    }
 
 
 def spoilt(frame: pd.DataFrame) -> dict:
     """Pictures of no film, films cut off and films segmented as they lay."""
     films, truths = as_read(frame), [read_mask(path) for path in frame["mask"]]
-    return {"no films": no_films(films), "a tenth of the lungs cut off": cut_off(films, truths, 0.1),
-            "lungs noted in films not put right": segmented_as_they_lay(films)}
+    return {
+        "no films": no_films(films),
+        "a tenth of the lungs cut off": cut_off(films, truths, 0.1),
+        "lungs noted in films not put right": segmented_as_they_lay(films),
+    }
 
 
 def main() -> None:
@@ -231,15 +292,22 @@ def main() -> None:
         function, those = PARTS[part]
         result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
         result["limits"] = {name: getattr(checks, name) for name in LIMITS}
-        result[part] = function(frame[frame["source"] == "jsrt"] if those == "jsrt" else frame[ours & (frame["split"] == those)])
+        result[part] = function(
+            frame[frame["source"] == "jsrt"] if those == "jsrt" else frame[ours & (frame["split"] == those)]
+        )
         result[part]["command"] = f"python -m benchmarks.checks {part}"
         RESULT.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
         print(part, json.dumps(result[part], indent=2, ensure_ascii=False))
 
 
 LIMITS = ("LEAST_SIDE", "LEAST_CONTRAST", "COLOURED", "CHEST", "DOUBTFUL", "SURE", "MIRRORED", "CUT", "UNUSUAL")
-PARTS = {"validation": (validation, "val"), "test": (final, "test"), "jsrt": (final, "jsrt"), "spoilt": (spoilt, "test"),
-         "built_in": (built_in, "val")}
+PARTS = {
+    "validation": (validation, "val"),
+    "test": (final, "test"),
+    "jsrt": (final, "jsrt"),
+    "spoilt": (spoilt, "test"),
+    "built_in": (built_in, "val"),
+}
 
 if __name__ == "__main__":
     main()

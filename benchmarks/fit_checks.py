@@ -20,9 +20,9 @@ from torch import nn
 from tqdm import tqdm
 
 from benchmarks import negatives
-from kaggle_utils.quality.checks import ASSET, OUTLINE, THUMB, distances, thumbnail, views
 from kaggle_utils.data import read_manifest
 from kaggle_utils.image import read_image, read_mask, resize_image, resize_mask, write_bytes
+from kaggle_utils.quality.checks import ASSET, OUTLINE, THUMB, distances, thumbnail, views
 from kaggle_utils.quality.outline import landmarks
 from kaggle_utils.splits import suspect_masks
 from kaggle_utils.synthetic import AppearanceModel
@@ -35,13 +35,22 @@ def varied(film: np.ndarray, rng: np.random.Generator, size: int = THUMB) -> np.
 
     Zoom 0.7-1.35, shift to 12 %, tilt to 12°, side ratio to 12 %, gamma 0.5-2; at times hard contrast, a marker, noise or blur.
     """
-    zoom, aspect, tilt = np.exp(rng.uniform(-0.35, 0.3)), np.exp(rng.uniform(-0.12, 0.12)), np.deg2rad(rng.uniform(-12, 12))
+    zoom, aspect, tilt = (
+        np.exp(rng.uniform(-0.35, 0.3)),
+        np.exp(rng.uniform(-0.12, 0.12)),
+        np.deg2rad(rng.uniform(-12, 12)),
+    )
     scale = 2 * size / np.array(film.shape[::-1]) * zoom
     turn = np.array([[aspect * np.cos(tilt), -np.sin(tilt)], [np.sin(tilt), np.cos(tilt)]]) * scale
     middle = size * (1 + rng.uniform(-0.24, 0.24, 2))
     matrix = np.c_[turn, middle - turn @ (np.array(film.shape[::-1]) / 2)]
-    view = cv2.warpAffine(film, matrix, (2 * size, 2 * size), borderMode=BORDERS[rng.integers(3)],
-                          borderValue=int(rng.choice((0, 0, 255, rng.integers(256)))))
+    view = cv2.warpAffine(
+        film,
+        matrix,
+        (2 * size, 2 * size),
+        borderMode=BORDERS[rng.integers(3)],
+        borderValue=int(rng.choice((0, 0, 255, rng.integers(256)))),
+    )
     view = cv2.resize(view, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
     view = view ** np.exp(rng.uniform(-0.7, 0.7))
     if rng.random() < 0.3:
@@ -49,7 +58,7 @@ def varied(film: np.ndarray, rng: np.random.Generator, size: int = THUMB) -> np.
     if rng.random() < 0.3:
         tall, wide = rng.integers(size // 20, size // 3, 2)
         top, left = rng.integers(0, size - tall), rng.integers(0, size - wide)
-        view[top:top + tall, left:left + wide] = rng.random()
+        view[top : top + tall, left : left + wide] = rng.random()
     if rng.random() < 0.3:
         view = view + rng.normal(0, rng.uniform(0, 0.12), view.shape)
     if rng.random() < 0.2:
@@ -59,8 +68,16 @@ def varied(film: np.ndarray, rng: np.random.Generator, size: int = THUMB) -> np.
 
 def make_network() -> nn.Sequential:
     """``float (B, 1, THUMB, THUMB)`` → ``(B, 1)``, log odds that a thumbnail is an upright frontal chest film."""
-    return nn.Sequential(nn.Conv2d(1, 12, 7, stride=4, padding=3), nn.ReLU(), nn.Conv2d(12, 24, 3, stride=2, padding=1), nn.ReLU(),
-                         nn.Conv2d(24, 32, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32 * (THUMB // 16) ** 2, 1))
+    return nn.Sequential(
+        nn.Conv2d(1, 12, 7, stride=4, padding=3),
+        nn.ReLU(),
+        nn.Conv2d(12, 24, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(24, 32, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32 * (THUMB // 16) ** 2, 1),
+    )
 
 
 def fit_network(films: list[np.ndarray], drawn: list[np.ndarray], *, steps: int, seed: int = 0) -> nn.Sequential:
@@ -77,9 +94,13 @@ def fit_network(films: list[np.ndarray], drawn: list[np.ndarray], *, steps: int,
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, steps)
     target = torch.tensor([0] * 32 + [16] * 16)
     for _ in tqdm(range(steps), desc="fit", disable=None):
-        chosen = [films[i] for i in rng.integers(0, len(films), 24)] + [drawn[i] for i in rng.integers(0, len(drawn), 8)]
+        chosen = [films[i] for i in rng.integers(0, len(films), 24)] + [
+            drawn[i] for i in rng.integers(0, len(drawn), 8)
+        ]
         thumbs = [thumbnail(varied(film, rng)) for film in chosen] + [bank[i] for i in rng.integers(0, len(bank), 16)]
-        odds = network(torch.from_numpy(np.stack([views(t) for t in thumbs]).reshape(-1, 1, THUMB, THUMB))).reshape(48, 16)
+        odds = network(torch.from_numpy(np.stack([views(t) for t in thumbs]).reshape(-1, 1, THUMB, THUMB))).reshape(
+            48, 16
+        )
         loss = nn.functional.cross_entropy(nn.functional.pad(odds, (0, 1)), target)
         optimiser.zero_grad()
         loss.backward()
@@ -109,7 +130,9 @@ def training_films(data: Path) -> pd.DataFrame:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", default="segmentation", type=Path, help="prepared folder with the real sets")
-    parser.add_argument("--steps", type=int, default=1000, help="of the network, each with 32 films and 16 pictures of no film")
+    parser.add_argument(
+        "--steps", type=int, default=1000, help="of the network, each with 32 films and 16 pictures of no film"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     frame = training_films(args.data)
@@ -124,8 +147,10 @@ def main() -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **packed)
     write_bytes(ASSET, buffer.getvalue())
-    print(f"{ASSET.name}: {len(films)} films, {len(shapes['distances'])} masks in {len(shapes['sd'])} modes, "
-          f"{ASSET.stat().st_size} bytes")
+    print(
+        f"{ASSET.name}: {len(films)} films, {len(shapes['distances'])} masks in {len(shapes['sd'])} modes, "
+        f"{ASSET.stat().st_size} bytes"
+    )
 
 
 if __name__ == "__main__":

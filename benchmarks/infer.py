@@ -35,8 +35,8 @@ from kaggle_utils.export import open_graph, to_onnx
 from kaggle_utils.hardware import choose_device, choose_precision
 from kaggle_utils.image import read_image, resize_image, write_image
 from kaggle_utils.infer import DEFAULT_WEIGHTS, LungSegmenter
-from kaggle_utils.predictions import evaluate
 from kaggle_utils.model import UNet, count_parameters, load_weights
+from kaggle_utils.predictions import evaluate
 from kaggle_utils.prep import prepare
 from kaggle_utils.synthetic import AppearanceModel, write_raw
 
@@ -64,7 +64,9 @@ def int8(graph: bytes, films: np.ndarray) -> Run:
     """OpenVINO after post-training quantisation; ``films`` float32 ``(N, 1, H, W)`` set the ranges of the activations."""
     nncf.set_log_level(logging.ERROR)
     core = openvino.Core()
-    quantised = nncf.quantize(core.read_model(graph), nncf.Dataset([film[None] for film in films]), subset_size=len(films))
+    quantised = nncf.quantize(
+        core.read_model(graph), nncf.Dataset([film[None] for film in films]), subset_size=len(films)
+    )
     network = core.compile_model(quantised, "CPU", {"INFERENCE_NUM_THREADS": torch.get_num_threads()})
     return lambda films: torch.from_numpy(network(films.numpy())[0])
 
@@ -74,10 +76,12 @@ def networks() -> dict[str, nn.Module]:
 
     Cleaning a mask does take longer the noisier it is, so an untrained network's PNG to mask is no measure of a trained one's.
     """
-    found = {"this project": load_weights(DEFAULT_WEIGHTS),
-             "MONAI UNet": MonaiUNet(2, 1, 1, channels=(16, 32, 64, 128, 256), strides=(2, 2, 2, 2), num_res_units=2),
-             "MONAI BasicUNet": BasicUNet(spatial_dims=2, in_channels=1, out_channels=1),
-             "classic U-Net": UNet(width=64, depth=4, up="transposed")}
+    found = {
+        "this project": load_weights(DEFAULT_WEIGHTS),
+        "MONAI UNet": MonaiUNet(2, 1, 1, channels=(16, 32, 64, 128, 256), strides=(2, 2, 2, 2), num_res_units=2),
+        "MONAI BasicUNet": BasicUNet(spatial_dims=2, in_channels=1, out_channels=1),
+        "classic U-Net": UNet(width=64, depth=4, up="transposed"),
+    }
     return {name: model.eval() for name, model in found.items()}
 
 
@@ -87,8 +91,11 @@ def runtimes(name: str, model: nn.Module, calibration: np.ndarray) -> dict[tuple
     graph = to_onnx(model) if ours else to_onnx(model, (1, 1, 256, 256))  # MONAI's pad otherwise, but can't export it
     found = {"ONNX Runtime float32": open_graph(graph, "onnxruntime")}
     if ours:
-        found |= {"OpenVINO float32": open_graph(graph, "openvino"), "OpenVINO bfloat16": open_graph(graph, "openvino", bf16=True),
-                  "OpenVINO int8": int8(graph, calibration)}
+        found |= {
+            "OpenVINO float32": open_graph(graph, "openvino"),
+            "OpenVINO bfloat16": open_graph(graph, "openvino", bf16=True),
+            "OpenVINO int8": int8(graph, calibration),
+        }
     found = {"PyTorch bfloat16": pytorch(model, bf16=True), "PyTorch float32": pytorch(model, bf16=False), **found}
     return {(name, runtime): run for runtime, run in found.items()}
 
@@ -108,7 +115,9 @@ def jobs(run: Run, pngs: dict[int, Path]) -> dict[tuple[str, int, int], Callable
             films = torch.randn(batch, 1, px, px)
             found["network", px, batch] = lambda films=films: run(films)
         for px, png in pngs.items():
-            found["PNG to mask", px, batch] = lambda png=png, n=batch: segmenter.masks([read_image(png) for _ in range(n)])
+            found["PNG to mask", px, batch] = lambda png=png, n=batch: segmenter.masks(
+                [read_image(png) for _ in range(n)]
+            )
     return found
 
 
@@ -140,12 +149,16 @@ def validation_dice(data: Path, run: Run) -> float:
 
 def versions() -> str:
     """What ran: packages with their versions."""
-    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "onnxruntime", "openvino", "nncf", "monai"))
+    return ", ".join(
+        f"{name} {importlib.metadata.version(name)}" for name in ("torch", "onnxruntime", "openvino", "nncf", "monai")
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, help="prepared set to calibrate and score with; built-in films if not given")
+    parser.add_argument(
+        "--data", type=Path, help="prepared set to calibrate and score with; built-in films if not given"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="turns, after one that warms up")
     parser.add_argument("--quick", action="store_true", help="each job once, and no file: does it work at all?")
     args = parser.parse_args()
@@ -169,11 +182,23 @@ def main() -> None:
                 alone = times.get((*key[:-1], 1), [0])  # s, the same with one film
                 if min(alone) * key[-1] < limit or key[-1] == 1:
                     times[key] = (times[key] if turn > 1 else []) + measure(job, share)  # the first turn warms up
-    table = pd.DataFrame([{
-        "network": key[0], "runtime": key[1], "parameters": count_parameters(models[key[0]]), "what": key[2], "px": key[3],
-        "films": key[4], "median_ms": round(1000 * statistics.median(seconds) / key[4], 2),
-        "min_ms": round(1000 * min(seconds) / key[4], 2), "calls": len(seconds), "validation_dice": round(dice.get(key[:2], np.nan), 5),
-    } for key, seconds in times.items()])
+    table = pd.DataFrame(
+        [
+            {
+                "network": key[0],
+                "runtime": key[1],
+                "parameters": count_parameters(models[key[0]]),
+                "what": key[2],
+                "px": key[3],
+                "films": key[4],
+                "median_ms": round(1000 * statistics.median(seconds) / key[4], 2),
+                "min_ms": round(1000 * min(seconds) / key[4], 2),
+                "calls": len(seconds),
+                "validation_dice": round(dice.get(key[:2], np.nan), 5),
+            }
+            for key, seconds in times.items()
+        ]
+    )
     bf16 = ", AVX512-BF16" if choose_precision(choose_device("cpu")) == "bf16" else ""
     table["machine"] = f"{platform.machine()}, {os.cpu_count()} cores{bf16}, {os.cpu_count()} threads, {versions()}"
     if not args.quick:
@@ -181,7 +206,9 @@ def main() -> None:
     print(table.pivot(index=["network", "runtime"], columns=["what", "px", "films"], values="median_ms").to_string())
     print("validation Dice: " + ", ".join(f"{runtime} {value:.4f}" for (_, runtime), value in dice.items()))
     lost = dice["this project", "PyTorch float32"] - dice["this project", "OpenVINO int8"]
-    print(f"int8 loses {lost:.4f} of float32's Dice: {'it may be recommended' if lost <= 0.001 else 'more than 0.001, too much'}")
+    print(
+        f"int8 loses {lost:.4f} of float32's Dice: {'it may be recommended' if lost <= 0.001 else 'more than 0.001, too much'}"
+    )
 
 
 if __name__ == "__main__":

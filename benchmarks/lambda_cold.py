@@ -42,7 +42,12 @@ print(json.dumps({{"outcome": outcome, "start_s": ready, "start_cpu_s": cpu, "fi
 
 def cold_start(key: str) -> dict[str, object]:
     """One process from its start to its first film."""
-    done = subprocess.run([sys.executable, "-c", CHILD.format(root=str(ROOT)), str(time.time()), key], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD.format(root=str(ROOT)), str(time.time()), key],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     if done.returncode:
         raise SystemExit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
@@ -52,10 +57,14 @@ def films() -> dict[str, np.ndarray]:
     """Built-in films: one of 512 px, and one of 20 megapixels and 16 bits."""
     from kaggle_utils.image import resize_image
     from kaggle_utils.synthetic import AppearanceModel
+
     film = AppearanceModel.load().sample(1, 0, size=512, acquire=False)[0].image
     large = resize_image(film, (4472, 4472)).astype(np.uint16) * 257
     noise = np.random.default_rng(0).integers(-300, 300, large.shape, np.int16)
-    return {"512 px": film, "20 megapixels, 16 bits": np.clip(large.astype(np.int32) + noise, 0, 65535).astype(np.uint16)}
+    return {
+        "512 px": film,
+        "20 megapixels, 16 bits": np.clip(large.astype(np.int32) + noise, 0, 65535).astype(np.uint16),
+    }
 
 
 def main() -> None:
@@ -63,19 +72,32 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5, help="processes for each film")
     runs = parser.parse_args().runs
     from moto.server import ThreadedMotoServer
-    from kaggle_utils.scale import s3
+
     from kaggle_utils.export import export_onnx
     from kaggle_utils.image import encode_image
     from kaggle_utils.infer import DEFAULT_WEIGHTS
+    from kaggle_utils.scale import s3
+
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     moto.start()
-    result = {"machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, of which the process has one",
-              "load_before": round(os.getloadavg()[0], 1), "niceness": os.nice(0), "runs": runs, "limits": {"memory_mb": MEMORY_MB, "start_s": START_S}}
+    result = {
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, of which the process has one",
+        "load_before": round(os.getloadavg()[0], 1),
+        "niceness": os.nice(0),
+        "runs": runs,
+        "limits": {"memory_mb": MEMORY_MB, "start_s": START_S},
+    }
     with tempfile.TemporaryDirectory() as folder:
-        os.environ |= {"AWS_ENDPOINT_URL": "http://{}:{}".format(*moto.get_host_and_port()), "AWS_ACCESS_KEY_ID": "nobody", "MODEL": f"{folder}/lungs.onnx",
-                       "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(MEMORY_MB),
-                       "AWS_SECRET_ACCESS_KEY": "nothing", "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
+        os.environ |= {
+            "AWS_ENDPOINT_URL": "http://{}:{}".format(*moto.get_host_and_port()),
+            "AWS_ACCESS_KEY_ID": "nobody",
+            "MODEL": f"{folder}/lungs.onnx",
+            "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(MEMORY_MB),
+            "AWS_SECRET_ACCESS_KEY": "nothing",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
         export_onnx(DEFAULT_WEIGHTS, f"{folder}/lungs.onnx")
         client = s3.connect()
         client.create_bucket(Bucket="films")
@@ -83,8 +105,11 @@ def main() -> None:
             client.put_object(Bucket="films", Key="films/film.png", Body=encode_image(film, ".png"))
             done = [cold_start("films/film.png") for _ in range(runs)]
             assert all(run["outcome"] == "segmented" and not run["heavy"] for run in done), done
-            result[name] = {f"{measure}_{what}": round(which(run[measure] for run in done), 2) for measure in ("start_s", "start_cpu_s", "first_film_s", "peak_rss_mb")
-                            for what, which in (("median", statistics.median), ("min", min), ("max", max))}
+            result[name] = {
+                f"{measure}_{what}": round(which(run[measure] for run in done), 2)
+                for measure in ("start_s", "start_cpu_s", "first_film_s", "peak_rss_mb")
+                for what, which in (("median", statistics.median), ("min", min), ("max", max))
+            }
             print(name, result[name], flush=True)
     moto.stop()
     RESULT.write_text(json.dumps(result, indent=2) + "\n")

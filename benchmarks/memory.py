@@ -27,8 +27,8 @@ import cv2
 import numpy as np
 from pydicom.uid import ImplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
-from kaggle_utils.pictures.header import MAX_BYTES
 from kaggle_utils.image import encode_image
+from kaggle_utils.pictures.header import MAX_BYTES
 from kaggle_utils.synthetic import AppearanceModel
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +44,9 @@ _UNDEFINED = b"\xff" * 4
 
 def film(side: int = SIDE) -> np.ndarray:
     """A built-in film, ``uint8 (side, side)``, with lungs of usual size."""
-    return cv2.resize(AppearanceModel.load().film(7, 0, size=512, tb=0).image, (side, side), interpolation=cv2.INTER_CUBIC)
+    return cv2.resize(
+        AppearanceModel.load().film(7, 0, size=512, tb=0).image, (side, side), interpolation=cv2.INTER_CUBIC
+    )
 
 
 def deep(side: int = SIDE) -> np.ndarray:
@@ -88,7 +90,12 @@ def montgomery(folder: Path) -> None:
 
 
 def dicom_native(folder: Path) -> None:
-    copies(folder, ".dcm", dicom(deep(), bits=14, StudyInstanceUID="1.2.3", SeriesInstanceUID="1.2.4", PatientOrientation=["L", "F"]), count=2)
+    copies(
+        folder,
+        ".dcm",
+        dicom(deep(), bits=14, StudyInstanceUID="1.2.3", SeriesInstanceUID="1.2.4", PatientOrientation=["L", "F"]),
+        count=2,
+    )
 
 
 def dicom_compressed(folder: Path) -> None:
@@ -106,19 +113,34 @@ def dicom_hostile(folder: Path) -> None:
 
     values = b"1\\" * (50 << 20)
     copies(folder, ".windows.dcm", before_pixels(implicit, b"\x28\0\x50\x10", struct.pack("<I", len(values)), values))
-    copies(folder, ".luts.dcm", before_pixels(explicit, _SEQUENCE, struct.pack("<I", 8 << 20), (_ITEM + bytes(4)) * (1 << 20)))
+    copies(
+        folder,
+        ".luts.dcm",
+        before_pixels(explicit, _SEQUENCE, struct.pack("<I", 8 << 20), (_ITEM + bytes(4)) * (1 << 20)),
+    )
     copies(folder, ".endless.dcm", before_pixels(explicit, _SEQUENCE, _UNDEFINED, (_ITEM + bytes(4)) * (5 << 20)))
     copies(folder, ".nested.dcm", before_pixels(explicit, (_SEQUENCE + _UNDEFINED + _ITEM + _UNDEFINED) * 1_000_000))
-    copies(folder, ".rle.dcm", dicom(small, RLELossless, frame=struct.pack("<16I", 1, 64, *[0] * 14) + b"\x81\0" * (60 << 20)))
-    copies(folder, ".larger.dcm", dicom(small, JPEG2000Lossless, frame=picture(np.zeros((SIDE, SIDE), np.uint8), ".jp2")))
+    copies(
+        folder,
+        ".rle.dcm",
+        dicom(small, RLELossless, frame=struct.pack("<16I", 1, 64, *[0] * 14) + b"\x81\0" * (60 << 20)),
+    )
+    copies(
+        folder, ".larger.dcm", dicom(small, JPEG2000Lossless, frame=picture(np.zeros((SIDE, SIDE), np.uint8), ".jp2"))
+    )
 
 
 def sparse(folder: Path) -> None:
     data, size = dicom(film(512)), 500_000_000
     at = data.index(b"\xe0\x7f\x10\0")
     for n in range(8):
-        for name, head, tail in ((f"{n}.private.dcm", data[:at] + _PRIVATE + struct.pack("<I", size), data[at:]), (f"{n}.zeros.dcm", data[:at], data[at:]),
-                                 (f"{n}.bmp", b"BM", b""), (f"{n}.tif", b"II*\0", b""), (f"{n}.jpg", b"\xff\xd8\xff\xe0", b"")):
+        for name, head, tail in (
+            (f"{n}.private.dcm", data[:at] + _PRIVATE + struct.pack("<I", size), data[at:]),
+            (f"{n}.zeros.dcm", data[:at], data[at:]),
+            (f"{n}.bmp", b"BM", b""),
+            (f"{n}.tif", b"II*\0", b""),
+            (f"{n}.jpg", b"\xff\xd8\xff\xe0", b""),
+        ):
             with (folder / name).open("wb") as file:
                 file.write(head)
                 file.seek(min(size, MAX_BYTES - len(head) - len(tail)), os.SEEK_CUR)
@@ -189,12 +211,34 @@ def measure(case: str) -> dict[str, object]:
         films.mkdir()
         write(films)
         begun = time.perf_counter()
-        megabytes, status, said = peak([sys.executable, "-m", "kaggle_utils", "predict", str(films), "--out", str(out), "--device", "cpu", "--force",
-                                        "--format", "png", "coco", "dicom-seg"])
+        megabytes, status, said = peak(
+            [
+                sys.executable,
+                "-m",
+                "kaggle_utils",
+                "predict",
+                str(films),
+                "--out",
+                str(out),
+                "--device",
+                "cpu",
+                "--force",
+                "--format",
+                "png",
+                "coco",
+                "dicom-seg",
+            ]
+        )
         seconds = time.perf_counter() - begun
         if status not in (0, 1, 3) or "Traceback" in said:
             raise SystemExit(f"{case}: status {status}: {said}")
-        found = {"files": what, "count": len(os.listdir(films)), "masks": len(os.listdir(out / "masks")), "peak_mb": round(megabytes), "seconds": round(seconds)}
+        found = {
+            "files": what,
+            "count": len(os.listdir(films)),
+            "masks": len(os.listdir(out / "masks")),
+            "peak_mb": round(megabytes),
+            "seconds": round(seconds),
+        }
         shutil.rmtree(out)
     return found
 
@@ -204,12 +248,24 @@ def main() -> int:
     parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
     args = parser.parse_args()
     found = json.loads(RESULT.read_text())["cases"] if RESULT.exists() else {}
-    machine = {"processor": platform.processor() or platform.machine(), "cores": len(os.sched_getaffinity(0)), "python": platform.python_version(),
-               "opencv": cv2.__version__}
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "opencv": cv2.__version__,
+    }
     for case in args.case:
         found[case] = measure(case)
-        print(f"{case}: {found[case]['peak_mb']} MB, {found[case]['masks']} masks of {found[case]['count']} files", flush=True)
-        result = {"command": "python -m benchmarks.memory", **machine, "limit_mb": LIMIT, "cases": {name: found[name] for name in CASES if name in found}}
+        print(
+            f"{case}: {found[case]['peak_mb']} MB, {found[case]['masks']} masks of {found[case]['count']} files",
+            flush=True,
+        )
+        result = {
+            "command": "python -m benchmarks.memory",
+            **machine,
+            "limit_mb": LIMIT,
+            "cases": {name: found[name] for name in CASES if name in found},
+        }
         RESULT.write_text(json.dumps(result, indent=1) + "\n")
     return int(any(case["peak_mb"] > LIMIT for case in found.values()))
 

@@ -16,8 +16,23 @@ import numpy as np
 Draw = Callable[[np.random.Generator], np.ndarray]
 # By file: of skimage.data, of sklearn.datasets.images (china, flower) and of matplotlib's sample data (grace_hopper).
 PHOTOGRAPHS = {
-    "train": ("astronaut", "brick", "coffee", "chelsea", "coins", "grass", "hubble_deep_field", "ihc", "microaneurysms",
-              "motorcycle_left", "page", "retina", "text", "china", "chessboard_GRAY"),
+    "train": (
+        "astronaut",
+        "brick",
+        "coffee",
+        "chelsea",
+        "coins",
+        "grass",
+        "hubble_deep_field",
+        "ihc",
+        "microaneurysms",
+        "motorcycle_left",
+        "page",
+        "retina",
+        "text",
+        "china",
+        "chessboard_GRAY",
+    ),
     "val": ("cell", "clock_motion", "gravel", "flower", "color"),
     "test": ("camera", "moon", "rocket", "horse", "phantom", "logo", "grace_hopper"),
 }
@@ -29,9 +44,15 @@ def photograph(name: str) -> np.ndarray:
     import matplotlib
     import skimage
     import sklearn
-    folders = (Path(skimage.__file__).parent / "data", Path(sklearn.__file__).parent / "datasets/images",
-               Path(matplotlib.get_data_path()) / "sample_data")
-    path = next(path for folder in folders for path in sorted(folder.glob(f"{name}.*")) if path.suffix not in (".txt", ".xml"))
+
+    folders = (
+        Path(skimage.__file__).parent / "data",
+        Path(sklearn.__file__).parent / "datasets/images",
+        Path(matplotlib.get_data_path()) / "sample_data",
+    )
+    path = next(
+        path for folder in folders for path in sorted(folder.glob(f"{name}.*")) if path.suffix not in (".txt", ".xml")
+    )
     return cv2.imread(str(path), cv2.IMREAD_COLOR)
 
 
@@ -41,6 +62,7 @@ def scans() -> list[np.ndarray]:
     import nilearn
     import pydicom
     from pydicom.data import get_testdata_file
+
     path = Path(nilearn.__file__).parent / "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
     head = np.asarray(nibabel.load(path).dataobj, np.float32)
     found = []
@@ -70,8 +92,11 @@ def shuffled(rng: np.random.Generator, film: np.ndarray) -> np.ndarray:
     """A film cut into 2×2 to 5×5 tiles that are laid in another order, each turned."""
     count = int(rng.integers(2, 6))
     side = min(film.shape) // count
-    tiles = [np.rot90(film[r * side:(r + 1) * side, c * side:(c + 1) * side], rng.integers(4))
-             for r in range(count) for c in range(count)]
+    tiles = [
+        np.rot90(film[r * side : (r + 1) * side, c * side : (c + 1) * side], rng.integers(4))
+        for r in range(count)
+        for c in range(count)
+    ]
     order = np.roll(np.arange(count**2), 1) if count == 2 else rng.permutation(count**2)
     return np.vstack([np.hstack([tiles[order[r * count + c]] for c in range(count)]) for r in range(count)])
 
@@ -79,7 +104,7 @@ def shuffled(rng: np.random.Generator, film: np.ndarray) -> np.ndarray:
 def swirled(rng: np.random.Generator, film: np.ndarray) -> np.ndarray:
     """A film wrung around its middle by half a turn or more, or bent by waves as long as a lung is wide."""
     height, width = film.shape
-    y, x = np.mgrid[-1:1:height * 1j, -1:1:width * 1j].astype(np.float32)
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
     if rng.random() < 0.5:
         angle = rng.choice((-1, 1)) * rng.uniform(3.5, 8) * np.exp(-2 * (x**2 + y**2))
         x, y = x * np.cos(angle) - y * np.sin(angle), x * np.sin(angle) + y * np.cos(angle)
@@ -99,12 +124,14 @@ def phases_scrambled(rng: np.random.Generator, film: np.ndarray) -> np.ndarray:
 def clouds(rng: np.random.Generator, size: int = 128) -> np.ndarray:
     """Noise whose amplitude falls with frequency to a power of 0 (white) to 2 (smooth)."""
     distance = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None]) + 1 / size
-    return _eight_bits(np.fft.irfft2(np.fft.rfft2(rng.normal(size=(size, size))) * distance ** -rng.uniform(0, 2), (size, size)))
+    return _eight_bits(
+        np.fft.irfft2(np.fft.rfft2(rng.normal(size=(size, size))) * distance ** -rng.uniform(0, 2), (size, size))
+    )
 
 
 def gradient(rng: np.random.Generator, size: int = 128) -> np.ndarray:
     """A linear or a round slope of gray with a little noise."""
-    y, x = np.mgrid[-1:1:size * 1j, -1:1:size * 1j] - rng.uniform(-0.7, 0.7, (2, 1, 1))
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j] - rng.uniform(-0.7, 0.7, (2, 1, 1))
     slope = np.hypot(x, y) if rng.random() < 0.5 else x * rng.normal() + y * rng.normal()
     return _eight_bits(slope * rng.choice((-1, 1)) + rng.normal(size=(size, size)) * rng.uniform(0, 0.2))
 
@@ -117,7 +144,9 @@ def page(rng: np.random.Generator, size: int = 256) -> np.ndarray:
     for row in range(int(rng.integers(10, 50)), size - 10, height):
         for column in range(10, size - 10, size // int(rng.integers(1, 3))):
             cut = int(rng.integers(5, 60))
-            cv2.putText(picture, letters[:cut], (column, row), int(rng.integers(0, 5)), height / 40, 0, max(1, height // 14))
+            cv2.putText(
+                picture, letters[:cut], (column, row), int(rng.integers(0, 5)), height / 40, 0, max(1, height // 14)
+            )
     return picture if rng.random() < 0.7 else 255 - picture
 
 
@@ -137,18 +166,24 @@ def chart(rng: np.random.Generator) -> np.ndarray:
     """A line plot, a histogram or a scatter plot with axes, as matplotlib draws it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
     figure = Figure(figsize=(3, 3), dpi=80)
     canvas, ax = FigureCanvasAgg(figure), figure.add_subplot()
     values = rng.normal(size=(int(rng.integers(20, 200)), 2)).cumsum(0)
-    (ax.plot, ax.scatter, lambda x, y: ax.hist(x, bins=20), lambda x, y: ax.hexbin(x, y, gridsize=12))[rng.integers(4)](*values.T)
+    (ax.plot, ax.scatter, lambda x, y: ax.hist(x, bins=20), lambda x, y: ax.hexbin(x, y, gridsize=12))[rng.integers(4)](
+        *values.T
+    )
     canvas.draw()
     return cv2.cvtColor(np.asarray(canvas.buffer_rgba())[..., :3], cv2.COLOR_RGB2GRAY)
 
 
 def stripes(rng: np.random.Generator, size: int = 128) -> np.ndarray:
     """Waves across waves: gratings, chequers, moiré."""
-    y, x = np.mgrid[0:1:size * 1j, 0:1:size * 1j]
-    waves = [np.sin(rng.uniform(6, 120) * (x * np.cos(a) + y * np.sin(a))) for a in rng.uniform(0, np.pi, int(rng.integers(1, 4)))]
+    y, x = np.mgrid[0 : 1 : size * 1j, 0 : 1 : size * 1j]
+    waves = [
+        np.sin(rng.uniform(6, 120) * (x * np.cos(a) + y * np.sin(a)))
+        for a in rng.uniform(0, np.pi, int(rng.integers(1, 4)))
+    ]
     return _eight_bits(np.prod(waves, 0) if rng.random() < 0.5 else np.sum(waves, 0))
 
 
@@ -177,7 +212,7 @@ def stream(split: str, films: list[np.ndarray], seed: int) -> Iterator[np.ndarra
 def _window(picture: np.ndarray, rng: np.random.Generator, share: tuple[float, float]) -> np.ndarray:
     height, width = (max(16, int(side * rng.uniform(*share))) for side in picture.shape)
     top, left = rng.integers(0, max(1, picture.shape[0] - height)), rng.integers(0, max(1, picture.shape[1] - width))
-    return np.ascontiguousarray(picture[top:top + height, left:left + width])
+    return np.ascontiguousarray(picture[top : top + height, left : left + width])
 
 
 def _eight_bits(values: np.ndarray) -> np.ndarray:

@@ -28,27 +28,30 @@ from kaggle_utils.files import check_table
 from kaggle_utils.image import read_image, read_mask
 from kaggle_utils.infer import LungSegmenter
 from kaggle_utils.metrics import confusion, overlap
-from kaggle_utils.tuning.study import beside
 from kaggle_utils.trainer import train
+from kaggle_utils.tuning.study import beside
 
 ROOT = Path(__file__).parents[1]
-CANDIDATES = [dict(conv="plain", depth=3, patch=2, size=256) | changed for changed in (
-    dict(width=24),
-    dict(width=16),
-    dict(width=16, depth=4),
-    dict(width=24, size=384),
-    dict(width=32, patch=4, size=384),
-    dict(width=16, size=384),
-    dict(width=32),
-    dict(width=16, depth=4, size=384),
-    dict(width=32, conv="separable"),
-    dict(width=32, patch=4, size=512),
-    dict(width=32, patch=4),
-    dict(width=24, patch=4),
-    dict(width=16, size=512),
-    dict(width=8),
-    dict(width=8, depth=4, patch=1),
-)]
+CANDIDATES = [
+    dict(conv="plain", depth=3, patch=2, size=256) | changed
+    for changed in (
+        dict(width=24),
+        dict(width=16),
+        dict(width=16, depth=4),
+        dict(width=24, size=384),
+        dict(width=32, patch=4, size=384),
+        dict(width=16, size=384),
+        dict(width=32),
+        dict(width=16, depth=4, size=384),
+        dict(width=32, conv="separable"),
+        dict(width=32, patch=4, size=512),
+        dict(width=32, patch=4),
+        dict(width=24, patch=4),
+        dict(width=16, size=512),
+        dict(width=8),
+        dict(width=8, depth=4, patch=1),
+    )
+]
 
 
 def network(config: TrainConfig) -> str:
@@ -105,10 +108,23 @@ def main(argv: list[str] | None = None) -> None:
     rows = []
     for name, segmenter in segmenters.items():
         config, (dice, error) = configs[name], validation_dice(args.data, segmenter)
-        rows.append({"network": name, "conv": config.conv, "patch": config.patch, "width": config.width, "depth": config.depth,
-                     "size": config.size, "parameters": segmenter.header["parameters"], "ms": round(ms[name], 2),
-                     "val_dice": round(dice, 5), "standard_error": round(error, 5), "epochs": args.epochs,
-                     "seed": config.seed, "threads": torch.get_num_threads()})
+        rows.append(
+            {
+                "network": name,
+                "conv": config.conv,
+                "patch": config.patch,
+                "width": config.width,
+                "depth": config.depth,
+                "size": config.size,
+                "parameters": segmenter.header["parameters"],
+                "ms": round(ms[name], 2),
+                "val_dice": round(dice, 5),
+                "standard_error": round(error, 5),
+                "epochs": args.epochs,
+                "seed": config.seed,
+                "threads": torch.get_num_threads(),
+            }
+        )
     table = pd.DataFrame(rows).sort_values("ms")
     table.to_csv(args.results, index=False)
     print(table.to_string(index=False))

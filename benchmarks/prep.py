@@ -31,12 +31,14 @@ HEIGHT, WIDTH = 4020, 4892
 
 def write_films(root: Path, n: int) -> None:
     """Films with the entropy of a digitised radiograph (5-7 MB as PNG): a smooth torso and grain of two grey levels."""
-    folders = {kind: root / "MontgomerySet" / kind for kind in ("CXR_png", "ManualMask/leftMask", "ManualMask/rightMask")}
+    folders = {
+        kind: root / "MontgomerySet" / kind for kind in ("CXR_png", "ManualMask/leftMask", "ManualMask/rightMask")
+    }
     for folder in folders.values():
         folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     grain = rng.normal(0, 1.2, (HEIGHT, WIDTH)).astype(np.float32)
-    y, x = np.mgrid[-1:1:HEIGHT * 1j, -1:1:WIDTH * 1j].astype(np.float32)
+    y, x = np.mgrid[-1 : 1 : HEIGHT * 1j, -1 : 1 : WIDTH * 1j].astype(np.float32)
     lungs = [((x - side) / 0.28) ** 2 + (y / 0.7) ** 2 < 1 for side in (0.4, -0.4)]  # patient's left is image right
     torso = 190 - 60 * x**2 - 90 * (lungs[0] | lungs[1]).astype(np.float32)
     for i in range(n):
@@ -49,6 +51,7 @@ def write_films(root: Path, n: int) -> None:
 
 def decode(root: Path) -> None:
     """The least any preparation must do: every file decoded and resized, one thread a core."""
+
     def work(path: Path) -> np.ndarray:
         return cv2.resize(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE), (512, 512), interpolation=cv2.INTER_AREA)
 
@@ -86,9 +89,14 @@ def main() -> None:
         runs = [(timed(decode, raw), timed(prepare, raw, Path(folder) / f"out{i}")) for i in range(args.rounds)]
     decoding, preparing = (min(run[k]["seconds"] for run in runs) for k in (0, 1))
     result = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores", "opencv": cv2.__version__, "films": args.films,
-        "film": f"{HEIGHT}x{WIDTH}, {mb:.1f} MB", "decode_s": round(decoding, 2), "prep_s": round(preparing, 2),
-        "ratio": round(preparing / decoding, 3), "films_per_s": round(args.films / preparing, 2),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "opencv": cv2.__version__,
+        "films": args.films,
+        "film": f"{HEIGHT}x{WIDTH}, {mb:.1f} MB",
+        "decode_s": round(decoding, 2),
+        "prep_s": round(preparing, 2),
+        "ratio": round(preparing / decoding, 3),
+        "films_per_s": round(args.films / preparing, 2),
         "peak_mb_per_worker": round(max(run[1]["mb"] for run in runs) / os.cpu_count()),
     }
     (ROOT / "results/bench_prep.json").write_text(json.dumps(result, indent=2) + "\n")

@@ -25,31 +25,49 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
-from sklearn.metrics import roc_auc_score
 import skimage.data
 from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
-from kaggle_utils.quality.damages import DAMAGES, DRAWN
 from kaggle_utils.data import read_manifest
 from kaggle_utils.image import read_image, read_mask, resize_image, resize_prob, write_bytes
 from kaggle_utils.infer import DEFAULT_WEIGHTS, LungSegmenter
 from kaggle_utils.model import update_header
 from kaggle_utils.quality import why_no_estimate
+from kaggle_utils.quality.damages import DAMAGES, DRAWN
 from kaggle_utils.quality.estimate import OK, REASONS, REJECT, SIDE
-from kaggle_utils.quality.fit import BATCH, FIT_KINDS, Item, drawn, heads_of, judged, no_film, observed_one, out_of_fold, regress, with_copies
+from kaggle_utils.quality.fit import (
+    BATCH,
+    FIT_KINDS,
+    Item,
+    drawn,
+    heads_of,
+    judged,
+    no_film,
+    observed_one,
+    out_of_fold,
+    regress,
+    with_copies,
+)
 
 ROOT = Path(__file__).parents[1]
 RESULT, RUNS = ROOT / "results/quality.json", ROOT / "runs/quality"
 POOR, USELESS = OK, REJECT  # true Dice below which a mask should be flagged, and rejected: the estimate's own limits
 ZOOM, SHIFT = 0.92, (0.05, 0.02)  # of the second view; shift along x and y, of the side
 SECOND_VIEW = ("change", "wavering")  # how far its mask and its probabilities differ
-TEST_KINDS, PICTURES = DRAWN[len(FIT_KINDS):], 12  # of no film, and how many of each
+TEST_KINDS, PICTURES = DRAWN[len(FIT_KINDS) :], 12  # of no film, and how many of each
 
 
 def films(frame: pd.DataFrame, copies: int) -> list[Item]:
     """The films of a manifest with their masks, and so many damaged copies of each."""
-    return with_copies([Item(film.name, film.source, "none", 0, read_image(film.image), read_mask(film.mask)) for film in frame.itertuples()], copies)
+    return with_copies(
+        [
+            Item(film.name, film.source, "none", 0, read_image(film.image), read_mask(film.mask))
+            for film in frame.itertuples()
+        ],
+        copies,
+    )
 
 
 def bundled() -> list[Item]:
@@ -68,7 +86,7 @@ def collect(name: str, items: list[Item], segmenter: LungSegmenter, *, second_vi
         return pd.read_csv(path)
     rows = []
     for at in tqdm(range(0, len(items), BATCH), desc=name, disable=None):
-        batch = items[at:at + BATCH]
+        batch = items[at : at + BATCH]
         heads = heads_of(batch, segmenter)
         images = [resize_image(item.image, segmenter.size) for item in batch]
         probs = segmenter.probabilities(images, heads)
@@ -88,7 +106,9 @@ def fingerprint(segmenter: LungSegmenter) -> str:
     return found.hexdigest()
 
 
-def differences(segmenter: LungSegmenter, images: list[np.ndarray], probs: np.ndarray, heads: list[str]) -> list[dict[str, float]]:
+def differences(
+    segmenter: LungSegmenter, images: list[np.ndarray], probs: np.ndarray, heads: list[str]
+) -> list[dict[str, float]]:
     """How far each film's mask and probabilities ``probs`` change when it is segmented again, mirrored, smaller and shifted."""
     matrix = view_matrix(segmenter.size)
     back, rows = cv2.invertAffineTransform(matrix), []
@@ -96,7 +116,9 @@ def differences(segmenter: LungSegmenter, images: list[np.ndarray], probs: np.nd
         prob, other = (resize_prob(p, (SIDE, SIDE)) for p in (prob, _warp(other, back)))
         raw, moved = prob > segmenter.threshold, other > segmenter.threshold
         change = 1 - 2 * (raw & moved).sum() / max(raw.sum() + moved.sum(), 1)
-        rows.append(dict(zip(SECOND_VIEW, np.log(np.array([change, np.abs(prob - other).sum() / max(raw.sum(), 1)]) + 0.003))))
+        rows.append(
+            dict(zip(SECOND_VIEW, np.log(np.array([change, np.abs(prob - other).sum() / max(raw.sum(), 1)]) + 0.003)))
+        )
     return rows
 
 
@@ -110,30 +132,66 @@ def measured(table: pd.DataFrame) -> dict:
     """How well the estimate of judged rows tells the true Dice, and poor masks from good ones."""
     dice, estimate, flagged = table["dice"], table["estimate"], table["flag"] != "ok"
     poor = dice < POOR
-    found = {"n": len(table), "poor": int(poor.sum()), "pearson": pearsonr(dice, estimate)[0], "spearman": spearmanr(dice, estimate)[0],
-             "auc": float(roc_auc_score(poor, -estimate)) if 0 < poor.sum() < len(poor) else None, "mean_error": (estimate - dice).abs().mean(), "bias": (estimate - dice).mean(),
-             "poor_flagged": flagged[poor].mean(), "good_flagged": flagged[~poor].mean(),
-             "useless_rejected": (table["flag"] == "reject")[dice < USELESS].mean(), "good_rejected": (table["flag"] == "reject")[~poor].mean()}
-    return {name: None if pd.isna(value) else round(float(value), 4) if isinstance(value, float) else value for name, value in found.items()}
+    found = {
+        "n": len(table),
+        "poor": int(poor.sum()),
+        "pearson": pearsonr(dice, estimate)[0],
+        "spearman": spearmanr(dice, estimate)[0],
+        "auc": float(roc_auc_score(poor, -estimate)) if 0 < poor.sum() < len(poor) else None,
+        "mean_error": (estimate - dice).abs().mean(),
+        "bias": (estimate - dice).mean(),
+        "poor_flagged": flagged[poor].mean(),
+        "good_flagged": flagged[~poor].mean(),
+        "useless_rejected": (table["flag"] == "reject")[dice < USELESS].mean(),
+        "good_rejected": (table["flag"] == "reject")[~poor].mean(),
+    }
+    return {
+        name: None if pd.isna(value) else round(float(value), 4) if isinstance(value, float) else value
+        for name, value in found.items()
+    }
 
 
 def fit(data: Path, segmenter: LungSegmenter) -> dict:
     """Fits the estimate and writes it into the shipped weights' header; what cross-validation says of it, and of the same with a second view of each film."""
     frame = read_manifest(data)
     frame = frame[(frame["split"] == "val") & frame["source"].isin(segmenter.header["sources"])]
-    table = pd.concat([collect("validation", films(frame, len(DAMAGES)), segmenter, second_view=True),
-                       collect("drawn", drawn(FIT_KINDS, PICTURES), segmenter, second_view=True)], ignore_index=True)
+    table = pd.concat(
+        [
+            collect("validation", films(frame, len(DAMAGES)), segmenter, second_view=True),
+            collect("drawn", drawn(FIT_KINDS, PICTURES), segmenter, second_view=True),
+        ],
+        ignore_index=True,
+    )
     unseen = out_of_fold(table)
     real = unseen["source"] != "none"
     untouched, both = measured(unseen[real & (unseen["damage"] == "none")]), measured(unseen[real])
-    segmenter.quality = regress(table) | {"films": len(frame), "masks": len(table), "spearman": both["spearman"], "mean_error": both["mean_error"],
-                                          "mean_error_untouched": untouched["mean_error"], "command": "python -m benchmarks.quality fit"}
+    segmenter.quality = regress(table) | {
+        "films": len(frame),
+        "masks": len(table),
+        "spearman": both["spearman"],
+        "mean_error": both["mean_error"],
+        "mean_error_untouched": untouched["mean_error"],
+        "command": "python -m benchmarks.quality fit",
+    }
     update_header(DEFAULT_WEIGHTS, quality=segmenter.quality)
-    sets = {"": list(REASONS), " with a second view": [*REASONS, *SECOND_VIEW], " by a second view alone": list(SECOND_VIEW)}
-    return {"weights in sd": {name: round(weight * float(table[name].std()), 3) for name, (_, weight) in segmenter.quality["features"].items()},
-            "untouched": untouched, "damaged": measured(unseen[real & (unseen["damage"] != "none")]),
-            **{"both" + name: measured(out_of_fold(table, features)[lambda rows: rows["source"] != "none"]) for name, features in sets.items()},
-            "pictures that are no films": no_films(unseen[~real])}
+    sets = {
+        "": list(REASONS),
+        " with a second view": [*REASONS, *SECOND_VIEW],
+        " by a second view alone": list(SECOND_VIEW),
+    }
+    return {
+        "weights in sd": {
+            name: round(weight * float(table[name].std()), 3)
+            for name, (_, weight) in segmenter.quality["features"].items()
+        },
+        "untouched": untouched,
+        "damaged": measured(unseen[real & (unseen["damage"] != "none")]),
+        **{
+            "both" + name: measured(out_of_fold(table, features)[lambda rows: rows["source"] != "none"])
+            for name, features in sets.items()
+        },
+        "pictures that are no films": no_films(unseen[~real]),
+    }
 
 
 def test(data: Path, segmenter: LungSegmenter) -> dict:
@@ -141,10 +199,17 @@ def test(data: Path, segmenter: LungSegmenter) -> dict:
     frame = read_manifest(data)
     frame = frame[frame["mask"] != ""]
     own = frame[(frame["split"] == "test") & frame["source"].isin(segmenter.header["sources"])]
-    tables = {"test lists": judged(collect("test", films(own, 3), segmenter), segmenter.quality),
-              "JSRT, foreign": judged(collect("jsrt", films(frame[frame["source"] == "jsrt"], 2), segmenter), segmenter.quality)}
-    result = {f"{name}, {state}": measured(rows[(rows["damage"] == "none") == (state == "untouched")])
-              for name, rows in tables.items() for state in ("untouched", "damaged")}
+    tables = {
+        "test lists": judged(collect("test", films(own, 3), segmenter), segmenter.quality),
+        "JSRT, foreign": judged(
+            collect("jsrt", films(frame[frame["source"] == "jsrt"], 2), segmenter), segmenter.quality
+        ),
+    }
+    result = {
+        f"{name}, {state}": measured(rows[(rows["damage"] == "none") == (state == "untouched")])
+        for name, rows in tables.items()
+        for state in ("untouched", "damaged")
+    }
     result |= {f"{name}, both": measured(rows) for name, rows in tables.items()}
     every = pd.concat(tables.values())
     result["by damage"] = {kind: measured(rows) for kind, rows in every.groupby("damage", sort=False)}
@@ -161,14 +226,26 @@ def run(data: Path, segmenter: LungSegmenter) -> dict:
     table = judged(collect("run", films(frame, 3), segmenter), segmenter.quality)
     untouched, harmed = table[table["damage"] == "none"], table[table["damage"] != "none"]
     means = {f"mean_{name}": round(float(untouched[name].mean()), 4) for name in ("dice", "estimate")}
-    return {"trained": segmenter.header["command"], "built_in": segmenter.header["built_in"], "films": segmenter.header["films"], "fit": segmenter.quality,
-            "untouched": means | {"flagged": int((untouched["flag"] != "ok").sum())} | measured(untouched), "damaged": measured(harmed)}
+    return {
+        "trained": segmenter.header["command"],
+        "built_in": segmenter.header["built_in"],
+        "films": segmenter.header["films"],
+        "fit": segmenter.quality,
+        "untouched": means | {"flagged": int((untouched["flag"] != "ok").sum())} | measured(untouched),
+        "damaged": measured(harmed),
+    }
 
 
 def no_films(table: pd.DataFrame) -> dict[str, dict]:
     """Of each kind of picture: how many, and the shares flagged and rejected."""
-    return {kind: {"n": len(rows), "flagged": round(float((rows["flag"] != "ok").mean()), 3),
-                   "rejected": round(float((rows["flag"] == "reject").mean()), 3)} for kind, rows in table.groupby("damage", sort=False)}
+    return {
+        kind: {
+            "n": len(rows),
+            "flagged": round(float((rows["flag"] != "ok").mean()), 3),
+            "rejected": round(float((rows["flag"] == "reject").mean()), 3),
+        }
+        for kind, rows in table.groupby("damage", sort=False)
+    }
 
 
 def _warp(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -180,9 +257,15 @@ STEPS = {"fit": fit, "test": test, "run": run}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("step", nargs="*", choices=[*STEPS, []], default=["fit", "test"], help="fit and test if not given")
-    parser.add_argument("--data", default="segmentation", type=Path, help="prepared folder with the real sets, or the run's")
-    parser.add_argument("--weights", type=Path, help="of a run, for that step alone; they are named in the results by their folder")
+    parser.add_argument(
+        "step", nargs="*", choices=[*STEPS, []], default=["fit", "test"], help="fit and test if not given"
+    )
+    parser.add_argument(
+        "--data", default="segmentation", type=Path, help="prepared folder with the real sets, or the run's"
+    )
+    parser.add_argument(
+        "--weights", type=Path, help="of a run, for that step alone; they are named in the results by their folder"
+    )
     args = parser.parse_args()
     if ("run" in args.step) != (args.weights is not None) or (args.weights and len(args.step) > 1):
         parser.error("--weights are for the step run, which needs them and is done alone")

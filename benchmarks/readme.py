@@ -19,42 +19,111 @@ MARK = re.compile(r"(<!-- table (\w+): python -m benchmarks\.readme -->\n)((?:\|
 SETS = {"montgomery": "Montgomery", "shenzhen": "Shenzhen", "jsrt": "JSRT", "both": "Montgomery + Shenzhen"}
 # Trained on, tested on, which films of it, and what bob.ip.binseg reports (¹ HybridGNet's notebooks).
 PROTOCOLS = [
-    ("both", "montgomery", "test", ".982"), ("both", "shenzhen", "test", ".955"), ("both", "jsrt", "all", ".973, one set alone"),
-    ("both", "jsrt", "test", ".973, one set alone"), ("montgomery", "montgomery", "test", ".982"), ("montgomery", "shenzhen", "test", ".942"),
-    ("montgomery", "jsrt", "test", ".973"), ("shenzhen", "shenzhen", "test", ".955"), ("shenzhen", "montgomery", "test", ".964"),
-    ("shenzhen", "jsrt", "test", ".967"), ("jsrt", "jsrt", "test", ".982"), ("jsrt", "montgomery", "all", ".954 ¹"),
-    ("jsrt", "shenzhen", "all", ".935 ¹"), ("jsrt", "montgomery", "test", ".970"), ("jsrt", "shenzhen", "test", ".945")]
+    ("both", "montgomery", "test", ".982"),
+    ("both", "shenzhen", "test", ".955"),
+    ("both", "jsrt", "all", ".973, one set alone"),
+    ("both", "jsrt", "test", ".973, one set alone"),
+    ("montgomery", "montgomery", "test", ".982"),
+    ("montgomery", "shenzhen", "test", ".942"),
+    ("montgomery", "jsrt", "test", ".973"),
+    ("shenzhen", "shenzhen", "test", ".955"),
+    ("shenzhen", "montgomery", "test", ".964"),
+    ("shenzhen", "jsrt", "test", ".967"),
+    ("jsrt", "jsrt", "test", ".982"),
+    ("jsrt", "montgomery", "all", ".954 ¹"),
+    ("jsrt", "shenzhen", "all", ".935 ¹"),
+    ("jsrt", "montgomery", "test", ".970"),
+    ("jsrt", "shenzhen", "test", ".945"),
+]
 # Protocol, tested on, how the page calls them, and what bob.med.tb reports: from scratch, from ImageNet's weights.
-TB = [("both", "montgomery", "both", "Montgomery test", ".870", ".948"), ("both", "shenzhen", "both", "Shenzhen test", ".893", ".946"),
-      ("folds", "montgomery", "both, 5-fold", "Montgomery, all", ".870", ".948"), ("folds", "shenzhen", "both, 5-fold", "Shenzhen, all", ".893", ".946"),
-      ("montgomery", "shenzhen, all", "Montgomery", "Shenzhen, all", ".576-.607", ".814"),
-      ("shenzhen", "montgomery, all", "Shenzhen", "Montgomery, all", "", "")]
-RUNTIMES = {"PyTorch bfloat16": "PyTorch bf16", "PyTorch float32": "PyTorch fp32", "ONNX Runtime float32": "ONNX Runtime fp32",
-            "OpenVINO float32": "OpenVINO fp32", "OpenVINO bfloat16": "OpenVINO bf16", "OpenVINO int8": "OpenVINO int8"}
-SPEED = [*(("this project", runtime) for runtime in RUNTIMES), ("MONAI UNet", "PyTorch bfloat16"), ("MONAI UNet", "ONNX Runtime float32"),
-         ("MONAI BasicUNet", "ONNX Runtime float32"), ("classic U-Net", "PyTorch bfloat16")]
+TB = [
+    ("both", "montgomery", "both", "Montgomery test", ".870", ".948"),
+    ("both", "shenzhen", "both", "Shenzhen test", ".893", ".946"),
+    ("folds", "montgomery", "both, 5-fold", "Montgomery, all", ".870", ".948"),
+    ("folds", "shenzhen", "both, 5-fold", "Shenzhen, all", ".893", ".946"),
+    ("montgomery", "shenzhen, all", "Montgomery", "Shenzhen, all", ".576-.607", ".814"),
+    ("shenzhen", "montgomery, all", "Shenzhen", "Montgomery, all", "", ""),
+]
+RUNTIMES = {
+    "PyTorch bfloat16": "PyTorch bf16",
+    "PyTorch float32": "PyTorch fp32",
+    "ONNX Runtime float32": "ONNX Runtime fp32",
+    "OpenVINO float32": "OpenVINO fp32",
+    "OpenVINO bfloat16": "OpenVINO bf16",
+    "OpenVINO int8": "OpenVINO int8",
+}
+SPEED = [
+    *(("this project", runtime) for runtime in RUNTIMES),
+    ("MONAI UNet", "PyTorch bfloat16"),
+    ("MONAI UNet", "ONNX Runtime float32"),
+    ("MONAI BasicUNet", "ONNX Runtime float32"),
+    ("classic U-Net", "PyTorch bfloat16"),
+]
 DRAWN = "683 of 1,600 drawn ²"  # see the note in synthetic.json
 
 
 def protocols() -> list[list[object]]:
     summary = pd.read_csv(RESULTS / "protocols_summary.csv").set_index(["trained_on", "source", "protocol", "size"])
-    rows = [["trained on", "tested on", "n", "Dice at 256 px", "interval", "sd", "worst", "HD95, px", "ASSD, px", "at the copy's size", "peers"]]
+    rows = [
+        [
+            "trained on",
+            "tested on",
+            "n",
+            "Dice at 256 px",
+            "interval",
+            "sd",
+            "worst",
+            "HD95, px",
+            "ASSD, px",
+            "at the copy's size",
+            "peers",
+        ]
+    ]
     for trained, source, protocol, peer in PROTOCOLS:
         at_256, own = (summary.loc[(trained, source, protocol, size)] for size in (256, 0))
-        rows.append([SETS[trained], SETS[source] + (", all" if protocol == "all" else " test"), int(at_256.n), f"**{at_256.dice:.4f}**",
-                     f"{at_256.low:.4f}-{at_256.high:.4f}", f"{at_256.sd:.4f}", f"{at_256.worst:.4f}", f"{at_256.hd95:.2f}", f"{at_256.assd:.2f}",
-                     f"{own.dice:.4f}", peer])
+        rows.append(
+            [
+                SETS[trained],
+                SETS[source] + (", all" if protocol == "all" else " test"),
+                int(at_256.n),
+                f"**{at_256.dice:.4f}**",
+                f"{at_256.low:.4f}-{at_256.high:.4f}",
+                f"{at_256.sd:.4f}",
+                f"{at_256.worst:.4f}",
+                f"{at_256.hd95:.2f}",
+                f"{at_256.assd:.2f}",
+                f"{own.dice:.4f}",
+                peer,
+            ]
+        )
     return rows
 
 
 def tb() -> list[list[object]]:
     results = pd.read_csv(RESULTS / "tb.csv")
     mean = results[results["seed"].isin(["mean", "joined"])].set_index(["protocol", "tested_on", "arm"])
-    rows = [["trained on", "tested on", "n", "lungs alone", "interval", "whole film", "lungs blanked out", "peers, from scratch", "ImageNet"]]
+    rows = [
+        [
+            "trained on",
+            "tested on",
+            "n",
+            "lungs alone",
+            "interval",
+            "whole film",
+            "lungs blanked out",
+            "peers, from scratch",
+            "ImageNet",
+        ]
+    ]
     for protocol, tested, *names, scratch, imagenet in TB:
         lungs = mean.loc[(protocol, tested, "masked")]
-        others = [f"{mean.auc[key]:.3f}" if (key := (protocol, tested, arm)) in mean.index else "" for arm in ("whole", "blanked")]
-        rows.append([*names, lungs.n, f"**{lungs.auc:.3f}**", f"{lungs.low:.3f}-{lungs.high:.3f}", *others, scratch, imagenet])
+        others = [
+            f"{mean.auc[key]:.3f}" if (key := (protocol, tested, arm)) in mean.index else ""
+            for arm in ("whole", "blanked")
+        ]
+        rows.append(
+            [*names, lungs.n, f"**{lungs.auc:.3f}**", f"{lungs.low:.3f}-{lungs.high:.3f}", *others, scratch, imagenet]
+        )
     return rows
 
 
@@ -63,7 +132,14 @@ def scale() -> list[list[object]]:
     rows = [["films of", "1 worker", "2 workers", "CPU seconds a film"]]
     for px in speed.index.unique("px"):
         one, two = speed.loc[(px, 1)], speed.loc[(px, 2)]
-        rows.append([f"{px} px, {two.mb_per_film:.2f} MB", f"{one.films_per_s:.2f}", f"{two.films_per_s:.2f}", f"{two.cpu_s_per_film:.4f}"])
+        rows.append(
+            [
+                f"{px} px, {two.mb_per_film:.2f} MB",
+                f"{one.films_per_s:.2f}",
+                f"{two.films_per_s:.2f}",
+                f"{two.cpu_s_per_film:.4f}",
+            ]
+        )
     return rows
 
 
@@ -75,42 +151,68 @@ def time_to_dice() -> list[list[object]]:
             films = pd.read_csv(RESULTS / "time_to_dice.csv").query("contestant == @name")["films"].max()
             ours = found["ours"]["seconds_to_target"]
             seconds = int(one["trained_seconds"])
-            ends = [f"at most {one['best_dice']:.3f} in {films:,}", f"more than {seconds}", f"more than {int(10 * seconds / ours) / 10}"]
+            ends = [
+                f"at most {one['best_dice']:.3f} in {films:,}",
+                f"more than {seconds}",
+                f"more than {int(10 * seconds / ours) / 10}",
+            ]
         else:
             guess = (", assumed", ", extrapolated") if one["extrapolated"] else ("", "")
-            ends = [f"{one['films_to_target']:,}{guess[0]}", f"{one['seconds_to_target']:,.0f}{guess[1]}", f"{one['times_ours']:.3g}"]
-        label = f"{name.removesuffix(' bf16')}, {one['precision']}" + (", as its tutorial" if name == "MONAI UNet" else "")
+            ends = [
+                f"{one['films_to_target']:,}{guess[0]}",
+                f"{one['seconds_to_target']:,.0f}{guess[1]}",
+                f"{one['times_ours']:.3g}",
+            ]
+        label = f"{name.removesuffix(' bf16')}, {one['precision']}" + (
+            ", as its tutorial" if name == "MONAI UNet" else ""
+        )
         rows.append([label, f"{one['parameters'] / 1e6:.2f}M", f"{one['films_s']:.1f}", *ends])
     return rows
 
 
 def speed() -> list[list[object]]:
-    bench = pd.read_csv(RESULTS / "bench_infer.csv").set_index(["network", "runtime", "what", "px", "films"]).sort_index()
-    columns = {"256 px": ("network", 256, 1), "512 px": ("network", 512, 1), "256 px, batch 32": ("network", 256, 32),
-               "512 px PNG → mask": ("PNG to mask", 512, 1), "3000 px PNG → mask": ("PNG to mask", 3000, 1)}
+    bench = (
+        pd.read_csv(RESULTS / "bench_infer.csv").set_index(["network", "runtime", "what", "px", "films"]).sort_index()
+    )
+    columns = {
+        "256 px": ("network", 256, 1),
+        "512 px": ("network", 512, 1),
+        "256 px, batch 32": ("network", 256, 32),
+        "512 px PNG → mask": ("PNG to mask", 512, 1),
+        "3000 px PNG → mask": ("PNG to mask", 3000, 1),
+    }
     rows = [["network", "runtime", *columns]]
     for network, runtime in SPEED:
         # Masks of networks that learned nothing are noise, which takes longer to clean.
-        shown = [(network, runtime, *what) for what in columns.values() if network == "this project" or what[0] == "network"]
+        shown = [
+            (network, runtime, *what) for what in columns.values() if network == "this project" or what[0] == "network"
+        ]
         times = [bench.median_ms.get(key) for key in shown]
         cells = ["" if ms is None else f"{ms:.1f}" if ms < 100 else f"{ms:.0f}" for ms in times]
-        name = f"{network.replace('this project', 'ours')}, {bench.loc[(network, runtime)].parameters.iloc[0] / 1e6:.2f}M"
+        name = (
+            f"{network.replace('this project', 'ours')}, {bench.loc[(network, runtime)].parameters.iloc[0] / 1e6:.2f}M"
+        )
         rows.append([name, RUNTIMES[runtime], *cells, *[""] * (len(columns) - len(cells))])
     return rows
 
 
 def training() -> list[list[object]]:
     rows = [["training at 256 px, batch 8", "parameters", "films a second", "trainer is faster by"]]
-    return rows + [[one.contestant, f"{one.parameters / 1e6:.2f}M", f"{one.films_s:.1f}", f"{one.trainer_is_faster_by:.2f}"]
-                   for one in pd.read_csv(RESULTS / "bench_train.csv").itertuples()]
+    return rows + [
+        [one.contestant, f"{one.parameters / 1e6:.2f}M", f"{one.films_s:.1f}", f"{one.trainer_is_faster_by:.2f}"]
+        for one in pd.read_csv(RESULTS / "bench_train.csv").itertuples()
+    ]
 
 
 def synthetic() -> list[list[object]]:
     found = json.loads((RESULTS / "synthetic.json").read_text())
     mixed, (real, both) = found["mixed"], found["mixed"]["training_films"]
     rows = [["trained on", "films", "Montgomery test", "Shenzhen test", "JSRT, all"]]
-    for name, films, scores in (("built-in films alone: no real film ever seen", DRAWN, found["alone"]), ("real films alone", real, mixed["real"]),
-                                ("both, at equal steps", both, mixed["real_and_samples"])):
+    for name, films, scores in (
+        ("built-in films alone: no real film ever seen", DRAWN, found["alone"]),
+        ("real films alone", real, mixed["real"]),
+        ("both, at equal steps", both, mixed["real_and_samples"]),
+    ):
         rows.append([name, films, *(f"{scores[source]['dice']:.4f}" for source in ("montgomery", "shenzhen", "jsrt"))])
     return rows
 
@@ -126,11 +228,16 @@ def synthetic_modes() -> list[list[object]]:
 def _by_set(study: str, heading: str) -> list[list[object]]:
     found = json.loads((RESULTS / "synthetic.json").read_text())[study]
     names = [name for name in found if isinstance(found[name], dict)]
-    return [[heading, *names]] + [[label, *(f"{found[name][source]['dice']:.4f}" for name in names)] for source, label in
-                                  (("montgomery", "Montgomery test"), ("shenzhen", "Shenzhen test"), ("jsrt", "JSRT, all"))]
+    return [[heading, *names]] + [
+        [label, *(f"{found[name][source]['dice']:.4f}" for name in names)]
+        for source, label in (("montgomery", "Montgomery test"), ("shenzhen", "Shenzhen test"), ("jsrt", "JSRT, all"))
+    ]
 
 
-TABLES = {table.__name__: table for table in (protocols, tb, scale, time_to_dice, speed, training, synthetic, synthetic_number, synthetic_modes)}
+TABLES = {
+    table.__name__: table
+    for table in (protocols, tb, scale, time_to_dice, speed, training, synthetic, synthetic_number, synthetic_modes)
+}
 
 
 def markdown(rows: Sequence[Sequence[object]]) -> str:

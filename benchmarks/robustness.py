@@ -17,19 +17,21 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from kaggle_utils.quality.damages import DAMAGES, STRENGTHS, damaged
 from kaggle_utils.config import TrainConfig
 from kaggle_utils.data import read_manifest
 from kaggle_utils.image import read_image, read_mask, resize_mask
 from kaggle_utils.infer import LungSegmenter
 from kaggle_utils.metrics import confusion, overlap
+from kaggle_utils.quality.damages import DAMAGES, STRENGTHS, damaged
 
 RESULT = Path(__file__).parents[1] / "results/robustness.csv"
 SIZE, BATCH, POOR = 256, 8, 0.90  # px, films, Dice
 SETTINGS = [("none", 0), *((kind, strength) for kind in DAMAGES for strength in STRENGTHS)]
 
 
-def scores(frame: pd.DataFrame, segmenters: dict[str, LungSegmenter], settings: list[tuple[str, int]] = SETTINGS) -> pd.DataFrame:
+def scores(
+    frame: pd.DataFrame, segmenters: dict[str, LungSegmenter], settings: list[tuple[str, int]] = SETTINGS
+) -> pd.DataFrame:
     """Dice of each film by each network after each damage: name, source, network, damage, strength, dice.
 
     Args:
@@ -38,7 +40,7 @@ def scores(frame: pd.DataFrame, segmenters: dict[str, LungSegmenter], settings: 
         settings: kinds and strengths.
     """
     films = [(film, read_image(film.image), read_mask(film.mask)) for film in frame.itertuples()]
-    batches = [films[at:at + BATCH] for at in range(0, len(films), BATCH)]
+    batches = [films[at : at + BATCH] for at in range(0, len(films), BATCH)]
     rows = []
     for kind, strength in tqdm(settings, desc="damages", disable=None):
         for batch in batches:
@@ -47,17 +49,37 @@ def scores(frame: pd.DataFrame, segmenters: dict[str, LungSegmenter], settings: 
             for network, segmenter in segmenters.items():
                 heads = [film.source if film.source in segmenter.heads else segmenter.head for film, *_ in batch]
                 probs = segmenter.probabilities([image for image, _ in pairs], heads)
-                rows += [{"name": film.name, "source": film.source, "network": network, "damage": kind, "strength": strength,
-                          "dice": overlap(confusion(segmenter.finish(prob, truth.shape), truth))["dice"]}
-                         for (film, *_), prob, truth in zip(batch, probs, truths)]
+                rows += [
+                    {
+                        "name": film.name,
+                        "source": film.source,
+                        "network": network,
+                        "damage": kind,
+                        "strength": strength,
+                        "dice": overlap(confusion(segmenter.finish(prob, truth.shape), truth))["dice"],
+                    }
+                    for (film, *_), prob, truth in zip(batch, probs, truths)
+                ]
     return pd.DataFrame(rows)
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
     """Films together: n, mean Dice with sd, 5th percentile and worst, and the share of films below :data:`POOR`."""
     by = table.groupby(["network", "source", "damage", "strength"], sort=False)["dice"]
-    found = pd.DataFrame({"n": by.size(), "dice": by.mean(), "sd": by.std(), "p5": by.quantile(0.05), "worst": by.min(),
-                          "share_below_0.90": by.agg(lambda dice: (dice < POOR).mean())}).round(4).reset_index()
+    found = (
+        pd.DataFrame(
+            {
+                "n": by.size(),
+                "dice": by.mean(),
+                "sd": by.std(),
+                "p5": by.quantile(0.05),
+                "worst": by.min(),
+                "share_below_0.90": by.agg(lambda dice: (dice < POOR).mean()),
+            }
+        )
+        .round(4)
+        .reset_index()
+    )
     values = [DAMAGES[row.damage].values[row.strength - 1] if row.strength else None for row in found.itertuples()]
     found.insert(4, "value", values)
     found.insert(5, "unit", [DAMAGES[kind].about if kind in DAMAGES else "" for kind in found["damage"]])
@@ -85,7 +107,11 @@ def main() -> None:
     table["trained_by"] = table["network"].map({name: training(segmenter) for name, segmenter in segmenters.items()})
     if not args.films:
         table.to_csv(RESULT, index=False)
-    print(table.pivot_table(index=["damage", "strength"], columns=["network", "source"], values="dice", sort=False).to_string())
+    print(
+        table.pivot_table(
+            index=["damage", "strength"], columns=["network", "source"], values="dice", sort=False
+        ).to_string()
+    )
 
 
 if __name__ == "__main__":

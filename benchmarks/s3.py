@@ -45,6 +45,7 @@ def serve() -> None:
     """moto, which reads an object whole for each range of it that is asked for; here it maps large ones into memory instead."""
     from moto.s3.models import FakeKey
     from moto.server import ThreadedMotoServer
+
     whole = FakeKey.value
 
     def value(self):
@@ -62,7 +63,9 @@ def serve() -> None:
 
 def measured(command: str, source: str, target: str) -> dict[str, float]:
     """A command in a process of its own: seconds, and its peak resident memory before and at the end."""
-    done = subprocess.run([sys.executable, "-m", "benchmarks.s3", "--child", command, source, target], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.s3", "--child", command, source, target], capture_output=True, text=True
+    )
     if done.returncode:
         raise SystemExit(done.stderr)
     return json.loads(done.stdout)
@@ -72,9 +75,18 @@ def child(command: str, source: str, target: str) -> None:
     before, begun = peak_rss_mb(), time.perf_counter()
     moved = getattr(s3, command)(source, target)
     seconds = time.perf_counter() - begun
-    print(json.dumps({"files": moved.files, "bytes": moved.bytes, "seconds": round(seconds, 1), "mb_per_s": round(moved.bytes / 1e6 / seconds, 1),
-                      "rss_before_mb": before,
-                      "peak_rss_mb": peak_rss_mb()}))
+    print(
+        json.dumps(
+            {
+                "files": moved.files,
+                "bytes": moved.bytes,
+                "seconds": round(seconds, 1),
+                "mb_per_s": round(moved.bytes / 1e6 / seconds, 1),
+                "rss_before_mb": before,
+                "peak_rss_mb": peak_rss_mb(),
+            }
+        )
+    )
 
 
 def peak_rss_mb() -> float:
@@ -90,24 +102,44 @@ def main() -> None:
     args = parser.parse_args()
     if args.serve or args.child:
         return serve() if args.serve else child(*args.child)
-    server = subprocess.Popen([sys.executable, "-m", "benchmarks.s3", "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                              stderr=subprocess.DEVNULL, text=True)
-    os.environ |= {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.stdout.readline().strip()}", "AWS_ACCESS_KEY_ID": "nobody",
-                   "AWS_SECRET_ACCESS_KEY": "nothing", "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
+    server = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.s3", "--serve"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    os.environ |= {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.stdout.readline().strip()}",
+        "AWS_ACCESS_KEY_ID": "nobody",
+        "AWS_SECRET_ACCESS_KEY": "nothing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
     try:
         with tempfile.TemporaryDirectory() as folder:
             archive = Path(folder) / "set.zip"
             members = write_archive(archive, round(args.gigabytes * 1e9))
             s3.connect().create_bucket(Bucket="films")
-            result = {"machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, the server on the same",
-                      "load_before": round(os.getloadavg()[0], 1), "archive_bytes": archive.stat().st_size, "members": members}
-            for command, source, target in (("upload", str(archive), "s3://films/in"), ("unzip", "s3://films/in/set.zip", "s3://films/out"),
-                                            ("download", "s3://films/out", f"{folder}/back")):
+            result = {
+                "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, the server on the same",
+                "load_before": round(os.getloadavg()[0], 1),
+                "archive_bytes": archive.stat().st_size,
+                "members": members,
+            }
+            for command, source, target in (
+                ("upload", str(archive), "s3://films/in"),
+                ("unzip", "s3://films/in/set.zip", "s3://films/out"),
+                ("download", "s3://films/out", f"{folder}/back"),
+            ):
                 result[command] = measured(command, source, target)
                 print(command, result[command], flush=True)
             with zipfile.ZipFile(archive) as zipped:
                 assert {i.filename: i.file_size for i in zipped.infolist()} == {
-                    p.relative_to(f"{folder}/back").as_posix(): p.stat().st_size for p in Path(folder, "back").rglob("*") if p.is_file()}
+                    p.relative_to(f"{folder}/back").as_posix(): p.stat().st_size
+                    for p in Path(folder, "back").rglob("*")
+                    if p.is_file()
+                }
     finally:
         server.stdin.close()
         server.wait(timeout=60)

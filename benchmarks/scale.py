@@ -30,10 +30,10 @@ import pandas as pd
 import psutil
 import torch
 
-from kaggle_utils.scale import cluster
 from kaggle_utils.files import check_table
 from kaggle_utils.image import resize_image, write_image
 from kaggle_utils.model import UNet, save_weights
+from kaggle_utils.scale import cluster
 from kaggle_utils.synthetic import AppearanceModel
 
 ROOT = Path(__file__).parents[1]
@@ -68,8 +68,12 @@ class Watch(threading.Thread):
 def run(films: Path, out: Path, workers: int, shard: int, weights: Path | None = None) -> dict[str, float]:
     """A row of one run, on a cluster of its own."""
     from ray.cluster_utils import Cluster
+
     load, watch = os.getloadavg()[0], Watch()
-    node = Cluster(initialize_head=True, head_node_args={"num_cpus": workers, "include_dashboard": False, "node_ip_address": "127.0.0.1"})
+    node = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": workers, "include_dashboard": False, "node_ip_address": "127.0.0.1"},
+    )
     watch.start()
     start = time.time()
     try:
@@ -81,10 +85,19 @@ def run(films: Path, out: Path, workers: int, shard: int, weights: Path | None =
     first = len(whole) // 4
     seconds, count = whole[-1] - whole[first], shard * (len(whole) - 1 - first)
     spent = np.interp([whole[first], whole[-1]], *zip(*watch.cpu))
-    return {"workers": workers, "films": manifest["films"], "masks": manifest["result"]["masks"], "total_s": round(whole[-1] - start, 1),
-            "films_per_s": round(count / seconds, 2), "cpu_s_per_film": round(float(spent[1] - spent[0]) / count, 4),
-            "driver_mb": round(watch.driver), "worker_mb": round(watch.worker), "workers_mb": round(watch.workers),
-            "out_bytes_per_film": round(sum(path.stat().st_size for path in out.glob("*.parquet")) / manifest["films"]), "load": round(load, 1)}
+    return {
+        "workers": workers,
+        "films": manifest["films"],
+        "masks": manifest["result"]["masks"],
+        "total_s": round(whole[-1] - start, 1),
+        "films_per_s": round(count / seconds, 2),
+        "cpu_s_per_film": round(float(spent[1] - spent[0]) / count, 4),
+        "driver_mb": round(watch.driver),
+        "worker_mb": round(watch.worker),
+        "workers_mb": round(watch.workers),
+        "out_bytes_per_film": round(sum(path.stat().st_size for path in out.glob("*.parquet")) / manifest["films"]),
+        "load": round(load, 1),
+    }
 
 
 def write_films(folder: Path, n: int, px: int) -> float:
@@ -112,8 +125,10 @@ def speed(folder: Path, films: int) -> list[dict]:
     for px in SIZES:
         size = write_films(folder / str(px), films, px)
         for workers in (1, 2):
-            rows.append({"what": "speed", "px": px, "mb_per_film": round(size, 2)}
-                        | run(folder / str(px), folder / f"out-{px}-{workers}", workers, shard=8))
+            rows.append(
+                {"what": "speed", "px": px, "mb_per_film": round(size, 2)}
+                | run(folder / str(px), folder / f"out-{px}-{workers}", workers, shard=8)
+            )
             print(rows[-1], flush=True)
     return rows
 
@@ -125,8 +140,10 @@ def memory(folder: Path, counts: list[int]) -> list[dict]:
     size = write_films(folder / "distinct", DISTINCT, 96)
     for n in counts:
         link_films(folder / "distinct", folder / f"films-{n}", n)
-        rows.append({"what": "memory", "px": 96, "mb_per_film": round(size, 3)}
-                    | run(folder / f"films-{n}", folder / f"out-{n}", 2, shard=100, weights=weights))
+        rows.append(
+            {"what": "memory", "px": 96, "mb_per_film": round(size, 3)}
+            | run(folder / f"films-{n}", folder / f"out-{n}", 2, shard=100, weights=weights)
+        )
         del rows[-1]["cpu_s_per_film"]  # of a network that nobody uses
         print(rows[-1], flush=True)
     return rows
@@ -138,14 +155,22 @@ KEY = ["films", "workers", "px", "what"]  # of a row, which a new run replaces
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=("speed", "memory"))
-    parser.add_argument("--films", type=int, nargs="+", help="of each size, 128 if not given; or how many, one run each")
+    parser.add_argument(
+        "--films", type=int, nargs="+", help="of each size, 128 if not given; or how many, one run each"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "results/scale.csv", help="file to write")
     args = parser.parse_args()
     check_table(args.out, ["what", "px"])
     with tempfile.TemporaryDirectory(prefix="ul", ignore_cleanup_errors=True) as folder:
         os.environ["RAY_TMPDIR"] = folder
-        rows = speed(Path(folder), *(args.films or [128])) if args.what == "speed" else memory(Path(folder), args.films or [1000, 10000, 100000])
-    table = pd.DataFrame(rows).assign(machine=f"{platform.machine()}, {os.cpu_count()} cores, ray {version('ray')}, torch {version('torch')}")
+        rows = (
+            speed(Path(folder), *(args.films or [128]))
+            if args.what == "speed"
+            else memory(Path(folder), args.films or [1000, 10000, 100000])
+        )
+    table = pd.DataFrame(rows).assign(
+        machine=f"{platform.machine()}, {os.cpu_count()} cores, ray {version('ray')}, torch {version('torch')}"
+    )
     if args.out.exists():
         old = pd.read_csv(args.out)
         again = pd.MultiIndex.from_frame(old[KEY]).isin(pd.MultiIndex.from_frame(table[KEY]))

@@ -56,13 +56,24 @@ def speed(data: Path, rounds: int) -> dict[str, object]:
                 trainer._train_step(batch)
                 films += len(batch["name"])
             found[name].append(films / (time.perf_counter() - start))
-    return {"films_s": {name: round(median(values), 2) for name, values in found.items()},
-            "over_memory": {name: round(median(a / b for a, b in zip(values, found["memory"])), 3) for name, values in found.items() if name != "memory"},
-            "epochs_each": rounds, "machine": machine(), "load_before": round(os.getloadavg()[0], 1), "command": "python -m benchmarks.shards speed"}
+    return {
+        "films_s": {name: round(median(values), 2) for name, values in found.items()},
+        "over_memory": {
+            name: round(median(a / b for a, b in zip(values, found["memory"])), 3)
+            for name, values in found.items()
+            if name != "memory"
+        },
+        "epochs_each": rounds,
+        "machine": machine(),
+        "load_before": round(os.getloadavg()[0], 1),
+        "command": "python -m benchmarks.shards speed",
+    }
 
 
 def machine() -> str:
-    names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")] or [platform.processor()]
+    names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")] or [
+        platform.processor()
+    ]
     return f"{names[0]}, {os.cpu_count()} cores, torch {torch.__version__}"
 
 
@@ -73,10 +84,26 @@ def memory(films: int) -> dict[str, object]:
     write_shards(prepared, sharded, films=1000)
     outcome = {}
     for name, root in (("shards", sharded), ("memory", prepared)):
-        child = subprocess.run([sys.executable, "-m", "benchmarks.shards", "child", "--data", str(root)], capture_output=True, text=True, cwd=ROOT)
-        outcome[name] = json.loads(child.stdout.splitlines()[-1]) if child.returncode == 0 else {"failed": (child.stderr.strip().splitlines() or ["killed"])[-1].replace(str(ROOT), "")[:200]}
-    return {"films": films, "px": SIZE, "set_gb_in_memory": round(2 * films * SIZE**2 / 1e9, 2), "limit_gb": LIMIT / 1e9, **outcome,
-            "machine": machine(), "command": "python -m benchmarks.shards memory"}
+        child = subprocess.run(
+            [sys.executable, "-m", "benchmarks.shards", "child", "--data", str(root)],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
+        outcome[name] = (
+            json.loads(child.stdout.splitlines()[-1])
+            if child.returncode == 0
+            else {"failed": (child.stderr.strip().splitlines() or ["killed"])[-1].replace(str(ROOT), "")[:200]}
+        )
+    return {
+        "films": films,
+        "px": SIZE,
+        "set_gb_in_memory": round(2 * films * SIZE**2 / 1e9, 2),
+        "limit_gb": LIMIT / 1e9,
+        **outcome,
+        "machine": machine(),
+        "command": "python -m benchmarks.shards memory",
+    }
 
 
 def draw(root: Path, films: int) -> None:
@@ -96,18 +123,37 @@ def draw(root: Path, films: int) -> None:
         else:
             for kind in ("image", "mask"):
                 os.link(root / "train" / kind / f"CHNCXR_{100_000 + first}_0.png", root / split / kind / f"{name}.png")
-        rows.append({"name": name, "source": "shenzhen", "split": split, "tb": 0, "height": SIZE, "width": SIZE, "pixels": f"{n:016x}"})
+        rows.append(
+            {
+                "name": name,
+                "source": "shenzhen",
+                "split": split,
+                "tb": 0,
+                "height": SIZE,
+                "width": SIZE,
+                "pixels": f"{n:016x}",
+            }
+        )
     write_bytes(root / "manifest.csv", pd.DataFrame(rows).to_csv(index=False).encode())
 
 
 def child(data: Path) -> None:
     """One epoch in limited memory; prints what it took."""
     resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT))
-    config = TrainConfig(sources=("shenzhen",), size=SIZE, width=4, depth=2, patch=8, batch=32, epochs=1, workers=0, heads=False)
+    config = TrainConfig(
+        sources=("shenzhen",), size=SIZE, width=4, depth=2, patch=8, batch=32, epochs=1, workers=0, heads=False
+    )
     trainer = make_trainer(data, None, replace(config, augment="none"))
     history = trainer.fit()
-    print(json.dumps({"films_s": round(float(history["films_s"][0]), 1), "peak_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
-                      "finite": bool(np.isfinite(history["train_loss"][0]))}))
+    print(
+        json.dumps(
+            {
+                "films_s": round(float(history["films_s"][0]), 1),
+                "peak_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
+                "finite": bool(np.isfinite(history["train_loss"][0])),
+            }
+        )
+    )
 
 
 def main() -> None:

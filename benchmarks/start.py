@@ -44,7 +44,9 @@ KINDS = {  # of each: the command, the status that it ends with, and the limit, 
 def seconds(command: list[str], status: int, folder: str) -> tuple[float, float]:
     """Clock and processor seconds of one process, or those that it measured itself."""
     clock, cpu = time.perf_counter(), _children_cpu()
-    done = subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300
+    )
     clock, cpu = time.perf_counter() - clock, _children_cpu() - cpu
     if done.returncode != status:
         raise SystemExit(f"{' '.join(command)}: status {done.returncode}, not {status}: {done.stderr}")
@@ -63,8 +65,12 @@ def measure(runs: int) -> dict[str, dict[str, object]]:
         write_image(Path(folder, "film.png"), AppearanceModel.load().film(7, 0, size=512, tb=0).image)
         for kind, (command, status, limit) in KINDS.items():
             clock, cpu = zip(*[seconds(command, status, folder) for _ in range(runs + 1)][1:])
-            found[kind] = {"seconds": round(statistics.median(clock), 3), "cpu_seconds": round(statistics.median(cpu), 3), "limit": limit,
-                           "all_seconds": [round(s, 3) for s in clock]}
+            found[kind] = {
+                "seconds": round(statistics.median(clock), 3),
+                "cpu_seconds": round(statistics.median(cpu), 3),
+                "limit": limit,
+                "all_seconds": [round(s, 3) for s in clock],
+            }
     return found
 
 
@@ -73,10 +79,19 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=5, help="of each kind, besides the first")
     args = parser.parse_args()
     found = measure(args.runs)
-    machine = {"processor": platform.processor() or platform.machine(), "cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
-    RESULT.write_text(json.dumps({"command": f"python -m benchmarks.start --runs {args.runs}", **machine, "medians": found}, indent=1) + "\n")
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+    }
+    RESULT.write_text(
+        json.dumps({"command": f"python -m benchmarks.start --runs {args.runs}", **machine, "medians": found}, indent=1)
+        + "\n"
+    )
     for kind, times in found.items():
-        print(f"{kind}: {times['seconds']:.3f} s, {times['cpu_seconds']:.3f} s of the processor (limit {times['limit']} s)")
+        print(
+            f"{kind}: {times['seconds']:.3f} s, {times['cpu_seconds']:.3f} s of the processor (limit {times['limit']} s)"
+        )
     return int(any(times["seconds"] > times["limit"] for times in found.values()))
 
 

@@ -21,15 +21,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from kaggle_utils.synthetic.fit import FitConfig
+from kaggle_utils.config import TrainConfig
 from kaggle_utils.data import read_manifest
 from kaggle_utils.infer import LungSegmenter
-from kaggle_utils.predictions import evaluate
 from kaggle_utils.metrics import summarise
+from kaggle_utils.predictions import evaluate
 from kaggle_utils.prep import prepare
 from kaggle_utils.synthetic import ASSET, AppearanceModel, fit_prepared, write_raw
+from kaggle_utils.synthetic.fit import FitConfig
 from kaggle_utils.synthetic.model import check_privacy
-from kaggle_utils.config import TrainConfig
 from kaggle_utils.trainer import train
 
 ROOT = Path(__file__).parents[1]
@@ -66,8 +66,13 @@ def tested(weights: Path, data: Path) -> dict[str, dict]:
 
 
 def _row(row) -> dict[str, object]:
-    return {"n": row.n, "dice": round(row.dice, 4), "interval": [round(row.low, 4), round(row.high, 4)],
-            "worst": round(row.worst, 4), "hd95_px": round(row.hd95, 2)}
+    return {
+        "n": row.n,
+        "dice": round(row.dice, 4),
+        "interval": [round(row.low, 4), round(row.high, 4)],
+        "worst": round(row.worst, 4),
+        "hd95_px": round(row.hd95, 2),
+    }
 
 
 def count(data: list[Path]) -> int:
@@ -85,13 +90,17 @@ def alone(data: Path, steps: int) -> dict:
 
 
 def mixed(data: Path, steps: int) -> dict:
-    return {"training_films": [count([data]), count([data, samples()])],
-            "real": tested(trained("real", [data], steps), data),
-            "real_and_samples": tested(trained("mixed", [data, samples()], steps), data)}
+    return {
+        "training_films": [count([data]), count([data, samples()])],
+        "real": tested(trained("real", [data], steps), data),
+        "real_and_samples": tested(trained("mixed", [data, samples()], steps), data),
+    }
 
 
 def number(data: Path, steps: int) -> dict:
-    return {str(n): tested(trained(f"number_{n}", [samples()], steps, films=n), data) for n in (50, 400, count([samples()]))}
+    return {
+        str(n): tested(trained(f"number_{n}", [samples()], steps, films=n), data) for n in (50, 400, count([samples()]))
+    }
 
 
 def modes(data: Path, steps: int) -> dict:
@@ -99,7 +108,9 @@ def modes(data: Path, steps: int) -> dict:
     for texture, windows, linked in ((10, 60, 10), (30, 250, 40)):
         config = FitConfig(texture=texture, windows=windows, linked=linked)
         set_ = samples(800, model=fit_prepared(data, config), name=f"modes_{texture}")
-        result[f"{texture} global, {windows} local"] = tested(trained(f"modes_{texture}", [set_], steps, films=400), data)
+        result[f"{texture} global, {windows} local"] = tested(
+            trained(f"modes_{texture}", [set_], steps, films=400), data
+        )
     result["100 global, 860 local"] = tested(trained("number_400", [samples()], steps, films=400), data)
     return result
 

@@ -33,24 +33,21 @@ import torch
 from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
-from kaggle_utils.tb import TBConfig, calibrated, score_tb
-from kaggle_utils.tb.calibrate import SENSITIVITY
 from kaggle_utils.config import TrainConfig
 from kaggle_utils.data import LungDataset, make_loader
 from kaggle_utils.image import read_image, resize_image, write_bytes
 from kaggle_utils.infer import LungSegmenter
 from kaggle_utils.loss import make_loss
 from kaggle_utils.model import UNet, load_weights, save_weights
-from kaggle_utils.splits import suspect_masks
-from kaggle_utils.tuning.study import beside
-from kaggle_utils.tb import SUSPECT, TBScreener, screen
-from kaggle_utils.tb.screening import TB_WEIGHTS
-from kaggle_utils.tb import ARMS, make_cuts, tb_frame
+from kaggle_utils.splits import LICENCES, suspect_masks
+from kaggle_utils.tb import ARMS, SUSPECT, TBConfig, TBScreener, calibrated, make_cuts, score_tb, screen, tb_frame
+from kaggle_utils.tb.calibrate import SENSITIVITY
 from kaggle_utils.tb.data import Cuts, cut, folds, load_cuts, save_cuts
 from kaggle_utils.tb.net import TBEnsemble, TBNet, load_tb
-from kaggle_utils.splits import LICENCES
+from kaggle_utils.tb.screening import TB_WEIGHTS
 from kaggle_utils.tb.train import logits_of, train_tb
 from kaggle_utils.trainer import Trainer
+from kaggle_utils.tuning.study import beside
 
 ROOT = Path(__file__).parents[1]
 SETS = ("montgomery", "shenzhen")
@@ -59,8 +56,11 @@ FILMS, TABLE, CHOICES_TABLE = (ROOT / "results" / f"{name}.csv" for name in ("tb
 FOLDS = 5
 BEST = "masked"  # the arm that the folds are run with, and that ships, by cross-validation
 PROTOCOLS = {  # name: sets trained on, whose segmenter cuts, passes over the training films
-    "both": (SETS, "crossed", 40), "folds": (SETS, "crossed", 40),
-    "montgomery": (("montgomery",), "montgomery", 120), "shenzhen": (("shenzhen",), "shenzhen", 40)}
+    "both": (SETS, "crossed", 40),
+    "folds": (SETS, "crossed", 40),
+    "montgomery": (("montgomery",), "montgomery", 120),
+    "shenzhen": (("shenzhen",), "shenzhen", 40),
+}
 SMALL = {"epochs": 120}  # as the protocol `montgomery`
 CHOICES = {  # what is said of it, the protocol whose films it is made with, what differs from TBConfig, a segmenter to start from
     "chosen": ("random weights, the lung fields alone", "both", {}, ""),
@@ -70,7 +70,12 @@ CHOICES = {  # what is said of it, the protocol whose films it is made with, wha
     "lr": ("lr 3e-3", "both", {"lr": 3e-3}, ""),
     "long": ("100 epochs from the encoder of `pretrain`", "both", {"epochs": 100}, "runs/tb/segmenter_both"),
     "small: chosen": ("Montgomery's films alone, random weights", "montgomery", SMALL, ""),
-    "small: encoder": ("Montgomery's films alone, from the segmenter of its masks", "montgomery", SMALL, "runs/protocols/montgomery"),
+    "small: encoder": (
+        "Montgomery's films alone, from the segmenter of its masks",
+        "montgomery",
+        SMALL,
+        "runs/protocols/montgomery",
+    ),
 }
 
 
@@ -79,7 +84,9 @@ def prepare(data: str | Path, cutter: str, size: int, segmenters: Path) -> Path:
     path = RUNS / "cuts" / f"{cutter}_{size}.npz"
     if not path.exists():
         found = {name: LungSegmenter(segmenters / name / "best.safetensors") for name in SETS}
-        finder = {"montgomery": found["shenzhen"], "shenzhen": found["montgomery"]} if cutter == "crossed" else found[cutter]
+        finder = (
+            {"montgomery": found["shenzhen"], "shenzhen": found["montgomery"]} if cutter == "crossed" else found[cutter]
+        )
         save_cuts(path, make_cuts(tb_frame(data, SETS), finder, size))
     return path
 
@@ -115,22 +122,32 @@ def run(path: Path, protocol: str, arm: str, seed: int) -> pd.DataFrame:
     seconds = time.perf_counter() - start
     rest = cuts[(part == "val") | (part == "test")]
     save_weights(RUNS / f"{protocol}_{arm}_{seed}.safetensors", TBEnsemble([net]))
-    rows = rest.frame[["name", "source", "tb"]].assign(part=part[(part == "val") | (part == "test")], list=rest.frame["part"],
-                                                       logit=logits_of([net], rest, arm).astype(float).round(4))
+    rows = rest.frame[["name", "source", "tb"]].assign(
+        part=part[(part == "val") | (part == "test")],
+        list=rest.frame["part"],
+        logit=logits_of([net], rest, arm).astype(float).round(4),
+    )
     return rows.assign(protocol=protocol, arm=arm, seed=seed, seconds=round(seconds, 1))
 
 
 def read_films() -> pd.DataFrame:
     """Rows of finished runs."""
-    return pd.read_csv(FILMS, dtype={"name": str}) if FILMS.exists() else pd.DataFrame(columns=["protocol", "arm", "seed"])
+    return (
+        pd.read_csv(FILMS, dtype={"name": str}) if FILMS.exists() else pd.DataFrame(columns=["protocol", "arm", "seed"])
+    )
 
 
-def protocols(data: str | Path, only: list[str], arms: list[str], seeds: int, segmenters: Path, jobs: int) -> pd.DataFrame:
+def protocols(
+    data: str | Path, only: list[str], arms: list[str], seeds: int, segmenters: Path, jobs: int
+) -> pd.DataFrame:
     """Does the runs that are missing, and makes the table of all."""
     done = set(map(tuple, read_films()[["protocol", "arm", "seed"]].drop_duplicates().itertuples(index=False)))
-    tasks = [(prepare(data, PROTOCOLS[protocol][1], TBConfig.size, segmenters), protocol, arm, seed)
-             for protocol in only for seed in range(FOLDS if protocol == "folds" else seeds)
-             for arm in ([BEST] if protocol == "folds" else arms)]
+    tasks = [
+        (prepare(data, PROTOCOLS[protocol][1], TBConfig.size, segmenters), protocol, arm, seed)
+        for protocol in only
+        for seed in range(FOLDS if protocol == "folds" else seeds)
+        for arm in ([BEST] if protocol == "folds" else arms)
+    ]
     tasks = [task for task in tasks if task[1:] not in done]
     for rows in tqdm(beside(run, tasks, jobs), "runs", len(tasks)):
         table = pd.concat([read_films(), rows]).sort_values(["protocol", "arm", "seed", "part", "name"], kind="stable")
@@ -148,13 +165,24 @@ def summarise(films: pd.DataFrame) -> pd.DataFrame:
         if protocol == "folds":
             tested = {"joined": pd.concat(tested.values())}
         elif len(tested) > 1:
-            mean = runs.groupby(["name", "source", "tb", "part"], as_index=False).agg({"logit": "mean", "list": "first", "seconds": "sum"})
+            mean = runs.groupby(["name", "source", "tb", "part"], as_index=False).agg(
+                {"logit": "mean", "list": "first", "seconds": "sum"}
+            )
             tested["mean"] = calibrated(mean)
         for seed, test in tested.items():
-            rows += [{"protocol": protocol, "arm": arm, "seed": seed, "tested_on": name,
-                      **score_tb(*(some[key].to_numpy() for key in ("prob", "tb", "suspect"))),
-                      "temperature": some["temperature"].mean(), "threshold": some["threshold"].mean(), "train_s": some["seconds"].mean()}
-                     for name, some in test_sets(test, protocol)]
+            rows += [
+                {
+                    "protocol": protocol,
+                    "arm": arm,
+                    "seed": seed,
+                    "tested_on": name,
+                    **score_tb(*(some[key].to_numpy() for key in ("prob", "tb", "suspect"))),
+                    "temperature": some["temperature"].mean(),
+                    "threshold": some["threshold"].mean(),
+                    "train_s": some["seconds"].mean(),
+                }
+                for name, some in test_sets(test, protocol)
+            ]
     return pd.DataFrame(rows).round(4)
 
 
@@ -162,7 +190,11 @@ def test_sets(test: pd.DataFrame, protocol: str) -> list[tuple[str, pd.DataFrame
     """The test films of each set, of a foreign one its test list and all of it, and, where both were trained on, all together."""
     own = PROTOCOLS[protocol][0]
     sets = [(name if name in own else f"{name}, all", test[test["source"] == name]) for name in SETS]
-    sets += [(f"{name}, test list", test[(test["source"] == name) & (test["list"] == "test")]) for name in SETS if name not in own]
+    sets += [
+        (f"{name}, test list", test[(test["source"] == name) & (test["list"] == "test")])
+        for name in SETS
+        if name not in own
+    ]
     return sets + [("both", test)] * (len(own) > 1)
 
 
@@ -180,12 +212,21 @@ def speed(data: str | Path, films: int) -> pd.DataFrame:
         for arm, net in nets.items():
             start = time.perf_counter()
             # The whole film needs no lungs: what stands in their place is not looked at.
-            cuts = Cuts(pd.DataFrame(index=[0]), *(a[None] for a in (
-                [resize_image(image, TBConfig.size)] * 4 if arm == "whole" else cut(image, mask, TBConfig.size))))
+            cuts = Cuts(
+                pd.DataFrame(index=[0]),
+                *(
+                    a[None]
+                    for a in (
+                        [resize_image(image, TBConfig.size)] * 4 if arm == "whole" else cut(image, mask, TBConfig.size)
+                    )
+                ),
+            )
             logits_of([net], cuts, arm)
             times[arm].append(time.perf_counter() - start)
     ms = pd.Series({name: 1e3 * np.median(some[3:]) for name, some in times.items()}).round(1)
-    table = pd.DataFrame({"arm": ARMS, "classifier_ms": ms[list(ARMS)].to_numpy(), "segmenter_ms": [0.0, *[ms["lungs found"]] * 3]})
+    table = pd.DataFrame(
+        {"arm": ARMS, "classifier_ms": ms[list(ARMS)].to_numpy(), "segmenter_ms": [0.0, *[ms["lungs found"]] * 3]}
+    )
     return table.assign(total_ms=table["classifier_ms"] + table["segmenter_ms"])
 
 
@@ -201,15 +242,26 @@ def cross_validate(path: Path, choice: str, fold: int) -> dict[str, object]:
     rest = cuts[held_out]
     logits, truth, source = logits_of([net], rest, config.arm), rest.frame["tb"].to_numpy(), rest.frame["source"]
     each = {f"auc_{name}": roc_auc_score(truth[source == name], logits[source == name]) for name in sorted(set(source))}
-    return {"choice": choice, "fold": fold, "about": about, "auc": roc_auc_score(truth, logits), **each, "seconds": time.perf_counter() - start}
+    return {
+        "choice": choice,
+        "fold": fold,
+        "about": about,
+        "auc": roc_auc_score(truth, logits),
+        **each,
+        "seconds": time.perf_counter() - start,
+    }
 
 
 def choose(data: str | Path, only: list[str], segmenters: Path, jobs: int) -> pd.DataFrame:
     """Does the comparisons that are missing."""
     done = pd.read_csv(CHOICES_TABLE) if CHOICES_TABLE.exists() else pd.DataFrame(columns=["choice", "fold"])
     known = set(done[["choice", "fold"]].itertuples(index=False, name=None))
-    tasks = [(prepare(data, PROTOCOLS[CHOICES[name][1]][1], TBConfig.size, segmenters), name, fold)
-             for name in only for fold in range(3) if (name, fold) not in known]
+    tasks = [
+        (prepare(data, PROTOCOLS[CHOICES[name][1]][1], TBConfig.size, segmenters), name, fold)
+        for name in only
+        for fold in range(3)
+        if (name, fold) not in known
+    ]
     for row in tqdm(beside(cross_validate, tasks, jobs), "choices", len(tasks)):
         done = pd.concat([done, pd.DataFrame([row]).round(4)]).sort_values(["choice", "fold"])
         write_bytes(CHOICES_TABLE, done.to_csv(index=False).encode())
@@ -221,11 +273,19 @@ def pretrain(data: str | Path) -> None:
     frame = tb_frame(data, SETS)
     frame = frame[(frame["mask"] != "") & ~frame["name"].isin(suspect_masks()["name"])]
     config = TrainConfig(size=256, epochs=28, workers=0)
-    loaders = [make_loader(LungDataset(frame[frame["part"] == part], config.size, preset, seed=0), config.batch, shuffle=part == "train")
-               for part, preset in (("train", config.augment), ("val", "none"))]
+    loaders = [
+        make_loader(
+            LungDataset(frame[frame["part"] == part], config.size, preset, seed=0),
+            config.batch,
+            shuffle=part == "train",
+        )
+        for part, preset in (("train", config.augment), ("val", "none"))
+    ]
     torch.manual_seed(config.seed)
     net = UNet(classes=2, width=config.width, depth=config.depth, patch=config.patch)
-    Trainer(net, make_loss(config.loss, dice_weight=config.dice_weight), *loaders, config, RUNS / "segmenter_both").fit()
+    Trainer(
+        net, make_loss(config.loss, dice_weight=config.dice_weight), *loaders, config, RUNS / "segmenter_both"
+    ).fit()
 
 
 def ship(data: str | Path, out: Path, seeds: int, segmenters: Path) -> None:
@@ -236,14 +296,26 @@ def ship(data: str | Path, out: Path, seeds: int, segmenters: Path) -> None:
     table = pd.read_csv(TABLE).query("protocol == 'both' and arm == @BEST and seed == 'mean'").set_index("tested_on")
     films = load_cuts(prepare(data, "crossed", TBConfig.size, segmenters)).frame
     fixed = mean[["temperature", "threshold"]].iloc[0].to_dict()
-    save_weights(out, TBEnsemble(members), {
-        "task": "tuberculosis in frontal chest films, for research and teaching: not for diagnosis, triage or any decision",
-        "arm": BEST, "size": TBConfig.size, **fixed,
-        "operating_point": f"sensitivity {SENSITIVITY:.0%} of the validation films", "sources": list(SETS),
-        "films": {part: films.loc[films["part"] == part, "source"].value_counts().to_dict() for part in ("train", "val")},
-        "test": table[["n", "auc", "low", "high", "sensitivity", "specificity"]].to_dict("index"),
-        "command": "python -m benchmarks.tb protocols --only both --arms masked && python -m benchmarks.tb ship",
-        "config": asdict(TBConfig(epochs=PROTOCOLS["both"][2])), "licence": [LICENCES[name] for name in SETS]}, half=True)
+    save_weights(
+        out,
+        TBEnsemble(members),
+        {
+            "task": "tuberculosis in frontal chest films, for research and teaching: not for diagnosis, triage or any decision",
+            "arm": BEST,
+            "size": TBConfig.size,
+            **fixed,
+            "operating_point": f"sensitivity {SENSITIVITY:.0%} of the validation films",
+            "sources": list(SETS),
+            "films": {
+                part: films.loc[films["part"] == part, "source"].value_counts().to_dict() for part in ("train", "val")
+            },
+            "test": table[["n", "auc", "low", "high", "sensitivity", "specificity"]].to_dict("index"),
+            "command": "python -m benchmarks.tb protocols --only both --arms masked && python -m benchmarks.tb ship",
+            "config": asdict(TBConfig(epochs=PROTOCOLS["both"][2])),
+            "licence": [LICENCES[name] for name in SETS],
+        },
+        half=True,
+    )
 
 
 def shipped(data: str | Path) -> pd.DataFrame:
@@ -253,12 +325,16 @@ def shipped(data: str | Path) -> pd.DataFrame:
     """
     frame = tb_frame(data, SETS)
     frame = frame[frame["part"] != "train"]
-    table = screen(list(frame["image"]), RUNS / "shipped", TBScreener(device="cpu")).merge(frame[["name", "source", "tb", "part"]], on="name")
+    table = screen(list(frame["image"]), RUNS / "shipped", TBScreener(device="cpu")).merge(
+        frame[["name", "source", "tb", "part"]], on="name"
+    )
     rows = []
     for part, films in table.groupby("part"):
         for name, some in [*films.groupby("source"), ("both", films)]:
             given = some[some["probability"].notna()]
-            found = score_tb(given["probability"].to_numpy(), given["tb"].to_numpy(), (given["label"] == SUSPECT).to_numpy())
+            found = score_tb(
+                given["probability"].to_numpy(), given["tb"].to_numpy(), (given["label"] == SUSPECT).to_numpy()
+            )
             rows.append({"part": part, "tested_on": name, **found, "without_probability": len(some) - len(given)})
     return pd.DataFrame(rows).round(4)
 
@@ -267,8 +343,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("choose", "protocols", "speed", "pretrain", "ship", "shipped"))
     parser.add_argument("--data", default="segmentation", help="prepared folder with Montgomery and Shenzhen")
-    parser.add_argument("--segmenters", type=Path, default=Path("runs/protocols"),
-                        help="folder of `python -m kaggle_utils protocol montgomery shenzhen`")
+    parser.add_argument(
+        "--segmenters",
+        type=Path,
+        default=Path("runs/protocols"),
+        help="folder of `python -m kaggle_utils protocol montgomery shenzhen`",
+    )
     parser.add_argument("--only", nargs="+", help="protocols, or choices; all if not given")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="of all protocols but the folds")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each arm")
@@ -278,7 +358,11 @@ def main() -> None:
     if args.what == "choose":
         print(choose(args.data, args.only or list(CHOICES), args.segmenters, args.jobs).to_string(index=False))
     elif args.what == "protocols":
-        print(protocols(args.data, args.only or list(PROTOCOLS), args.arms, args.seeds, args.segmenters, args.jobs).to_string(index=False))
+        print(
+            protocols(
+                args.data, args.only or list(PROTOCOLS), args.arms, args.seeds, args.segmenters, args.jobs
+            ).to_string(index=False)
+        )
     elif args.what == "speed":
         table = speed(args.data, args.films)
         write_bytes(ROOT / "results" / "tb_speed.csv", table.to_csv(index=False).encode())

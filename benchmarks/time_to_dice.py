@@ -74,6 +74,7 @@ class Contestant:
 
 def ours(trainer: Trainer) -> Contestant:
     """The shipped trainer by this file's clock."""
+
     def step(batch: dict, seconds: float) -> None:
         trainer.seconds = seconds
         trainer._train_step(batch)
@@ -103,26 +104,53 @@ def standard(model: nn.Module, films: LungDataset, precision: str) -> Contestant
 def monai_augmentation(size: int) -> T.Compose:
     """The ``full`` preset of ``data.augmentation`` in MONAI's transforms, step by step, and our normalisation."""
     both = ["image", "mask"]
-    return T.Compose([
-        T.ScaleIntensityRanged("image", 0, 255, 0, 1),  # what comes before the first random transform is cached
-        T.CastToTyped("mask", np.float32),
-        T.RandFlipd(both, prob=0.5, spatial_axis=1),
-        T.RandAffined(both, prob=0.9, rotate_range=math.radians(12), translate_range=0.1 * size, scale_range=(0.25, 0.25),
-                      mode=("bilinear", "nearest"), padding_mode="zeros"),
-        # Displaces by 0.8 px on average (root mean square), as the preset does.
-        T.Rand2DElasticd(both, spacing=17, magnitude_range=(0.5, 1.2), prob=0.15, mode=("bilinear", "nearest"),
-                         padding_mode="zeros"),
-        T.RandScaleIntensityd("image", factors=0.4, prob=0.7),
-        T.RandShiftIntensityd("image", offsets=0.3, prob=0.7),
-        T.ScaleIntensityRanged("image", 0, 1, 0, 1, clip=True),  # as a detector, and uint8, saturate
-        T.RandAdjustContrastd("image", prob=0.5, gamma=(0.5, 2)),
-        T.OneOf([T.RandGaussianSmoothd("image", prob=0.3), T.RandGaussianSharpend("image", alpha=(5, 15), prob=0.3),
-                 T.RandHistogramShiftd("image", prob=0.3)]),
-        T.RandGaussianNoised("image", prob=0.2, std=0.06),
-        T.RandCoarseDropoutd("image", holes=1, max_holes=4, spatial_size=round(0.03 * size), max_spatial_size=round(0.15 * size),
-                             fill_value=(0, 1), prob=0.25),
-        T.NormalizeIntensityd("image"),
-    ])
+    return T.Compose(
+        [
+            T.ScaleIntensityRanged("image", 0, 255, 0, 1),  # what comes before the first random transform is cached
+            T.CastToTyped("mask", np.float32),
+            T.RandFlipd(both, prob=0.5, spatial_axis=1),
+            T.RandAffined(
+                both,
+                prob=0.9,
+                rotate_range=math.radians(12),
+                translate_range=0.1 * size,
+                scale_range=(0.25, 0.25),
+                mode=("bilinear", "nearest"),
+                padding_mode="zeros",
+            ),
+            # Displaces by 0.8 px on average (root mean square), as the preset does.
+            T.Rand2DElasticd(
+                both,
+                spacing=17,
+                magnitude_range=(0.5, 1.2),
+                prob=0.15,
+                mode=("bilinear", "nearest"),
+                padding_mode="zeros",
+            ),
+            T.RandScaleIntensityd("image", factors=0.4, prob=0.7),
+            T.RandShiftIntensityd("image", offsets=0.3, prob=0.7),
+            T.ScaleIntensityRanged("image", 0, 1, 0, 1, clip=True),  # as a detector, and uint8, saturate
+            T.RandAdjustContrastd("image", prob=0.5, gamma=(0.5, 2)),
+            T.OneOf(
+                [
+                    T.RandGaussianSmoothd("image", prob=0.3),
+                    T.RandGaussianSharpend("image", alpha=(5, 15), prob=0.3),
+                    T.RandHistogramShiftd("image", prob=0.3),
+                ]
+            ),
+            T.RandGaussianNoised("image", prob=0.2, std=0.06),
+            T.RandCoarseDropoutd(
+                "image",
+                holes=1,
+                max_holes=4,
+                spatial_size=round(0.03 * size),
+                max_spatial_size=round(0.15 * size),
+                fill_value=(0, 1),
+                prob=0.25,
+            ),
+            T.NormalizeIntensityd("image"),
+        ]
+    )
 
 
 def race(name: str, contestant: Contestant, judge: Trainer, cap: float, *, stop: bool) -> list[dict]:
@@ -142,8 +170,16 @@ def race(name: str, contestant: Contestant, judge: Trainer, cap: float, *, stop:
             if steps % EVERY == 0 or seconds >= cap:
                 dice = judge.validate(contestant.judged)["val_dice"]
                 bar.set_postfix(dice=f"{dice:.4f}", films=films)
-                rows.append({"contestant": name, "parameters": parameters, "precision": contestant.precision,
-                             "seconds": round(seconds, 2), "films": films, "val_dice": round(dice, 5)})
+                rows.append(
+                    {
+                        "contestant": name,
+                        "parameters": parameters,
+                        "precision": contestant.precision,
+                        "seconds": round(seconds, 2),
+                        "films": films,
+                        "val_dice": round(dice, 5),
+                    }
+                )
     return rows
 
 
@@ -161,19 +197,31 @@ def summarise(table: pd.DataFrame) -> dict[str, dict]:
     for name, rows in table.groupby("contestant", sort=False):
         there, last = rows[rows["val_dice"] >= TARGET], rows.iloc[-1]
         result[name] = {
-            "parameters": int(last["parameters"]), "precision": last["precision"], "reached": bool(len(there)),
+            "parameters": int(last["parameters"]),
+            "precision": last["precision"],
+            "reached": bool(len(there)),
             "seconds_to_target": float(there["seconds"].iloc[0]) if len(there) else None,
-            "films_to_target": int(there["films"].iloc[0]) if len(there) else None, "extrapolated": False,
-            "best_dice": float(rows["val_dice"].max()), "trained_seconds": float(last["seconds"]),
+            "films_to_target": int(there["films"].iloc[0]) if len(there) else None,
+            "extrapolated": False,
+            "best_dice": float(rows["val_dice"].max()),
+            "trained_seconds": float(last["seconds"]),
             "films_s": round(float(last["films"] / last["seconds"]), 2),
         }
     reached = {name: row["films_to_target"] for name, row in result.items() if row["reached"]}
     classic = result.get("classic U-Net")
     if classic and not classic["reached"] and reached:
         quickest = min(reached, key=reached.get)
-        seconds = classic["trained_seconds"] / table.loc[table["contestant"] == "classic U-Net", "films"].max() * reached[quickest]
-        classic.update(extrapolated=True, seconds_to_target=round(seconds, 1), films_to_target=reached[quickest],
-                       assumes=f"needs as many films as {quickest}, the quickest learner by films")
+        seconds = (
+            classic["trained_seconds"]
+            / table.loc[table["contestant"] == "classic U-Net", "films"].max()
+            * reached[quickest]
+        )
+        classic.update(
+            extrapolated=True,
+            seconds_to_target=round(seconds, 1),
+            films_to_target=reached[quickest],
+            assumes=f"needs as many films as {quickest}, the quickest learner by films",
+        )
     base = result.get("ours", {}).get("seconds_to_target")
     for row in result.values():
         row["times_ours"] = round(row["seconds_to_target"] / base, 2) if base and row["seconds_to_target"] else None
@@ -187,26 +235,46 @@ def write(out: Path, rows: list[dict], setup: dict) -> dict[str, dict]:
     if all(path.exists() for path in paths) and json.loads(paths[1].read_text())["setup"] == setup:
         kept = pd.read_csv(paths[0])
         kept = kept[~kept["contestant"].isin(run)]
-    table = pd.concat([kept, pd.DataFrame(rows)]).sort_values("contestant", key=lambda c: c.map(CONTESTANTS.index), kind="stable")
+    table = pd.concat([kept, pd.DataFrame(rows)]).sort_values(
+        "contestant", key=lambda c: c.map(CONTESTANTS.index), kind="stable"
+    )
     contestants = summarise(table)
     out.mkdir(parents=True, exist_ok=True)
     table.to_csv(paths[0], index=False)
-    paths[1].write_text(json.dumps({
-        "target": f"mean validation Dice {TARGET}",
-        "clock": "seconds of training with loading and augmentation; validation excluded",
-        "setup": setup, "command": shlex.join(["python", "-m", "benchmarks.time_to_dice", *sys.argv[1:]]),
-        "kept_from_an_earlier_run": [name for name in contestants if name not in run], "contestants": contestants,
-    }, indent=2) + "\n")
+    paths[1].write_text(
+        json.dumps(
+            {
+                "target": f"mean validation Dice {TARGET}",
+                "clock": "seconds of training with loading and augmentation; validation excluded",
+                "setup": setup,
+                "command": shlex.join(["python", "-m", "benchmarks.time_to_dice", *sys.argv[1:]]),
+                "kept_from_an_earlier_run": [name for name in contestants if name not in run],
+                "contestants": contestants,
+            },
+            indent=2,
+        )
+        + "\n"
+    )
     return contestants
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", required=True, help="the prepared set")
-    parser.add_argument("--only", nargs="+", choices=CONTESTANTS, metavar="NAME", help=f"of {', '.join(CONTESTANTS)}; "
-                        "by default all but BasicUNet in bf16, and bf16 only where the processor computes in it")
-    parser.add_argument("--minutes-each", type=float, default=6, help="of training, after which a contestant has failed")
-    parser.add_argument("--ours-minutes", type=float, default=1.25, help="our time budget, over which the learning rate falls")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=CONTESTANTS,
+        metavar="NAME",
+        help=f"of {', '.join(CONTESTANTS)}; "
+        "by default all but BasicUNet in bf16, and bf16 only where the processor computes in it",
+    )
+    parser.add_argument(
+        "--minutes-each", type=float, default=6, help="of training, after which a contestant has failed"
+    )
+    parser.add_argument(
+        "--ours-minutes", type=float, default=1.25, help="our time budget, over which the learning rate falls"
+    )
     parser.add_argument("--films", type=int, default=0, help="train on so many, 0 is all: to try it out")
     parser.add_argument("--size", type=int, default=256, help="px, side of the square the networks see")
     parser.add_argument("--out", default=ROOT / "results", help="folder to write")
@@ -216,14 +284,21 @@ def main() -> None:
         parser.error(f"{args.out}/time_to_dice.json is there without its table: choose another folder")
 
     # The trainer decodes the films for all, is everyone's judge, and has the process keep its memory, whoever runs first.
-    trainer = make_trainer(args.data, None, TrainConfig(minutes=args.ours_minutes, films=args.films, size=args.size, device="cpu"))
+    trainer = make_trainer(
+        args.data, None, TrainConfig(minutes=args.ours_minutes, films=args.films, size=args.size, device="cpu")
+    )
     films, bf16 = trainer.train_loader.dataset, trainer.precision == "bf16"
-    wanted = args.only or [name for name in CONTESTANTS if name != "MONAI BasicUNet bf16" and (bf16 or "bf16" not in name)]
+    wanted = args.only or [
+        name for name in CONTESTANTS if name != "MONAI BasicUNet bf16" and (bf16 or "bf16" not in name)
+    ]
     setup = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores{', AVX512-BF16' if bf16 else ''}",
         "threads": torch.get_num_threads(),
-        "versions": {m.__name__: m.__version__ for m in (torch, monai, np)}, "training_films": len(films),
-        "validation_films": len(trainer.val_loader.dataset), "size_px": args.size, "batch": BATCH,
+        "versions": {m.__name__: m.__version__ for m in (torch, monai, np)},
+        "training_films": len(films),
+        "validation_films": len(trainer.val_loader.dataset),
+        "size_px": args.size,
+        "batch": BATCH,
         "steps_between_validations": EVERY,
     }
     rows: list[dict] = []

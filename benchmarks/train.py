@@ -43,7 +43,9 @@ def network() -> UNet:
     return UNet(width=config.width, depth=config.depth, patch=config.patch)
 
 
-def bare_loop(model: nn.Module, *, layout: torch.memory_format = torch.contiguous_format, bf16: bool = False) -> Callable[[dict], None]:
+def bare_loop(
+    model: nn.Module, *, layout: torch.memory_format = torch.contiguous_format, bf16: bool = False
+) -> Callable[[dict], None]:
     """One step as every tutorial writes it: forward, loss, backward, AdamW."""
     model = model.to(memory_format=layout)
     optimizer, loss = torch.optim.AdamW(model.parameters(), lr=1e-3), make_loss("bce_dice")
@@ -85,15 +87,26 @@ def main() -> None:
         dataset = LungDataset(frame[frame["split"] != "unlabelled"], 256, "full")
     loader = make_loader(dataset, BATCH, shuffle=True)
     bf16 = choose_precision(choose_device("cpu")) == "bf16"
-    before = [films_per_second(bare_loop(network(), layout=torch.channels_last, bf16=bf16), loader, 12) for _ in range(rounds + 1)][1:]
+    before = [
+        films_per_second(bare_loop(network(), layout=torch.channels_last, bf16=bf16), loader, 12)
+        for _ in range(rounds + 1)
+    ][1:]
     trainer = Trainer(network(), make_loss("bce_dice"), loader, loader, TrainConfig(device="cpu", batch=BATCH))
     trainer.model.train()
     classic, monai = UNet(width=64, up="transposed"), BasicUNet(spatial_dims=2, in_channels=1, out_channels=1)
     contestants = {  # name: (one step, steps a turn, parameters)
         "trainer": (trainer._train_step, 12, count_parameters(trainer.model)),
-        "its bare loop": (bare_loop(network(), layout=torch.channels_last, bf16=bf16), 12, count_parameters(trainer.model)),
+        "its bare loop": (
+            bare_loop(network(), layout=torch.channels_last, bf16=bf16),
+            12,
+            count_parameters(trainer.model),
+        ),
         "same network, float32, contiguous": (bare_loop(network()), 6, count_parameters(trainer.model)),
-        "plain 1.8M U-Net, bare loop": (bare_loop(UNet(), layout=torch.channels_last, bf16=bf16), 8, count_parameters(UNet())),
+        "plain 1.8M U-Net, bare loop": (
+            bare_loop(UNet(), layout=torch.channels_last, bf16=bf16),
+            8,
+            count_parameters(UNet()),
+        ),
         "plain 1.8M U-Net, float32, contiguous": (bare_loop(UNet()), 4, count_parameters(UNet())),
         "MONAI BasicUNet, float32": (bare_loop(monai), 3, count_parameters(monai)),
         "classic U-Net, float32": (bare_loop(classic), 1, count_parameters(classic)),
@@ -108,12 +121,21 @@ def main() -> None:
     contestants["its bare loop without keep_memory"] = (None, 12, count_parameters(trainer.model))
     speeds["its bare loop without keep_memory"], loads["its bare loop without keep_memory"] = map(list, zip(*before))
     ours = statistics.median(speeds["trainer"])
-    table = pd.DataFrame([{
-        "contestant": name, "parameters": parameters, "films_s": round(statistics.median(speeds[name]), 2),
-        "trainer_is_faster_by": round(ours / statistics.median(speeds[name]), 2),
-        "loader_share": round(statistics.median(loads[name]), 3),
-    } for name, (_, _, parameters) in contestants.items()])
-    table["machine"] = f"{platform.machine()}, {os.cpu_count()} cores{', AVX512-BF16' if bf16 else ''}, torch {torch.__version__}"
+    table = pd.DataFrame(
+        [
+            {
+                "contestant": name,
+                "parameters": parameters,
+                "films_s": round(statistics.median(speeds[name]), 2),
+                "trainer_is_faster_by": round(ours / statistics.median(speeds[name]), 2),
+                "loader_share": round(statistics.median(loads[name]), 3),
+            }
+            for name, (_, _, parameters) in contestants.items()
+        ]
+    )
+    table["machine"] = (
+        f"{platform.machine()}, {os.cpu_count()} cores{', AVX512-BF16' if bf16 else ''}, torch {torch.__version__}"
+    )
     table.to_csv(ROOT / "results/bench_train.csv", index=False)
     print(table.to_string(index=False))
 

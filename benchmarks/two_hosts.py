@@ -30,8 +30,15 @@ HOSTS = {"a": "10.77.0.1", "b": "10.77.0.2"}
 S3, RAY, MEETING = f"http://{HOSTS['a']}:5000", f"{HOSTS['a']}:6379", f"{HOSTS['a']}:29500"
 COPIES, FILMS, PX, SHARD = 10, 100, 1024, 100  # films go into S3 under several prefixes
 EPOCHS = 40
-ENVIRONMENT = {"AWS_ENDPOINT_URL": S3, "AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing", "AWS_DEFAULT_REGION": "us-east-1",
-               "AWS_EC2_METADATA_DISABLED": "true", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {
+    "AWS_ENDPOINT_URL": S3,
+    "AWS_ACCESS_KEY_ID": "nobody",
+    "AWS_SECRET_ACCESS_KEY": "nothing",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "OMP_NUM_THREADS": "1",
+}
 CLUSTER = f"from kaggle_utils.scale.cluster import predict; predict(['s3://bkt/films'], 's3://bkt/lungs', address='{RAY}', shard={SHARD})"
 
 
@@ -72,13 +79,20 @@ def start(host: str, *command: str, log: str, hide: str = "") -> subprocess.Pope
     """A command on a host, in an empty ``/tmp``, which is its home; ``hide`` is a folder that is empty there."""
     mounts = "".join(f"mount -t tmpfs none {folder} && " for folder in ("/tmp", hide) if folder)
     with (SHARED / log).open("w") as file:
-        return subprocess.Popen(["ip", "netns", "exec", f"ul{host}", "unshare", "-m", "bash", "-c", f'{mounts}exec "$@"', "-", *command], stdout=file,
-                                stderr=file, cwd="/" if hide else ROOT, env=os.environ | ENVIRONMENT | {"HOME": "/tmp", "GLOO_SOCKET_IFNAME": f"ul{host}"})
+        return subprocess.Popen(
+            ["ip", "netns", "exec", f"ul{host}", "unshare", "-m", "bash", "-c", f'{mounts}exec "$@"', "-", *command],
+            stdout=file,
+            stderr=file,
+            cwd="/" if hide else ROOT,
+            env=os.environ | ENVIRONMENT | {"HOME": "/tmp", "GLOO_SOCKET_IFNAME": f"ul{host}"},
+        )
 
 
 def on_a(*command: str) -> str:
     """Runs a command on host a; what it prints."""
-    done = subprocess.run(["ip", "netns", "exec", "ula", *command], cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True)
+    done = subprocess.run(
+        ["ip", "netns", "exec", "ula", *command], cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True
+    )
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}: {done.stderr}")
     return done.stdout
@@ -101,6 +115,7 @@ def objects(prefix: str) -> list[str]:
 
 def prepare() -> None:
     """Built-in films in S3, as they are and as shards to train on."""
+
     def kaggle_utils(*words: str) -> None:
         on_a(sys.executable, "-m", "kaggle_utils", *words)
 
@@ -120,15 +135,43 @@ def prepare() -> None:
 def cluster() -> dict[str, object]:
     """``predict --ray`` over both hosts; b is lost when three shards are written."""
     ray = str(Path(sys.executable).with_name("ray"))
-    head = start("a", ray, "start", "--head", "--node-ip-address", HOSTS["a"], "--port", "6379", "--num-cpus", "1", "--include-dashboard=false", "--block",
-                 log="ray_a.log")
+    head = start(
+        "a",
+        ray,
+        "start",
+        "--head",
+        "--node-ip-address",
+        HOSTS["a"],
+        "--port",
+        "6379",
+        "--num-cpus",
+        "1",
+        "--include-dashboard=false",
+        "--block",
+        log="ray_a.log",
+    )
     wait(lambda: "runtime started" in (SHARED / "ray_a.log").read_text(), 60, "Ray on host a")
-    node = start("b", ray, "start", "--address", RAY, "--node-ip-address", HOSTS["b"], "--num-cpus", "1", "--block", log="ray_b.log",
-                 hide=f"{ROOT}/kaggle_utils")
+    node = start(
+        "b",
+        ray,
+        "start",
+        "--address",
+        RAY,
+        "--node-ip-address",
+        HOSTS["b"],
+        "--num-cpus",
+        "1",
+        "--block",
+        log="ray_b.log",
+        hide=f"{ROOT}/kaggle_utils",
+    )
     wait(lambda: "runtime started" in (SHARED / "ray_b.log").read_text(), 60, "Ray on host b")
     # In the mounts of host a, where Ray's sockets are.
-    driver = subprocess.Popen(["nsenter", "-t", str(head.pid), "-m", "-n", f"--wd={ROOT}", sys.executable, "-c", CLUSTER], env=os.environ | ENVIRONMENT,
-                              stderr=(SHARED / "driver.log").open("w"))
+    driver = subprocess.Popen(
+        ["nsenter", "-t", str(head.pid), "-m", "-n", f"--wd={ROOT}", sys.executable, "-c", CLUSTER],
+        env=os.environ | ENVIRONMENT,
+        stderr=(SHARED / "driver.log").open("w"),
+    )
     begun = time.monotonic()
     wait(lambda: len(objects("lungs/films")) >= 3, 300, "three shards", [driver, head, node])
     cut, there = round(time.monotonic() - begun, 1), len(objects("lungs/films"))
@@ -140,27 +183,76 @@ def cluster() -> dict[str, object]:
     cable("up")
     on_a(sys.executable, "-m", "kaggle_utils", "s3", "download", "s3://bkt/lungs", f"{SHARED}/lungs")
     rows = pd.read_parquet(SHARED / "lungs")
-    return {"films": COPIES * FILMS, "shards_when_cut": there, "seconds_when_cut": cut, "seconds": whole, "rows": len(rows),
-            "different_films": int(rows["path"].nunique()), "masks": int((rows["error"] == "").sum())}
+    return {
+        "films": COPIES * FILMS,
+        "shards_when_cut": there,
+        "seconds_when_cut": cut,
+        "seconds": whole,
+        "rows": len(rows),
+        "different_films": int(rows["path"].nunique()),
+        "masks": int((rows["error"] == "").sum()),
+    }
 
 
 def training() -> dict[str, object]:
     """torchrun on both hosts, from shards in S3; b is lost in the third epoch, and the same commands go on when it is back."""
     out = SHARED / "run"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", MEETING]
-    train = ["-m", "kaggle_utils", "train", "--data", "s3://bkt/shards", "--out", str(out), "--size", "128", "--width", "8", "--epochs", str(EPOCHS),
-             "--device", "cpu", "--resume"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nnodes",
+        "2",
+        "--nproc-per-node",
+        "1",
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        MEETING,
+    ]
+    train = [
+        "-m",
+        "kaggle_utils",
+        "train",
+        "--data",
+        "s3://bkt/shards",
+        "--out",
+        str(out),
+        "--size",
+        "128",
+        "--width",
+        "8",
+        "--epochs",
+        str(EPOCHS),
+        "--device",
+        "cpu",
+        "--resume",
+    ]
 
     def both(attempt: int) -> list[subprocess.Popen]:
-        return [start(host, *torchrun, "--rdzv-conf", f"is_host={host == 'a'}", "--local-addr", address, *train, log=f"train_{host}{attempt}.log")
-                for host, address in HOSTS.items()]
+        return [
+            start(
+                host,
+                *torchrun,
+                "--rdzv-conf",
+                f"is_host={host == 'a'}",
+                "--local-addr",
+                address,
+                *train,
+                log=f"train_{host}{attempt}.log",
+            )
+            for host, address in HOSTS.items()
+        ]
 
     def epochs() -> int:
         return len(pd.read_csv(out / "history.csv")) if (out / "history.csv").exists() else 0
 
     def messages() -> list[str]:
         """What the processes said in the end: that the other one doesn't answer, or that S3 doesn't, whichever they waited for."""
-        found = [re.search(r"kaggle_utils train: (.*?the same command[^.\[]*)", (SHARED / f"train_{host}1.log").read_text()) for host in HOSTS]
+        found = [
+            re.search(r"kaggle_utils train: (.*?the same command[^.\[]*)", (SHARED / f"train_{host}1.log").read_text())
+            for host in HOSTS
+        ]
         return [re.sub(r" \(.*\)", "", message[1]).strip() for message in found if message]
 
     launched = both(1)
@@ -173,8 +265,15 @@ def training() -> dict[str, object]:
     again = both(2)
     codes = [each.wait(timeout=900) for each in again]
     assert codes == [0, 0] and epochs() == EPOCHS, f"see {SHARED}/train_*2.log"
-    return {"epochs": EPOCHS, "epochs_before": before, "seconds_until_both_gave_up": seconds, "messages": messages(),
-            "exit_codes_of_the_same_commands": codes, "epochs_in_the_end": epochs(), "val_dice": round(float(pd.read_csv(out / "history.csv")["val_dice"].max()), 4)}
+    return {
+        "epochs": EPOCHS,
+        "epochs_before": before,
+        "seconds_until_both_gave_up": seconds,
+        "messages": messages(),
+        "exit_codes_of_the_same_commands": codes,
+        "epochs_in_the_end": epochs(),
+        "val_dice": round(float(pd.read_csv(out / "history.csv")["val_dice"].max()), 4),
+    }
 
 
 def main() -> None:
@@ -186,7 +285,9 @@ def main() -> None:
         start("a", str(Path(sys.executable).with_name("moto_server")), "-H", HOSTS["a"], "-p", "5000", log="moto.log")
         wait(lambda: "Running on" in (SHARED / "moto.log").read_text(), 60, "the S3 server")
         prepare()
-        result = {"machine": f"{platform.machine()}, {os.cpu_count()} cores, ray {version('ray')}, torch {version('torch')}"}
+        result = {
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, ray {version('ray')}, torch {version('torch')}"
+        }
         for step in (cluster, training):
             result[step.__name__] = step()
             print(step.__name__, result[step.__name__], flush=True)

@@ -16,9 +16,32 @@ if TYPE_CHECKING:
     from .trainer import Trainer, make_trainer, train
 
 __version__ = "0.9.0"
-__all__ = ["LungSegmenter", "TrainConfig", "Trainer", "UNet", "dice", "evaluate", "load_weights", "make_trainer", "predict", "segment_films", "train"]
-_HOMES = {"TrainConfig": "config", "LungSegmenter": "infer", "segment_films": "infer", "evaluate": "predictions", "predict": "predictions", "dice": "metrics", "UNet": "model",
-          "load_weights": "model", "Trainer": "trainer", "make_trainer": "trainer", "train": "trainer"}
+__all__ = [
+    "LungSegmenter",
+    "TrainConfig",
+    "Trainer",
+    "UNet",
+    "dice",
+    "evaluate",
+    "load_weights",
+    "make_trainer",
+    "predict",
+    "segment_films",
+    "train",
+]
+_HOMES = {
+    "TrainConfig": "config",
+    "LungSegmenter": "infer",
+    "segment_films": "infer",
+    "evaluate": "predictions",
+    "predict": "predictions",
+    "dice": "metrics",
+    "UNet": "model",
+    "load_weights": "model",
+    "Trainer": "trainer",
+    "make_trainer": "trainer",
+    "train": "trainer",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -1,4 +1,5 @@
 """``python -m kaggle_utils COMMAND``: the command line of :mod:`kaggle_utils.cli`."""
+
 import sys
 
 from .cli import main

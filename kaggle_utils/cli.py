@@ -27,10 +27,14 @@ def prep(args: argparse.Namespace) -> int:
     from .prep import prepare
     from .scale.s3 import fetch
     from .tables import read_csv
+
     frame = prepare(fetch(args.input), args.out, size=args.size, workers=args.workers, split=args.split, seed=args.seed)
     print(frame.groupby(["source", "split"]).size().unstack(fill_value=0).to_string())
     problems = read_csv(Path(args.out) / "problems.csv")
-    print(f"{len(frame)} films in {args.out}; {len(problems)} could not be used" + (", see problems.csv:" if len(problems) else ""))
+    print(
+        f"{len(frame)} films in {args.out}; {len(problems)} could not be used"
+        + (", see problems.csv:" if len(problems) else "")
+    )
     for problem in problems.head(5).itertuples():
         print(f"  {problem.name}: {files.printable(problem.reason)}")
     hidden = problems[problems["source"].isna()]  # folders, of no set
@@ -41,6 +45,7 @@ def prep(args: argparse.Namespace) -> int:
 
 def shards(args: argparse.Namespace) -> int:
     from .scale.shards import write_shards
+
     frame = write_shards(args.data, args.out, films=args.films, size=args.size)
     print(f"{len(frame)} films in {frame['shard'].nunique()} shards in {args.out}")
     return 0
@@ -50,21 +55,31 @@ def train(args: argparse.Namespace) -> int:
     from .config import TrainConfig
     from .distributed import is_main
     from .trainer import train
+
     config = TrainConfig.from_dict({f.name: getattr(args, f.name) for f in fields(TrainConfig)})
     trainer = train(args.data, args.out, config, resume=args.resume)
     if is_main():
-        print(f"{len(trainer.history)} epochs in {trainer.seconds / 60:.1f} min, {trainer.precision} on {trainer.device}; "
-              f"best validation Dice {trainer.best_dice:.4f}; weights: {Path(args.out) / 'best.safetensors'}")
+        print(
+            f"{len(trainer.history)} epochs in {trainer.seconds / 60:.1f} min, {trainer.precision} on {trainer.device}; "
+            f"best validation Dice {trainer.best_dice:.4f}; weights: {Path(args.out) / 'best.safetensors'}"
+        )
     return 0
 
 
 def evaluate(args: argparse.Namespace) -> int:
     from .infer import LungSegmenter
-    from .predictions import evaluate
     from .metrics import summarise
+    from .predictions import evaluate
     from .scale.s3 import fetch
-    segmenter = LungSegmenter(fetch(args.weights), device=args.device, flip=args.flip, clean=not args.raw, head=args.head,
-                              backend=args.backend)
+
+    segmenter = LungSegmenter(
+        fetch(args.weights),
+        device=args.device,
+        flip=args.flip,
+        clean=not args.raw,
+        head=args.head,
+        backend=args.backend,
+    )
     scores = evaluate(args.data, segmenter, split=args.split, sizes=args.sizes, raw=args.input)
     summary = summarise(scores, ["source", "protocol", "size"])
     print(summary.to_string(index=False, float_format="{:.4f}".format))
@@ -79,6 +94,7 @@ def evaluate(args: argparse.Namespace) -> int:
 def _write_table(path: Path, table: pd.DataFrame) -> None:
     """Replaces a table of an earlier run, which has the same columns, and nothing else."""
     from .tables import to_csv
+
     heading = ",".join(table.columns)
     if path.exists() and path.read_text(errors="replace").partition("\n")[0].strip() != heading:
         raise ValueError(f"{path}: it is there, and no table of scores: choose another name; the scores are above")
@@ -92,14 +108,30 @@ def predict(args: argparse.Namespace) -> int:
     from .predictions import predict
     from .quality import why_no_estimate
     from .scale.s3 import as_addresses, fetch, results
-    segmenter = LungSegmenter(fetch(args.weights), device=args.device, flip=args.flip, clean=not args.raw, head=args.head,
-                              backend=args.backend)
+
+    segmenter = LungSegmenter(
+        fetch(args.weights),
+        device=args.device,
+        flip=args.flip,
+        clean=not args.raw,
+        head=args.head,
+        backend=args.backend,
+    )
     with results(args.out) as out:
-        table = predict([fetch(path, args.out) for path in args.path], out, segmenter, batch=args.batch, force=args.force, formats=args.format)
+        table = predict(
+            [fetch(path, args.out) for path in args.path],
+            out,
+            segmenter,
+            batch=args.batch,
+            force=args.force,
+            formats=args.format,
+        )
     failed = table[table["error"] != ""]
     refused = int(failed["height"].notna().sum())
-    print(f"{len(table) - len(failed)} masks in {args.out}, {len(failed) - refused} files could not be read, {refused} {'film' if refused == 1 else 'films'} refused"
-          + " (--force segments them)" * bool(refused))
+    print(
+        f"{len(table) - len(failed)} masks in {args.out}, {len(failed) - refused} files could not be read, {refused} {'film' if refused == 1 else 'films'} refused"
+        + " (--force segments them)" * bool(refused)
+    )
     without = why_no_estimate(segmenter.quality)
     if without:
         print(f"  {without}")
@@ -116,24 +148,39 @@ def predict(args: argparse.Namespace) -> int:
 def _predict_on_cluster(args: argparse.Namespace) -> int:
     from .scale.cluster import Settings, predict
     from .scale.s3 import fetch
+
     if args.format != ["png"]:
         raise ValueError("--ray writes Parquet with COCO run lengths and no other format: leave --format away")
-    settings = Settings(batch=args.batch, force=args.force, flip=args.flip, clean=not args.raw, head=args.head, backend=args.backend)
-    result = predict(args.path, args.out, settings, weights=fetch(args.weights), device=args.device, address=args.ray)["result"]
-    print(f"{result['masks']} masks in {args.out}, {result['unreadable']} files could not be read, {result['refused']} films refused"
-          + " (--force segments them)" * bool(result["refused"]) + f"; {result['doubtful']} masks to look at: flag and reasons there")
+    settings = Settings(
+        batch=args.batch, force=args.force, flip=args.flip, clean=not args.raw, head=args.head, backend=args.backend
+    )
+    result = predict(args.path, args.out, settings, weights=fetch(args.weights), device=args.device, address=args.ray)[
+        "result"
+    ]
+    print(
+        f"{result['masks']} masks in {args.out}, {result['unreadable']} files could not be read, {result['refused']} films refused"
+        + " (--force segments them)" * bool(result["refused"])
+        + f"; {result['doubtful']} masks to look at: flag and reasons there"
+    )
     for error in result["errors"]:
         print(f"  {error}", file=sys.stderr)
     return 3 if result["errors"] else 0
 
 
 def app(args: argparse.Namespace) -> int:
-    from .page.app import serve
     from .infer import LungSegmenter
+    from .page.app import serve
     from .scale.s3 import fetch
     from .tb import TBScreener
-    segmenter = LungSegmenter(fetch(args.weights), device=args.device, flip=args.flip, clean=not args.raw, head=args.head,
-                              backend=args.backend)
+
+    segmenter = LungSegmenter(
+        fetch(args.weights),
+        device=args.device,
+        flip=args.flip,
+        clean=not args.raw,
+        head=args.head,
+        backend=args.backend,
+    )
     serve(TBScreener(segmenter=segmenter, device=args.device), host=args.host, port=args.port)
     return 0
 
@@ -142,12 +189,17 @@ def screen(args: argparse.Namespace) -> int:
     from .infer import LungSegmenter
     from .scale.s3 import as_addresses, fetch, results
     from .tb import SUSPECT, TBScreener, screen
-    screener = TBScreener(fetch(args.weights), segmenter=LungSegmenter(fetch(args.segmenter), device=args.device), device=args.device)
+
+    screener = TBScreener(
+        fetch(args.weights), segmenter=LungSegmenter(fetch(args.segmenter), device=args.device), device=args.device
+    )
     with results(args.out) as out:
         table = screen([fetch(path, args.out) for path in args.path], out, screener, batch=args.batch)
     without = table[table["probability"].isna()]
-    print(f"{len(table) - len(without)} of {len(table)} films have a probability, {(table['label'] == SUSPECT).sum()} of them are suspect: "
-          f"{args.out}/screening.csv. No medical device")
+    print(
+        f"{len(table) - len(without)} of {len(table)} films have a probability, {(table['label'] == SUSPECT).sum()} of them are suspect: "
+        f"{args.out}/screening.csv. No medical device"
+    )
     for film in without.head(5).itertuples():
         print(f"  {film.name}: {as_addresses(film.reason)}", file=sys.stderr)
     return 3 if len(without) else 0
@@ -157,6 +209,7 @@ def export(args: argparse.Namespace) -> int:
     from .export import export_onnx
     from .infer import DEFAULT_WEIGHTS
     from .scale.s3 import fetch
+
     weights = Path(fetch(args.weights or DEFAULT_WEIGHTS))
     out = Path(args.out or f"{weights.stem}.onnx")
     export_onnx(weights, out)
@@ -166,8 +219,11 @@ def export(args: argparse.Namespace) -> int:
 
 def synth(args: argparse.Namespace) -> int:
     from .synthetic import write_raw
+
     write_raw(args.out, n=args.n, seed=args.seed, size=args.size)
-    print(f"{args.n} built-in films in {args.out}, in the layout of the raw sets, with their masks: prep them next, or predict '{args.out}/**/CXR_png/*.png'")
+    print(
+        f"{args.n} built-in films in {args.out}, in the layout of the raw sets, with their masks: prep them next, or predict '{args.out}/**/CXR_png/*.png'"
+    )
     return 0
 
 
@@ -175,6 +231,7 @@ def fit_synth(args: argparse.Namespace) -> int:
     from .quality import save_shape
     from .synthetic import ASSET, AppearanceModel, fit_prepared
     from .synthetic.model import check_replaceable
+
     out = Path(args.out or ASSET)
     if args.out:
         check_replaceable(out)
@@ -187,6 +244,7 @@ def fit_synth(args: argparse.Namespace) -> int:
 
 def protocol(args: argparse.Namespace) -> int:
     from .tuning import run_protocol
+
     for name in args.name:
         out = Path(args.out) / name
         summary = run_protocol(name, args.data, out, steps=args.steps, raw=args.input, flip=not args.no_flip)
@@ -196,14 +254,24 @@ def protocol(args: argparse.Namespace) -> int:
 
 def tune(args: argparse.Namespace) -> int:
     from .tuning import BASE, run_study, summarise_runs
-    table = run_study(args.study, args.data, seeds=args.seeds, config=replace(BASE, size=args.size, epochs=args.epochs), jobs=args.jobs,
-                      trials=args.trials, storage=args.storage, out=args.out)
+
+    table = run_study(
+        args.study,
+        args.data,
+        seeds=args.seeds,
+        config=replace(BASE, size=args.size, epochs=args.epochs),
+        jobs=args.jobs,
+        trials=args.trials,
+        storage=args.storage,
+        out=args.out,
+    )
     print(summarise_runs(table).to_string(index=False, float_format="{:.4f}".format))
     return 0
 
 
 def kaggle_publish(args: argparse.Namespace) -> int:
     from .kaggle.publish import publish
+
     for line in publish(args.owner):
         print(line, flush=True)
     return 0
@@ -211,6 +279,7 @@ def kaggle_publish(args: argparse.Namespace) -> int:
 
 def kaggle_push(args: argparse.Namespace) -> int:
     from .kaggle.publish import push
+
     for line in push(args.notebooks, args.owner, out=args.out, wait=not args.no_wait):
         print(line, flush=True)
     return 0
@@ -218,18 +287,21 @@ def kaggle_push(args: argparse.Namespace) -> int:
 
 def s3_upload(args: argparse.Namespace) -> int:
     from .scale.s3 import upload
+
     print(f"{args.address}: {upload(args.folder, args.address)}")
     return 0
 
 
 def s3_download(args: argparse.Namespace) -> int:
     from .scale.s3 import download
+
     print(f"{args.folder}: {download(args.address, args.folder)}")
     return 0
 
 
 def s3_unzip(args: argparse.Namespace) -> int:
     from .scale.s3 import unzip
+
     print(f"{args.address}: {unzip(args.archive, args.address)}")
     return 0
 
@@ -237,6 +309,7 @@ def s3_unzip(args: argparse.Namespace) -> int:
 def plots(args: argparse.Namespace) -> int:
     from .plots import FIGURES
     from .plots.figures import check_replaceable
+
     for name in FIGURES:
         check_replaceable(Path(args.out) / name)
     for name, draw in FIGURES.items():
@@ -250,7 +323,9 @@ def plots(args: argparse.Namespace) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser, with a subcommand for each function above."""
-    parser = argparse.ArgumentParser(prog="kaggle_utils", description="Lung segmentation in chest radiographs with a U-Net.")
+    parser = argparse.ArgumentParser(
+        prog="kaggle_utils", description="Lung segmentation in chest radiographs with a U-Net."
+    )
     parser.add_argument("--version", action="version", version=f"unet-lung {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -265,8 +340,12 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", default="segmentation", help="folder to write; a second run does what is missing")
     sub.add_argument("--size", type=_side, default=512, help="px, side of the prepared films")
     sub.add_argument("--workers", type=_positive, help="threads, one a core if not given")
-    sub.add_argument("--split", choices=("published", "random"), default="published",
-                     help="the frozen published lists, or 50 films for the test and the rest 80:20")
+    sub.add_argument(
+        "--split",
+        choices=("published", "random"),
+        default="published",
+        help="the frozen published lists, or 50 films for the test and the rest 80:20",
+    )
     sub.add_argument("--seed", type=int, default=0, help="of the random split")
 
     sub = command(synth, "write built-in films, drawn from a statistical model, in the layout of the raw sets")
@@ -277,19 +356,34 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command(fit_synth, "fit the statistical model of the built-in films again")
     sub.add_argument("--data", default="segmentation", help="prepared folder with the real Montgomery and Shenzhen")
-    sub.add_argument("--out", help="file to write; if not given the package's own asset, and the shapes that masks are judged by")
+    sub.add_argument(
+        "--out", help="file to write; if not given the package's own asset, and the shapes that masks are judged by"
+    )
 
-    sub = command(shards, "pack a prepared set into tar files, from which training streams what memory can't hold; needs webdataset")
+    sub = command(
+        shards,
+        "pack a prepared set into tar files, from which training streams what memory can't hold; needs webdataset",
+    )
     sub.add_argument("--data", default="segmentation", help="prepared folder")
-    sub.add_argument("--out", required=True, help="folder to write; train --data takes it, and its s3:// address once it is uploaded")
-    sub.add_argument("--films", type=_positive, help="films in each; if not given, 100 or an eighth of a split, so that up to 8 processes can train: n of them "
-                     "need n shards of each split")
+    sub.add_argument(
+        "--out", required=True, help="folder to write; train --data takes it, and its s3:// address once it is uploaded"
+    )
+    sub.add_argument(
+        "--films",
+        type=_positive,
+        help="films in each; if not given, 100 or an eighth of a split, so that up to 8 processes can train: n of them "
+        "need n shards of each split",
+    )
     sub.add_argument("--size", type=_side, help="px, side of the films in the shards; as prepared if not given")
 
     sub = command(train, "train a U-Net on a prepared folder")
     sub.epilog = "On several GPUs: torchrun --standalone --nproc-per-node 2 -m kaggle_utils train ...; see kaggle_utils/distributed.py."
-    sub.add_argument("--data", nargs="+", default=["segmentation"], help="prepared folders; the first one's validation films count. Or one folder "
-                     "of shards, or its s3:// address")
+    sub.add_argument(
+        "--data",
+        nargs="+",
+        default=["segmentation"],
+        help="prepared folders; the first one's validation films count. Or one folder of shards, or its s3:// address",
+    )
     sub.add_argument("--out", required=True, help="folder of the run: weights, checkpoint, history")
     sub.add_argument("--resume", action="store_true", help="go on where a stopped run was")
     _add_config(sub)
@@ -310,43 +404,91 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--steps", type=_positive, default=3000, help="optimiser steps of each training, about")
     sub.add_argument("--no-flip", action="store_true", help="test without averaging with the mirrored film")
 
-    sub = command(tune, "do a study's runs, into results/tuning/STUDY.csv; the same command goes on with a stopped study")
+    sub = command(
+        tune, "do a study's runs, into results/tuning/STUDY.csv; the same command goes on with a stopped study"
+    )
     sub.add_argument("study", help="bugs, augmentation, longer, loss, capacity, optimisation, data, check or search")
     sub.add_argument("--data", default="segmentation", help="prepared folder")
-    sub.add_argument("--seeds", type=_positive, default=3, help="how often each run is repeated; a search repeats nothing")
+    sub.add_argument(
+        "--seeds", type=_positive, default=3, help="how often each run is repeated; a search repeats nothing"
+    )
     sub.add_argument("--size", type=_side, default=128, help="px, where the study doesn't vary it")
     sub.add_argument("--epochs", type=_positive, default=8, help="of each run, where the study doesn't vary them")
-    sub.add_argument("--jobs", type=_positive, help="single-threaded trainings beside each other, one a core if not given")
+    sub.add_argument(
+        "--jobs", type=_positive, help="single-threaded trainings beside each other, one a core if not given"
+    )
     sub.add_argument("--trials", type=_positive, default=60, help="of the search, those of earlier calls included")
     sub.add_argument("--storage", help="of the search, a URL of SQLAlchemy's; runs/tuning/search.db if not given")
     sub.add_argument("--out", default="results/tuning", help="folder of the tables")
 
-    sub = command(predict, "masks, overlays, measurements and a table for films; exit status 3 if some could not be read or were refused")
-    sub.add_argument("path", nargs="+", help="files, folders (searched below, through links) and globs: PNG, JPEG, TIFF, BMP, GIF, WebP, JPEG 2000, NIfTI of "
-                     "one slice and DICOM, also gzip'd, under any name; and s3:// addresses of objects and prefixes, without globs")
+    sub = command(
+        predict,
+        "masks, overlays, measurements and a table for films; exit status 3 if some could not be read or were refused",
+    )
+    sub.add_argument(
+        "path",
+        nargs="+",
+        help="files, folders (searched below, through links) and globs: PNG, JPEG, TIFF, BMP, GIF, WebP, JPEG 2000, NIfTI of "
+        "one slice and DICOM, also gzip'd, under any name; and s3:// addresses of objects and prefixes, without globs",
+    )
     sub.add_argument("--out", default="predictions", help="folder to write, or s3://bucket/prefix")
     sub.add_argument("--batch", type=_positive, default=8, help="films a forward pass")
-    sub.add_argument("--force", action="store_true", help="segment too what is refused: no frontal chest film, blank, too small")
-    sub.add_argument("--format", nargs="+", choices=("png", "coco", "dicom-seg"), default=["png"], metavar="FORMAT",
-                     help="png, coco, dicom-seg, one or more: masks and overlays as PNG; COCO run lengths of both lungs in OUT/coco.parquet; a DICOM "
-                          "segmentation object for each film that is DICOM")
-    sub.add_argument("--ray", nargs="?", const="local", metavar="ADDRESS", type=_ray_address,
-                     help="on the Ray cluster at HOST:PORT or on the one that this machine is in (auto), or on one of this machine's own if no "
-                          "address is given; films and OUT may be s3:// prefixes, other films are on a disk that every node sees; OUT "
-                          "gets shards of Parquet, a row a film; the same command goes on with a stopped run; needs ray[data]")
+    sub.add_argument(
+        "--force", action="store_true", help="segment too what is refused: no frontal chest film, blank, too small"
+    )
+    sub.add_argument(
+        "--format",
+        nargs="+",
+        choices=("png", "coco", "dicom-seg"),
+        default=["png"],
+        metavar="FORMAT",
+        help="png, coco, dicom-seg, one or more: masks and overlays as PNG; COCO run lengths of both lungs in OUT/coco.parquet; a DICOM "
+        "segmentation object for each film that is DICOM",
+    )
+    sub.add_argument(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        type=_ray_address,
+        help="on the Ray cluster at HOST:PORT or on the one that this machine is in (auto), or on one of this machine's own if no "
+        "address is given; films and OUT may be s3:// prefixes, other films are on a disk that every node sees; OUT "
+        "gets shards of Parquet, a row a film; the same command goes on with a stopped run; needs ray[data]",
+    )
     _add_weights(sub)
 
-    sub = command(app, "a page to drop a film on: its lungs outlined, measured and screened for tuberculosis, for research; nothing leaves the machine or stays on it; needs gradio")
-    sub.add_argument("--host", default="127.0.0.1", help="address to listen at: this machine alone; 0.0.0.0 is for all who reach it, without a password")
+    sub = command(
+        app,
+        "a page to drop a film on: its lungs outlined, measured and screened for tuberculosis, for research; nothing leaves the machine or stays on it; needs gradio",
+    )
+    sub.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen at: this machine alone; 0.0.0.0 is for all who reach it, without a password",
+    )
     sub.add_argument("--port", type=_positive, default=7860, help="port to listen at")
     _add_weights(sub)
 
-    sub = command(screen, "a probability of tuberculosis for films, with a heat map, or the reason why there is none: for research and "
-                  "teaching, no medical device; exit status 3 if some films have none")
-    sub.add_argument("path", nargs="+", help="files, folders (searched below) and globs, as for predict; and s3:// addresses of objects and prefixes, without globs")
-    sub.add_argument("--out", default="screening", help="folder to write, or s3://bucket/prefix: screening.csv and overlays")
-    sub.add_argument("--weights", help="of the classifier, a safetensors file, here or in S3; the one shipped with the package if not given")
-    sub.add_argument("--segmenter", help="weights of the segmenter that finds the lungs, here or in S3; the one shipped if not given")
+    sub = command(
+        screen,
+        "a probability of tuberculosis for films, with a heat map, or the reason why there is none: for research and "
+        "teaching, no medical device; exit status 3 if some films have none",
+    )
+    sub.add_argument(
+        "path",
+        nargs="+",
+        help="files, folders (searched below) and globs, as for predict; and s3:// addresses of objects and prefixes, without globs",
+    )
+    sub.add_argument(
+        "--out", default="screening", help="folder to write, or s3://bucket/prefix: screening.csv and overlays"
+    )
+    sub.add_argument(
+        "--weights",
+        help="of the classifier, a safetensors file, here or in S3; the one shipped with the package if not given",
+    )
+    sub.add_argument(
+        "--segmenter", help="weights of the segmenter that finds the lungs, here or in S3; the one shipped if not given"
+    )
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (a Mac's GPU)")
     sub.add_argument("--batch", type=_positive, default=8, help="films a forward pass")
 
@@ -357,19 +499,32 @@ def build_parser() -> argparse.ArgumentParser:
 
     about = "notebooks and code on Kaggle, by Kaggle's own package; run it in the folder of the clone"
     within = commands.add_parser("kaggle", help=about, description=about).add_subparsers(
-        dest="action", required=True, metavar="ACTION", help="publish or push; each has a --help of its own")
+        dest="action", required=True, metavar="ACTION", help="publish or push; each has a --help of its own"
+    )
     sub = command(kaggle_publish, "put code and weights up as private datasets, or as new versions of them", within)
     sub.add_argument("--owner", required=True, help="your name on Kaggle")
-    sub = command(kaggle_push, "push notebooks, wait until each has run, fetch its outputs; publish comes first", within)
-    sub.add_argument("notebooks", nargs="*", default=["all"], metavar="NOTEBOOK", help="01 to 05, or all that are there")
+    sub = command(
+        kaggle_push, "push notebooks, wait until each has run, fetch its outputs; publish comes first", within
+    )
+    sub.add_argument(
+        "notebooks", nargs="*", default=["all"], metavar="NOTEBOOK", help="01 to 05, or all that are there"
+    )
     sub.add_argument("--owner", required=True, help="your name on Kaggle")
-    sub.add_argument("--out", default="runs/kaggle", help="folder to write, a folder below it for each notebook's outputs")
+    sub.add_argument(
+        "--out", default="runs/kaggle", help="folder to write, a folder below it for each notebook's outputs"
+    )
     sub.add_argument("--no-wait", action="store_true", help="push only; not for notebooks that read one another")
 
-    about = ("copy folders to S3 and back, unpack archives there; credentials from the usual chain, "
-             "a server other than Amazon's from AWS_ENDPOINT_URL")
+    about = (
+        "copy folders to S3 and back, unpack archives there; credentials from the usual chain, "
+        "a server other than Amazon's from AWS_ENDPOINT_URL"
+    )
     within = commands.add_parser("s3", help=about, description=about).add_subparsers(
-        dest="action", required=True, metavar="ACTION", help="upload, download or unzip; the same command goes on where it was stopped")
+        dest="action",
+        required=True,
+        metavar="ACTION",
+        help="upload, download or unzip; the same command goes on where it was stopped",
+    )
     sub = command(s3_upload, "copy a folder, or a file, to S3", within)
     sub.add_argument("folder", help="folder, without its own name, or file")
     sub.add_argument("address", help="s3://bucket/prefix; a file's name is added where the address doesn't end in it")
@@ -386,26 +541,43 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 # Options that take s3:// addresses, by command.
-_REMOTE = {"prep": ("input",), "train": ("data",), "evaluate": ("weights",), "predict": ("path", "out", "weights"), "app": ("weights",),
-           "screen": ("path", "out", "weights", "segmenter"), "export": ("weights",), "s3": ("address", "archive")}
+_REMOTE = {
+    "prep": ("input",),
+    "train": ("data",),
+    "evaluate": ("weights",),
+    "predict": ("path", "out", "weights"),
+    "app": ("weights",),
+    "screen": ("path", "out", "weights", "segmenter"),
+    "export": ("weights",),
+    "s3": ("address", "archive"),
+}
 
 
 def _check_addresses(args: argparse.Namespace) -> None:
     """Raises ValueError for an s3:// address where a folder or a file of this machine is needed: it would become a folder ``s3:`` here."""
     from .scale.s3 import is_address
+
     for name, value in vars(args).items():
         for path in value if isinstance(value, list) else [value]:
             if is_address(path) and name not in _REMOTE.get(args.command, ()):
-                raise ValueError(f"{name} is a folder or a file of this machine, not {path}; `python -m kaggle_utils s3 --help` says how to copy")
+                raise ValueError(
+                    f"{name} is a folder or a file of this machine, not {path}; `python -m kaggle_utils s3 --help` says how to copy"
+                )
 
 
 def _check_paths(args: argparse.Namespace) -> None:
     """Raises OSError, before the libraries are loaded, for a path that is not there or is of the wrong kind."""
-    from .scale.s3 import is_address
     from .pictures.find import check_patterns
-    checks = {"data": files.manifest_path, "input": files.check_input, "weights": files.check_weights, "segmenter": files.check_weights,
-              "path": lambda pattern: check_patterns([pattern]),
-              "out": files.check_out_file if args.function in (export, fit_synth) else files.check_out}
+    from .scale.s3 import is_address
+
+    checks = {
+        "data": files.manifest_path,
+        "input": files.check_input,
+        "weights": files.check_weights,
+        "segmenter": files.check_weights,
+        "path": lambda pattern: check_patterns([pattern]),
+        "out": files.check_out_file if args.function in (export, fit_synth) else files.check_out,
+    }
     for name, check in checks.items():
         given = getattr(args, name, None)
         for path in given if isinstance(given, list) else [given]:
@@ -416,6 +588,7 @@ def _check_paths(args: argparse.Namespace) -> None:
 def _lock(args: argparse.Namespace) -> AbstractContextManager:
     """Keeps a second run from what a command writes on this machine, for as long as the first one runs."""
     from .scale.s3 import is_address
+
     out = args.folder if args.function is s3_download else getattr(args, "out", None)
     if args.function is export and args.weights:
         out = out or f"{Path(args.weights).stem}.onnx"
@@ -423,7 +596,9 @@ def _lock(args: argparse.Namespace) -> AbstractContextManager:
         return nullcontext()
     out = Path(out) / args.study if args.function is tune else Path(out)  # studies have tables of their own
     is_folder = args.function not in (evaluate, export, fit_synth, tune)
-    return files.locked(out / files.LOCK if is_folder else out.with_name(f".{out.name.removesuffix('.csv')}{files.LOCK}"), out)
+    return files.locked(
+        out / files.LOCK if is_folder else out.with_name(f".{out.name.removesuffix('.csv')}{files.LOCK}"), out
+    )
 
 
 def _writes() -> bool:
@@ -431,6 +606,7 @@ def _writes() -> bool:
     if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun's; PyTorch isn't loaded to be asked
         return True
     from .distributed import is_main
+
     return is_main()
 
 
@@ -443,6 +619,7 @@ def _positive(text: str) -> int:
 
 def _side(text: str) -> int:
     from .config import PREPARED_SIDES
+
     least, most = PREPARED_SIDES
     if not least <= int(text) <= most:
         raise argparse.ArgumentTypeError(f"{text} is not from {least} to {most}")
@@ -456,10 +633,17 @@ def _ray_address(text: str) -> str:
 
 
 def _add_weights(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--weights", help="safetensors file, or one of export, here or in S3; the one shipped with the package if not given")
+    parser.add_argument(
+        "--weights",
+        help="safetensors file, or one of export, here or in S3; the one shipped with the package if not given",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (a Mac's GPU)")
-    parser.add_argument("--backend", choices=("torch", "onnxruntime", "openvino"), default="torch",
-                        help="what computes the network; the others are for CPUs, pip installs them")
+    parser.add_argument(
+        "--backend",
+        choices=("torch", "onnxruntime", "openvino"),
+        default="torch",
+        help="what computes the network; the others are for CPUs, pip installs them",
+    )
     parser.add_argument("--flip", action="store_true", help="average with the mirrored film: twice the time")
     parser.add_argument("--head", help="set whose annotators' rules the masks follow, of those in the weights' header")
     parser.add_argument("--raw", action="store_true", help="leave small components and holes in the masks")
@@ -468,6 +652,7 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
 def _add_config(parser: argparse.ArgumentParser) -> None:
     """An option for each setting of TrainConfig, with its default and its help text."""
     from .config import TrainConfig
+
     for setting in fields(TrainConfig):
         assert setting.default is not MISSING
         option = {"help": setting.metadata["about"].replace("%", "%%"), "default": setting.default}
@@ -481,8 +666,11 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 
 
 # Of what was stopped, by command.
-_WAY_ON = {"train": "; --resume goes on from the last checkpoint", "kaggle": "; what was pushed runs on at Kaggle",
-           **dict.fromkeys(("prep", "predict", "screen", "protocol", "tune", "s3"), "; the same command goes on")}
+_WAY_ON = {
+    "train": "; --resume goes on from the last checkpoint",
+    "kaggle": "; what was pushed runs on at Kaggle",
+    **dict.fromkeys(("prep", "predict", "screen", "protocol", "tune", "s3"), "; the same command goes on"),
+}
 
 
 def _no_room(error: Exception, args: argparse.Namespace) -> str:
@@ -496,8 +684,14 @@ def _no_room(error: Exception, args: argparse.Namespace) -> str:
 def _lacks_memory(error: Exception) -> bool:
     """Whether it is Python's, PyTorch's or OpenCV's way of saying so; only Python's has a type that is known without them."""
     said = str(error)
-    return (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-            or any(words in said for words in ("can't allocate memory", "not enough memory", "Insufficient memory", "Unable to allocate")))
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(
+            words in said
+            for words in ("can't allocate memory", "not enough memory", "Insufficient memory", "Unable to allocate")
+        )
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -521,7 +715,9 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if not _lacks_memory(error):
             raise
-        smaller = [f"--{name}" for name in ("batch", "size", "sizes", "width", "workers", "jobs") if hasattr(args, name)]
+        smaller = [
+            f"--{name}" for name in ("batch", "size", "sizes", "width", "workers", "jobs") if hasattr(args, name)
+        ]
         advice = f": try a smaller {' or '.join(smaller)}" if smaller else ""
         print(f"kaggle_utils {args.command}: the memory is too small for this{advice}", file=sys.stderr)
         return 1

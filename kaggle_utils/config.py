@@ -23,7 +23,9 @@ UNSEALED = "0" * 64  # where the checksum will be
 SIDES = (16, 4096)  # px, the square that a network sees
 
 
-def setting(default: object, about: str, *, choices: tuple[str, ...] = (), within: tuple[float, float] | None = None) -> object:
+def setting(
+    default: object, about: str, *, choices: tuple[str, ...] = (), within: tuple[float, float] | None = None
+) -> object:
     """A field of a configuration.
 
     Args:
@@ -65,19 +67,31 @@ class TrainConfig:
 
     # data
     sources: tuple[str, ...] = setting(("montgomery", "shenzhen"), "sets to train on; JSRT is for testing across sets")
-    suspects: bool = setting(False, "train on the masks of splits/suspect_masks.csv too, which include heart or stomach or are displaced")
-    heads: bool = setting(True, "an output for each set, whose masks alone it learns: each set's annotators drew by rules of their own")
+    suspects: bool = setting(
+        False, "train on the masks of splits/suspect_masks.csv too, which include heart or stomach or are displaced"
+    )
+    heads: bool = setting(
+        True, "an output for each set, whose masks alone it learns: each set's annotators drew by rules of their own"
+    )
     films: int = setting(0, "train on this many films, drawn by the seed; 0 is all", within=(0, 1e9))
     size: int = setting(384, "px, side of the square the network sees", within=(16, 4096))
     augment: str = setting("light", "see data.augmentation", choices=("none", "light", "full"))
     batch: int = setting(8, "films a step, of all processes together", within=(1, 4096))
-    workers: int = setting(-1, "loader processes; -1 is none on a CPU, which they would take from training, and all cores beside a GPU", within=(-1, 1024))
+    workers: int = setting(
+        -1,
+        "loader processes; -1 is none on a CPU, which they would take from training, and all cores beside a GPU",
+        within=(-1, 1024),
+    )
     # model
     width: int = setting(16, "channels of the first level, doubled at each level below", within=(1, 1024))
     depth: int = setting(3, "how many times the resolution is halved", within=(1, 8))
     norm: str = setting("batch", "of the layers after each convolution", choices=("batch", "group", "instance"))
     up: str = setting("bilinear", "how the resolution is doubled again", choices=("bilinear", "transposed"))
-    patch: int = setting(2, "px, side of the patches that the first convolution sees as channels; 1 is none, as in the paper", within=(1, 16))
+    patch: int = setting(
+        2,
+        "px, side of the patches that the first convolution sees as channels; 1 is none, as in the paper",
+        within=(1, 16),
+    )
     conv: str = setting("plain", "plain, or separable: depthwise and 1x1 convolutions", choices=("plain", "separable"))
     # loss
     loss: str = setting("bce_dice", "see loss.make_loss", choices=("bce", "dice", "bce_dice", "tversky", "focal"))
@@ -89,7 +103,9 @@ class TrainConfig:
     weight_decay: float = setting(1e-2, "of AdamW, decoupled", within=(0, 10))
     warmup: float = setting(0.05, "share of the run in which the learning rate rises", within=(0, 0.9))
     clip: float = setting(1.0, "largest norm of the gradient", within=(1e-6, 1e6))
-    ema: float = setting(0.99, "decay per step of the averaged weights, which are the ones kept; 0 is none", within=(0, 1))
+    ema: float = setting(
+        0.99, "decay per step of the averaged weights, which are the ones kept; 0 is none", within=(0, 1)
+    )
     patience: int = setting(0, "epochs without a better validation Dice before stopping, 0 is never", within=(0, 1e9))
     # the machine
     seed: int = setting(0, "of initial weights, order and augmentation", within=(0, 2**32 - 1))
@@ -133,7 +149,9 @@ class TrainConfig:
         """Rebuilds a stored configuration; an unknown key is an error, not a default in silence."""
         unknown = set(values) - {f.name for f in fields(cls)}
         if unknown:
-            raise ValueError(f"unknown setting {', '.join(sorted(unknown))}; there are {', '.join(f.name for f in fields(cls))}")
+            raise ValueError(
+                f"unknown setting {', '.join(sorted(unknown))}; there are {', '.join(f.name for f in fields(cls))}"
+            )
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
@@ -142,7 +160,11 @@ def code_version() -> str:
     clone = Path(__file__).parents[1]
     command = ["git", "-C", str(clone), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() if (clone / ".git").exists() else ""
+        return (
+            subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+            if (clone / ".git").exists()
+            else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return ""
 
@@ -170,8 +192,14 @@ def parse_header(text: str, path: str | Path, *, data: bytes | None = None, memb
         raise ValueError(f"{path}: its header is no JSON ({error})") from None
     if isinstance(header, dict) and "checksum" in header:
         checksum = str(header.pop("checksum"))
-        if data is not None and hashlib.sha256(data.replace(checksum.encode(errors="replace"), UNSEALED.encode(), 1)).hexdigest() != checksum:
-            raise ValueError(f"{path}: damaged or edited, as its checksum doesn't fit: train, or fetch the weights, again")
+        if (
+            data is not None
+            and hashlib.sha256(data.replace(checksum.encode(errors="replace"), UNSEALED.encode(), 1)).hexdigest()
+            != checksum
+        ):
+            raise ValueError(
+                f"{path}: damaged or edited, as its checksum doesn't fit: train, or fetch the weights, again"
+            )
     return check_header(header, path, members=members)
 
 
@@ -201,16 +229,21 @@ def check_header(header: object, path: str | Path, *, members: bool = False) -> 
     known = _CLASSIFIER if members else _UNET
     unknown = set(architecture) - set(known)
     if unknown:
-        raise ValueError(f"{path}: the header's architecture has {', '.join(map(repr, sorted(unknown)))}, which this version doesn't know")
+        raise ValueError(
+            f"{path}: the header's architecture has {', '.join(map(repr, sorted(unknown)))}, which this version doesn't know"
+        )
     for rules, values in ((known, architecture), (_SCREENER if members else _SEGMENTER, header)):
         for name in rules.keys() & values.keys():
             kind, holds = rules[name]
             if not holds(values[name]):
-                raise ValueError(f"{path}: {name} in the header is {kind}, not {values[name]!r:.60}: damaged or edited; train, or fetch the weights, again")
+                raise ValueError(
+                    f"{path}: {name} in the header is {kind}, not {values[name]!r:.60}: damaged or edited; train, or fetch the weights, again"
+                )
     heads, classes = header.get("heads") or [], architecture.get("classes", 1)
     if heads and len(heads) != classes:
         raise ValueError(f"{path}: the header names {len(heads)} heads, the network has {classes}")
     from .quality import check_fit
+
     try:
         check_fit(header.get("quality", {"why_not": ""}))
     except ValueError as error:
@@ -222,11 +255,17 @@ Rule = tuple[str, Callable[[object], bool]]  # in words, and whether a value kee
 
 
 def _whole(least: int, most: int) -> Rule:
-    return f"a whole number from {least} to {most}", lambda v: isinstance(v, int) and not isinstance(v, bool) and least <= v <= most
+    return (
+        f"a whole number from {least} to {most}",
+        lambda v: isinstance(v, int) and not isinstance(v, bool) and least <= v <= most,
+    )
 
 
 def _number(least: float, most: float) -> Rule:
-    return f"a number from {least:g} to {most:g}", lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and least <= v <= most
+    return (
+        f"a number from {least:g} to {most:g}",
+        lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and least <= v <= most,
+    )
 
 
 def _one_of(*choices: object) -> Rule:
@@ -234,8 +273,15 @@ def _one_of(*choices: object) -> Rule:
 
 
 def _names(least: int) -> Rule:
-    return (f"a list of {'one name or more' if least else 'names'}, each there once", lambda v: isinstance(v, list) and len(v) >= least
-            and all(isinstance(name, str) and name for name in v) and len(set(v)) == len(v))
+    return (
+        f"a list of {'one name or more' if least else 'names'}, each there once",
+        lambda v: (
+            isinstance(v, list)
+            and len(v) >= least
+            and all(isinstance(name, str) and name for name in v)
+            and len(set(v)) == len(v)
+        ),
+    )
 
 
 def _a(kind: type, name: str) -> Rule:
@@ -243,11 +289,37 @@ def _a(kind: type, name: str) -> Rule:
 
 
 _ENCODER = {"width": _whole(1, 1024), "depth": _whole(1, 8), "patch": _whole(1, 16)}
-_UNET = {**_ENCODER, "in_channels": _whole(1, 64), "classes": _whole(1, 64), "dims": _one_of(2, 3), "norm": _one_of("batch", "group", "instance"),
-         "up": _one_of("bilinear", "transposed"), "conv": _one_of("plain", "separable")}
+_UNET = {
+    **_ENCODER,
+    "in_channels": _whole(1, 64),
+    "classes": _whole(1, 64),
+    "dims": _one_of(2, 3),
+    "norm": _one_of("batch", "group", "instance"),
+    "up": _one_of("bilinear", "transposed"),
+    "conv": _one_of("plain", "separable"),
+}
 _CLASSIFIER = {**_ENCODER, "members": _whole(1, 64), "dropout": _number(0, 1)}
-_SEGMENTER = {"size": _whole(*SIDES), "sources": _names(1), "heads": _names(0), "normalisation": _one_of(NORMALISATION),
-           "parameters": _whole(1, 10**12), "validation": _a(dict, "an object"), "config": _a(dict, "an object"), "films": _a(dict, "an object"),
-           "licence": ("a text, or a list of texts", lambda v: isinstance(v, str) or (isinstance(v, list) and all(isinstance(t, str) for t in v))),
-           "command": _a(str, "a text"), "commit": _a(str, "a text"), "fingerprint": _a(str, "a text"), "built_in": _whole(0, 10**12)}
-_SCREENER = {"size": _whole(*SIDES), "arm": _one_of("whole", "crop", "masked", "blanked"), "temperature": _number(1e-3, 1e3), "threshold": _number(0, 1)}
+_SEGMENTER = {
+    "size": _whole(*SIDES),
+    "sources": _names(1),
+    "heads": _names(0),
+    "normalisation": _one_of(NORMALISATION),
+    "parameters": _whole(1, 10**12),
+    "validation": _a(dict, "an object"),
+    "config": _a(dict, "an object"),
+    "films": _a(dict, "an object"),
+    "licence": (
+        "a text, or a list of texts",
+        lambda v: isinstance(v, str) or (isinstance(v, list) and all(isinstance(t, str) for t in v)),
+    ),
+    "command": _a(str, "a text"),
+    "commit": _a(str, "a text"),
+    "fingerprint": _a(str, "a text"),
+    "built_in": _whole(0, 10**12),
+}
+_SCREENER = {
+    "size": _whole(*SIDES),
+    "arm": _one_of("whole", "crop", "masked", "blanked"),
+    "temperature": _number(1e-3, 1e3),
+    "threshold": _number(0, 1),
+}

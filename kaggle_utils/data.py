@@ -47,11 +47,14 @@ def read_manifest(root: str | Path) -> pd.DataFrame:
     root, path = Path(root), manifest_path(root)
     frame = parse_manifest(path, path)
     if "shard" in frame:
-        raise ValueError(f"{root} holds shards, which train alone reads: give the prepared folder that they were written from")
+        raise ValueError(
+            f"{root} holds shards, which train alone reads: give the prepared folder that they were written from"
+        )
     check_disjoint(frame)
     frame["image"] = [str(root / s / "image" / f"{n}.png") for s, n in zip(frame["split"], frame["name"])]
-    frame["mask"] = [str(root / s / "mask" / f"{n}.png") if s != "unlabelled" else ""
-                     for s, n in zip(frame["split"], frame["name"])]
+    frame["mask"] = [
+        str(root / s / "mask" / f"{n}.png") if s != "unlabelled" else "" for s, n in zip(frame["split"], frame["name"])
+    ]
     gone = next((p for p in [*frame["image"], *filter(None, frame["mask"])] if not Path(p).exists()), None)
     if gone:
         raise FileNotFoundError(f"{gone} is in {path} but not on the disk: run prep again")
@@ -70,8 +73,12 @@ def parse_manifest(file: str | Path | BinaryIO, path: str | Path) -> pd.DataFram
     """
     try:
         frame = read_csv(file)
-    except ValueError as error:  # among them what pandas and the decoder say of a file that is no text, or has no columns
-        raise ValueError(f"{path}: not a table as prep writes it ({' '.join(str(error).split())}): run prep again") from None
+    except (
+        ValueError
+    ) as error:  # among them what pandas and the decoder say of a file that is no text, or has no columns
+        raise ValueError(
+            f"{path}: not a table as prep writes it ({' '.join(str(error).split())}): run prep again"
+        ) from None
     missing = {"name", "source", "split", "tb", "pixels"} - set(frame)
     if missing:
         raise ValueError(f"{path}: no column {', '.join(sorted(missing))}; it was not written by this version's prep")
@@ -80,8 +87,10 @@ def parse_manifest(file: str | Path | BinaryIO, path: str | Path) -> pd.DataFram
         raise ValueError(f"{path}: line {empty.index[0] + 2} has no source or no pixels: run prep again")
     wrong = frame[frame["name"].isna() | ~frame["split"].isin(_SPLITS)]
     if len(wrong):
-        raise ValueError(f"{path}: line {wrong.index[0] + 2} has the name {wrong['name'].iloc[0]!r} and the split {wrong['split'].iloc[0]!r}, which is one "
-                         f"of {', '.join(_SPLITS)}: run prep again")
+        raise ValueError(
+            f"{path}: line {wrong.index[0] + 2} has the name {wrong['name'].iloc[0]!r} and the split {wrong['split'].iloc[0]!r}, which is one "
+            f"of {', '.join(_SPLITS)}: run prep again"
+        )
     return frame
 
 
@@ -101,7 +110,9 @@ def read_pair(image: str | Path, mask: str | Path) -> tuple[np.ndarray, np.ndarr
     """
     film, lungs = read_image(image), read_mask(mask)
     if film.shape != lungs.shape:
-        raise ValueError(f"{mask}: the mask is {lungs.shape} and the film {film.shape}, not as prep writes them: run prep again")
+        raise ValueError(
+            f"{mask}: the mask is {lungs.shape} and the film {film.shape}, not as prep writes them: run prep again"
+        )
     if min(film.shape) < PREPARED_SIDES[0]:
         raise ValueError(f"{image}: {film.shape[1]}×{film.shape[0]} px, not as prep writes films: run prep again")
     if not 0 < lungs.mean() <= MOST_LUNG:
@@ -140,8 +151,16 @@ def augmentation(preset: str) -> A.Compose:
     import albumentations as A  # takes a second, and prediction needs none of it
 
     def affine(scale: float, shift: float, turn: float, p: float) -> A.Affine:
-        return A.Affine(scale=(1 - scale, 1 + scale), translate_percent=(-shift, shift), rotate=(-turn, turn),
-                        keep_ratio=False, border_mode=cv2.BORDER_CONSTANT, fill=0, fill_mask=0, p=p)
+        return A.Affine(
+            scale=(1 - scale, 1 + scale),
+            translate_percent=(-shift, shift),
+            rotate=(-turn, turn),
+            keep_ratio=False,
+            border_mode=cv2.BORDER_CONSTANT,
+            fill=0,
+            fill_mask=0,
+            p=p,
+        )
 
     steps = {
         "none": [],
@@ -159,8 +178,13 @@ def augmentation(preset: str) -> A.Compose:
             A.RandomGamma((50, 200), p=0.5),
             A.OneOf([A.GaussianBlur((3, 5)), A.Sharpen(alpha=(0.2, 0.6)), A.CLAHE(clip_limit=(1, 4))], p=0.3),
             A.GaussNoise(std_range=(0.01, 0.06), p=0.2),
-            A.CoarseDropout(num_holes_range=(1, 4), hole_height_range=(0.03, 0.15), hole_width_range=(0.03, 0.15),
-                            fill="random_uniform", p=0.25),
+            A.CoarseDropout(
+                num_holes_range=(1, 4),
+                hole_height_range=(0.03, 0.15),
+                hole_width_range=(0.03, 0.15),
+                fill="random_uniform",
+                p=0.25,
+            ),
         ],
         "tb": [  # brightness and contrast are left alone: the lungs' own levels are normalised away
             A.HorizontalFlip(p=0.5),
@@ -168,7 +192,9 @@ def augmentation(preset: str) -> A.Compose:
             A.RandomGamma((60, 170), p=0.6),
             A.OneOf([A.GaussianBlur((3, 5)), A.Sharpen(alpha=(0.1, 0.4)), A.CLAHE(clip_limit=(1, 3))], p=0.3),
             A.GaussNoise(std_range=(0.01, 0.05), p=0.25),
-            A.CoarseDropout(num_holes_range=(1, 3), hole_height_range=(0.04, 0.12), hole_width_range=(0.04, 0.12), fill=0, p=0.2),
+            A.CoarseDropout(
+                num_holes_range=(1, 3), hole_height_range=(0.04, 0.12), hole_width_range=(0.04, 0.12), fill=0, p=0.2
+            ),
         ],
     }
     if preset not in steps:
@@ -196,9 +222,12 @@ class LungDataset(Dataset):
         if frame.empty:
             raise ValueError("no film to load: the choice of split and source left nothing of the manifest")
         if (frame["mask"] == "").any():
-            raise ValueError(f"{frame['name'][frame['mask'] == ''].iloc[0]} has no mask: choose a split other than unlabelled")
+            raise ValueError(
+                f"{frame['name'][frame['mask'] == ''].iloc[0]} has no mask: choose a split other than unlabelled"
+            )
         self.frame, self.size, self.seed = frame.reset_index(drop=True), size, seed
         self.augment = augmentation(augment) if augment != "none" else None
+
         def read(image: str, mask: str) -> tuple[np.ndarray, np.ndarray]:
             pair = read_pair(image, mask)
             return resize_image(pair[0], size), resize_mask(pair[1], size)
@@ -218,12 +247,25 @@ class LungDataset(Dataset):
         if key is None:
             return {**self[0], "name": ""}
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        return make_item(self.images[index], self.masks[index], self.frame["name"][index], self.frame["source"][index],
-                         augment=self.augment, seed=(self.seed, epoch, index))
+        return make_item(
+            self.images[index],
+            self.masks[index],
+            self.frame["name"][index],
+            self.frame["source"][index],
+            augment=self.augment,
+            seed=(self.seed, epoch, index),
+        )
 
 
-def make_item(image: np.ndarray, mask: np.ndarray, name: str, source: str, *, augment: A.Compose | None = None,
-              seed: tuple[int, int, int] = (0, 0, 0)) -> dict[str, object]:
+def make_item(
+    image: np.ndarray,
+    mask: np.ndarray,
+    name: str,
+    source: str,
+    *,
+    augment: A.Compose | None = None,
+    seed: tuple[int, int, int] = (0, 0, 0),
+) -> dict[str, object]:
     """A film and its mask as training takes them: image and mask ``float32 (1, H, W)``, name and source.
 
     Args:
@@ -238,7 +280,12 @@ def make_item(image: np.ndarray, mask: np.ndarray, name: str, source: str, *, au
         augment.set_random_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         moved = augment(image=image, mask=mask)
         image, mask = moved["image"], moved["mask"]
-    return {"image": normalise(torch.from_numpy(image[None])), "mask": torch.from_numpy(mask[None]).float(), "name": name, "source": source}
+    return {
+        "image": normalise(torch.from_numpy(image[None])),
+        "mask": torch.from_numpy(mask[None]).float(),
+        "name": name,
+        "source": source,
+    }
 
 
 class EpochSampler(Sampler):
@@ -268,8 +315,15 @@ def make_loader(dataset: LungDataset, batch: int, *, shuffle: bool = False, work
         workers: processes beside the main one. 0 is right on a CPU, where they would only take cores from training.
     """
     sampler = EpochSampler(len(dataset), dataset.seed, batch) if shuffle else share(range(len(dataset)))
-    return DataLoader(dataset, batch_share(batch), sampler=sampler, num_workers=workers, persistent_workers=workers > 0,
-                      pin_memory=torch.cuda.is_available(), worker_init_fn=_one_thread)
+    return DataLoader(
+        dataset,
+        batch_share(batch),
+        sampler=sampler,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_one_thread,
+    )
 
 
 def check_batch(batch: dict) -> None:
@@ -281,7 +335,9 @@ def check_batch(batch: dict) -> None:
     """
     images, masks = batch["image"], batch["mask"]
     if images.shape != masks.shape or images.ndim != 4:
-        raise ValueError(f"images are {tuple(images.shape)} and masks {tuple(masks.shape)}; both should be (B, 1, H, W)")
+        raise ValueError(
+            f"images are {tuple(images.shape)} and masks {tuple(masks.shape)}; both should be (B, 1, H, W)"
+        )
     values = masks.unique().tolist()
     if not set(values) <= {0.0, 1.0}:
         raise ValueError(f"masks hold {values[:5]}, they should hold 0 and 1: read them with image.read_mask")
@@ -289,8 +345,10 @@ def check_batch(batch: dict) -> None:
         raise ValueError(f"films go from {images.min():g} to {images.max():g}: pass them through data.normalise")
     share = masks.mean().item()
     if not 0.02 < share < 0.7:
-        raise ValueError(f"lungs cover {share:.1%} of the films, a chest film has 15-40 %: are the masks inverted, empty "
-                         f"or paired with the wrong films? ({', '.join(batch['name'][:3])} ...)")
+        raise ValueError(
+            f"lungs cover {share:.1%} of the films, a chest film has 15-40 %: are the masks inverted, empty "
+            f"or paired with the wrong films? ({', '.join(batch['name'][:3])} ...)"
+        )
 
 
 def _one_thread(worker: int) -> None:

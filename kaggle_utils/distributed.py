@@ -31,7 +31,13 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-_LOST = ("gloo", "NCCL", "caused pair closure", "closed by peer", "reset by peer")  # in what PyTorch says, which has no type of its own
+_LOST = (
+    "gloo",
+    "NCCL",
+    "caused pair closure",
+    "closed by peer",
+    "reset by peer",
+)  # in what PyTorch says, which has no type of its own
 LONGEST_WAIT = timedelta(minutes=5)  # for a process that hangs, or whose machine is lost; the others then fail too
 LOADING_WAIT = timedelta(hours=2)  # for the process whose disk is the slowest, before training starts
 
@@ -67,23 +73,31 @@ def processes(device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         if device.index is not None:
-            raise ValueError(f"{device} is one GPU and there are {world_size()} processes: choose device auto, cuda or cpu")
+            raise ValueError(
+                f"{device} is one GPU and there are {world_size()} processes: choose device auto, cuda or cpu"
+            )
         if machine_size() > torch.cuda.device_count():
-            raise ValueError(f"{machine_size()} processes and {torch.cuda.device_count()} GPUs on this machine: "
-                             f"choose --nproc-per-node {torch.cuda.device_count()}, or device cpu")
+            raise ValueError(
+                f"{machine_size()} processes and {torch.cuda.device_count()} GPUs on this machine: "
+                f"choose --nproc-per-node {torch.cuda.device_count()}, or device cpu"
+            )
         torch.cuda.set_device(_from_torchrun("LOCAL_RANK", 0))
     global _loading
     try:  # gloo for numbers of Python too: they meet without waiting for what the GPU still computes
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
         _loading = dist.new_group(backend="gloo", timeout=LOADING_WAIT)
     except RuntimeError as error:
-        raise ConnectionError("the processes don't reach each other; between machines, name the network that connects them, on each of them: "
-                              f"GLOO_SOCKET_IFNAME=eth0 torchrun … (`ip addr` lists them). {error}") from error
+        raise ConnectionError(
+            "the processes don't reach each other; between machines, name the network that connects them, on each of them: "
+            f"GLOO_SOCKET_IFNAME=eth0 torchrun … (`ip addr` lists them). {error}"
+        ) from error
     try:
         yield
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or any(words in str(error) for words in _LOST):
-            raise ConnectionError(f"another process doesn't answer any more; the same command with --resume goes on with what is saved. {error}") from error
+            raise ConnectionError(
+                f"another process doesn't answer any more; the same command with --resume goes on with what is saved. {error}"
+            ) from error
         raise
     dist.destroy_process_group()  # not after an error: this could wait for processes that wait for this one
 
@@ -99,7 +113,7 @@ _loading: dist.ProcessGroup | None = None  # of all processes, as they were join
 
 def share(items: Sequence) -> Sequence:
     """This process's items: of n processes each has every n-th."""
-    return items[_from_torchrun("RANK", 0)::world_size()]
+    return items[_from_torchrun("RANK", 0) :: world_size()]
 
 
 def batch_share(batch: int) -> int:
@@ -109,13 +123,15 @@ def batch_share(batch: int) -> int:
         ValueError: there are more processes than films.
     """
     if batch < world_size():
-        raise ValueError(f"a batch of {batch} is too small for {world_size()} processes: choose a larger --batch or fewer processes")
+        raise ValueError(
+            f"a batch of {batch} is too small for {world_size()} processes: choose a larger --batch or fewer processes"
+        )
     return len(share(range(batch)))
 
 
 def share_of_batches(items: Sequence, batch: int) -> list:
     """This process's items of every batch, one after the other; a None where the last, smaller batch has none for it."""
-    return [item for start in range(0, len(items), batch) for item in share(items[start:start + batch]) or [None]]
+    return [item for start in range(0, len(items), batch) for item in share(items[start : start + batch]) or [None]]
 
 
 def sums(*numbers: float) -> list[float]:
@@ -145,8 +161,10 @@ def check_alike(facts: dict[str, object]) -> None:
     """Raises ValueError if a fact is another one in another process: they'd train different models, or wait for ever."""
     first, *others = gather([facts])
     for name, other in ((name, other) for other in others for name in first if other[name] != first[name]):
-        raise ValueError(f"the processes differ in {name} ({first[name]} and {other[name]}): start all with the same command, "
-                         "data and run on a disk that all machines see")
+        raise ValueError(
+            f"the processes differ in {name} ({first[name]} and {other[name]}): start all with the same command, "
+            "data and run on a disk that all machines see"
+        )
 
 
 def share_statistics(model: nn.Module, device: torch.device) -> nn.Module:
@@ -194,8 +212,9 @@ def launch(*options: object) -> None:
     """
     library = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     command = launch_command(*options)
-    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": library}, text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT) as process:
+    with subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": library}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
         for line in process.stdout:
             print(line, end="", flush=True)
     if process.returncode:

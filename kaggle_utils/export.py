@@ -45,8 +45,10 @@ def export_onnx(weights: str | Path, out: str | Path) -> None:
     graph = to_onnx(model)
     difference = _difference(model, graph)
     if not difference <= TOLERANCE:  # nor is NaN
-        raise ValueError(f"{weights}: the ONNX graph's logits are up to {difference:.1e} away from PyTorch's, more than "
-                         f"{TOLERANCE:.0e}; {out} was not written")
+        raise ValueError(
+            f"{weights}: the ONNX graph's logits are up to {difference:.1e} away from PyTorch's, more than "
+            f"{TOLERANCE:.0e}; {out} was not written"
+        )
     onnx = _extra("onnx")
     proto = onnx.load_model_from_string(graph)
     onnx.helper.set_model_props(proto, {FORMAT: json.dumps({**header, "checksum": UNSEALED})})
@@ -79,8 +81,15 @@ def to_onnx(model: nn.Module, shape: tuple[int, ...] = TRACED_SHAPE) -> bytes:
         # That Python's branches are traced as constants is what export_onnx checks. The exporter that replaces this one
         # takes seconds instead of tenths of a second, and fails on batch normalisation in PyTorch 2.6.
         warnings.simplefilter("ignore")
-        torch.onnx.export(model, (torch.zeros(shape),), graph, dynamo=False, input_names=["films"], output_names=["logits"],
-                          dynamic_axes={"films": dynamic, "logits": dynamic})
+        torch.onnx.export(
+            model,
+            (torch.zeros(shape),),
+            graph,
+            dynamo=False,
+            input_names=["films"],
+            output_names=["logits"],
+            dynamic_axes={"films": dynamic, "logits": dynamic},
+        )
     return graph.getvalue()
 
 
@@ -96,6 +105,7 @@ def read_onnx_header(path: str | Path) -> dict[str, object]:
         raise FileNotFoundError(f"{path}: no such ONNX file")
     onnx = _extra("onnx")
     from google.protobuf.message import DecodeError  # comes with onnx
+
     try:
         proto = onnx.load(path)
         metadata = {entry.key: entry.value for entry in proto.metadata_props}
@@ -133,9 +143,14 @@ def open_graph(graph: bytes, backend: str, *, bf16: bool = False) -> Callable[[t
         session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         return lambda films: torch.from_numpy(session.run(None, {"films": films.numpy()})[0])
     if backend == "openvino":
-        sys.modules.setdefault("openvino_telemetry", None)  # else the import alone reports to the vendor over the network
+        sys.modules.setdefault(
+            "openvino_telemetry", None
+        )  # else the import alone reports to the vendor over the network
         core = _extra("openvino").Core()
-        settings = {"INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        settings = {
+            "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        }
         network = core.compile_model(core.read_model(graph), "CPU", settings)
         return lambda films: torch.from_numpy(network(films.numpy())[0])
     raise ValueError(f"backend is torch, onnxruntime or openvino, not {backend!r}")

@@ -31,7 +31,9 @@ LOCK = ".unet-lung.lock"  # how the name of a lock's file ends; each is hidden, 
 FULL = (ENOSPC, EDQUOT, EFBIG)  # errors that writing raises where there is no room, without a file's name
 DEAD_SECONDS = 600  # a file is written from memory, in seconds
 _PART = re.compile(r"\..+\.[0-9a-f]{8}\.part", re.DOTALL)  # as write_bytes names what isn't whole
-_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # controls, ends of lines, bytes that are not UTF-8
+_UNSEEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
+)  # controls, ends of lines, bytes that are not UTF-8
 _KEYS = ("film", "name", "settings", "stamp", "outputs", "found")  # of a line
 
 
@@ -43,9 +45,13 @@ def manifest_path(root: str | Path) -> Path:
     """
     path = Path(root) / "manifest.csv"
     if Path(root).is_file():
-        raise NotADirectoryError(f"{printable(root)}: a file; expected the folder that `python -m kaggle_utils prep` wrote")
+        raise NotADirectoryError(
+            f"{printable(root)}: a file; expected the folder that `python -m kaggle_utils prep` wrote"
+        )
     if not path.is_file():
-        raise FileNotFoundError(f"{printable(path)} is not there: make it with `python -m kaggle_utils prep --input DIR --out {printable(root)}`")
+        raise FileNotFoundError(
+            f"{printable(path)} is not there: make it with `python -m kaggle_utils prep --input DIR --out {printable(root)}`"
+        )
     return path
 
 
@@ -59,7 +65,9 @@ def check_weights(path: str | Path) -> None:
 def check_input(folder: str | Path) -> None:
     """Raises OSError where there is no folder to read."""
     if not Path(folder).is_dir():
-        raise FileNotFoundError(f"{printable(folder)}: {'a file; expected a folder' if Path(folder).exists() else 'no such folder'}")
+        raise FileNotFoundError(
+            f"{printable(folder)}: {'a file; expected a folder' if Path(folder).exists() else 'no such folder'}"
+        )
 
 
 def check_out(folder: str | Path) -> None:
@@ -92,7 +100,9 @@ def start_results(out: Path, table: str, columns: Collection[str], folders: Coll
     ours = (out / table).exists() and _is_table(out / table, list(columns)[:2])
     foreign = next((out / name for name in (table, *folders) if not ours and _holds_something(out / name)), None)
     if foreign:
-        raise ValueError(f"{printable(foreign)}: not of an earlier run, and results would replace it: choose another folder to write")
+        raise ValueError(
+            f"{printable(foreign)}: not of an earlier run, and results would replace it: choose another folder to write"
+        )
     for name in ("", *folders):
         (out / name).mkdir(parents=True, exist_ok=True)
     if not ours:
@@ -102,7 +112,9 @@ def start_results(out: Path, table: str, columns: Collection[str], folders: Coll
 def check_table(path: str | Path, columns: Collection[str]) -> None:
     """Raises ValueError where there is a file that doesn't begin with these columns: a command would replace what it didn't write."""
     if Path(path).exists() and not _is_table(Path(path), columns):
-        raise ValueError(f"{printable(path)}: it is there, and no table that begins with {', '.join(columns)}: choose another file to write")
+        raise ValueError(
+            f"{printable(path)}: it is there, and no table that begins with {', '.join(columns)}: choose another file to write"
+        )
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -141,7 +153,9 @@ def is_below(path: str | Path, folder: str | Path) -> bool:
 def check_ours(folder: str | Path, marker: str) -> None:
     """Raises ValueError where a folder holds something, but not the file that its command would have written there."""
     if _holds_something(Path(folder)) and not (Path(folder) / marker).exists():
-        raise ValueError(f"{printable(folder)}: it holds something else, as there is no {marker}: choose another folder to write")
+        raise ValueError(
+            f"{printable(folder)}: it holds something else, as there is no {marker}: choose another folder to write"
+        )
 
 
 @contextmanager
@@ -182,6 +196,7 @@ def name_key(name: str) -> str:
 
 def printable(text: object) -> str:
     r"""A path or a message in one line of valid text: a control character is ``\n``, a byte that is not UTF-8 is ``\xf6``."""
+
     def escape(found: re.Match) -> str:
         code = ord(found[0])
         return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else found[0].encode("unicode_escape").decode()
@@ -215,7 +230,9 @@ def _take(lock: Path, what: str, wait: bool) -> int | None:
                 log.warning("%s: waiting for it", said)
             time.sleep(0.2)
         except OSError as error:
-            log.warning("%s: can't be locked (%s): let no other run write there", printable(lock.parent), error.strerror)
+            log.warning(
+                "%s: can't be locked (%s): let no other run write there", printable(lock.parent), error.strerror
+            )
             return None
         finally:
             if file not in _LOCKS:
@@ -268,7 +285,11 @@ def _is_table(path: Path, columns: Collection[str]) -> bool:
 
 def _holds_something(path: Path) -> bool:
     """A file that isn't hidden, the path itself or anywhere below it."""
-    return any(each.is_file() and not each.name.startswith(".") for each in path.rglob("*")) if path.is_dir() else path.exists()
+    return (
+        any(each.is_file() and not each.name.startswith(".") for each in path.rglob("*"))
+        if path.is_dir()
+        else path.exists()
+    )
 
 
 class Journal:
@@ -290,8 +311,10 @@ class Journal:
         for name, film in films.items():
             line = self._lines.get(name_key(name))
             if line and line["film"] != os.path.abspath(film) and line["stamp"] != _stamp(film):  # nor was it moved
-                raise ValueError(f"{printable(path.parent)}: results of {printable(line['film'])} are there, which those of "
-                                 f"{printable(film)} would replace: choose another folder to write")
+                raise ValueError(
+                    f"{printable(path.parent)}: results of {printable(line['film'])} are there, which those of "
+                    f"{printable(film)} would replace: choose another folder to write"
+                )
         # Written anew: a kill may have cut the last line, and the next one would be appended to the stump.
         write_bytes(path, "".join(json.dumps(line) + "\n" for line in self._lines.values()).encode())
 

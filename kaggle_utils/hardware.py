@@ -23,7 +23,9 @@ def choose_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         device = None
-    if device is None or device.type not in ("cpu", "cuda", "mps") or device.type != "cuda" and device.index:  # others are not tried here
+    if (
+        device is None or device.type not in ("cpu", "cuda", "mps") or device.type != "cuda" and device.index
+    ):  # others are not tried here
         raise ValueError(f"device is auto, cpu, cuda, cuda:N or mps, not {name!r}")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError("no mps here, which is a Mac's GPU: choose device auto or cpu")

@@ -27,8 +27,8 @@ from .dicom.read import Film, Lie, dicom_bytes, listed, read_dicom  # noqa: F401
 from .dicom.tags import import_pydicom, read_tags  # noqa: F401
 from .files import write_bytes
 from .pictures.complaints import DAMAGED
-from .pictures.gray import to_8_bits
 from .pictures.decode import JSRT_BYTES, JSRT_SIDE, decode, unpack
+from .pictures.gray import to_8_bits
 
 # OpenCV logs to stderr what read_image says in one line with the file's name. 4.12 has the first of these names, later ones the other.
 (cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel)(0)
@@ -81,7 +81,11 @@ def read_film(path: str | Path, *, data: bytes | None = None) -> Film:
         _check_bytes(len(data))
         film = read_dicom(data) if is_dicom(data[:HEAD]) else _read_picture(data)
     border = constant_border(film.image)
-    return replace(film, notes=(*film.notes, "constant border: {} top, {} bottom, {} left, {} right".format(*border))) if any(border) else film
+    return (
+        replace(film, notes=(*film.notes, "constant border: {} top, {} bottom, {} left, {} right".format(*border)))
+        if any(border)
+        else film
+    )
 
 
 def from_array(array: np.ndarray) -> Film:
@@ -92,8 +96,10 @@ def from_array(array: np.ndarray) -> Film:
     """
     gray = np.squeeze(array)
     if gray.dtype.kind not in "uif" or gray.ndim not in (2, 3) or (gray.ndim == 3 and gray.shape[2] not in (3, 4)):
-        raise ValueError(f"an array of {array.dtype} {array.shape}: expected gray (H, W), or RGB or RGBA (H, W, C); "
-                         "several films are given as a list")
+        raise ValueError(
+            f"an array of {array.dtype} {array.shape}: expected gray (H, W), or RGB or RGBA (H, W, C); "
+            "several films are given as a list"
+        )
     check_size(*gray.shape[:2])
     if gray.ndim == 2:
         return Film(to_8_bits(_to_gray(gray)))
@@ -159,6 +165,7 @@ def room(size: int) -> Iterator[None]:
 
 def constant_border(image: np.ndarray) -> tuple[int, int, int, int]:
     """How many rows and columns of one gray level a film begins and ends with: top, bottom, left, right, in px."""
+
     def count(lines) -> int:
         return next((n for n, line in enumerate(lines) if line.min() != line.max()), 0)
 
@@ -200,7 +207,9 @@ def to_mask(gray: np.ndarray) -> np.ndarray:
     labels = [*_labels_between(gray, bottom, top), top]
     if len(labels) > 2:
         names = ", ".join(f"{label:g}" for label in labels)
-        raise ValueError(f"a label map of {len(labels)} labels ({names}): which are lungs can't be told, write them alone")
+        raise ValueError(
+            f"a label map of {len(labels)} labels ({names}): which are lungs can't be told, write them alone"
+        )
     return (gray > (bottom + labels[0]) / 2).astype(np.uint8)
 
 
@@ -292,8 +301,10 @@ def check_mask(mask: np.ndarray) -> None:
     if mask.ndim != 2:
         raise ValueError(f"a mask is (H, W), this one is {mask.shape}")
     if mask.dtype.kind not in "bui" or (mask.size and (mask.min() < 0 or mask.max() > 1)):
-        raise ValueError(f"a mask holds whole 0 and 1, this one is {mask.dtype} from {mask.min()} to {mask.max()}: "
-                         "read it with read_mask, or threshold it")
+        raise ValueError(
+            f"a mask holds whole 0 and 1, this one is {mask.dtype} from {mask.min()} to {mask.max()}: "
+            "read it with read_mask, or threshold it"
+        )
 
 
 @contextmanager
@@ -349,6 +360,7 @@ def _to_gray(pixels: np.ndarray) -> np.ndarray:
 
 def _labels_between(gray: np.ndarray, bottom: float, top: float) -> list[float]:
     """Grays between the lowest and the highest that fill an area."""
+
     def area(level: float) -> np.ndarray:
         return (gray == level).astype(np.uint8)
 

@@ -22,8 +22,17 @@ import numpy as np
 
 from .files import printable
 from .image import FINISHED_BYTES, MOST_BYTES, film_bytes, from_array, read_film, resize_image, resize_prob
-from .quality import (NO_CHEST, Checked, Quality, check_film, check_height, check_lungs, estimate_quality, split_lungs,
-                      why_no_estimate)
+from .quality import (
+    NO_CHEST,
+    Checked,
+    Quality,
+    check_film,
+    check_height,
+    check_lungs,
+    estimate_quality,
+    split_lungs,
+    why_no_estimate,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -128,12 +137,24 @@ class Segmented:
     def row(self) -> dict[str, Any]:
         """What ``predictions.csv`` says of it, without the paths of what was written."""
         height, width = self.film.image.shape
-        said = {"error": "", "height": height, "width": width, "lung_px": int(self.upright.sum()),
-                "lung_share": round(float(self.upright.mean()), 4)}
+        said = {
+            "error": "",
+            "height": height,
+            "width": width,
+            "lung_px": int(self.upright.sum()),
+            "lung_share": round(float(self.upright.mean()), 4),
+        }
         if self.quality is None:
             return _row(self, said | {"flag": "", "reasons": ""})
-        return _row(self, said | {"quality": round(self.quality.estimate, 3), "flag": self.quality.flag,
-                                  "reasons": "; ".join(self.quality.reasons)})
+        return _row(
+            self,
+            said
+            | {
+                "quality": round(self.quality.estimate, 3),
+                "flag": self.quality.flag,
+                "reasons": "; ".join(self.quality.reasons),
+            },
+        )
 
 
 def _row(result: Segmented | Unsegmented, said: dict[str, Any]) -> dict[str, Any]:
@@ -160,37 +181,59 @@ class LungSegmenter:
         ImportError: the backend is not installed.
     """
 
-    def __init__(self, weights: str | Path | None = None, *, device: str = "auto", flip: bool = False, clean: bool = True,
-                 threshold: float = 0.5, backend: str = "torch", head: str | None = None):
+    def __init__(
+        self,
+        weights: str | Path | None = None,
+        *,
+        device: str = "auto",
+        flip: bool = False,
+        clean: bool = True,
+        threshold: float = 0.5,
+        backend: str = "torch",
+        head: str | None = None,
+    ):
         import torch
 
         from .export import read_onnx_header
         from .hardware import choose_device, choose_precision, keep_memory
         from .model import read_header
+
         path = Path(weights or DEFAULT_WEIGHTS)
         if weights is None and not path.exists():
-            raise FileNotFoundError(f"{path} is not there: train one (`python -m kaggle_utils train`) and name it with --weights")
-        self.version = hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""  # told apart by their content
+            raise FileNotFoundError(
+                f"{path} is not there: train one (`python -m kaggle_utils train`) and name it with --weights"
+            )
+        self.version = (
+            hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""
+        )  # told apart by their content
         self.header = read_onnx_header(path) if path.suffix == ".onnx" else read_header(path)
         missing = {"size", "sources"} - set(self.header)
         if missing:
-            raise ValueError(f"{path}: no {' and no '.join(sorted(missing))} in the header, so films can't be given to it as in training")
+            raise ValueError(
+                f"{path}: no {' and no '.join(sorted(missing))} in the header, so films can't be given to it as in training"
+            )
         films, architecture = {"in_channels": 1, "dims": 2}, self.header["architecture"]
         other = {name: value for name, value in architecture.items() if films.get(name, value) != value}
         if other:
-            raise ValueError(f"{path}: a network of {' and '.join(f'{name} {value}' for name, value in other.items())}, not one for films")
+            raise ValueError(
+                f"{path}: a network of {' and '.join(f'{name} {value}' for name, value in other.items())}, not one for films"
+            )
         self.quality = self.header.get("quality")  # the fit that quality.estimate_quality takes
         self.size = self.header["size"]  # px, the side of the square that the network was trained on
         self.device = choose_device("cpu" if device == "auto" and backend != "torch" else device)
         if self.device.type == "cpu":
             keep_memory()
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(choose_precision(self.device))
-        self.model = _open_network(path, backend, self.device, bf16=self.dtype == torch.bfloat16, classes=architecture.get("classes", 1))
+        self.model = _open_network(
+            path, backend, self.device, bf16=self.dtype == torch.bfloat16, classes=architecture.get("classes", 1)
+        )
         self.flip, self.clean, self.threshold = flip, clean, threshold
         self.heads = self.header.get("heads") or [""]
         self.head = head or self.heads[0]
         if self.head not in self.heads:
-            raise ValueError(f"{path}: no head {head!r}, it has {', '.join(filter(None, self.heads)) or 'a single one'}")
+            raise ValueError(
+                f"{path}: no head {head!r}, it has {', '.join(filter(None, self.heads)) or 'a single one'}"
+            )
 
     def __call__(self, films: str | Path | np.ndarray | Sequence) -> Segmented | list[Segmented | Unsegmented]:
         """Masks of films, from files or arrays.
@@ -213,7 +256,13 @@ class LungSegmenter:
     @property
     def settings(self) -> dict[str, object]:
         """What decides the masks of a film."""
-        return {"weights": self.version, "head": self.head, "flip": self.flip, "clean": self.clean, "threshold": self.threshold}
+        return {
+            "weights": self.version,
+            "head": self.head,
+            "flip": self.flip,
+            "clean": self.clean,
+            "threshold": self.threshold,
+        }
 
     def probabilities(self, films: list[np.ndarray], heads: Sequence[str] | None = None) -> np.ndarray:
         """Probability of lung at the network's own size.
@@ -228,6 +277,7 @@ class LungSegmenter:
         import torch
 
         from .data import normalise
+
         batch = np.stack([resize_image(film, self.size) for film in films])[:, None]
         images = normalise(torch.from_numpy(batch).to(self.device)).contiguous(memory_format=torch.channels_last)
         with torch.inference_mode(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
@@ -253,8 +303,14 @@ class LungSegmenter:
         return finish_mask(prob, shape, threshold=self.threshold, clean=self.clean)
 
 
-def segment_films(films: Iterable[str | Path | bytes | np.ndarray], segmenter: LungSegmenter, *, names: Iterable[str] | None = None,
-                  batch: int = 8, force: bool = False) -> Iterator[Segmented | Unsegmented]:
+def segment_films(
+    films: Iterable[str | Path | bytes | np.ndarray],
+    segmenter: LungSegmenter,
+    *,
+    names: Iterable[str] | None = None,
+    batch: int = 8,
+    force: bool = False,
+) -> Iterator[Segmented | Unsegmented]:
     """One result a film, in order; never raises for what is in a film. The next ones are read while the network works.
 
     Args:
@@ -271,8 +327,14 @@ def segment_films(films: Iterable[str | Path | bytes | np.ndarray], segmenter: L
             yield from results
 
 
-def segment_batches(films: Iterable[tuple[str | Path | bytes | np.ndarray, str]], segmenter: LungSegmenter, pool: Executor, *, batch: int = 8,
-                    force: bool = False) -> Iterator[list[Segmented | Unsegmented]]:
+def segment_batches(
+    films: Iterable[tuple[str | Path | bytes | np.ndarray, str]],
+    segmenter: LungSegmenter,
+    pool: Executor,
+    *,
+    batch: int = 8,
+    force: bool = False,
+) -> Iterator[list[Segmented | Unsegmented]]:
     """:func:`segment_films` in batches, for those who go on working with several at once.
 
     Args:
@@ -283,11 +345,16 @@ def segment_batches(films: Iterable[tuple[str | Path | bytes | np.ndarray, str]]
     for read in read_ahead(films, pool, batch, force=force):
         good = [film for film in read if isinstance(film, CheckedFilm)]
         probs = iter(segmenter.probabilities([film.checked.image for film in good])) if good else iter(())
-        jobs = [pool.submit(segment, film, next(probs), segmenter, force=force) if isinstance(film, CheckedFilm) else film for film in read]
+        jobs = [
+            pool.submit(segment, film, next(probs), segmenter, force=force) if isinstance(film, CheckedFilm) else film
+            for film in read
+        ]
         yield [job if isinstance(job, Unsegmented) else job.result() for job in jobs]
 
 
-def read_checked(film: str | Path | bytes | np.ndarray, name: str, *, force: bool = False, data: bytes | None = None) -> CheckedFilm | Unsegmented:
+def read_checked(
+    film: str | Path | bytes | np.ndarray, name: str, *, force: bool = False, data: bytes | None = None
+) -> CheckedFilm | Unsegmented:
     """A film of any file, checked before it is segmented; never raises for what is in the file.
 
     Args:
@@ -305,13 +372,23 @@ def read_checked(film: str | Path | bytes | np.ndarray, name: str, *, force: boo
         return Unsegmented(name, path, str(error))
     checked = check_film(found.image, found.colour, found.lie)
     if checked.problems and not force:
-        return Unsegmented(name, path, f"{path}: refused: {'; '.join(checked.problems)}", found.image.shape, found.notes + checked.notes)
-    spacing = found.spacing_mm and found.spacing_mm[::-1 if checked.turned % 180 else 1]
+        return Unsegmented(
+            name,
+            path,
+            f"{path}: refused: {'; '.join(checked.problems)}",
+            found.image.shape,
+            found.notes + checked.notes,
+        )
+    spacing = found.spacing_mm and found.spacing_mm[:: -1 if checked.turned % 180 else 1]
     # No colours: many films wait in memory.
-    return CheckedFilm(name, path, found.image, checked, spacing, found.notes + checked.problems + checked.notes, found.age)
+    return CheckedFilm(
+        name, path, found.image, checked, spacing, found.notes + checked.problems + checked.notes, found.age
+    )
 
 
-def read_ahead(todo: Iterable[tuple[Path, str]], pool: Executor, batch: int, *, force: bool = False) -> Iterator[list[CheckedFilm | Unsegmented]]:
+def read_ahead(
+    todo: Iterable[tuple[Path, str]], pool: Executor, batch: int, *, force: bool = False
+) -> Iterator[list[CheckedFilm | Unsegmented]]:
     """Batches of checked films, in order; while one is worked on the next one is read.
 
     As many are in memory as have room in :data:`image.MOST_BYTES` together; a batch ends early where the next film has none.
@@ -325,7 +402,9 @@ def read_ahead(todo: Iterable[tuple[Path, str]], pool: Executor, batch: int, *, 
     todo, sizes, reading, films, held = iter(todo), deque(), deque(), [], 0
     while True:
         sizes.extend((item, pool.submit(_declared_bytes, item[0])) for item in islice(todo, 2 * batch - len(sizes)))
-        while sizes and len(reading) + len(films) < 2 * batch and (not held or held + sizes[0][1].result() <= MOST_BYTES):
+        while (
+            sizes and len(reading) + len(films) < 2 * batch and (not held or held + sizes[0][1].result() <= MOST_BYTES)
+        ):
             item, size = sizes.popleft()
             held += size.result()
             reading.append((pool.submit(read_checked, *item, force=force), size.result()))
@@ -356,7 +435,9 @@ def _declared_bytes(film: str | Path | bytes | np.ndarray) -> int:
     return film_bytes("", data=film) if isinstance(film, bytes) else film_bytes(film)
 
 
-def segment(film: CheckedFilm, prob: np.ndarray, segmenter: LungSegmenter, *, force: bool = False) -> Segmented | Unsegmented:
+def segment(
+    film: CheckedFilm, prob: np.ndarray, segmenter: LungSegmenter, *, force: bool = False
+) -> Segmented | Unsegmented:
     """A film's mask from its probabilities, checked and judged; never raises for what is in the film.
 
     Args:
@@ -368,7 +449,9 @@ def segment(film: CheckedFilm, prob: np.ndarray, segmenter: LungSegmenter, *, fo
     mask = segmenter.finish(prob, film.checked.image.shape)
     lungs = check_lungs(mask)
     if film.checked.doubtful and lungs and not force:
-        return Unsegmented(film.name, film.path, f"{film.path}: refused: {NO_CHEST}", film.image.shape, film.notes + lungs)
+        return Unsegmented(
+            film.name, film.path, f"{film.path}: refused: {NO_CHEST}", film.image.shape, film.notes + lungs
+        )
     notes = film.notes + lungs + check_height(mask, film.spacing_mm, film.age)
     quality = estimate_quality(prob, mask, segmenter.quality, segmenter.threshold)
     return Segmented(film, mask, prob, quality, notes if quality else (*notes, why_no_estimate(segmenter.quality)))
@@ -414,11 +497,14 @@ def draw_overlay(image: np.ndarray, pred: np.ndarray, truth: np.ndarray | None =
     return canvas
 
 
-def _open_network(path: Path, backend: str, device: torch.device, *, bf16: bool, classes: int) -> Callable[[torch.Tensor], torch.Tensor]:
+def _open_network(
+    path: Path, backend: str, device: torch.device, *, bf16: bool, classes: int
+) -> Callable[[torch.Tensor], torch.Tensor]:
     import torch
 
     from .export import open_graph, to_onnx
     from .model import load_weights
+
     if backend == "torch" and path.suffix == ".onnx":
         raise ValueError(f"{path}: PyTorch doesn't compute ONNX files: choose backend onnxruntime or openvino")
     if backend == "torch":
@@ -433,7 +519,9 @@ def _open_network(path: Path, backend: str, device: torch.device, *, bf16: bool,
     except Exception as error:  # each runtime has its own for a graph that it can't compute
         if isinstance(error, ImportError):
             raise
-        raise ValueError(f"{path}: {backend} can't compute it ({str(error).strip().splitlines()[0][:300]}): export it again") from None
+        raise ValueError(
+            f"{path}: {backend} can't compute it ({str(error).strip().splitlines()[0][:300]}): export it again"
+        ) from None
     if found != classes:
         raise ValueError(f"{path}: its header names {classes} classes, its graph gives {found}: export it again")
     return run

@@ -107,7 +107,13 @@ class BCEDiceLoss(nn.Module):
         return (1 - self.dice_weight) * self.bce(logits, truth) + self.dice_weight * self.dice(logits, truth)
 
 
-LOSSES = {"bce": BCEWithLogitsLoss, "dice": DiceLoss, "bce_dice": BCEDiceLoss, "tversky": TverskyLoss, "focal": FocalLoss}
+LOSSES = {
+    "bce": BCEWithLogitsLoss,
+    "dice": DiceLoss,
+    "bce_dice": BCEDiceLoss,
+    "tversky": TverskyLoss,
+    "focal": FocalLoss,
+}
 
 
 def make_loss(name: str, *, dice_weight: float = 0.5) -> nn.Module:
@@ -129,8 +135,12 @@ def soft_counts(logits: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor
 def check_pair(logits: torch.Tensor, truth: torch.Tensor) -> None:
     """Raises ValueError unless the shapes are equal and the truth holds 0 and 1 only."""
     if logits.shape != truth.shape:
-        raise ValueError(f"logits are {tuple(logits.shape)} and truth is {tuple(truth.shape)}: "
-                         "they would be broadcast against each other to a number that means nothing")
+        raise ValueError(
+            f"logits are {tuple(logits.shape)} and truth is {tuple(truth.shape)}: "
+            "they would be broadcast against each other to a number that means nothing"
+        )
     if not ((truth == 0) | (truth == 1)).all():
-        raise ValueError(f"truth holds 0 and 1, this one goes from {truth.min():g} to {truth.max():g}: "
-                         "read masks with image.read_mask, and resize them with image.resize_mask")
+        raise ValueError(
+            f"truth holds 0 and 1, this one goes from {truth.min():g} to {truth.max():g}: "
+            "read masks with image.read_mask, and resize them with image.resize_mask"
+        )

@@ -55,7 +55,9 @@ def overlap(counts: dict[str, int]) -> dict[str, float]:
     }
 
 
-def surface_distances(pred: np.ndarray, truth: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -> dict[str, float]:
+def surface_distances(
+    pred: np.ndarray, truth: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)
+) -> dict[str, float]:
     """95th percentile of the Hausdorff distance, its maximum, and the average symmetric surface distance.
 
     The surface is the mask's outermost layer of pixels. HD95 is the larger of the two directed percentiles, ASSD the
@@ -77,9 +79,10 @@ def surface_distances(pred: np.ndarray, truth: np.ndarray, spacing: tuple[float,
         far = 0.0 if pred.any() == truth.any() else float(np.hypot(*np.multiply(pred.shape, spacing)))
         return {"hd95": far, "hd": far, "assd": far}
     from scipy.ndimage import binary_erosion, distance_transform_edt  # predict has no truth to compare with
+
     # Nothing outside the box of both masks changes a distance, and a raw film's box is a third of it.
     rows, columns = (np.flatnonzero((pred | truth).any(axis)) for axis in (1, 0))
-    box = np.s_[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+    box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     surfaces = [mask ^ binary_erosion(mask) for mask in (np.pad(m[box].astype(bool), 1) for m in (pred, truth))]
     there, back = (distance_transform_edt(~to, sampling=spacing)[of] for of, to in (surfaces, surfaces[::-1]))
     return {
@@ -110,11 +113,21 @@ def summarise(scores: pd.DataFrame, by: list[str], *, seed: int = 0) -> pd.DataF
     for key, group in scores.groupby(by, sort=False):
         scored = group["dice"].to_numpy()
         low, high = _interval(scored, seed)
-        rows.append({
-            **dict(zip(by, key)), "n": len(scored), "dice": scored.mean(), "sd": scored.std(ddof=1) if len(scored) > 1 else 0.0,
-            "low": low, "high": high, "median": np.median(scored), "p5": np.percentile(scored, 5), "worst": scored.min(),
-            "worst_film": group["name"].iloc[scored.argmin()], **group[["iou", "hd95", "hd", "assd"]].mean().to_dict(),
-        })
+        rows.append(
+            {
+                **dict(zip(by, key)),
+                "n": len(scored),
+                "dice": scored.mean(),
+                "sd": scored.std(ddof=1) if len(scored) > 1 else 0.0,
+                "low": low,
+                "high": high,
+                "median": np.median(scored),
+                "p5": np.percentile(scored, 5),
+                "worst": scored.min(),
+                "worst_film": group["name"].iloc[scored.argmin()],
+                **group[["iou", "hd95", "hd", "assd"]].mean().to_dict(),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -122,6 +135,8 @@ def _interval(values: np.ndarray, seed: int) -> tuple[float, float]:
     if len(values) < 2:
         return float(values[0]), float(values[0])
     from scipy.stats import bootstrap  # half a second
-    interval = bootstrap((values,), np.mean, n_resamples=5000, method="percentile", rng=np.random.default_rng(seed),
-                         batch=500).confidence_interval
+
+    interval = bootstrap(
+        (values,), np.mean, n_resamples=5000, method="percentile", rng=np.random.default_rng(seed), batch=500
+    ).confidence_interval
     return interval.low, interval.high

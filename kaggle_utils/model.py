@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
+from .config import FORMAT, NORMALISATION, UNSEALED, parse_header, seal  # noqa: F401 (this module is the face of those)
 from .image import write_bytes
-from .config import (FORMAT, NORMALISATION, UNSEALED, parse_header, seal)  # noqa: F401 (this module is the face of those)
 
 _CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 _UP_CONV = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -53,8 +53,20 @@ class UNet(nn.Module):
     for ``patch``; Howard et al. 2017 (MobileNets) for ``separable``; He et al. 2015 for the initialisation.
     """
 
-    def __init__(self, in_channels: int = 1, classes: int = 1, width: int = 16, depth: int = 4, *, dims: int = 2,
-                 norm: str = "batch", up: str = "bilinear", patch: int = 1, conv: str = "plain", prior: float = 0.25):
+    def __init__(
+        self,
+        in_channels: int = 1,
+        classes: int = 1,
+        width: int = 16,
+        depth: int = 4,
+        *,
+        dims: int = 2,
+        norm: str = "batch",
+        up: str = "bilinear",
+        patch: int = 1,
+        conv: str = "plain",
+        prior: float = 0.25,
+    ):
         super().__init__()
         _check_choice("dims", dims, (2, 3))
         _check_choice("norm", norm, ("batch", "group", "instance"))
@@ -62,16 +74,30 @@ class UNet(nn.Module):
         _check_choice("conv", conv, ("plain", "separable"))
         if patch > 1 and dims == 3:
             raise ValueError("patch > 1 is for films (dims=2)")
-        self.architecture = dict(in_channels=in_channels, classes=classes, width=width, depth=depth,
-                                 dims=dims, norm=norm, up=up, patch=patch, conv=conv)
+        self.architecture = dict(
+            in_channels=in_channels,
+            classes=classes,
+            width=width,
+            depth=depth,
+            dims=dims,
+            norm=norm,
+            up=up,
+            patch=patch,
+            conv=conv,
+        )
         widths = [width * 2**level for level in range(depth + 1)]
         self.inc = DoubleConv(in_channels * patch**2, widths[0], dims, norm, conv)
         self.down = nn.ModuleList(
-            nn.Sequential(_POOL[dims](2), DoubleConv(shallow, deep, dims, norm, conv)) for shallow, deep in zip(widths, widths[1:]))
+            nn.Sequential(_POOL[dims](2), DoubleConv(shallow, deep, dims, norm, conv))
+            for shallow, deep in zip(widths, widths[1:])
+        )
         self.up = nn.ModuleList(
-            Up(deep, shallow, dims, norm, up, conv) for shallow, deep in zip(widths[-2::-1], widths[:0:-1]))
+            Up(deep, shallow, dims, norm, up, conv) for shallow, deep in zip(widths[-2::-1], widths[:0:-1])
+        )
         self.outc = _CONV[dims](widths[0], classes * patch**2, 1)
-        if self.outc.weight.is_meta:  # the numbers will come from a file; to draw some here would load PyTorch's compiler
+        if (
+            self.outc.weight.is_meta
+        ):  # the numbers will come from a file; to draw some here would load PyTorch's compiler
             return
         self.apply(_initialise)
         with torch.no_grad():  # all outputs start alike: else a patch's pixels are a checkerboard (Aitken et al. 2017)
@@ -106,23 +132,39 @@ class DoubleConv(nn.Sequential):
     """(3×3 convolution, normalisation, ReLU) twice."""
 
     def __init__(self, in_channels: int, out_channels: int, dims: int = 2, norm: str = "batch", conv: str = "plain"):
-        layers = [layer for channels in (in_channels, out_channels) for layer in (
-            *_conv3(conv, dims, channels, out_channels), _norm(norm, dims, out_channels), nn.ReLU(inplace=True))]
+        layers = [
+            layer
+            for channels in (in_channels, out_channels)
+            for layer in (
+                *_conv3(conv, dims, channels, out_channels),
+                _norm(norm, dims, out_channels),
+                nn.ReLU(inplace=True),
+            )
+        ]
         super().__init__(*layers)
 
 
 class Up(nn.Module):
     """Doubles the resolution, appends the skip connection's channels and convolves."""
 
-    def __init__(self, in_channels: int, out_channels: int, dims: int = 2, norm: str = "batch", up: str = "bilinear",
-                 conv: str = "plain"):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        dims: int = 2,
+        norm: str = "batch",
+        up: str = "bilinear",
+        conv: str = "plain",
+    ):
         super().__init__()
         if up == "transposed":
             self.up = _UP_CONV[dims](in_channels, out_channels, 2, stride=2)
         else:
             # The 1×1 convolution commutes with the interpolation and is four times cheaper before it.
-            self.up = nn.Sequential(_CONV[dims](in_channels, out_channels, 1),
-                                    nn.Upsample(scale_factor=2, mode="bilinear" if dims == 2 else "trilinear"))
+            self.up = nn.Sequential(
+                _CONV[dims](in_channels, out_channels, 1),
+                nn.Upsample(scale_factor=2, mode="bilinear" if dims == 2 else "trilinear"),
+            )
         self.conv = DoubleConv(2 * out_channels, out_channels, dims, norm, conv)
 
     def forward(self, features: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
@@ -213,8 +255,18 @@ def load_network(path: str | Path, make: Callable[[], nn.Module]) -> nn.Module:
             model = make()
         tensors = {name: t.float() if t.is_floating_point() else t for name, t in load_file(path).items()}
         model.load_state_dict(tensors, assign=True)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{path}: the tensors don't fit the architecture in the header ({' '.join(str(error).split())[:400]})") from None
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
+        raise ValueError(
+            f"{path}: the tensors don't fit the architecture in the header ({' '.join(str(error).split())[:400]})"
+        ) from None
     for name, tensor in tensors.items():
         check_finite(path, name, bool(tensor.isfinite().all()))
     return model.eval()
@@ -223,15 +275,19 @@ def load_network(path: str | Path, make: Callable[[], nn.Module]) -> nn.Module:
 def check_finite(path: str | Path, name: str, finite: bool) -> None:
     """Raises ValueError for a tensor with NaN or infinity: its network would find no lung, and say nothing."""
     if not finite:
-        raise ValueError(f"{path}: {name} holds NaN or infinity: damaged, or of a training that failed; train, or fetch the weights, again")
+        raise ValueError(
+            f"{path}: {name} holds NaN or infinity: damaged, or of a training that failed; train, or fetch the weights, again"
+        )
 
 
 def _conv3(conv: str, dims: int, in_channels: int, out_channels: int) -> list[nn.Module]:
     # The normalisation that follows takes the mean away, and with it a bias.
     if conv == "plain":
         return [_CONV[dims](in_channels, out_channels, 3, padding=1, bias=False)]
-    return [_CONV[dims](in_channels, in_channels, 3, padding=1, groups=in_channels, bias=False),
-            _CONV[dims](in_channels, out_channels, 1, bias=False)]
+    return [
+        _CONV[dims](in_channels, in_channels, 3, padding=1, groups=in_channels, bias=False),
+        _CONV[dims](in_channels, out_channels, 1, bias=False),
+    ]
 
 
 def _norm(norm: str, dims: int, channels: int) -> nn.Module:

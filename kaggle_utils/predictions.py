@@ -15,22 +15,47 @@ from tqdm import tqdm
 from .data import read_manifest
 from .dicom.formats import annotate, check_formats, write_coco, write_dicom_seg
 from .files import FULL, Journal, printable, start_results, write_bytes
-from .pictures.find import find_files, unique_names
 from .image import read_image, read_mask, resize_mask, write_image, write_mask
 from .infer import CheckedFilm, LungSegmenter, Segmented, Unsegmented, draw_overlay, segment_batches
 from .metrics import score
+from .pictures.find import find_files, unique_names
 from .prep import combined_mask, find_films
 from .quality import MEASUREMENTS, measure
 from .tables import to_csv
 
-COLUMNS = ("name", "path", "height", "width", "lung_px", "lung_share", "quality", "flag", "reasons", "mask", "overlay", "notes", "error")
-_FOLDERS = {"png": {"masks": ".png", "overlays": ".png"}, "coco": {}, "dicom-seg": {"dicom-seg": ".dcm"}}  # of each format, and their files' suffix
+COLUMNS = (
+    "name",
+    "path",
+    "height",
+    "width",
+    "lung_px",
+    "lung_share",
+    "quality",
+    "flag",
+    "reasons",
+    "mask",
+    "overlay",
+    "notes",
+    "error",
+)
+_FOLDERS = {
+    "png": {"masks": ".png", "overlays": ".png"},
+    "coco": {},
+    "dicom-seg": {"dicom-seg": ".dcm"},
+}  # of each format, and their files' suffix
 _DISK = {*FULL, errno.EROFS, errno.EIO, errno.EACCES}  # the folder's failures, and no film's
 _NAMES = {"png": "PNG", "coco": "COCO", "dicom-seg": "DICOM-SEG"}  # in notes
 
 
-def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegmenter, *, batch: int = 8, force: bool = False,
-            formats: Sequence[str] = ("png",)) -> pd.DataFrame:
+def predict(
+    patterns: Iterable[str | Path],
+    out: str | Path,
+    segmenter: LungSegmenter,
+    *,
+    batch: int = 8,
+    force: bool = False,
+    formats: Sequence[str] = ("png",),
+) -> pd.DataFrame:
     """Segments files; one that can't be read, or is refused, is a row with the reason, and the rest goes on.
 
     A film that lies on its side or upside down, is stored mirrored by its PatientOrientation, or is a negative, is put right by
@@ -78,7 +103,10 @@ def predict(patterns: Iterable[str | Path], out: str | Path, segmenter: LungSegm
         return dict(zip(("row", "measured", "annotations"), _write(result, out, formats, segmenter.version)))
 
     try:
-        with ThreadPoolExecutor() as pool, tqdm(total=len(files), initial=len(done), desc="predict", unit="film", disable=None) as bar:
+        with (
+            ThreadPoolExecutor() as pool,
+            tqdm(total=len(files), initial=len(done), desc="predict", unit="film", disable=None) as bar,
+        ):
             for results in segment_batches(todo, segmenter, pool, batch=batch, force=force):
                 for result, found in zip(results, pool.map(write, results)):
                     done[result.name] = found
@@ -98,18 +126,29 @@ def _outputs(name: str, formats: Iterable[str] = _FOLDERS) -> list[str]:
 
 
 def _write_tables(done: list[dict[str, object]], out: Path, formats: Sequence[str]) -> pd.DataFrame:
-    table = pd.DataFrame([found["row"] for found in done], columns=COLUMNS).astype(dict.fromkeys(("height", "width", "lung_px"), "Int64"))
+    table = pd.DataFrame([found["row"] for found in done], columns=COLUMNS).astype(
+        dict.fromkeys(("height", "width", "lung_px"), "Int64")
+    )
     write_bytes(out / "predictions.csv", to_csv(table))
     measured = [{"name": found["row"]["name"], **found["measured"]} for found in done if found["measured"]]
-    measurements = pd.DataFrame(measured, columns=["name", *MEASUREMENTS]).round(4).convert_dtypes()  # whole numbers as such
+    measurements = (
+        pd.DataFrame(measured, columns=["name", *MEASUREMENTS]).round(4).convert_dtypes()
+    )  # whole numbers as such
     write_bytes(out / "measurements.csv", to_csv(measurements))
     if "coco" in formats:
         write_coco(out / "coco.parquet", [lung for found in done for lung in found["annotations"]])
     return table
 
 
-def evaluate(data: str | Path, segmenter: LungSegmenter, *, split: str = "test", sizes: Sequence[int] = (256, 512),
-             raw: str | Path | None = None, batch: int = 8) -> pd.DataFrame:
+def evaluate(
+    data: str | Path,
+    segmenter: LungSegmenter,
+    *,
+    split: str = "test",
+    sizes: Sequence[int] = (256, 512),
+    raw: str | Path | None = None,
+    batch: int = 8,
+) -> pd.DataFrame:
     """Scores a prepared set, film by film.
 
     A source that the weights were not trained on is foreign: then all its films count, besides those of the split.
@@ -153,14 +192,17 @@ def evaluate(data: str | Path, segmenter: LungSegmenter, *, split: str = "test",
             protocols = [split] * (film.split == split) + ["all"] * (film.source not in segmenter.header["sources"])
             for size, truth in truth_at.items():
                 scores = score(segmenter.finish(prob, truth.shape), truth)
-                rows += [{"name": film.name, "source": film.source, "protocol": p, "size": size, **scores} for p in protocols]
+                rows += [
+                    {"name": film.name, "source": film.source, "protocol": p, "size": size, **scores} for p in protocols
+                ]
         bar.update(len(films))
     bar.close()
     return pd.DataFrame(rows).sort_values(["size", "protocol", "source", "name"], ignore_index=True)
 
 
-def _write(found: Segmented | Unsegmented, out: Path, formats: Sequence[str],
-           version: str) -> tuple[dict[str, object], dict[str, float], list[dict[str, object]]]:
+def _write(
+    found: Segmented | Unsegmented, out: Path, formats: Sequence[str], version: str
+) -> tuple[dict[str, object], dict[str, float], list[dict[str, object]]]:
     """Rows of the predictions and, empty without a mask, of the measurements and of the COCO annotations."""
     row = found.row
     if isinstance(found, Unsegmented):
@@ -190,7 +232,9 @@ def _write_pictures(film: CheckedFilm, lying: np.ndarray, out: Path) -> dict[str
     return {column: printable(path) for column, path in paths.items()}
 
 
-def _write_dicom_seg(film: CheckedFilm, lungs: tuple[np.ndarray, np.ndarray], out: Path, version: str) -> tuple[str, ...]:
+def _write_dicom_seg(
+    film: CheckedFilm, lungs: tuple[np.ndarray, np.ndarray], out: Path, version: str
+) -> tuple[str, ...]:
     if not film.checked.sides:
         raise ValueError("which of the lungs is the right one is not certain")
     return write_dicom_seg(out / "dicom-seg" / f"{film.name}.dcm", lungs, film.path, version=version)

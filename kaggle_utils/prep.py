@@ -24,12 +24,12 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from .quality import MASK, is_mask, is_negative
-from .quality.checks import LEAST_SIDE
 from .config import MOST_LUNG, PREPARED_SIDES
 from .files import check_ours, is_below, naming, printable
-from .pictures.find import claims_film, may_hide_films, walk, without_suffix
 from .image import read_image, read_mask, resize_image, resize_mask, write_bytes, write_image, write_mask
+from .pictures.find import claims_film, may_hide_films, walk, without_suffix
+from .quality import MASK, is_mask, is_negative
+from .quality.checks import LEAST_SIDE
 from .splits import SAME_PATIENT, published_split
 from .tables import to_csv
 
@@ -43,8 +43,15 @@ _PATTERNS = {
     "shenzhen": re.compile(r"CHNCXR_\d{4,6}_(?P<tb>[01])", re.I),
     "jsrt": re.compile(r"JPC(LN|NN)\d{3}", re.I),
 }
-_ROLES = {"leftmask": "left", "left lung": "left", "rightmask": "right", "right lung": "right",
-          "mask": "mask", "masks": "mask", "manualmask": "mask"}
+_ROLES = {
+    "leftmask": "left",
+    "left lung": "left",
+    "rightmask": "right",
+    "right lung": "right",
+    "mask": "mask",
+    "masks": "mask",
+    "manualmask": "mask",
+}
 # SCR ships these beside the lungs.
 _OTHER_ORGANS = {"heart", "left clavicle", "right clavicle"}
 
@@ -109,12 +116,20 @@ def find_films(root: str | Path) -> list[RawFilm]:
     if not films:
         raise FileNotFoundError(
             f"{root}: no film of Montgomery (MCUCXR_0001_0.png), Shenzhen (CHNCXR_0001_0.png) or JSRT (JPCLN001.png) in it"
-            + (f"; {hidden[0].files['image']} can't be searched" if hidden else ""))
+            + (f"; {hidden[0].files['image']} can't be searched" if hidden else "")
+        )
     return [films[name] for name in sorted(films)] + hidden
 
 
-def prepare(root: str | Path, out: str | Path, *, size: int = 512, workers: int | None = None,
-            split: str = "published", seed: int = 0) -> pd.DataFrame:
+def prepare(
+    root: str | Path,
+    out: str | Path,
+    *,
+    size: int = 512,
+    workers: int | None = None,
+    split: str = "published",
+    seed: int = 0,
+) -> pd.DataFrame:
     """Prepares every film found under a folder; a second run does only what is missing.
 
     Args:
@@ -136,13 +151,21 @@ def prepare(root: str | Path, out: str | Path, *, size: int = 512, workers: int 
     if not least <= size <= most:
         raise ValueError(f"prepared films have a side of {least} to {most} px, not of {size}")
     if is_below(root, out):  # the next run would take the raw films for prepared ones
-        raise ValueError(f"{root}: raw films in the folder that prepared ones would be written to: choose another folder to write than {out}")
+        raise ValueError(
+            f"{root}: raw films in the folder that prepared ones would be written to: choose another folder to write than {out}"
+        )
     films, out = find_films(root), Path(out)
     inside = next((path for film in films for path in film.files.values() if is_below(path, out)), None)
     if inside:
-        raise ValueError(f"{inside}: a raw film that lies in the folder to write, which would replace it: choose another one than {out}")
+        raise ValueError(
+            f"{inside}: a raw film that lies in the folder to write, which would replace it: choose another one than {out}"
+        )
     rows, problems = _prepare_all(films, out, size, workers or os.cpu_count())
-    frame = pd.DataFrame(rows).sort_values("name", ignore_index=True) if rows else pd.DataFrame(columns=[*COLUMNS, "masked"])
+    frame = (
+        pd.DataFrame(rows).sort_values("name", ignore_index=True)
+        if rows
+        else pd.DataFrame(columns=[*COLUMNS, "masked"])
+    )
     twins = frame[frame.duplicated("pixels")]
     for twin in twins.itertuples():
         first = frame.loc[frame.pixels == twin.pixels, "name"].iloc[0]
@@ -151,8 +174,10 @@ def prepare(root: str | Path, out: str | Path, *, size: int = 512, workers: int 
     table = pd.DataFrame([asdict(p) for p in problems], columns=[f.name for f in fields(Problem)])
     write_bytes(out / "problems.csv", to_csv(table))
     if frame.empty:
-        raise ValueError(f"{root}: none of {len(films)} films could be prepared, see {out / 'problems.csv'}; "
-                         f"the first: {problems[0].name}: {problems[0].reason}")
+        raise ValueError(
+            f"{root}: none of {len(films)} films could be prepared, see {out / 'problems.csv'}; "
+            f"the first: {problems[0].name}: {problems[0].reason}"
+        )
     frame["split"] = assign_splits(frame, split=split, seed=seed)
     _move_to_splits(frame, out)
     manifest = frame[list(COLUMNS)].astype({"tb": "Int64"})
@@ -179,7 +204,9 @@ def prepare_film(film: RawFilm, folder: str | Path, size: int = 512) -> dict[str
         raise ValueError("mask without image")
     image = read_image(film.files["image"])
     if min(image.shape) < LEAST_SIDE:
-        raise ValueError(f"{film.files['image']}: too small: {image.shape[1]}×{image.shape[0]} px, lungs need {LEAST_SIDE} px and more")
+        raise ValueError(
+            f"{film.files['image']}: too small: {image.shape[1]}×{image.shape[0]} px, lungs need {LEAST_SIDE} px and more"
+        )
     if is_mask(image):
         raise ValueError(f"{film.files['image']}: {MASK}")
     inverted = is_negative(image)
@@ -191,8 +218,15 @@ def prepare_film(film: RawFilm, folder: str | Path, size: int = 512) -> dict[str
     write_image(Path(folder) / "image" / f"{film.name}.png", small)
     sex, age = read_clinical(film.files["text"]) if "text" in film.files else (None, None)
     return {
-        "name": film.name, "source": film.source, "tb": film.tb, "sex": sex, "age": age,
-        "height": image.shape[0], "width": image.shape[1], "inverted": int(inverted), "masked": mask is not None,
+        "name": film.name,
+        "source": film.source,
+        "tb": film.tb,
+        "sex": sex,
+        "age": age,
+        "height": image.shape[0],
+        "width": image.shape[1],
+        "inverted": int(inverted),
+        "masked": mask is not None,
         "sha256": hashlib.sha256(film.files["image"].read_bytes()).hexdigest(),
         "pixels": hashlib.sha256(small.tobytes()).hexdigest()[:16],
     }
@@ -263,7 +297,7 @@ def random_split(frame: pd.DataFrame, *, test: int = 50, seed: int = 0) -> pd.Se
     place = place.sort_values(kind="stable").index
     split = pd.Series("train", index=frame.index)
     n_test, n_val = round(shares["test"] * len(frame)), round(shares["val"] * len(frame))
-    split[place[:n_test]], split[place[n_test:n_test + n_val]] = "test", "val"
+    split[place[:n_test]], split[place[n_test : n_test + n_val]] = "test", "val"
     for first, *others in SAME_PATIENT:
         split[frame["name"].isin(others)] = next(iter(split[frame["name"] == first]), "train")
     return split
@@ -292,7 +326,9 @@ def assign_splits(frame: pd.DataFrame, *, split: str = "published", seed: int = 
 def _files(root: Path) -> list[Path]:
     """Films and texts in the order of their paths; our own prepared and built-in sets are neither raw films nor anybody's truth."""
     paths = walk(root, unless=("prep.json", "drawn"))
-    return sorted(path for path in paths if claims_film(path.name) or path.suffix.lower() == ".txt" or may_hide_films(path))
+    return sorted(
+        path for path in paths if claims_film(path.name) or path.suffix.lower() == ".txt" or may_hide_films(path)
+    )
 
 
 def _role(path: Path) -> str | None:
@@ -323,7 +359,9 @@ def _prepare_all(films: list[RawFilm], out: Path, size: int, workers: int) -> tu
         jobs = {pool.submit(prepare_film, film, out / _NEW, size): (film, stamp) for film, stamp in todo}
         for job in tqdm(as_completed(jobs), total=len(jobs), desc="prep", unit="film", disable=None):
             (film, stamp), error = jobs[job], job.exception()
-            reason = error and _reason(error, out, f"fewer workers than {workers}, or a smaller size than {size} px, take less")
+            reason = error and _reason(
+                error, out, f"fewer workers than {workers}, or a smaller size than {size} px, take less"
+            )
             if reason:
                 problems.append(Problem(film.name, film.source, printable(reason)))
                 continue
@@ -364,7 +402,12 @@ def _start_journal(out: Path, size: int) -> Path:
     if not settings.exists() or settings.read_bytes() != wanted:
         journal.unlink(missing_ok=True)
         write_bytes(settings, wanted)
-    for name in (f"{_NEW}/image", f"{_NEW}/mask", *(f"{s}/{kind}" for s in SPLITS for kind in ("image", "mask")), "unlabelled/image"):
+    for name in (
+        f"{_NEW}/image",
+        f"{_NEW}/mask",
+        *(f"{s}/{kind}" for s in SPLITS for kind in ("image", "mask")),
+        "unlabelled/image",
+    ):
         (out / name).mkdir(parents=True, exist_ok=True)
     return journal
 
@@ -374,15 +417,21 @@ def _finished(journal: Path, out: Path) -> dict[str, dict]:
     if not journal.exists():
         return {}
     lines = [line for line in journal.read_text().splitlines() if line.endswith("}")]  # a kill may cut the last one
-    here = {kind: {path.stem for place in _PLACES for path in (out / place / kind).glob("*.png")} for kind in ("image", "mask")}
+    here = {
+        kind: {path.stem for place in _PLACES for path in (out / place / kind).glob("*.png")}
+        for kind in ("image", "mask")
+    }
     rows = {row["name"]: row for row in map(json.loads, lines)}
     return {n: row for n, row in rows.items() if n in here["image"] and (n in here["mask"] or not row["masked"])}
 
 
 def _stamp(film: RawFilm) -> list:
     """Changes when one of the film's raw files does, as make's rule would have it."""
-    return [[role, str(path), path.stat().st_size, path.stat().st_mtime_ns] for role, path in sorted(film.files.items())
-            if os.path.exists(path)]  # not so with a dangling link, which prepare_film will report
+    return [
+        [role, str(path), path.stat().st_size, path.stat().st_mtime_ns]
+        for role, path in sorted(film.files.items())
+        if os.path.exists(path)
+    ]  # not so with a dangling link, which prepare_film will report
 
 
 def _move_to_splits(frame: pd.DataFrame, out: Path) -> None:

@@ -35,6 +35,7 @@ def read_csv(file: str | Path | IO[bytes]) -> pd.DataFrame:
         ValueError: it is no table.
     """
     import pandas as pd  # here alone: the command line asks for files before anything heavy is loaded
+
     # Words such as NA or null are missing in columns of numbers only: behind a letter they are no such words.
     table = pd.read_csv(file, dtype=dict.fromkeys(_CODES, str), converters=dict.fromkeys(_TEXTS, "t{}".format))
     texts = {column: table[column].str[1:].map(_unguard).astype(object) for column in _TEXTS if column in table}

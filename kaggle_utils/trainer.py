@@ -10,7 +10,6 @@ import io
 import json
 import math
 import os
-import pickle
 import sys
 import time
 import zipfile
@@ -70,8 +69,16 @@ class Trainer:
         about: of the data: kept in the weights' header, and compared when a run is resumed.
     """
 
-    def __init__(self, model: nn.Module, loss: nn.Module, train_loader: DataLoader, val_loader: DataLoader,
-                 config: TrainConfig, out: str | Path | None = None, about: dict[str, object] | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: nn.Module,
+        train_loader: DataLoader,
+        val_loader: DataLoader,
+        config: TrainConfig,
+        out: str | Path | None = None,
+        about: dict[str, object] | None = None,
+    ):
         self.config, self.loss = config, loss
         self.train_loader, self.val_loader = train_loader, val_loader
         self.device = choose_device(config.device)
@@ -87,7 +94,11 @@ class Trainer:
         self.history: list[dict[str, float]] = []
         self.step, self.seconds = 0, 0.0
         self.begun, self.saved = Epoch(), 0.0  # how far the present epoch is; seconds at the last checkpoint
-        self.out, self.about, self.commit = Path(out) if out and distributed.is_main() else None, about or {}, code_version()
+        self.out, self.about, self.commit = (
+            Path(out) if out and distributed.is_main() else None,
+            about or {},
+            code_version(),
+        )
 
     @property
     def best_model(self) -> nn.Module:
@@ -150,7 +161,9 @@ class Trainer:
         return {f"val_{key}": float(means[key]) for key in ("loss", "dice", "iou", "accuracy", "foreground")}
 
     @torch.inference_mode()
-    def outputs(self, loader: DataLoader, model: nn.Module | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def outputs(
+        self, loader: DataLoader, model: nn.Module | None = None
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Logits and truth of each batch, both ``(B, 1, H, W)``; a film of a set not trained on gets the first set's head.
 
         The model's mode (training or evaluation) is put back as it was.
@@ -177,20 +190,31 @@ class Trainer:
         stored = state["config"]
         # How long to go on may change; what is learned, and how, may not.
         free = {"epochs", "minutes", "patience", "workers", "device"}
-        changed = [f.name for f in fields(stored) if f.name not in free
-                   and getattr(stored, f.name) != getattr(self.config, f.name)]
+        changed = [
+            f.name
+            for f in fields(stored)
+            if f.name not in free and getattr(stored, f.name) != getattr(self.config, f.name)
+        ]
         if changed:
-            raise ValueError(f"{path} was made with another {', '.join(changed)}: "
-                             + ", ".join(f"{n} = {getattr(stored, n)!r}" for n in changed))
+            raise ValueError(
+                f"{path} was made with another {', '.join(changed)}: "
+                + ", ".join(f"{n} = {getattr(stored, n)!r}" for n in changed)
+            )
         if state["about"] != self.about:
-            raise ValueError(f"{path} was trained on other films ({state['about']}, now {self.about}): choose another folder")
+            raise ValueError(
+                f"{path} was trained on other films ({state['about']}, now {self.about}): choose another folder"
+            )
         try:
             for name in ("model", "ema", "optimizer", "scaler"):
                 if state[name]:  # a scaler that was not needed on the machine before is empty
                     getattr(self, name).load_state_dict(state[name])
             torch.set_rng_state(state["rng"].cpu())
-            if any(value.shape != weight.shape for weight, moments in self.optimizer.state.items()
-                   for name, value in moments.items() if name != "step"):
+            if any(
+                value.shape != weight.shape
+                for weight, moments in self.optimizer.state.items()
+                for name, value in moments.items()
+                if name != "step"
+            ):
                 raise ValueError("the optimizer's moments have other shapes")
         except Exception as error:  # PyTorch meets what doesn't fit with exceptions of many kinds
             raise _damaged(path, f"its tensors aren't this network's: {error}") from None
@@ -210,8 +234,11 @@ class Trainer:
     def _finished(self) -> bool:
         rows, patience = self.history, self.config.patience
         best = max(range(len(rows)), key=lambda i: rows[i]["val_dice"], default=0)
-        return (len(rows) >= self.config.epochs or (bool(rows) and self.progress() >= 1)
-                or bool(patience and len(rows) - 1 - best >= patience))
+        return (
+            len(rows) >= self.config.epochs
+            or (bool(rows) and self.progress() >= 1)
+            or bool(patience and len(rows) - 1 - best >= patience)
+        )
 
     def _epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
         for order in (self.train_loader.sampler, self.train_loader.dataset):  # whichever decides it
@@ -224,7 +251,11 @@ class Trainer:
             loss, n = self._train_step(batch)
             begun.batches, begun.loss, begun.films = begun.batches + 1, begun.loss + loss, begun.films + n
             self.seconds = distributed.of_main(before + time.perf_counter() - start)
-            bar.set_postfix(loss=f"{begun.loss / begun.films:.4f}", films_s=f"{begun.films / (self.seconds - begun.started):.1f}", refresh=False)
+            bar.set_postfix(
+                loss=f"{begun.loss / begun.films:.4f}",
+                films_s=f"{begun.films / (self.seconds - begun.started):.1f}",
+                refresh=False,
+            )
             if self.config.minutes and self.progress() >= 1:
                 break
             if self.seconds - self.saved >= CHECKPOINT_SECONDS:
@@ -232,8 +263,14 @@ class Trainer:
         films_s = begun.films / (self.seconds - begun.started)
         result = self.validate()
         self.seconds = distributed.of_main(before + time.perf_counter() - start)
-        return {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"], "train_loss": begun.loss / begun.films, **result,
-                "films_s": films_s, "seconds": self.seconds}
+        return {
+            "epoch": epoch,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "train_loss": begun.loss / begun.films,
+            **result,
+            "films_s": films_s,
+            "seconds": self.seconds,
+        }
 
     def _batches_left(self) -> Iterator[dict]:
         """The epoch's batches that were not learned from before a run was stopped in the middle of it."""
@@ -256,8 +293,10 @@ class Trainer:
         total, films = distributed.sums(loss.item() * own, own)
         if not math.isfinite(total):
             names = ", ".join(filter(None, distributed.gather(batch["name"])))
-            raise FloatingPointError(f"the loss is {total / films} at step {self.step}, on {names}: look at these films, or "
-                                     f"try a lower lr than {self.config.lr} or precision fp32 instead of {self.precision}")
+            raise FloatingPointError(
+                f"the loss is {total / films} at step {self.step}, on {names}: look at these films, or "
+                f"try a lower lr than {self.config.lr} or precision fp32 instead of {self.precision}"
+            )
         self.optimizer.zero_grad(set_to_none=True)
         # Gradients are averaged over processes; weighed by how many films each has, this is the mean over films.
         self.scaler.scale(loss * (own * distributed.world_size() / films)).backward()
@@ -301,9 +340,16 @@ class Trainer:
         self.saved = self.seconds
         if not self.out:
             return
-        state = {"config": asdict(self.config), "history": self.history, "step": self.step, "seconds": self.seconds,
-                 "begun": asdict(self.begun), "about": self.about, "rng": torch.get_rng_state(),
-                 **{name: getattr(self, name).state_dict() for name in ("model", "ema", "optimizer", "scaler")}}
+        state = {
+            "config": asdict(self.config),
+            "history": self.history,
+            "step": self.step,
+            "seconds": self.seconds,
+            "begun": asdict(self.begun),
+            "about": self.about,
+            "rng": torch.get_rng_state(),
+            **{name: getattr(self, name).state_dict() for name in ("model", "ema", "optimizer", "scaler")},
+        }
         buffer = io.BytesIO()
         torch.save(state, buffer)
         write_bytes(self.out / "last.pt", _sealed(buffer.getvalue()))
@@ -312,10 +358,16 @@ class Trainer:
         last = self.history[-1]
         heads = list(self.config.sources) if self.best_model.architecture["classes"] > 1 else []
         return {
-            "size": self.config.size, "normalisation": NORMALISATION,
-            "sources": list(self.config.sources), "heads": heads, "parameters": count_parameters(self.best_model),
-            "validation": {"dice": round(last["val_dice"], 5), "epoch": last["epoch"]}, "command": self.config.command,
-            "commit": self.commit, "config": asdict(self.config), **self.about,
+            "size": self.config.size,
+            "normalisation": NORMALISATION,
+            "sources": list(self.config.sources),
+            "heads": heads,
+            "parameters": count_parameters(self.best_model),
+            "validation": {"dice": round(last["val_dice"], 5), "epoch": last["epoch"]},
+            "command": self.config.command,
+            "commit": self.commit,
+            "config": asdict(self.config),
+            **self.about,
             "licence": [LICENCES[source] for source in self.config.sources if source in LICENCES],
         }
 
@@ -331,7 +383,7 @@ def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
         raise FileNotFoundError(f"{path}: no such checkpoint")
     try:
         with zipfile.ZipFile(path) as archive:
-            if archive.comment and archive.comment != _checksum(Path(path).read_bytes()[:-len(archive.comment)]):
+            if archive.comment and archive.comment != _checksum(Path(path).read_bytes()[: -len(archive.comment)]):
                 raise ValueError("it has another checksum")
             if damaged := archive.testzip():  # torch.load reads tensors without looking at their checksums
                 raise ValueError(f"{damaged} has another checksum")
@@ -339,11 +391,18 @@ def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
         missing = [name for name in _PARTS if name not in state]
         if missing:
             raise ValueError(f"no {' and no '.join(missing)}")
-        wrong = [name for name, kind in _PARTS.items() if not isinstance(state[name], kind) or isinstance(state[name], bool)]
+        wrong = [
+            name for name, kind in _PARTS.items() if not isinstance(state[name], kind) or isinstance(state[name], bool)
+        ]
         if wrong:
             raise ValueError(f"{' and '.join(wrong)} of another type")
-        numbers = [value for row in [*state["history"], state["begun"]] for value in row.values()] + [state["step"], state["seconds"]]
-        if not all(isinstance(value, (int, float)) for value in numbers) or not all("val_dice" in row for row in state["history"]):
+        numbers = [value for row in [*state["history"], state["begun"]] for value in row.values()] + [
+            state["step"],
+            state["seconds"],
+        ]
+        if not all(isinstance(value, (int, float)) for value in numbers) or not all(
+            "val_dice" in row for row in state["history"]
+        ):
             raise ValueError("its history holds other things than numbers")
         Epoch(**state["begun"])
         return {**state, "config": TrainConfig.from_dict(state["config"])}
@@ -363,16 +422,31 @@ def _checksum(data: bytes) -> bytes:
     return hashlib.sha256(data).hexdigest().encode()
 
 
-_PARTS = {"config": dict, "history": list, "step": int, "seconds": (int, float), "begun": dict, "about": dict, "rng": torch.Tensor,
-          "model": dict, "ema": dict, "optimizer": dict, "scaler": dict}
+_PARTS = {
+    "config": dict,
+    "history": list,
+    "step": int,
+    "seconds": (int, float),
+    "begun": dict,
+    "about": dict,
+    "rng": torch.Tensor,
+    "model": dict,
+    "ema": dict,
+    "optimizer": dict,
+    "scaler": dict,
+}
 
 
 def _damaged(path: str | Path, reason: object) -> ValueError:
     said = " ".join(str(reason).split())[:200] or type(reason).__name__
-    return ValueError(f"{path}: a damaged checkpoint, or none of this version ({said}): move it away to start anew; best.safetensors beside it stays usable")
+    return ValueError(
+        f"{path}: a damaged checkpoint, or none of this version ({said}): move it away to start anew; best.safetensors beside it stays usable"
+    )
 
 
-def train(data: str | Path | list[str | Path], out: str | Path, config: TrainConfig, *, resume: bool = False) -> Trainer:
+def train(
+    data: str | Path | list[str | Path], out: str | Path, config: TrainConfig, *, resume: bool = False
+) -> Trainer:
     """Trains a U-Net on a prepared set; the whole of ``python -m kaggle_utils train``, also where torchrun starts it.
 
     Args:
@@ -392,7 +466,9 @@ def train(data: str | Path | list[str | Path], out: str | Path, config: TrainCon
     with distributed.processes(choose_device(config.device)):
         trainer = make_trainer(data, out, config, resume=resume)
         # Logs and notebooks show no bar: a line an epoch instead.
-        trainer.fit(None if sys.stderr.isatty() or not distributed.is_main() else partial(_say_epoch, epochs=config.epochs))
+        trainer.fit(
+            None if sys.stderr.isatty() or not distributed.is_main() else partial(_say_epoch, epochs=config.epochs)
+        )
     if distributed.is_main():
         _fit_quality(trainer)
     return trainer
@@ -420,12 +496,22 @@ def _validation_films(loader: DataLoader) -> Iterator[Item]:
 
 
 def _say_epoch(row: dict[str, float], epochs: int) -> None:
-    print(f"epoch {row['epoch'] + 1}/{epochs}: loss {row['train_loss']:.4f}, validation Dice {row['val_dice']:.4f}, "
-          f"{row['films_s']:.0f} films/s, {row['seconds']:.0f} s", file=sys.stderr, flush=True)
+    print(
+        f"epoch {row['epoch'] + 1}/{epochs}: loss {row['train_loss']:.4f}, validation Dice {row['val_dice']:.4f}, "
+        f"{row['films_s']:.0f} films/s, {row['seconds']:.0f} s",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
-def make_trainer(data: str | Path | list[str | Path], out: str | Path | None, config: TrainConfig, *, resume: bool = False,
-                 loss: nn.Module | None = None) -> Trainer:
+def make_trainer(
+    data: str | Path | list[str | Path],
+    out: str | Path | None,
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    loss: nn.Module | None = None,
+) -> Trainer:
     """The trainer that :func:`train` runs, its films loaded and its run not begun.
 
     Args:
@@ -463,7 +549,9 @@ def select_films(data: str | Path | list[str | Path], config: TrainConfig) -> tu
     roots = [data] if isinstance(data, (str, Path)) else data
     sharded = any(map(is_sharded, roots))
     if sharded and len(roots) > 1:
-        raise ValueError("a set in shards is trained on alone: prepare the sets into one folder and write shards of that")
+        raise ValueError(
+            "a set in shards is trained on alone: prepare the sets into one folder and write shards of that"
+        )
     frames = [read_shards(root) if sharded else read_manifest(root) for root in roots]
     everything, first = pd.concat(frames), frames[0]
     check_disjoint(everything)
@@ -487,18 +575,31 @@ def make_loaders(films: pd.DataFrame, held_out: pd.DataFrame, config: TrainConfi
         on_gpu = choose_device(config.device).type == "cuda"
         workers = os.cpu_count() // distributed.machine_size() if on_gpu else 0
     if "shard" in films:
-        streams = [ShardedFilms(films, config.size, config.augment, batch=config.batch, shuffle=True, seed=config.seed, threads=workers),
-                   ShardedFilms(held_out, config.size, batch=config.batch, seed=config.seed, threads=workers)]
+        streams = [
+            ShardedFilms(
+                films, config.size, config.augment, batch=config.batch, shuffle=True, seed=config.seed, threads=workers
+            ),
+            ShardedFilms(held_out, config.size, batch=config.batch, seed=config.seed, threads=workers),
+        ]
         return tuple(stream_loader(stream, workers) for stream in streams)
     learned = LungDataset(films, config.size, config.augment, seed=config.seed)
-    return (make_loader(learned, config.batch, shuffle=True, workers=workers),
-            make_loader(LungDataset(held_out, config.size), config.batch, workers=workers))
+    return (
+        make_loader(learned, config.batch, shuffle=True, workers=workers),
+        make_loader(LungDataset(held_out, config.size), config.batch, workers=workers),
+    )
 
 
 def build_model(config: TrainConfig) -> UNet:
     """The U-Net of a configuration, with fresh weights."""
-    return UNet(classes=len(config.sources) if config.heads else 1, width=config.width, depth=config.depth, norm=config.norm,
-                up=config.up, patch=config.patch, conv=config.conv)
+    return UNet(
+        classes=len(config.sources) if config.heads else 1,
+        width=config.width,
+        depth=config.depth,
+        norm=config.norm,
+        up=config.up,
+        patch=config.patch,
+        conv=config.conv,
+    )
 
 
 def _check_folder(out: Path, resume: bool) -> Path:
@@ -511,7 +612,9 @@ def _check_folder(out: Path, resume: bool) -> Path:
     last = out / "last.pt"
     if last.exists() and not resume:
         raise FileExistsError(f"{last} is there: resume that run (--resume) or choose another folder")
-    there = next((out / name for name in ("best.safetensors", "history.csv", "config.json") if (out / name).exists()), None)
+    there = next(
+        (out / name for name in ("best.safetensors", "history.csv", "config.json") if (out / name).exists()), None
+    )
     if there:
         try:
             TrainConfig.from_dict(json.loads((out / "config.json").read_text()))
@@ -525,14 +628,18 @@ def ema_with_warmup(decay: float) -> Callable:
 
     After n steps the decay is ``min(decay, (1 + n) / (10 + n))``, as in TensorFlow's ExponentialMovingAverage.
     """
+
     def average(averaged: list[torch.Tensor], current: list[torch.Tensor], n: torch.Tensor) -> None:
         get_ema_multi_avg_fn(min(decay, (1 + int(n)) / (10 + int(n))))(averaged, current, n)
+
     return average
 
 
 def describe_films(films: pd.DataFrame, held_out: pd.DataFrame) -> dict[str, object]:
     """How many films of each set there are, how many of them are built-in ones, and a fingerprint of them all."""
     both = pd.concat([films, held_out])[["name", "pixels"]].astype(str).to_csv(index=False)
-    return {"films": films["source"].value_counts().sort_index().to_dict(),
-            "built_in": int(films["name"].str.fullmatch(BUILT_IN).sum()),
-            "fingerprint": hashlib.sha256(both.encode()).hexdigest()[:16]}
+    return {
+        "films": films["source"].value_counts().sort_index().to_dict(),
+        "built_in": int(films["name"].str.fullmatch(BUILT_IN).sum()),
+        "fingerprint": hashlib.sha256(both.encode()).hexdigest()[:16],
+    }

@@ -21,7 +21,9 @@ def run(notebook: nbformat.NotebookNode, folder: Path) -> None:
     """Runs a notebook in a folder; its cells have the new outputs then, without times and progress bars."""
     settings = {"metadata": {"path": folder}}
     # Of the first start after an installation: a cold disk took more than a minute.
-    client = NotebookClient(notebook, timeout=None, startup_timeout=600, record_timing=False, coalesce_streams=True, resources=settings)
+    client = NotebookClient(
+        notebook, timeout=None, startup_timeout=600, record_timing=False, coalesce_streams=True, resources=settings
+    )
     client.execute(env={**os.environ, "UNET_LUNG_PRECISION": "fp32"})
     for cell in notebook.cells:
         if "timing" in cell.metadata.get("tags", ()):

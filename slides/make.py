@@ -40,10 +40,13 @@ REVEAL = "reveal.js-6.0.2", "JYIg5D9aoxoaLeb84O+OvAwsKWdIavVgEDScxtYEXFCT6t6TQrh
 MATHJAX = "mathjax-3.2.2", "Bt+SSVU8eBG27zChVewOicYs7Xsdt40qm4+UpHyX7k0/O9NliPc+x77k1/FEsPsjKPZGJvtRZM1vO+geW0OhGw=="
 
 HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*$", re.MULTILINE)
-LOADS = re.compile(r"""(<(?:img|script|link|iframe|video|audio|source|object|embed)\b[^>]*?\s(?:src|href|data)=["']?)(?!data:)([^"'\s>]+)""")
+LOADS = re.compile(
+    r"""(<(?:img|script|link|iframe|video|audio|source|object|embed)\b[^>]*?\s(?:src|href|data)=["']?)(?!data:)([^"'\s>]+)"""
+)
 
 
 # --- one deck --------------------------------------------------------------------------------------------------------
+
 
 def make_deck(notebooks: str | Path, out: str | Path, cache: str | Path = CACHE) -> None:
     """Writes all notebooks of a folder as one deck, in the order of their names, behind a title slide.
@@ -66,12 +69,16 @@ def make_deck(notebooks: str | Path, out: str | Path, cache: str | Path = CACHE)
     sections += [to_html(split(notebook), path) for notebook, path in zip(talk, paths, strict=True)]
     reveal, mathjax = fetch(*REVEAL, cache), fetch(*MATHJAX, cache)
     page = Template((HERE / "page.html").read_text(encoding="utf-8")).render(
-        title=first_heading(README.read_text(encoding="utf-8"), "slides"), sections=sections,
+        title=first_heading(README.read_text(encoding="utf-8"), "slides"),
+        sections=sections,
         styles=[packed(reveal, "dist/reveal.css"), (HERE / "deck.css").read_text(encoding="utf-8")],
-        libraries=[("reveal.js", packed(reveal, "LICENSE"), in_script(packed(reveal, "dist/reveal.js"))),
-                   ("reveal.js: speaker notes", "as above", in_script(packed(reveal, "dist/plugin/notes.js"))),
-                   ("MathJax", packed(mathjax, "LICENSE"), in_script(packed(mathjax, "es5/tex-svg-full.js")))],
-        script=(HERE / "deck.js").read_text(encoding="utf-8"))
+        libraries=[
+            ("reveal.js", packed(reveal, "LICENSE"), in_script(packed(reveal, "dist/reveal.js"))),
+            ("reveal.js: speaker notes", "as above", in_script(packed(reveal, "dist/plugin/notes.js"))),
+            ("MathJax", packed(mathjax, "LICENSE"), in_script(packed(mathjax, "es5/tex-svg-full.js"))),
+        ],
+        script=(HERE / "deck.js").read_text(encoding="utf-8"),
+    )
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     Path(out).write_text(page, encoding="utf-8")
 
@@ -90,10 +97,14 @@ def read_notebook(path: Path) -> NotebookNode:
 
 # --- cells to slides -------------------------------------------------------------------------------------------------
 
+
 def title_slide(talk: list[NotebookNode]) -> NotebookNode:
     """The README's top, up to its first second-level heading, and links to the notebooks' sections."""
     top = README.read_text(encoding="utf-8").split("\n## ")[0]
-    titles = [first_heading("\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown"), "Notebook") for notebook in talk]
+    titles = [
+        first_heading("\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown"), "Notebook")
+        for notebook in talk
+    ]
     agenda = "\n".join(f"- [{title}](#/{n})" for n, title in enumerate(titles, 1))
     return new_notebook(cells=[new_markdown_cell(f"{top}\n\n{agenda}", metadata={"tags": ["title"]})])
 
@@ -106,17 +117,29 @@ def split(notebook: NotebookNode) -> NotebookNode:
     introduces the code rather than ends the slide.
     """
     cells, heading, full = [], None, False
-    shown = [part for cell in notebook.cells if slide_type(cell) != "skip" and cell.source.strip() for part in at_headings(cell)]
+    shown = [
+        part
+        for cell in notebook.cells
+        if slide_type(cell) != "skip" and cell.source.strip()
+        for part in at_headings(cell)
+    ]
     for before, cell, after in zip([None, *shown], shown, [*shown[1:], None]):
         text = cell.cell_type == "markdown"
         own = HEADING.match(cell.source.lstrip()) if text else None
-        introduces = text and before and after and after.cell_type == "code" \
+        introduces = (
+            text
+            and before
+            and after
+            and after.cell_type == "code"
             and (before.cell_type == "markdown" or cell.source.rstrip().endswith((":", "?")))
+        )
         kind = slide_type(cell) or ("subslide" if own or full and (introduces or not text) else "-")
         if kind in ("slide", "subslide"):
             full = False
             if heading and not own:
-                cells.append(new_markdown_cell(f"## {heading}", metadata={"slideshow": {"slide_type": kind}, "tags": ["again"]}))
+                cells.append(
+                    new_markdown_cell(f"## {heading}", metadata={"slideshow": {"slide_type": kind}, "tags": ["again"]})
+                )
                 kind = "-"
         cell.metadata["slideshow"] = {"slide_type": kind}
         heading = own[1] if own else heading
@@ -155,13 +178,20 @@ def to_html(notebook: NotebookNode, path: Path) -> str:
     Raises:
         ValueError: nothing to show, or something that a browser would load from elsewhere.
     """
-    exporter = SlidesExporter(template_name="cells", extra_template_basedirs=[str(HERE)],
-                              exclude_input_prompt=True, exclude_output_prompt=True, exclude_anchor_links=True)
+    exporter = SlidesExporter(
+        template_name="cells",
+        extra_template_basedirs=[str(HERE)],
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        exclude_anchor_links=True,
+    )
     exporter.log.setLevel("ERROR")  # else a warning for each figure without a text alternative
     if all(slide_type(cell) == "notes" for cell in notebook.cells):
         raise ValueError(f"{path}: no cell to show; all are empty, or have the slide_type skip or notes")
     for n, cell in enumerate(notebook.cells):
-        cell["id"] = f"{re.sub('[^a-zA-Z0-9]', '-', path.stem)[:40]}-{n}"  # unique in the deck, and the same in each build
+        cell["id"] = (
+            f"{re.sub('[^a-zA-Z0-9]', '-', path.stem)[:40]}-{n}"  # unique in the deck, and the same in each build
+        )
     return LOADS.sub(lambda found: found[1] + embedded(found[2], path), exporter.from_notebook_node(notebook)[0])
 
 
@@ -169,12 +199,15 @@ def embedded(source: str, notebook: Path) -> str:
     """A picture beside a notebook as a ``data:`` address. (nbconvert's ``embed_images`` takes none from ``../images``.)"""
     picture, kind = notebook.parent / unquote(source), mimetypes.guess_type(source)[0] or ""
     if not (kind.startswith("image/") and "://" not in source and picture.is_file()):
-        raise ValueError(f"{notebook}: its slides would load {source}, and a deck opens without a network: "
-                         "name a picture on the disk, or give the cell the slide_type skip")
+        raise ValueError(
+            f"{notebook}: its slides would load {source}, and a deck opens without a network: "
+            "name a picture on the disk, or give the cell the slide_type skip"
+        )
     return f"data:{kind};base64,{base64.b64encode(picture.read_bytes()).decode()}"
 
 
 # --- libraries of the deck -------------------------------------------------------------------------------------------
+
 
 def fetch(name: str, sha512: str, cache: str | Path = CACHE) -> Path:
     """The archive of a package, from the cache, else by npm from the registry that it is set to.
@@ -193,7 +226,9 @@ def fetch(name: str, sha512: str, cache: str | Path = CACHE) -> Path:
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=kept.parent) as scratch:  # npm's own cache, too: nothing is left in the home folder
-            run_npm("pack", "@".join(name.rsplit("-", 1)), "--silent", "--pack-destination", scratch, "--cache", scratch)
+            run_npm(
+                "pack", "@".join(name.rsplit("-", 1)), "--silent", "--pack-destination", scratch, "--cache", scratch
+            )
             check(Path(scratch) / kept.name, sha512)
             os.replace(Path(scratch) / kept.name, kept)
     check(kept, sha512)
@@ -204,17 +239,25 @@ def run_npm(*arguments: str) -> None:
     try:
         done = subprocess.run(["npm", *arguments], capture_output=True, text=True, timeout=300)
     except FileNotFoundError as error:
-        raise FileNotFoundError("npm is missing, which fetches reveal.js and MathJax: install Node.js (apt-get install npm)") from error
+        raise FileNotFoundError(
+            "npm is missing, which fetches reveal.js and MathJax: install Node.js (apt-get install npm)"
+        ) from error
     except subprocess.TimeoutExpired as error:
-        raise OSError(f"npm {' '.join(arguments[:2])} took more than {error.timeout:.0f} s: is there a network?") from error
+        raise OSError(
+            f"npm {' '.join(arguments[:2])} took more than {error.timeout:.0f} s: is there a network?"
+        ) from error
     if done.returncode:
-        raise OSError(f"npm {' '.join(arguments[:2])} failed: {(done.stderr.strip() or 'is there a network?').splitlines()[-1]}")
+        raise OSError(
+            f"npm {' '.join(arguments[:2])} failed: {(done.stderr.strip() or 'is there a network?').splitlines()[-1]}"
+        )
 
 
 def check(archive: Path, sha512: str) -> None:
     found = base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
     if found != sha512:
-        raise ValueError(f"{archive}: its sha512 is {found[:12]}…, expected {sha512[:12]}…; delete it to fetch it again")
+        raise ValueError(
+            f"{archive}: its sha512 is {found[:12]}…, expected {sha512[:12]}…; delete it to fetch it again"
+        )
 
 
 def packed(archive: Path, name: str) -> str:

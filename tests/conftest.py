@@ -22,7 +22,6 @@ if os.environ.get("TEST_THREADS") == "all":
 
 import numpy as np
 import pytest
-
 from dicoms import dicom
 from phantoms import Phantom, phantom, write_prepared, write_raw
 
@@ -91,8 +90,17 @@ def full_disk(monkeypatch):
     return after
 
 
-ODD_NAMES = {"r\udcf6ntgen.png": "r_xf6ntgen", "a\nb.png": "a_nb", "片" * 83 + ".png": "片" * 70 + "_004cc0b5", "con.png": "_con", "Film.png": "Film_png",
-             "film.png": "film_png_2", "1.2.840.10008.1533189483.2": "1.2.840.10008.1533189483.2", "a,\"b.png": "a,_b", "b" * 251 + ".png": "b" * 211 + "_412d6dbd"}
+ODD_NAMES = {
+    "r\udcf6ntgen.png": "r_xf6ntgen",
+    "a\nb.png": "a_nb",
+    "片" * 83 + ".png": "片" * 70 + "_004cc0b5",
+    "con.png": "_con",
+    "Film.png": "Film_png",
+    "film.png": "film_png_2",
+    "1.2.840.10008.1533189483.2": "1.2.840.10008.1533189483.2",
+    'a,"b.png': "a,_b",
+    "b" * 251 + ".png": "b" * 211 + "_412d6dbd",
+}
 
 
 @pytest.fixture
@@ -110,17 +118,41 @@ def odd_names(tmp_path: Path) -> dict[Path, str]:
 def study(tmp_path: Path) -> Path:
     """A folder as a DICOM viewer exports it: names without suffixes, an index, a report and a film that was cut off."""
     tags = {"PixelSpacing": [0.2, 0.1], "ViewPosition": "PA"}
-    found = {"ST1/IM2": dicom(phantom(40, 32, seed=1).image, **tags), "ST1/1.2.840.1": dicom(phantom(40, 32, seed=2).image, photometric="MONOCHROME1"),
-             "DICOMDIR": dicom(phantom().image, PixelData=None), "ST1/SR1": dicom(phantom().image, Modality="SR", PixelData=None),
-             "ST2/IM3": dicom(phantom().image, preamble=False)[:-900], "ST2/cut.dcm": b"", "ST2/notes": b"not a film", "ST2/x.txt": b"DICM"}
+    found = {
+        "ST1/IM2": dicom(phantom(40, 32, seed=1).image, **tags),
+        "ST1/1.2.840.1": dicom(phantom(40, 32, seed=2).image, photometric="MONOCHROME1"),
+        "DICOMDIR": dicom(phantom().image, PixelData=None),
+        "ST1/SR1": dicom(phantom().image, Modality="SR", PixelData=None),
+        "ST2/IM3": dicom(phantom().image, preamble=False)[:-900],
+        "ST2/cut.dcm": b"",
+        "ST2/notes": b"not a film",
+        "ST2/x.txt": b"DICM",
+    }
     for name, data in found.items():
         (tmp_path / "study" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "study" / name).write_bytes(data)
     return tmp_path / "study"
 
 
-LONGEST = ("test_cluster", "test_notebooks", "test_distributed", "test_s3", "test_train", "test_main", "test_tune", "test_app")  # files
-SLOW = {"cluster", "two", "journey", "uninterrupted", "browser", "viewer", "proxy"}  # fixtures: each starts processes, a browser or a server
+LONGEST = (
+    "test_cluster",
+    "test_notebooks",
+    "test_distributed",
+    "test_s3",
+    "test_train",
+    "test_main",
+    "test_tune",
+    "test_app",
+)  # files
+SLOW = {
+    "cluster",
+    "two",
+    "journey",
+    "uninterrupted",
+    "browser",
+    "viewer",
+    "proxy",
+}  # fixtures: each starts processes, a browser or a server
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -130,4 +162,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if SLOW & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)
         if "openvino" in item.name and os.environ.get("ONEDNN_MAX_CPU_ISA"):
-            item.add_marker(pytest.mark.skip(reason="the limit is meant for PyTorch; under it OpenVINO's own oneDNN computes nothing, or crashes"))
+            item.add_marker(
+                pytest.mark.skip(
+                    reason="the limit is meant for PyTorch; under it OpenVINO's own oneDNN computes nothing, or crashes"
+                )
+            )

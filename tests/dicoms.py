@@ -10,13 +10,29 @@ from pydicom import Dataset, uid
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 
-LOSSLESS = {"implicit": uid.ImplicitVRLittleEndian, "explicit": uid.ExplicitVRLittleEndian, "big endian": uid.ExplicitVRBigEndian,
-            "RLE": uid.RLELossless, "JPEG lossless": uid.JPEGLossless, "JPEG lossless SV1": uid.JPEGLosslessSV1,
-            "JPEG-LS": uid.JPEGLSLossless, "JPEG 2000": uid.JPEG2000Lossless}
+LOSSLESS = {
+    "implicit": uid.ImplicitVRLittleEndian,
+    "explicit": uid.ExplicitVRLittleEndian,
+    "big endian": uid.ExplicitVRBigEndian,
+    "RLE": uid.RLELossless,
+    "JPEG lossless": uid.JPEGLossless,
+    "JPEG lossless SV1": uid.JPEGLosslessSV1,
+    "JPEG-LS": uid.JPEGLSLossless,
+    "JPEG 2000": uid.JPEG2000Lossless,
+}
 
 
-def dicom(pixels: np.ndarray, syntax: str = uid.ExplicitVRLittleEndian, *, bits: int | None = None, photometric: str = "MONOCHROME2",
-          frame: bytes | None = None, preamble: bool = True, elements: Dataset | None = None, **tags: object) -> bytes:
+def dicom(
+    pixels: np.ndarray,
+    syntax: str = uid.ExplicitVRLittleEndian,
+    *,
+    bits: int | None = None,
+    photometric: str = "MONOCHROME2",
+    frame: bytes | None = None,
+    preamble: bool = True,
+    elements: Dataset | None = None,
+    **tags: object,
+) -> bytes:
     """A file's bytes.
 
     Args:
@@ -75,12 +91,23 @@ def gray_lut(values: np.ndarray = np.arange(4096), first: int = 0, bits: int = 1
 def _encode(pixels: np.ndarray, ds: Dataset) -> bytes:
     from imagecodecs import ljpeg_encode
     from pydicom.pixels import get_encoder
+
     syntax = ds.file_meta.TransferSyntaxUID
     if syntax == uid.JPEGBaseline8Bit:
         return cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
     if syntax in (uid.JPEGLossless, uid.JPEGLosslessSV1):
-        words = pixels.view(f"u{pixels.dtype.itemsize}") & np.array((1 << ds.BitsStored) - 1, f"u{pixels.dtype.itemsize}")
+        words = pixels.view(f"u{pixels.dtype.itemsize}") & np.array(
+            (1 << ds.BitsStored) - 1, f"u{pixels.dtype.itemsize}"
+        )
         return ljpeg_encode(words, bitspersample=ds.BitsStored)
     return get_encoder(syntax).encode(
-        pixels, rows=ds.Rows, columns=ds.Columns, samples_per_pixel=1, number_of_frames=1, bits_allocated=ds.BitsAllocated,
-        bits_stored=ds.BitsStored, pixel_representation=ds.PixelRepresentation, photometric_interpretation=ds.PhotometricInterpretation)
+        pixels,
+        rows=ds.Rows,
+        columns=ds.Columns,
+        samples_per_pixel=1,
+        number_of_frames=1,
+        bits_allocated=ds.BitsAllocated,
+        bits_stored=ds.BitsStored,
+        pixel_representation=ds.PixelRepresentation,
+        photometric_interpretation=ds.PhotometricInterpretation,
+    )

@@ -41,10 +41,21 @@ def environment(folder: Path, server: "Kaggle") -> dict[str, str | None]:
     (folder / "fence" / "sitecustomize.py").write_text(FENCE)
     proxies = dict.fromkeys(["NO_PROXY", "no_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "REQUESTS_CA_BUNDLE"])
     login = dict.fromkeys(["KAGGLE_API_TOKEN", "KAGGLE_CONFIG_DIR", "KAGGLE_PROXY", "KAGGLE_KERNEL_RUN_TYPE"])
-    return proxies | login | {
-        "KAGGLE_API_ENVIRONMENT": "LOCALHOST", "KAGGLE_USERNAME": USER, "KAGGLE_KEY": KEY, "HOME": str(folder / "home"),
-        "TMPDIR": str(folder / "tmp"), "PYTHONPATH": str(folder / "fence"), "http_proxy": f"http://127.0.0.1:{server.server_port}",
-        "https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
+    return (
+        proxies
+        | login
+        | {
+            "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
+            "KAGGLE_USERNAME": USER,
+            "KAGGLE_KEY": KEY,
+            "HOME": str(folder / "home"),
+            "TMPDIR": str(folder / "tmp"),
+            "PYTHONPATH": str(folder / "fence"),
+            "http_proxy": f"http://127.0.0.1:{server.server_port}",
+            "https_proxy": "http://127.0.0.1:9",
+            "HTTPS_PROXY": "http://127.0.0.1:9",
+        }
+    )
 
 
 class Kaggle(ThreadingHTTPServer):
@@ -77,9 +88,14 @@ class Kaggle(ThreadingHTTPServer):
         ref = request["slug"]
         self.versions[ref] = self.versions.get(ref, 0) + 1
         here = PUBLIC | set(self.datasets)
-        return 200, {"ref": ref, "url": f"https://www.kaggle.com/code/{ref}", "versionNumber": self.versions[ref], "error": "",
-                     "invalidDatasetSources": [s for s in request.get("datasetDataSources", []) if s not in here],
-                     "invalidKernelSources": [s for s in request.get("kernelDataSources", []) if s not in self.versions]}
+        return 200, {
+            "ref": ref,
+            "url": f"https://www.kaggle.com/code/{ref}",
+            "versionNumber": self.versions[ref],
+            "error": "",
+            "invalidDatasetSources": [s for s in request.get("datasetDataSources", []) if s not in here],
+            "invalidKernelSources": [s for s in request.get("kernelDataSources", []) if s not in self.versions],
+        }
 
     def GetKernelSessionStatus(self, request):
         script = self.scripts.get(request["kernelSlug"], ["COMPLETE"])
@@ -88,7 +104,10 @@ class Kaggle(ThreadingHTTPServer):
     def ListKernelSessionOutput(self, request):
         slug = request["kernelSlug"]
         log = [{"stream_name": "stdout", "time": 1.5, "data": line} for line in self.logs.get(slug, ["done\n"])]
-        return 200, {"files": [{"fileName": f"tables/{slug}.csv", "url": f"http://localhost/output/{slug}"}], "log": json.dumps(log)}
+        return 200, {
+            "files": [{"fileName": f"tables/{slug}.csv", "url": f"http://localhost/output/{slug}"}],
+            "log": json.dumps(log),
+        }
 
     def GetDatasetStatus(self, request):
         there = f"{request['ownerSlug']}/{request['datasetSlug']}" in self.datasets

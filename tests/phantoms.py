@@ -27,7 +27,7 @@ class Phantom:
 
 def phantom(height: int = 64, width: int = 64, seed: int = 0) -> Phantom:
     rng = np.random.default_rng(seed)
-    y, x = np.mgrid[0:1:height * 1j, 0:1:width * 1j]
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
 
     def ellipse(row: float, column: float, tall: float, wide: float) -> np.ndarray:
         return ((y - row) / tall) ** 2 + ((x - column) / wide) ** 2 < 1
@@ -43,8 +43,9 @@ def phantom(height: int = 64, width: int = 64, seed: int = 0) -> Phantom:
     return Phantom(image.clip(0, 255).astype(np.uint8), left.astype(np.uint8), right.astype(np.uint8))
 
 
-def write_prepared(root: Path, counts: dict[str, int] | None = None, *, size: int = 32, source: str = "montgomery",
-                   first: int = 0) -> Path:
+def write_prepared(
+    root: Path, counts: dict[str, int] | None = None, *, size: int = 32, source: str = "montgomery", first: int = 0
+) -> Path:
     """A prepared set as the data contract describes it, written without prep.py. Called again, it adds a source."""
     rows = []
     for split, n in (counts or {"train": 8, "val": 4, "test": 4}).items():
@@ -57,8 +58,20 @@ def write_prepared(root: Path, counts: dict[str, int] | None = None, *, size: in
             if split != "unlabelled":
                 files.write_mask(root / split / "mask" / f"{name}.png", film.mask)
             digest = hashlib.sha256(film.image.tobytes()).hexdigest()
-            rows.append({"name": name, "source": source, "split": split, "tb": seed % 2, "sex": "F", "age": 40.0, "height": size,
-                         "width": size, "sha256": digest, "pixels": digest[:16]})
+            rows.append(
+                {
+                    "name": name,
+                    "source": source,
+                    "split": split,
+                    "tb": seed % 2,
+                    "sex": "F",
+                    "age": 40.0,
+                    "height": size,
+                    "width": size,
+                    "sha256": digest,
+                    "pixels": digest[:16],
+                }
+            )
     manifest = root / "manifest.csv"
     frame = pd.DataFrame(rows)
     if manifest.exists():
@@ -79,9 +92,28 @@ def tiff(*pages: tuple[np.ndarray, dict[int, int]]) -> bytes:
     data, link = b"II*\0" + bytes(4), 4  # where the next page's place is written
     for image, tags in pages:
         start, pixels = len(data) + image.size, image.tobytes()
-        entries = {256: image.shape[1], 257: image.shape[0], 258: 8, 259: 1, 262: 1, 273: len(data), 277: 1, 278: image.shape[0], 279: image.size, **tags}
+        entries = {
+            256: image.shape[1],
+            257: image.shape[0],
+            258: 8,
+            259: 1,
+            262: 1,
+            273: len(data),
+            277: 1,
+            278: image.shape[0],
+            279: image.size,
+            **tags,
+        }
         page = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(entries.items()))
-        data = data[:link] + struct.pack("<I", start) + data[link + 4:] + pixels + struct.pack("<H", len(entries)) + page + bytes(4)
+        data = (
+            data[:link]
+            + struct.pack("<I", start)
+            + data[link + 4 :]
+            + pixels
+            + struct.pack("<H", len(entries))
+            + page
+            + bytes(4)
+        )
         link = len(data) - 4
     return data
 
@@ -89,10 +121,11 @@ def tiff(*pages: tuple[np.ndarray, dict[int, int]]) -> bytes:
 def lost_in_the_middle(data: bytes, place: float = 0.5) -> bytes:
     """A file of which 200 bytes are zeros from ``place``, a share of its length, on."""
     at = int(place * len(data))
-    return data[:at] + bytes(200) + data[at + 200:]
+    return data[:at] + bytes(200) + data[at + 200 :]
 
 
 def train_in_child(data: str, out: str, values: dict, resume: bool) -> None:
     """What a process to be killed runs; importable, as a spawned process needs it."""
     from kaggle_utils.trainer import TrainConfig, train
+
     train(data, out, TrainConfig.from_dict(values), resume=resume)

@@ -88,7 +88,12 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True  # nobody waits for it any more
                 return
         if fault and fault.kind == "status":
-            status, headers, answer, length = fault.status, {"Content-Type": "application/xml"}, XML.format(fault.code).encode(), 0
+            status, headers, answer, length = (
+                fault.status,
+                {"Content-Type": "application/xml"},
+                XML.format(fault.code).encode(),
+                0,
+            )
         else:
             status, headers, answer, length = self._pass_on(body)
         if fault and fault.kind == "flip" and answer:
@@ -99,7 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(length if self.command == "HEAD" else len(answer)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(answer[:len(answer) // 2] if fault and fault.kind == "truncate" else answer)
+            self.wfile.write(answer[: len(answer) // 2] if fault and fault.kind == "truncate" else answer)
         self.close_connection = bool(fault)
         self.server.log.append((self.command, self.path, len(body), len(answer)))
 
@@ -135,9 +140,17 @@ class _Handler(BaseHTTPRequestHandler):
 
 def environment(url: str, home) -> dict[str, str]:
     """Variables with which boto3 finds this server, made-up credentials, and nothing else: no files of the user's, no role."""
-    return {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing", "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": str(home / "none"), "AWS_SHARED_CREDENTIALS_FILE": str(home / "none"),
-            "XDG_CACHE_HOME": str(home / "cache"), "NO_PROXY": "*"}
+    return {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": "nobody",
+        "AWS_SECRET_ACCESS_KEY": "nothing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": str(home / "none"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(home / "none"),
+        "XDG_CACHE_HOME": str(home / "cache"),
+        "NO_PROXY": "*",
+    }
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +173,7 @@ def proxy(server, tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     server.faults.clear()
     import boto3
+
     client = boto3.client("s3")
     for bucket in client.list_buckets()["Buckets"]:
         for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket["Name"]):
@@ -176,4 +190,5 @@ def proxy(server, tmp_path, monkeypatch):
 @pytest.fixture
 def client(proxy):
     import boto3
+
     return boto3.client("s3")

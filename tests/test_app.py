@@ -17,19 +17,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-
-from kaggle_utils.page import app as page_module
-from kaggle_utils.page import uploads as app_uploads
-from kaggle_utils import image as files
-from kaggle_utils.page.app import CAUTION, EXAMPLES, MAX_UPLOAD, report, serve
-from kaggle_utils.infer import LungSegmenter
-from kaggle_utils.quality.measurements import measure
-from kaggle_utils.model import UNet, save_weights
-from kaggle_utils.synthetic.model import AppearanceModel
-from kaggle_utils.tb.screening import TBScreener
 from dicoms import dicom
 from phantoms import phantom
 from test_infer import DarkIsLung
+
+from kaggle_utils import image as files
+from kaggle_utils.infer import LungSegmenter
+from kaggle_utils.model import UNet, save_weights
+from kaggle_utils.page import app as page_module
+from kaggle_utils.page import uploads as app_uploads
+from kaggle_utils.page.app import CAUTION, EXAMPLES, MAX_UPLOAD, report, serve
+from kaggle_utils.quality.measurements import measure
+from kaggle_utils.synthetic.model import AppearanceModel
+from kaggle_utils.tb.screening import TBScreener
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -59,8 +59,14 @@ class Server:
         self.address, self.temporary, self.hosts = f"http://127.0.0.1:{port}", folder / "tmp", folder / "hosts"
         self.temporary.mkdir()
         env = {**os.environ, "TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1", "NO_PROXY": "*", "no_proxy": "*"}
-        self.process = subprocess.Popen([sys.executable, "-c", LAUNCH, str(self.hosts), "app", "--port", str(port)], cwd=ROOT, env=env,
-                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", LAUNCH, str(self.hosts), "app", "--port", str(port)],
+            cwd=ROOT,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
         self.line = self.process.stdout.readline()
 
     def stop(self) -> str:
@@ -70,7 +76,11 @@ class Server:
 
     def uploads(self) -> list[Path]:
         """What lies there besides the films to try, Gradio's copies of them, and the placeholder, which is empty."""
-        return [path for path in self.temporary.rglob("*") if path.is_file() and path.stat().st_size and not path.name.startswith("nobody_")]
+        return [
+            path
+            for path in self.temporary.rglob("*")
+            if path.is_file() and path.stat().st_size and not path.name.startswith("nobody_")
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +97,14 @@ def browser():
     if not CHROMIUM:
         pytest.skip("needs a browser: apt-get install chromium")
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with sync_api.sync_playwright() as play, play.chromium.launch(
-            executable_path=CHROMIUM, timeout=PATIENCE * 1000,
-            args=["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]) as browser:
+    with (
+        sync_api.sync_playwright() as play,
+        play.chromium.launch(
+            executable_path=CHROMIUM,
+            timeout=PATIENCE * 1000,
+            args=["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"],
+        ) as browser,
+    ):
         yield browser
 
 
@@ -122,6 +137,7 @@ def download(page, text: str) -> tuple[str, bytes]:
 
 # --- in a browser ----------------------------------------------------------------------------------------------------
 
+
 def test_page_says_what_it_is_not_and_fits_a_phone(page):
     assert CAUTION in page.inner_text("#head")
     page.locator("#examples button").first.click()
@@ -144,13 +160,19 @@ def test_film_that_is_dropped_is_outlined_and_measured(page, server, tmp_path):
     assert name == "new film_mask.png" and set(np.unique(mask)) == {0, 255}
     assert mask.shape == truth.shape and (mask // 255 != truth).mean() < 1e-4
     found = measure(mask // 255)
-    cells = {row[0]: row[1:] for row in (line.split("\t") for line in page.inner_text(".report table >> nth=0").splitlines())}
+    cells = {
+        row[0]: row[1:] for row in (line.split("\t") for line in page.inner_text(".report table >> nth=0").splitlines())
+    }
     assert cells["Area, px"] == [f"{found['right_area_px']:,}", f"{found['left_area_px']:,}"]
-    assert page.inner_text("tr:has-text('Lungs found') td") == "2" and page.inner_text("tr:has-text('Film') >> nth=0").endswith("600 × 600 px")
+    assert page.inner_text("tr:has-text('Lungs found') td") == "2" and page.inner_text(
+        "tr:has-text('Film') >> nth=0"
+    ).endswith("600 × 600 px")
     name, data = download(page, "Measurements (CSV)")
-    row, = csv.DictReader(io.StringIO(data.decode()))
+    (row,) = csv.DictReader(io.StringIO(data.decode()))
     assert name == "new film_measurements.csv" and row["name"] == "new film"
-    assert row["right_area_px"] == str(found["right_area_px"]) and float(row["tilt_deg"]) == pytest.approx(found["tilt_deg"], abs=1e-4)
+    assert row["right_area_px"] == str(found["right_area_px"]) and float(row["tilt_deg"]) == pytest.approx(
+        found["tilt_deg"], abs=1e-4
+    )
     assert page.locator("#drop input[type=file]").count(), "the next film can't be dropped"
     assert server.uploads() == []
 
@@ -163,7 +185,9 @@ def test_each_built_in_film_has_two_lungs(page):
         assert page.inner_text("tr:has-text('Lungs found') td") == "2"
         image = AppearanceModel.load().film(seed, index, size=512, tb=tb).image
         probability, said = page.inner_text("tr:has-text('Tuberculosis') td").split(" ", 1)
-        assert float(probability) == pytest.approx(screener.probabilities([image], screener.segmenter.masks([image]))[0], abs=0.01)
+        assert float(probability) == pytest.approx(
+            screener.probabilities([image], screener.segmenter.masks([image]))[0], abs=0.01
+        )
         assert said == ("(suspect)" if float(probability) >= screener.threshold else "(not suspect)")
 
 
@@ -173,16 +197,26 @@ def test_dicom_film_is_measured_in_mm_with_its_notes(page, tmp_path):
     drop(page, tmp_path / "IM0001")
     page.wait_for_selector(".report h2:text-is('IM0001')")
     text = page.inner_text(".report")
-    assert "Area, cm²" in text and "Height, mm" in text and "MONOCHROME1 inverted" in text and "spacing from ImagerPixelSpacing" in text
+    assert (
+        "Area, cm²" in text
+        and "Height, mm" in text
+        and "MONOCHROME1 inverted" in text
+        and "spacing from ImagerPixelSpacing" in text
+    )
 
 
 def test_broken_file_is_answered_with_the_readers_message(page, server, tmp_path):
     files.write_image(tmp_path / "whole.png", phantom().image)
     (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:-40])
     (tmp_path / "letter.txt").write_text("Dear colleague")
-    for name, message in (("half.png", "half.png: the file is truncated"), ("letter.txt", "letter.txt: not an image: it begins as no PNG")):
+    for name, message in (
+        ("half.png", "half.png: the file is truncated"),
+        ("letter.txt", "letter.txt: not an image: it begins as no PNG"),
+    ):
         drop(page, tmp_path / name)
-        page.wait_for_function("message => document.querySelector('.refusal')?.innerText.startsWith(message)", arg=message)
+        page.wait_for_function(
+            "message => document.querySelector('.refusal')?.innerText.startsWith(message)", arg=message
+        )
         assert str(server.temporary) not in page.inner_text("body") and "Traceback" not in page.inner_text("body")
     assert server.uploads() == []
 
@@ -192,28 +226,49 @@ def test_film_over_the_limit_is_refused_by_the_page_and_by_the_server(page, serv
         file.truncate(MAX_UPLOAD + 1)
     drop(page, tmp_path / "huge.png")
     page.wait_for_function("/exceed the maximum/.test(document.body.innerText)")
-    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="huge.png"\r\n\r\n' + bytes(MAX_UPLOAD + 1) + b"\r\n--x--\r\n"
+    body = (
+        b'--x\r\nContent-Disposition: form-data; name="files"; filename="huge.png"\r\n\r\n'
+        + bytes(MAX_UPLOAD + 1)
+        + b"\r\n--x--\r\n"
+    )
     with pytest.raises(urllib.error.HTTPError) as refused:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        opener.open(urllib.request.Request(f"{server.address}/gradio_api/upload", body, {"Content-Type": "multipart/form-data; boundary=x"}),
-                    timeout=PATIENCE)
+        opener.open(
+            urllib.request.Request(
+                f"{server.address}/gradio_api/upload", body, {"Content-Type": "multipart/form-data; boundary=x"}
+            ),
+            timeout=PATIENCE,
+        )
     assert refused.value.code == 413 and server.uploads() == []
 
 
 def test_nothing_is_kept_in_the_browser(page):
     page.locator("#examples button").first.click()
     page.wait_for_selector(".report")
-    assert page.evaluate("async () => (await indexedDB.databases()).map(found => found.name).concat(Object.keys(localStorage))") == []
+    assert (
+        page.evaluate(
+            "async () => (await indexedDB.databases()).map(found => found.name).concat(Object.keys(localStorage))"
+        )
+        == []
+    )
 
 
 def test_answers_forbid_other_machines_whatever_the_page_would_load(page):
-    assert page.evaluate("async () => { try { await fetch('http://127.0.0.2:9/'); return 'sent' } catch { return 'not sent' } }") == "not sent"
+    assert (
+        page.evaluate(
+            "async () => { try { await fetch('http://127.0.0.2:9/'); return 'sent' } catch { return 'not sent' } }"
+        )
+        == "not sent"
+    )
     assert page.evaluate("""() => new Promise(done => {
       document.addEventListener('securitypolicyviolation', event => done(event.blockedURI));
-      document.head.append(Object.assign(document.createElement('script'), {src: 'https://example.org/x.js'})) })""").startswith("https://example.org")
+      document.head.append(Object.assign(document.createElement('script'), {src: 'https://example.org/x.js'})) })""").startswith(
+        "https://example.org"
+    )
 
 
 # --- a hostile visitor -----------------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def visitor(server):
@@ -227,7 +282,9 @@ def send(client, data: bytes, name: str = "film.png"):
 
 
 def join(client, value: object, session: str = "s", function: int = 0):
-    return client.post("/gradio_api/queue/join", json={"data": [value], "fn_index": function, "session_hash": session, "trigger_id": 1})
+    return client.post(
+        "/gradio_api/queue/join", json={"data": [value], "fn_index": function, "session_hash": session, "trigger_id": 1}
+    )
 
 
 def named(path: str) -> dict[str, object]:
@@ -240,19 +297,42 @@ def answer(client, session: str) -> str:
         return next(line for line in lines.iter_lines() if "process_completed" in line)
 
 
-@pytest.mark.parametrize("headers, status", [
-    ({"Host": "attacker.example"}, 400), ({"Host": "attacker.example:7860"}, 400), ({"Host": ""}, 400),
-    ({"Origin": "https://attacker.example"}, 403), ({"Origin": "null"}, 403), ({"Origin": "http://127.0.0.1:1"}, 403)])
+@pytest.mark.parametrize(
+    "headers, status",
+    [
+        ({"Host": "attacker.example"}, 400),
+        ({"Host": "attacker.example:7860"}, 400),
+        ({"Host": ""}, 400),
+        ({"Origin": "https://attacker.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://127.0.0.1:1"}, 403),
+    ],
+)
 def test_request_by_another_name_or_from_another_page_is_refused(visitor, server, headers, status):
     assert visitor.get("/", headers=headers).status_code == status
     assert visitor.post("/gradio_api/upload", files={"files": b"x"}, headers=headers).status_code == status
     assert visitor.get("/", headers={"Origin": server.address}).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["gradio_api/proxy=https://attacker.example/", "gradio_api/file=https://attacker.example/", "gradio_api/file=/etc/hostname",
-                                  "gradio_api/file=../../../../etc/hostname", "gradio_api/file=README.md", "gradio_api/file/etc/hostname",
-                                  "static/..%2f..%2f..%2fetc/hostname", "assets/%2e%2e/%2e%2e/routes.py", "gradio_api/openapi.json", "monitoring", "docs",
-                                  "gradio_api/upload_progress?upload_id=1", "gradio_api/vibe-code", "gradio_api/deep_link"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "gradio_api/proxy=https://attacker.example/",
+        "gradio_api/file=https://attacker.example/",
+        "gradio_api/file=/etc/hostname",
+        "gradio_api/file=../../../../etc/hostname",
+        "gradio_api/file=README.md",
+        "gradio_api/file/etc/hostname",
+        "static/..%2f..%2f..%2fetc/hostname",
+        "assets/%2e%2e/%2e%2e/routes.py",
+        "gradio_api/openapi.json",
+        "monitoring",
+        "docs",
+        "gradio_api/upload_progress?upload_id=1",
+        "gradio_api/vibe-code",
+        "gradio_api/deep_link",
+    ],
+)
 def test_no_other_file_and_no_other_machine_is_reached(visitor, server, path):
     found = visitor.get(f"/{path}")
     assert found.status_code in (302, 403, 404) and "root:" not in found.text
@@ -261,11 +341,33 @@ def test_no_other_file_and_no_other_machine_is_reached(visitor, server, path):
 
 def test_only_a_film_that_was_sent_here_is_read(visitor, server):
     examples = sorted(server.temporary.rglob("nobody_*.png"))
-    for value in (*map(named, [*map(str, examples), "https://attacker.example/film.png", "http://127.0.0.1:9/", "/etc/hostname", "..", ""]),
-                  {"path": 3}, {"url": "https://attacker.example/"}, None, [], len(EXAMPLES), -1, 1e9, "0"):
+    for value in (
+        *map(
+            named,
+            [
+                *map(str, examples),
+                "https://attacker.example/film.png",
+                "http://127.0.0.1:9/",
+                "/etc/hostname",
+                "..",
+                "",
+            ],
+        ),
+        {"path": 3},
+        {"url": "https://attacker.example/"},
+        None,
+        [],
+        len(EXAMPLES),
+        -1,
+        1e9,
+        "0",
+    ):
         assert join(visitor, value).status_code == 400
     for path in ("run/predict", "call/dropped", "api/predict", "component_server", "stream/1", "run-history/connect"):
-        assert visitor.post(f"/gradio_api/{path}", json={"data": [named(str(examples[0]))], "fn_index": 0}).status_code == 404
+        assert (
+            visitor.post(f"/gradio_api/{path}", json={"data": [named(str(examples[0]))], "fn_index": 0}).status_code
+            == 404
+        )
     assert visitor.post("/gradio_api/queue/join", content=b"[" * 9000).status_code == 400
     assert visitor.post("/gradio_api/queue/join", content=b"[" + b" " * 10**6).status_code == 400
     assert sorted(server.temporary.rglob("nobody_*.png")) == examples and len(examples) >= len(EXAMPLES)
@@ -297,7 +399,10 @@ def test_film_that_is_announced_as_too_large_is_refused_before_it_is_sent(server
 def gate(tmp_path):
     """A client of the gate alone, and its uploads."""
     testclient = pytest.importorskip("starlette.testclient")
-    applications, middleware = pytest.importorskip("starlette.applications"), pytest.importorskip("starlette.middleware")
+    applications, middleware = (
+        pytest.importorskip("starlette.applications"),
+        pytest.importorskip("starlette.middleware"),
+    )
     uploads = app_uploads.Uploads()
     guard = middleware.Middleware(app_uploads.Gate, uploads=uploads, placeholder=tmp_path / "film", examples=1)
     with testclient.TestClient(applications.Starlette(middleware=[guard])) as client:
@@ -307,7 +412,9 @@ def gate(tmp_path):
 def test_films_that_wait_are_bounded_in_number_and_bytes(gate, monkeypatch):
     client, uploads = gate
     answers = [send(client, b"x") for _ in range(100)]
-    assert [found.status_code for found in answers] == [200] * app_uploads.MOST_FILMS + [503] * (100 - app_uploads.MOST_FILMS)
+    assert [found.status_code for found in answers] == [200] * app_uploads.MOST_FILMS + [503] * (
+        100 - app_uploads.MOST_FILMS
+    )
     assert uploads.take(answers[0].json()[0]) == ("film.png", b"x") and uploads.take(answers[0].json()[0]) is None
     assert send(client, b"x").status_code == 200
     monkeypatch.setattr(app_uploads, "MOST_FILMS", 100)
@@ -318,7 +425,7 @@ def test_films_that_wait_are_bounded_in_number_and_bytes(gate, monkeypatch):
 def test_film_that_nobody_asks_for_is_not_kept(gate, monkeypatch):
     client, uploads = gate
     monkeypatch.setattr(app_uploads, "KEPT_SECONDS", 0.05)
-    ticket, = send(client, b"x").json()
+    (ticket,) = send(client, b"x").json()
     deadline = time.monotonic() + PATIENCE
     while ticket in uploads:
         assert time.monotonic() < deadline
@@ -327,12 +434,22 @@ def test_film_that_nobody_asks_for_is_not_kept(gate, monkeypatch):
 
 def test_what_is_no_single_film_is_refused(gate):
     client, _ = gate
-    for request in ({"files": [("files", b"x"), ("files", b"y")]}, {"data": {"files": "x"}}, {"content": b"x"}, {"json": {}},
-                    {"content": b"--x\r\nrubbish", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}):
+    for request in (
+        {"files": [("files", b"x"), ("files", b"y")]},
+        {"data": {"files": "x"}},
+        {"content": b"x"},
+        {"json": {}},
+        {"content": b"--x\r\nrubbish", "headers": {"Content-Type": "multipart/form-data; boundary=x"}},
+    ):
         assert client.post("/gradio_api/upload", **request).status_code == 400
     assert client.post("/gradio_api/upload", content=iter([b"x"])).status_code == 413  # it doesn't say how long it is
-    for name, kept in (("../../etc/passwd", "passwd"), ("C:\\films\\a.png", "a.png"), ("\x1b[2J.png", "\\x1b[2J.png"), ("a" * 500 + ".png", "a" * 196 + ".png")):
-        ticket, = send(client, b"x", name).json()
+    for name, kept in (
+        ("../../etc/passwd", "passwd"),
+        ("C:\\films\\a.png", "a.png"),
+        ("\x1b[2J.png", "\\x1b[2J.png"),
+        ("a" * 500 + ".png", "a" * 196 + ".png"),
+    ):
+        (ticket,) = send(client, b"x", name).json()
         assert gate[1].take(ticket)[0] == kept
 
 
@@ -360,6 +477,7 @@ def test_stopped_server_leaves_nothing_and_has_asked_no_other_machine(server):
 
 # --- without one -----------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def screener(tmp_path) -> TBScreener:
     save_weights(tmp_path / "w.safetensors", UNet(width=2, depth=2), {"size": 32, "sources": ["montgomery"]})
@@ -377,7 +495,11 @@ def test_report_of_a_film_without_lungs_has_dashes_and_the_flag_says_so(tmp_path
     screener.segmenter.threshold = 1.0
     files.write_image(tmp_path / "film.png", film.image)
     text = report(tmp_path / "film.png", screener)
-    assert "<th scope='row'>Lungs found</th><td>0</td>" in text and "<td>–</td>" in text and "nan" not in text.split("<h2>")[1].split("<p class")[0]
+    assert (
+        "<th scope='row'>Lungs found</th><td>0</td>" in text
+        and "<td>–</td>" in text
+        and "nan" not in text.split("<h2>")[1].split("<p class")[0]
+    )
     assert "<td>0.00 (reject)</td>" in text and "<li>no lung found</li>" in text
     assert "<th scope='row'>Tuberculosis, for research</th><td>no lung found</td>" in text
 
@@ -410,13 +532,21 @@ def test_film_that_lay_on_its_side_is_shown_upright_and_its_mask_lies_as_it_did(
     np.testing.assert_array_equal(mask_turned, np.rot90(mask))
 
 
-def test_film_of_another_orientation_or_of_a_spacing_that_can_not_be_is_shown_upright_with_its_notes(tmp_path, film, monkeypatch):
+def test_film_of_another_orientation_or_of_a_spacing_that_can_not_be_is_shown_upright_with_its_notes(
+    tmp_path, film, monkeypatch
+):
     screener, drawn = TBScreener(device="cpu"), []
     monkeypatch.setattr(page_module, "encode_image", lambda image, suffix: drawn.append(image) or b"")
     (tmp_path / "plain.dcm").write_bytes(dicom(film.image))
-    (tmp_path / "mirrored.dcm").write_bytes(dicom(film.image[:, ::-1], PatientOrientation=["R", "F"], PixelSpacing=[0.7, 0.7]))
+    (tmp_path / "mirrored.dcm").write_bytes(
+        dicom(film.image[:, ::-1], PatientOrientation=["R", "F"], PixelSpacing=[0.7, 0.7])
+    )
     plain, mirrored = (report(tmp_path / f"{name}.dcm", screener) for name in ("plain", "mirrored"))
-    assert "put right as its file says" in mirrored and "a small child, or is the spacing wrong?" in mirrored and "spacing wrong" not in plain
+    assert (
+        "put right as its file says" in mirrored
+        and "a small child, or is the spacing wrong?" in mirrored
+        and "spacing wrong" not in plain
+    )
     shown, mask, shown_mirrored, mask_mirrored = drawn
     np.testing.assert_array_equal(shown_mirrored, shown)
     np.testing.assert_array_equal(mask_mirrored, mask[:, ::-1])
@@ -425,7 +555,10 @@ def test_film_of_another_orientation_or_of_a_spacing_that_can_not_be_is_shown_up
 def test_what_is_no_film_is_refused_without_saying_where_it_lies(tmp_path, screener):
     files.write_image(tmp_path / "page.png", phantom().image)
     text = report(tmp_path / "page.png", screener)
-    assert text.startswith("<p class='refusal' role='alert'>page.png: refused: no frontal chest film") and str(tmp_path) not in text
+    assert (
+        text.startswith("<p class='refusal' role='alert'>page.png: refused: no frontal chest film")
+        and str(tmp_path) not in text
+    )
 
 
 def test_page_without_gradio_is_one_line(screener, monkeypatch):

@@ -41,16 +41,27 @@ def test_threshold_by_sensitivity(wanted, threshold):
 def test_scores_of_known_probabilities():
     prob, labels = np.array([0.9, 0.8, 0.3, 0.1, 0.2, 0.7]), np.array([1, 1, 1, 0, 0, 0])
     found = score_tb(prob, labels, prob >= 0.25)
-    assert found["auc"] == pytest.approx(8 / 9) and found["sensitivity"] == 1 and found["specificity"] == pytest.approx(2 / 3)
-    assert found["low"] <= found["auc"] <= found["high"] and found["brier"] == pytest.approx((0.01 + 0.04 + 0.49 + 0.01 + 0.04 + 0.49) / 6)
+    assert (
+        found["auc"] == pytest.approx(8 / 9)
+        and found["sensitivity"] == 1
+        and found["specificity"] == pytest.approx(2 / 3)
+    )
+    assert found["low"] <= found["auc"] <= found["high"] and found["brier"] == pytest.approx(
+        (0.01 + 0.04 + 0.49 + 0.01 + 0.04 + 0.49) / 6
+    )
     perfect = reliability(np.array([0.25, 0.25, 0.25, 0.25]), np.array([1, 0, 0, 0]))
     assert perfect["prob"] == perfect["share"] == 0.25 and perfect["n"] == 4
 
 
 def test_validation_films_alone_fix_temperature_and_threshold(rng):
     true = rng.normal(0, 2, 4000)
-    films = pd.DataFrame({"tb": (rng.random(4000) < expit(true)).astype(int), "logit": 2 * true,
-                          "part": np.repeat(["val", "test", "train", "test"], 1000)})
+    films = pd.DataFrame(
+        {
+            "tb": (rng.random(4000) < expit(true)).astype(int),
+            "logit": 2 * true,
+            "part": np.repeat(["val", "test", "train", "test"], 1000),
+        }
+    )
     test = calibrated(films)
     assert len(test) == 2000 and (test["part"] == "test").all()
     assert test["temperature"].unique() == pytest.approx(2, rel=0.15)

@@ -7,16 +7,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import skimage.data
-
-from kaggle_utils.quality import checks
-from kaggle_utils import infer
-from kaggle_utils import image as files
-from kaggle_utils.quality.checks import Checked, check_film, check_lungs, coloured_share, shape_distance, view_odds
-from kaggle_utils.infer import LungSegmenter
-from kaggle_utils.predictions import predict
-from kaggle_utils.synthetic.model import AppearanceModel
 from dicoms import dicom
 from phantoms import phantom, write_raw
+
+from kaggle_utils import image as files
+from kaggle_utils import infer
+from kaggle_utils.infer import LungSegmenter
+from kaggle_utils.predictions import predict
+from kaggle_utils.quality import checks
+from kaggle_utils.quality.checks import Checked, check_film, check_lungs, coloured_share, shape_distance, view_odds
+from kaggle_utils.synthetic.model import AppearanceModel
 
 POSITIONS = [(negative, quarters) for negative in (False, True) for quarters in range(4)]
 SAID = {0: "", 1: "turned by 90° clockwise", 2: "upside down", 3: "turned by 90° counter-clockwise"}  # after np.rot90
@@ -35,6 +35,7 @@ def lay(array: np.ndarray, negative: bool, quarters: int) -> np.ndarray:
 
 
 # --- films that are put right ----------------------------------------------------------------------------------------
+
 
 def test_film_that_is_in_order_stays_as_it_is_and_nothing_is_said(films):
     for image, mask in films:
@@ -86,6 +87,7 @@ def test_position_that_is_not_certain_is_left_and_noted(films, monkeypatch):
 
 # --- what is not segmented -------------------------------------------------------------------------------------------
 
+
 def page() -> np.ndarray:
     picture = np.full((300, 220), 255, np.uint8)
     for row in range(20, 290, 14):
@@ -94,10 +96,15 @@ def page() -> np.ndarray:
 
 
 NO_CHEST = {
-    "page": page, "noise": lambda: np.random.default_rng(0).integers(0, 256, (200, 200), dtype=np.uint8),
-    "slope": lambda: np.tile(np.arange(256, dtype=np.uint8), (256, 1)), "photograph": skimage.data.camera,
-    "coins": skimage.data.coins, "moon": skimage.data.moon,
-    "chequers": lambda: ((np.indices((256, 256)) // 32).sum(0) % 2 * 155 + np.indices((256, 256))[0] // 4).astype(np.uint8),
+    "page": page,
+    "noise": lambda: np.random.default_rng(0).integers(0, 256, (200, 200), dtype=np.uint8),
+    "slope": lambda: np.tile(np.arange(256, dtype=np.uint8), (256, 1)),
+    "photograph": skimage.data.camera,
+    "coins": skimage.data.coins,
+    "moon": skimage.data.moon,
+    "chequers": lambda: ((np.indices((256, 256)) // 32).sum(0) % 2 * 155 + np.indices((256, 256))[0] // 4).astype(
+        np.uint8
+    ),
 }
 
 
@@ -122,10 +129,18 @@ def as_jpeg(image):
     return cv2.imdecode(cv2.imencode(".jpg", image)[1], cv2.IMREAD_GRAYSCALE)
 
 
-@pytest.mark.parametrize("encode", [lambda left, right: left | right, lambda left, right: (left | right) * 255, lambda left, right: left + 2 * right,
-                                    lambda left, right: left * 255 + right * 127, lambda left, right: as_jpeg((left | right) * 255),
-                                    lambda left, right: 255 - cv2.GaussianBlur((left | right) * 255, (0, 0), 1)],
-                         ids=["0/1", "0/255", "labels", "gray labels", "JPEG", "soft, bright outside"])
+@pytest.mark.parametrize(
+    "encode",
+    [
+        lambda left, right: left | right,
+        lambda left, right: (left | right) * 255,
+        lambda left, right: left + 2 * right,
+        lambda left, right: left * 255 + right * 127,
+        lambda left, right: as_jpeg((left | right) * 255),
+        lambda left, right: 255 - cv2.GaussianBlur((left | right) * 255, (0, 0), 1),
+    ],
+    ids=["0/1", "0/255", "labels", "gray labels", "JPEG", "soft, bright outside"],
+)
 def test_mask_given_as_a_film_is_called_one(encode):
     film = phantom(400, 300)
     assert check_film(encode(film.left, film.right)).problems == (checks.MASK,)
@@ -146,7 +161,11 @@ def test_negative_is_told_in_every_position(films, negative, quarters):
     assert checks.is_negative(lay(films[0][0], negative, quarters)) == negative
 
 
-@pytest.mark.parametrize("expose", [lambda film: (film * 0.4).astype(np.uint8), lambda film: (film * 0.5 + 120).astype(np.uint8)], ids=["dark", "bright"])
+@pytest.mark.parametrize(
+    "expose",
+    [lambda film: (film * 0.4).astype(np.uint8), lambda film: (film * 0.5 + 120).astype(np.uint8)],
+    ids=["dark", "bright"],
+)
 def test_negative_is_told_at_any_exposure(films, expose):
     for image, _ in films:
         exposed = expose(image)
@@ -166,9 +185,12 @@ def test_too_small_film_is_refused_with_its_size(shape):
 
 # --- colour ----------------------------------------------------------------------------------------------------------
 
+
 def test_photograph_in_colour_is_called_so():
     colour = cv2.cvtColor(skimage.data.astronaut(), cv2.COLOR_RGB2BGR)
-    assert check_film(cv2.cvtColor(colour, cv2.COLOR_BGR2GRAY), colour).problems == ("a colour photograph, no chest film",)
+    assert check_film(cv2.cvtColor(colour, cv2.COLOR_BGR2GRAY), colour).problems == (
+        "a colour photograph, no chest film",
+    )
 
 
 def test_coloured_overlay_is_noted_and_the_film_still_segmented(films):
@@ -190,6 +212,7 @@ def test_tint_of_a_film_and_a_coloured_mark_are_no_colour(films, tint, depth):
 
 # --- lungs -----------------------------------------------------------------------------------------------------------
 
+
 def test_no_lung_and_one_lung_are_said(films):
     mask = films[0][1]
     one = mask.copy()
@@ -198,8 +221,9 @@ def test_no_lung_and_one_lung_are_said(films):
     assert check_lungs(one) == ("the lungs are not two, or have no corners",)
 
 
-@pytest.mark.parametrize("side, window", [("top", np.s_[90:]), ("bottom", np.s_[:150]), ("left", np.s_[:, 70:]),
-                                          ("right", np.s_[:, :-70])])
+@pytest.mark.parametrize(
+    "side, window", [("top", np.s_[90:]), ("bottom", np.s_[:150]), ("left", np.s_[:, 70:]), ("right", np.s_[:, :-70])]
+)
 def test_lungs_cut_by_the_frame_are_said_with_the_side(films, side, window):
     assert f"lungs cut by the frame ({side})" in check_lungs(np.ascontiguousarray(films[0][1][window]))
 
@@ -240,6 +264,7 @@ def test_mask_with_values_of_255_is_an_error(films):
 
 # --- the network's views ---------------------------------------------------------------------------------------------
 
+
 def test_views_are_the_film_and_its_negative_mirrored_and_turned():
     thumb = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
     seen = checks.views(thumb)
@@ -250,7 +275,9 @@ def test_views_are_the_film_and_its_negative_mirrored_and_turned():
 def test_turning_a_film_moves_its_odds_and_changes_none(films):
     image = np.ascontiguousarray(films[0][0][:240, :240])
     odds = view_odds(image)
-    np.testing.assert_allclose(view_odds(np.ascontiguousarray(np.rot90(image)))[:, 0], np.roll(odds[:, 0], -1, axis=-1), atol=1e-3)
+    np.testing.assert_allclose(
+        view_odds(np.ascontiguousarray(np.rot90(image)))[:, 0], np.roll(odds[:, 0], -1, axis=-1), atol=1e-3
+    )
     np.testing.assert_allclose(view_odds(255 - image), odds[::-1], atol=1e-3)
 
 
@@ -262,6 +289,7 @@ def test_large_film_is_judged_as_the_same_film_small(films, factor):
 
 
 # --- predict ---------------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def segmenter():
@@ -280,7 +308,10 @@ def test_turned_negative_is_segmented_upright_and_its_mask_lies_as_the_file(film
     assert overlay.shape[:2] == turned.shape == (table.loc["turned", "height"], table.loc["turned", "width"])
     np.testing.assert_array_equal(overlay[:8, :8, 0], lay(image, True, 1)[:8, :8])  # of the film as it is in the file
     stored = pd.read_csv(tmp_path / "out" / "predictions.csv", keep_default_na=False).set_index("name")
-    notes = {name: [note for note in stored.loc[name, "notes"].split("; ") if note and "border" not in note] for name in stored.index}
+    notes = {
+        name: [note for note in stored.loc[name, "notes"].split("; ") if note and "border" not in note]
+        for name in stored.index
+    }
     assert notes == {"plain": [], "turned": ["a negative: inverted", "lay on its side: turned by 90° clockwise"]}
 
 
@@ -290,18 +321,30 @@ def test_turned_film_is_measured_upright_with_the_spacing_turned_too(films, segm
     (tmp_path / "turned.dcm").write_bytes(dicom(lay(image, False, 1), PixelSpacing=[0.1, 0.2], ViewPosition="LL"))
     table = predict([tmp_path / "plain.dcm", tmp_path / "turned.dcm"], tmp_path / "out", segmenter).set_index("name")
     plain, turned = pd.read_csv(tmp_path / "out" / "measurements.csv").drop(columns="name").to_dict("records")
-    assert turned == plain and plain["right_height_mm"] == pytest.approx(0.2 * plain["right_height_px"]) and plain["lungs"] == 2
+    assert (
+        turned == plain
+        and plain["right_height_mm"] == pytest.approx(0.2 * plain["right_height_px"])
+        and plain["lungs"] == 2
+    )
     notes = table.loc["turned", "notes"].split("; ")
-    assert notes[-1].startswith("lungs ") and notes[-1].endswith("mm high, an adult's are 140 to 400: is the spacing wrong, or the mask?")
-    assert {"spacing from PixelSpacing", "view LL: not frontal", "lay on its side: turned by 90° clockwise"} <= set(notes)
+    assert notes[-1].startswith("lungs ") and notes[-1].endswith(
+        "mm high, an adult's are 140 to 400: is the spacing wrong, or the mask?"
+    )
+    assert {"spacing from PixelSpacing", "view LL: not frontal", "lay on its side: turned by 90° clockwise"} <= set(
+        notes
+    )
 
 
 def test_films_that_wait_hold_no_colours_and_a_photograph_is_refused_by_them(tmp_path):
     write_raw(tmp_path / "photo.png", cv2.cvtColor(skimage.data.astronaut(), cv2.COLOR_RGB2BGR))
     refused = infer.read_checked(tmp_path / "photo.png", "photo")
-    assert refused.error.endswith("refused: a colour photograph, no chest film") and "in colour" in "; ".join(refused.notes)
+    assert refused.error.endswith("refused: a colour photograph, no chest film") and "in colour" in "; ".join(
+        refused.notes
+    )
     film = infer.read_checked(tmp_path / "photo.png", "photo", force=True)
-    assert all(np.ndim(value) < 3 for value in (*vars(film).values(), film.checked.image) if isinstance(value, np.ndarray))
+    assert all(
+        np.ndim(value) < 3 for value in (*vars(film).values(), film.checked.image) if isinstance(value, np.ndarray)
+    )
 
 
 def test_doubtful_film_is_refused_where_its_lungs_are_odd_too(films, segmenter, tmp_path, monkeypatch):
@@ -310,7 +353,10 @@ def test_doubtful_film_is_refused_where_its_lungs_are_odd_too(films, segmenter, 
     write_raw(tmp_path / "cut.png", np.ascontiguousarray(films[0][0][:, 80:]))
     table = predict([tmp_path / "film.png", tmp_path / "cut.png"], tmp_path / "out", segmenter).set_index("name")
     assert table.loc["film", "error"] == "" and table.loc["film", "notes"].endswith("hardly like a frontal chest film")
-    assert "refused: no frontal chest film" in table.loc["cut", "error"] and "cut by the frame" in table.loc["cut", "notes"]
+    assert (
+        "refused: no frontal chest film" in table.loc["cut", "error"]
+        and "cut by the frame" in table.loc["cut", "notes"]
+    )
     assert [path.name for path in (tmp_path / "out" / "masks").iterdir()] == ["film.png"]
     assert pd.read_csv(tmp_path / "out" / "measurements.csv")["name"].tolist() == ["film"]
     forced = predict([tmp_path / "cut.png"], tmp_path / "forced", segmenter, force=True)

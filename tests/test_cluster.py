@@ -16,18 +16,23 @@ import pytest
 import torch
 
 # Before Ray is imported: its servers and their addresses are the loopback's, and nothing gets into the home folder.
-os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_TOKEN": "of-this-machine-and-of-these-tests"}
+os.environ |= {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_TOKEN": "of-this-machine-and-of-these-tests",
+}
 pytest.importorskip("ray")
 psutil = pytest.importorskip("psutil")
 
-from kaggle_utils import infer, predictions
-from kaggle_utils.cli import main
-from kaggle_utils.scale.cluster import MANIFEST, Settings, list_films, predict
-from kaggle_utils.scale.cluster_work import STOPS, Whole, read_films
-from kaggle_utils.files import printable
-from kaggle_utils.model import UNet, save_weights
 from phantoms import phantom, write_raw
 from s3_server import Fault, client, proxy, server  # noqa: F401
+
+from kaggle_utils import infer, predictions
+from kaggle_utils.cli import main
+from kaggle_utils.files import printable
+from kaggle_utils.model import UNet, save_weights
+from kaggle_utils.scale.cluster import MANIFEST, Settings, list_films, predict
+from kaggle_utils.scale.cluster_work import STOPS, Whole, read_films
 
 FORCED = Settings(batch=4, force=True)  # the checks say, rightly, that a phantom is no chest film
 NODE = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 2**27, "node_ip_address": "127.0.0.1"}
@@ -45,9 +50,14 @@ def folder():
 def cluster(folder):
     """The address of two nodes of a core each."""
     from ray.cluster_utils import Cluster
+
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"ACCESS_KEY_ID": "nobody", "SECRET_ACCESS_KEY": "nothing", "DEFAULT_REGION": "us-east-1",
-                            "EC2_METADATA_DISABLED": "true"}.items():
+        for name, value in {
+            "ACCESS_KEY_ID": "nobody",
+            "SECRET_ACCESS_KEY": "nothing",
+            "DEFAULT_REGION": "us-east-1",
+            "EC2_METADATA_DISABLED": "true",
+        }.items():
             patch.setenv(f"AWS_{name}", value)  # the nodes need them too
         (folder / "ray").mkdir()
         patch.setenv("RAY_TMPDIR", str(folder / "ray"))  # else /tmp/ray
@@ -79,10 +89,19 @@ def films(folder):
 def expected(films, weights, folder):
     """What predict says on this machine alone."""
     out = folder / "expected"
-    predictions.predict(sorted(p for p in films.rglob("*.png")), out, infer.LungSegmenter(weights, device="cpu"), batch=4, force=True,
-                  formats=["coco"])
-    return {"predictions": pd.read_csv(out / "predictions.csv", keep_default_na=False).drop(columns=["mask", "overlay"]),
-            "measurements": pd.read_csv(out / "measurements.csv"), "lungs": pd.read_parquet(out / "coco.parquet")}
+    predictions.predict(
+        sorted(p for p in films.rglob("*.png")),
+        out,
+        infer.LungSegmenter(weights, device="cpu"),
+        batch=4,
+        force=True,
+        formats=["coco"],
+    )
+    return {
+        "predictions": pd.read_csv(out / "predictions.csv", keep_default_na=False).drop(columns=["mask", "overlay"]),
+        "measurements": pd.read_csv(out / "measurements.csv"),
+        "lungs": pd.read_parquet(out / "coco.parquet"),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -98,15 +117,22 @@ def assert_same(out, expected):
     assert_alike(rows, expected["predictions"])
     assert_alike(rows[rows["error"] == ""], expected["measurements"])
     lungs = {(row["name"], row["category"]): row["segmentation"]["counts"] for _, row in expected["lungs"].iterrows()}
-    found = {(row["name"], f"{side} lung"): row[f"{side}_lung"]["counts"] for _, row in rows.iterrows() for side in ("right", "left")
-             if isinstance(row[f"{side}_lung"], dict)}
+    found = {
+        (row["name"], f"{side} lung"): row[f"{side}_lung"]["counts"]
+        for _, row in rows.iterrows()
+        for side in ("right", "left")
+        if isinstance(row[f"{side}_lung"], dict)
+    }
     assert found == lungs and len(lungs) > 60
 
 
 def assert_alike(rows, expected):
     """Each column's text to the letter and its numbers within those of float32: a batch of other films is summed in another order."""
     for name in expected:
-        columns = [table[name].astype(object).where(table[name].notna(), "").reset_index(drop=True) for table in (rows, expected)]
+        columns = [
+            table[name].astype(object).where(table[name].notna(), "").reset_index(drop=True)
+            for table in (rows, expected)
+        ]
         numbers = [pd.to_numeric(column, errors="coerce") for column in columns]
         np.testing.assert_allclose(*numbers, rtol=1e-3, atol=1e-3, err_msg=name)
         assert list(columns[0][numbers[0].isna()]) == list(columns[1][numbers[1].isna()]), name
@@ -125,9 +151,14 @@ def test_manifest_says_what_is_there(done, weights):
     assert manifest == json.loads((out / MANIFEST).read_text())
     assert manifest["films"] == 36 and manifest["weights"] == infer.LungSegmenter(weights, device="cpu").version
     assert {shard["file"]: shard["rows"] for shard in manifest["shards"]} == {
-        path.name: len(pd.read_parquet(path)) for path in out.glob("*.parquet")}
+        path.name: len(pd.read_parquet(path)) for path in out.glob("*.parquet")
+    }
     assert [shard["rows"] for shard in manifest["shards"]] == [8, 8, 8, 8, 4]
-    assert manifest["result"]["masks"] == 34 and manifest["result"]["unreadable"] == 2 and manifest["result"]["refused"] == 0
+    assert (
+        manifest["result"]["masks"] == 34
+        and manifest["result"]["unreadable"] == 2
+        and manifest["result"]["refused"] == 0
+    )
 
 
 def test_only_what_is_missing_is_done_again(done, cluster, films, weights, expected):
@@ -155,8 +186,12 @@ def test_other_films_weights_settings_or_shards_are_an_error(done, films, weight
     torch.manual_seed(1)
     save_weights(tmp_path / "w.safetensors", UNet(width=2, depth=2), {"size": 32, "sources": ["montgomery"]})
     before = times(done[0])
-    for what, change in {"films": {"patterns": [films / "below"]}, "weights": {"weights": tmp_path / "w.safetensors"},
-                         "settings": {"settings": Settings(batch=4)}, "shards": {"shard": 9}}.items():
+    for what, change in {
+        "films": {"patterns": [films / "below"]},
+        "weights": {"weights": tmp_path / "w.safetensors"},
+        "settings": {"settings": Settings(batch=4)},
+        "shards": {"shard": 9},
+    }.items():
         with pytest.raises(ValueError, match=f"other {what}.*choose another folder"):
             go(**change)
     (tmp_path / "films-00000.parquet").write_bytes(b"")
@@ -173,7 +208,11 @@ def test_killed_process_loses_nothing(cluster, films, weights, folder, expected)
         end = time.time() + SECONDS
         while not killed and time.time() < end:
             if times(folder / "killed"):
-                workers = [p for p in psutil.process_iter(["name", "cmdline"]) if "MapWorker" in " ".join(p.info["cmdline"] or ())]
+                workers = [
+                    p
+                    for p in psutil.process_iter(["name", "cmdline"])
+                    if "MapWorker" in " ".join(p.info["cmdline"] or ())
+                ]
                 for worker in workers[:1]:
                     worker.kill()
                     killed.append(worker.pid)
@@ -197,14 +236,23 @@ def test_a_store_that_fails_ends_the_run_and_is_no_film_s_error(cluster, films, 
         predict(["s3://bkt/in"], "s3://bkt/out", FORCED, weights=weights, address=cluster.address, shard=4)
     denied.times = 0
     proxy.faults.append(Fault("status", "GET", "/in/f10", times=1, status=500))
-    assert predict(["s3://bkt/in"], "s3://bkt/out", FORCED, weights=weights, address=cluster.address, shard=4)["result"]["masks"] == 12
+    assert (
+        predict(["s3://bkt/in"], "s3://bkt/out", FORCED, weights=weights, address=cluster.address, shard=4)["result"][
+            "masks"
+        ]
+        == 12
+    )
 
 
 def test_no_name_of_a_file_ends_a_run(odd_names, weights, tmp_path):
     films = list_films([tmp_path / "odd"])
     batch = {name: np.array(films.column(name).to_pylist(), object) for name in films.column_names}
     rows = Whole(FORCED, weights.name, weights.read_bytes(), "cpu")(batch).to_pandas()
-    assert set(rows["name"]) == set(odd_names.values()) and set(rows["path"]) == set(map(printable, odd_names)) and (rows["error"] == "").all()
+    assert (
+        set(rows["name"]) == set(odd_names.values())
+        and set(rows["path"]) == set(map(printable, odd_names))
+        and (rows["error"] == "").all()
+    )
 
 
 def test_results_below_the_films_are_no_films(tmp_path, proxy, client):
@@ -218,7 +266,11 @@ def test_results_below_the_films_are_no_films(tmp_path, proxy, client):
 
 
 def test_a_folder_that_a_node_does_not_see_ends_the_run_and_a_film_that_is_gone_does_not(tmp_path):
-    batch = {"number": np.arange(2), "name": np.array(["a", "b"]), "path": np.array([str(tmp_path / "gone.png"), str(tmp_path / "gone/film.png")])}
+    batch = {
+        "number": np.arange(2),
+        "name": np.array(["a", "b"]),
+        "path": np.array([str(tmp_path / "gone.png"), str(tmp_path / "gone/film.png")]),
+    }
     gone, unseen = read_films(batch, 32, force=False)["film"]
     assert "a node doesn't see this folder" in unseen.error and unseen.error.endswith(STOPS)
     assert gone.error and not gone.error.endswith(STOPS)
@@ -226,7 +278,10 @@ def test_a_folder_that_a_node_does_not_see_ends_the_run_and_a_film_that_is_gone_
 
 def test_what_is_wrong_with_addresses_is_one_line_and_leaves_nothing(weights, films, tmp_path, proxy, client):
     client.put_object(Bucket="bkt", Key="in/a.png", Body=b"x")
-    for patterns, out, said in ((["s3://nobody/in"], tmp_path / "a", "s3://nobody/in: no such bucket"), (["s3://bkt/in"], "s3://nobody/out", "s3://nobody/out: no such bucket")):
+    for patterns, out, said in (
+        (["s3://nobody/in"], tmp_path / "a", "s3://nobody/in: no such bucket"),
+        (["s3://bkt/in"], "s3://nobody/out", "s3://nobody/out: no such bucket"),
+    ):
         with pytest.raises(FileNotFoundError, match=said):
             predict(patterns, out, FORCED, weights=weights)
     with pytest.raises(OSError, match="no cluster at 127.0.0.1:1"):
@@ -236,7 +291,10 @@ def test_what_is_wrong_with_addresses_is_one_line_and_leaves_nothing(weights, fi
 
 def test_films_and_results_in_s3(cluster, films, weights, expected, folder, monkeypatch, capsys):
     """A bucket on this machine; the credentials are dummies, which the nodes have in their environment."""
-    boto3, server = pytest.importorskip("boto3"), pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    boto3, server = (
+        pytest.importorskip("boto3"),
+        pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False),
+    )
     server.start()
     try:
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:{1}".format(*server.get_host_and_port()))
@@ -245,24 +303,55 @@ def test_films_and_results_in_s3(cluster, films, weights, expected, folder, monk
         for path in films.rglob("*.png"):
             client.upload_file(str(path), "films", f"in/{path.relative_to(films).as_posix()}")
         client.put_object(Bucket="films", Key="in/readme.txt", Body=b"no film")
-        manifest = predict(["s3://films/in"], "s3://films/out", FORCED, weights=weights, address=cluster.address, shard=20)
+        manifest = predict(
+            ["s3://films/in"], "s3://films/out", FORCED, weights=weights, address=cluster.address, shard=20
+        )
         client.upload_file(str(weights), "films", "w.safetensors")
         monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        assert main(["predict", "s3://films/in/below/", "--out", "s3://films/out", "--weights", "s3://films/w.safetensors", "--ray", "127.0.0.1:1"]) == 1
+        assert (
+            main(
+                [
+                    "predict",
+                    "s3://films/in/below/",
+                    "--out",
+                    "s3://films/out",
+                    "--weights",
+                    "s3://films/w.safetensors",
+                    "--ray",
+                    "127.0.0.1:1",
+                ]
+            )
+            == 1
+        )
         assert "other films" in capsys.readouterr().err
         with pytest.raises(FileNotFoundError, match="s3://films/nothing"):
             predict(["s3://films/nothing"], "s3://films/out", FORCED, weights=weights)
-        found = {item["Key"]: client.get_object(Bucket="films", Key=item["Key"])["Body"].read()
-                 for item in client.list_objects_v2(Bucket="films", Prefix="out/")["Contents"]}
+        found = {
+            item["Key"]: client.get_object(Bucket="films", Key=item["Key"])["Body"].read()
+            for item in client.list_objects_v2(Bucket="films", Prefix="out/")["Contents"]
+        }
     finally:
         server.stop()
-    assert {key for key, data in found.items() if data} == {f"out/{name}" for name in (MANIFEST, "films-00000.parquet", "films-00001.parquet")}
+    assert {key for key, data in found.items() if data} == {
+        f"out/{name}" for name in (MANIFEST, "films-00000.parquet", "films-00001.parquet")
+    }
     rows = pd.concat(pd.read_parquet(BytesIO(found[f"out/films-0000{n}.parquet"])) for n in (0, 1))
-    assert manifest["result"] | {"errors": 0} == {"masks": 34, "unreadable": 2, "refused": 0, "doubtful": manifest["result"]["doubtful"], "errors": 0}
-    assert list(rows["path"]) == [f"s3://films/in/{Path(path).relative_to(films).as_posix()}" for path in expected["predictions"]["path"]]
+    assert manifest["result"] | {"errors": 0} == {
+        "masks": 34,
+        "unreadable": 2,
+        "refused": 0,
+        "doubtful": manifest["result"]["doubtful"],
+        "errors": 0,
+    }
+    assert list(rows["path"]) == [
+        f"s3://films/in/{Path(path).relative_to(films).as_posix()}" for path in expected["predictions"]["path"]
+    ]
     same = ["name", "lung_px", "quality", "flag"]
     assert_alike(rows, expected["predictions"][same])
-    assert {error.split(": ")[0] for error in manifest["result"]["errors"]} == {"s3://films/in/f03b.png", "s3://films/in/f20b.png"}
+    assert {error.split(": ")[0] for error in manifest["result"]["errors"]} == {
+        "s3://films/in/f03b.png",
+        "s3://films/in/f20b.png",
+    }
 
 
 @pytest.mark.slow
@@ -271,12 +360,35 @@ def test_command_line_on_this_machine_alone(films, weights, folder):
     for name in ("home", "tmp"):
         (folder / name).mkdir()
     ray_was_there = Path("/tmp/ray").exists()
-    environment = {**os.environ, "HOME": str(folder / "home"), "TMPDIR": str(folder / "tmp"), "OMP_NUM_THREADS": "1",
-                   "PYTHONPATH": str(Path(infer.__file__).parents[1])}
+    environment = {
+        **os.environ,
+        "HOME": str(folder / "home"),
+        "TMPDIR": str(folder / "tmp"),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(infer.__file__).parents[1]),
+    }
     for name in ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_USAGE_STATS_ENABLED", "RAY_AUTH_TOKEN"):
         del environment[name]
-    run = subprocess.Popen([sys.executable, "-m", "kaggle_utils", "predict", "films", "--weights", weights.name, "--force", "--out", "local",
-                            "--ray"], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "kaggle_utils",
+            "predict",
+            "films",
+            "--weights",
+            weights.name,
+            "--force",
+            "--out",
+            "local",
+            "--ray",
+        ],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     seen = set()
     while run.poll() is None:
         seen |= sockets(run.pid)
@@ -284,7 +396,10 @@ def test_command_line_on_this_machine_alone(films, weights, folder):
     out, err = run.communicate()
     assert run.returncode == 3, err
     assert out.startswith("34 masks in local, 2 files could not be read, 0 films refused")
-    assert [line.split(": ")[0] for line in err.splitlines()] == [f"  {films.resolve()}/f03b.png", f"  {films.resolve()}/f20b.png"]
+    assert [line.split(": ")[0] for line in err.splitlines()] == [
+        f"  {films.resolve()}/f03b.png",
+        f"  {films.resolve()}/f20b.png",
+    ]
     assert len(pd.read_parquet(folder / "local")) == 36
     assert seen and all(address.removeprefix("::ffff:").startswith("127.") for address in seen)
     assert not list((folder / "home").iterdir()) and not list((folder / "tmp").iterdir())
@@ -328,20 +443,33 @@ def test_address_where_nobody_answers_is_an_error(films, weights, tmp_path):
 @pytest.mark.slow
 def test_ray_is_imported_where_it_is_used():
     code = "import sys, kaggle_utils.cli, kaggle_utils.scale.cluster; sys.exit('ray' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(infer.__file__).parents[1], timeout=SECONDS).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=Path(infer.__file__).parents[1], timeout=SECONDS).returncode
+        == 0
+    )
 
 
 def test_without_ray_one_line_says_what_to_install(monkeypatch, capsys, tmp_path):
     from kaggle_utils.scale import cluster
+
     monkeypatch.setattr(cluster, "find_spec", lambda name: None if name == "ray" else name)
     film = write_raw(tmp_path / "film.png", phantom().image)
     assert main(["predict", str(film), "--out", str(tmp_path), "--ray"]) == 1
-    assert capsys.readouterr().err == "kaggle_utils predict: a cluster needs ray[data]>=2.60,<2.64: pip install 'ray[data]>=2.60,<2.64'\n"
+    assert (
+        capsys.readouterr().err
+        == "kaggle_utils predict: a cluster needs ray[data]>=2.60,<2.64: pip install 'ray[data]>=2.60,<2.64'\n"
+    )
 
 
-@pytest.mark.parametrize("arguments, status, message", [
-    (["--ray", "film.png"], 2, "films go before --ray"), (["there.png", "--ray", "--format", "coco"], 1, "leave --format away"),
-    (["film.png", "--ray"], 1, "film.png: no such file"), (["film.png", "--ray", "--weights", "no.pt"], 1, "no.pt")])
+@pytest.mark.parametrize(
+    "arguments, status, message",
+    [
+        (["--ray", "film.png"], 2, "films go before --ray"),
+        (["there.png", "--ray", "--format", "coco"], 1, "leave --format away"),
+        (["film.png", "--ray"], 1, "film.png: no such file"),
+        (["film.png", "--ray", "--weights", "no.pt"], 1, "no.pt"),
+    ],
+)
 def test_wrong_usage_is_one_line(arguments, status, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_raw(tmp_path / "there.png", phantom().image)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from phantoms import phantom, write_prepared, write_raw
 
 from kaggle_utils import data
 from kaggle_utils import image as files
-from phantoms import phantom, write_prepared, write_raw
 
 PRESETS = ("none", "light", "full")
 
@@ -22,6 +22,7 @@ def dataset(root, split="train", **options):
 
 
 # --- the manifest ----------------------------------------------------------------------------------------------------
+
 
 def test_manifest_names_files_that_are_there(prepared):
     frame = data.read_manifest(prepared)
@@ -64,14 +65,23 @@ def test_manifest_of_another_program_is_refused(prepared):
         data.read_manifest(prepared)
 
 
-@pytest.mark.parametrize("text, reason", [
-    ("", "not a table as prep writes it"), (b"\x00\xff\xfe\x89PNG\n,,", "not a table as prep writes it"), ("name\n\"a\nb", "not a table as prep writes it"),
-    ("name,source,split,tb,pixels\na,montgomery,,1,x\n", "line 2 has the name 'a' and the split nan"),
-    ("name,source,split,tb,pixels\na,montgomery,dev,1,x\n", "line 2 has the name 'a' and the split 'dev'"),
-    ("name,source,split,tb,pixels\n,montgomery,val,1,x\n", "line 2 has the name nan and the split 'val'"),
-    ("name,source,split,tb,pixels\na,,val,1,x\n", "line 2 has no source or no pixels"),
-    ("name,source,split,tb,pixels\na,montgomery,val,1,x\nb,montgomery,val,1,nan\n", "line 3 has no source or no pixels")],
-    ids=["empty", "bytes", "an open quote", "no split", "a split of another program", "no name", "no source", "NaN"])
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("", "not a table as prep writes it"),
+        (b"\x00\xff\xfe\x89PNG\n,,", "not a table as prep writes it"),
+        ('name\n"a\nb', "not a table as prep writes it"),
+        ("name,source,split,tb,pixels\na,montgomery,,1,x\n", "line 2 has the name 'a' and the split nan"),
+        ("name,source,split,tb,pixels\na,montgomery,dev,1,x\n", "line 2 has the name 'a' and the split 'dev'"),
+        ("name,source,split,tb,pixels\n,montgomery,val,1,x\n", "line 2 has the name nan and the split 'val'"),
+        ("name,source,split,tb,pixels\na,,val,1,x\n", "line 2 has no source or no pixels"),
+        (
+            "name,source,split,tb,pixels\na,montgomery,val,1,x\nb,montgomery,val,1,nan\n",
+            "line 3 has no source or no pixels",
+        ),
+    ],
+    ids=["empty", "bytes", "an open quote", "no split", "a split of another program", "no name", "no source", "NaN"],
+)
 def test_damaged_manifest_is_refused_in_one_line_with_its_path(tmp_path, text, reason):
     (tmp_path / "manifest.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError) as error:
@@ -79,7 +89,10 @@ def test_damaged_manifest_is_refused_in_one_line_with_its_path(tmp_path, text, r
     assert str(error.value).startswith(f"{tmp_path / 'manifest.csv'}: {reason}") and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("root, error", [("film.png", "a file; expected the folder"), ("film.png/manifest.csv", "is not there"), ("odd", "is not there")])
+@pytest.mark.parametrize(
+    "root, error",
+    [("film.png", "a file; expected the folder"), ("film.png/manifest.csv", "is not there"), ("odd", "is not there")],
+)
 def test_what_is_no_prepared_folder_is_refused(tmp_path, root, error):
     (tmp_path / "film.png").touch()
     (tmp_path / "odd" / "manifest.csv").mkdir(parents=True)
@@ -87,10 +100,16 @@ def test_what_is_no_prepared_folder_is_refused(tmp_path, root, error):
         data.read_manifest(tmp_path / root)
 
 
-@pytest.mark.parametrize("film, mask, reason", [
-    ((32, 32), np.ones((32, 32)), "mask.train_000.png: 100% of the film is lung"), ((32, 32), np.zeros((32, 32)), "mask.train_000.png: 0% of the film is lung"),
-    ((32, 32), np.tri(16), r"mask.train_000.png: the mask is \(16, 16\) and the film \(32, 32\)"),
-    ((1, 1), np.ones((1, 1)), "image.train_000.png: 1×1 px, not as prep writes films")], ids=["all lung", "no lung", "another size", "1×1"])
+@pytest.mark.parametrize(
+    "film, mask, reason",
+    [
+        ((32, 32), np.ones((32, 32)), "mask.train_000.png: 100% of the film is lung"),
+        ((32, 32), np.zeros((32, 32)), "mask.train_000.png: 0% of the film is lung"),
+        ((32, 32), np.tri(16), r"mask.train_000.png: the mask is \(16, 16\) and the film \(32, 32\)"),
+        ((1, 1), np.ones((1, 1)), "image.train_000.png: 1×1 px, not as prep writes films"),
+    ],
+    ids=["all lung", "no lung", "another size", "1×1"],
+)
 def test_pairs_that_prep_does_not_write_are_refused_by_name(prepared, film, mask, reason):
     frame = data.read_manifest(prepared).query("split == 'train'")
     write_raw(Path(frame["image"].iloc[0]), np.full(film, 90, np.uint8))
@@ -100,6 +119,7 @@ def test_pairs_that_prep_does_not_write_are_refused_by_name(prepared, film, mask
 
 
 # --- normalisation ---------------------------------------------------------------------------------------------------
+
 
 def test_normalised_film_has_zero_mean_and_unit_deviation():
     films = data.normalise(torch.from_numpy(np.stack([phantom(seed=s).image for s in range(3)])[:, None]))
@@ -119,6 +139,7 @@ def test_constant_film_is_normalised_to_zeros():
 
 
 # --- films and masks as tensors --------------------------------------------------------------------------------------
+
 
 def test_item_is_the_film_on_disk(prepared):
     films = dataset(prepared)
@@ -171,6 +192,7 @@ def test_unknown_preset_is_refused_with_the_choices():
 
 # --- augmentation ----------------------------------------------------------------------------------------------------
 
+
 def test_preset_none_changes_nothing(film):
     same = data.augmentation("none")(image=film.image, mask=film.mask)
     np.testing.assert_array_equal(same["image"], film.image)
@@ -215,6 +237,7 @@ def test_what_a_preset_does_to_the_grays_is_left_after_normalisation(preset):
 
 # --- randomness ------------------------------------------------------------------------------------------------------
 
+
 def test_same_seed_epoch_and_index_give_the_same_item(prepared):
     first, second = dataset(prepared, augment="full", seed=3), dataset(prepared, augment="full", seed=3)
     second[4, 1], second[9, 5]  # what was drawn before doesn't matter
@@ -229,6 +252,7 @@ def test_another_seed_epoch_or_index_gives_other_random_numbers(prepared, other)
         films = dataset(prepared, augment="full", seed=seed)
         films.images[:], films.masks[:] = films.images[0], films.masks[0]  # the same film everywhere
         return films[epoch, index]["image"]
+
     reference = {"seed": 0, "epoch": 0, "index": 0}
     assert not torch.equal(draws(**reference), draws(**{**reference, other: 1}))
 
@@ -256,7 +280,11 @@ def test_epochs_differ_in_order_and_in_pixels(prepared):
 def test_epoch_sampler_yields_each_film_once_in_an_order_of_seed_and_epoch():
     sampler = data.EpochSampler(10, seed=1)
     first, again = list(sampler), list(sampler)
-    assert first == again and sorted(index for _, index in first) == list(range(10)) and {epoch for epoch, _ in first} == {0}
+    assert (
+        first == again
+        and sorted(index for _, index in first) == list(range(10))
+        and {epoch for epoch, _ in first} == {0}
+    )
     sampler.epoch = 3
     assert [i for _, i in sampler] != [i for _, i in first] and {epoch for epoch, _ in sampler} == {3}
     assert list(data.EpochSampler(10, seed=2)) != first

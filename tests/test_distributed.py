@@ -13,16 +13,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-
-import kaggle_utils
-from kaggle_utils import distributed
-from kaggle_utils.scale import s3
-from kaggle_utils import trainer as training
-from kaggle_utils.data import EpochSampler
-from kaggle_utils.scale.shards import ShardedFilms, read_shards, write_shards
 from phantoms import write_prepared
 from s3_server import Fault, proxy, server  # noqa: F401
 from two_processes import ALIKE, BASE, EQUAL, make_trainer, run
+
+import kaggle_utils
+from kaggle_utils import distributed
+from kaggle_utils import trainer as training
+from kaggle_utils.data import EpochSampler
+from kaggle_utils.scale import s3
+from kaggle_utils.scale.shards import ShardedFilms, read_shards, write_shards
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 SETTINGS = {"PYTHONPATH": str(Path(kaggle_utils.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
@@ -61,8 +61,15 @@ def two(data, tmp_path_factory):
     """The folder of all runs of two processes; ``resumed`` goes on from one process's first epoch."""
     out = tmp_path_factory.mktemp("two")
     make_trainer(data, out / "resumed", BASE).fit(lambda row: row["epoch"] == 0)
-    write_shards(data, out / "shards", films=3)  # of 3, 3, 3, 3 and 1: two processes take other numbers of steps in each epoch
-    subprocess.run([*TORCHRUN, str(Path(__file__).with_name("two_processes.py")), str(data), str(out)], env=ENVIRONMENT, check=True, timeout=600)
+    write_shards(
+        data, out / "shards", films=3
+    )  # of 3, 3, 3, 3 and 1: two processes take other numbers of steps in each epoch
+    subprocess.run(
+        [*TORCHRUN, str(Path(__file__).with_name("two_processes.py")), str(data), str(out)],
+        env=ENVIRONMENT,
+        check=True,
+        timeout=600,
+    )
     return out
 
 
@@ -73,6 +80,7 @@ def seen(two):
 
 
 # --- two processes compute what one does -----------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name", EQUAL)
 def test_weights_and_history_are_those_of_one_process(data, two, tmp_path, name):
@@ -110,7 +118,12 @@ def test_each_validation_film_is_scored_once(seen):
 
 def test_one_process_writes(seen, two):
     assert seen[0]["writes"] and not seen[1]["writes"]
-    assert {path.name for path in (two / "heads").iterdir()} == {"last.pt", "best.safetensors", "history.csv", "config.json"}
+    assert {path.name for path in (two / "heads").iterdir()} == {
+        "last.pt",
+        "best.safetensors",
+        "history.csv",
+        "config.json",
+    }
 
 
 def test_both_stop_by_the_first_process_s_clock(seen):
@@ -126,7 +139,13 @@ class Joined:
             steps = []
             for rank in (0, 1):
                 be_process(monkeypatch, rank, 2)
-                films = ShardedFilms(read_shards(shards).query("split == 'train'"), config.size, config.augment, batch=config.batch, shuffle=True)
+                films = ShardedFilms(
+                    read_shards(shards).query("split == 'train'"),
+                    config.size,
+                    config.augment,
+                    batch=config.batch,
+                    shuffle=True,
+                )
                 films.epoch = epoch
                 steps.append(list(films))
             monkeypatch.delenv("TORCHELASTIC_RUN_ID")
@@ -135,7 +154,12 @@ class Joined:
     @staticmethod
     def join(one, two):
         keep = [n for n, name in enumerate(one["name"] + two["name"]) if name]
-        return {key: torch.cat([one[key], two[key]])[keep] if torch.is_tensor(one[key]) else [(one[key] + two[key])[n] for n in keep] for key in one}
+        return {
+            key: torch.cat([one[key], two[key]])[keep]
+            if torch.is_tensor(one[key])
+            else [(one[key] + two[key])[n] for n in keep]
+            for key in one
+        }
 
     def __len__(self):
         return len(self.batches[self.epoch])
@@ -155,9 +179,29 @@ def test_two_machines_stream_from_s3_and_learn_what_one_process_does(data, proxy
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         endpoint = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [*TORCHRUN[:3], "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--local-addr", "127.0.0.1",
-               "-m", "kaggle_utils", *config.command.split()[3:], "--data", "s3://bkt/set", "--out", str(tmp_path / "two")]
-    machines = [subprocess.Popen(command, env=os.environ | SETTINGS, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    command = [
+        *TORCHRUN[:3],
+        "--nnodes",
+        "2",
+        "--nproc-per-node",
+        "1",
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        endpoint,
+        "--local-addr",
+        "127.0.0.1",
+        "-m",
+        "kaggle_utils",
+        *config.command.split()[3:],
+        "--data",
+        "s3://bkt/set",
+        "--out",
+        str(tmp_path / "two"),
+    ]
+    machines = [
+        subprocess.Popen(command, env=os.environ | SETTINGS, stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
     errors = [machine.communicate(timeout=600)[1] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], errors
     assert not proxy.faults[0].times
@@ -171,10 +215,16 @@ def test_two_machines_stream_from_s3_and_learn_what_one_process_does(data, proxy
 
 # --- what goes wrong -------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("case, message", [
-    ("diverged", "the loss is nan at step 0, on MONTGOMERY_0002_0, MONTGOMERY_0003_1, MONTGOMERY_0004_0: "),
-    ("other seed", "the processes differ in seed (0 and 1): "), ("small batch", "a batch of 1 is too small for 2 processes")])
+@pytest.mark.parametrize(
+    "case, message",
+    [
+        ("diverged", "the loss is nan at step 0, on MONTGOMERY_0002_0, MONTGOMERY_0003_1, MONTGOMERY_0004_0: "),
+        ("other seed", "the processes differ in seed (0 and 1): "),
+        ("small batch", "a batch of 1 is too small for 2 processes"),
+    ],
+)
 def test_what_one_process_meets_ends_both_in_words(seen, rank, case, message):
     assert seen[rank][case].startswith(message)
 
@@ -184,7 +234,9 @@ def test_what_one_process_meets_ends_both_in_words(seen, rank, case, message):
 def test_process_that_is_killed_ends_the_run_which_another_number_of_processes_finishes(data, tmp_path):
     config = replace(BASE, epochs=16)
     options = [*config.command.split()[3:], "--data", str(data), "--out", str(tmp_path / "run")]
-    launched = subprocess.Popen([*TORCHRUN, "-m", "kaggle_utils", *options], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    launched = subprocess.Popen(
+        [*TORCHRUN, "-m", "kaggle_utils", *options], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    )
     while not (tmp_path / "run" / "last.pt").exists():
         assert launched.poll() is None
         time.sleep(0.005)
@@ -201,8 +253,13 @@ def test_process_that_is_killed_ends_the_run_which_another_number_of_processes_f
     assert_same_run(tmp_path / "undisturbed", tmp_path / "run", epochs=16)
 
 
-@pytest.mark.parametrize("device, message", [("cuda:0", "cuda:0 is one GPU and there are 3 processes"),
-                                             ("cuda", "3 processes and 2 GPUs on this machine: choose --nproc-per-node 2")])
+@pytest.mark.parametrize(
+    "device, message",
+    [
+        ("cuda:0", "cuda:0 is one GPU and there are 3 processes"),
+        ("cuda", "3 processes and 2 GPUs on this machine: choose --nproc-per-node 2"),
+    ],
+)
 def test_processes_without_a_gpu_each_are_refused(monkeypatch, device, message):
     be_process(monkeypatch, 2, 3)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -213,9 +270,13 @@ def test_processes_without_a_gpu_each_are_refused(monkeypatch, device, message):
 def test_machines_that_do_not_reach_each_other_are_told_which_variable_helps(monkeypatch):
     def refuse(*_, **__):
         raise RuntimeError("Gloo connectFullMesh failed with […] Connection refused, remote=[127.0.0.1]:55733")
+
     be_process(monkeypatch, 1, 2)
     monkeypatch.setattr(torch.distributed, "init_process_group", refuse)
-    with pytest.raises(ConnectionError, match="don't reach each other.*GLOO_SOCKET_IFNAME=eth0.*refused"), distributed.processes(torch.device("cpu")):
+    with (
+        pytest.raises(ConnectionError, match="don't reach each other.*GLOO_SOCKET_IFNAME=eth0.*refused"),
+        distributed.processes(torch.device("cpu")),
+    ):
         pass
 
 
@@ -223,14 +284,21 @@ def test_a_process_that_no_longer_answers_is_one_line_and_other_errors_stay_what
     be_process(monkeypatch, 0, 2)
     for name in ("init_process_group", "new_group", "destroy_process_group"):
         monkeypatch.setattr(torch.distributed, name, lambda *_, **__: None)
-    for said in ("[third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:129] Timed out waiting 300000ms", "Application timeout caused pair closure"):
-        with pytest.raises(ConnectionError, match="doesn't answer any more.*--resume"), distributed.processes(torch.device("cpu")):
+    for said in (
+        "[third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:129] Timed out waiting 300000ms",
+        "Application timeout caused pair closure",
+    ):
+        with (
+            pytest.raises(ConnectionError, match="doesn't answer any more.*--resume"),
+            distributed.processes(torch.device("cpu")),
+        ):
             raise RuntimeError(said)
     with pytest.raises(RuntimeError, match="of ours"), distributed.processes(torch.device("cpu")):
         raise RuntimeError("one of ours")
 
 
 # --- shares ----------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("world, batch, n", [(1, 3, 8), (2, 3, 7), (2, 4, 8), (3, 4, 13), (4, 4, 9), (4, 8, 3)])
 def test_shares_together_are_each_batch_and_all_processes_take_as_many_steps(monkeypatch, world, batch, n):
@@ -241,11 +309,12 @@ def test_shares_together_are_each_batch_and_all_processes_take_as_many_steps(mon
         keys = list(sampler)
         assert len(keys) == len(sampler) and -(-len(keys) // own) == len(steps)  # as a loader cuts them
         for step, films in enumerate(steps):
-            films += filter(None, keys[step * own:(step + 1) * own])
-    assert [sorted(films) for films in steps] == [sorted(order[start:start + batch]) for start in range(0, n, batch)]
+            films += filter(None, keys[step * own : (step + 1) * own])
+    assert [sorted(films) for films in steps] == [sorted(order[start : start + batch]) for start in range(0, n, batch)]
 
 
 # --- one process -----------------------------------------------------------------------------------------------------
+
 
 def test_another_launcher_s_rank_changes_nothing(monkeypatch):
     be_process(monkeypatch, 1, 2)
@@ -258,7 +327,9 @@ def test_another_launcher_s_rank_changes_nothing(monkeypatch):
     assert distributed.average_gradients(model) is model is distributed.share_statistics(model, torch.device("cuda"))
 
 
-@pytest.mark.parametrize("gpus, launcher", [(0, []), (1, []), (2, ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"])])
+@pytest.mark.parametrize(
+    "gpus, launcher", [(0, []), (1, []), (2, ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"])]
+)
 def test_command_for_a_notebook_takes_all_gpus(monkeypatch, gpus, launcher):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     command = distributed.launch_command("--data", Path("set"), "--epochs", 3)

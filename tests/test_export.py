@@ -10,16 +10,21 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from damaged_headers import BAD_ARCHITECTURE, DAMAGED, each
+from phantoms import phantom
 
 from kaggle_utils import export
 from kaggle_utils.export import export_onnx, open_graph, read_onnx_header, to_onnx
 from kaggle_utils.infer import LungSegmenter
 from kaggle_utils.model import FORMAT, UNet, read_header, save_weights
-from damaged_headers import BAD_ARCHITECTURE, DAMAGED, each
-from phantoms import phantom
 
 RUNTIMES = ("onnxruntime", "openvino")
-HEADER = {"size": 32, "sources": ["montgomery", "shenzhen"], "heads": ["montgomery", "shenzhen"], "licence": "CC BY-NC-SA 4.0, “so”"}
+HEADER = {
+    "size": 32,
+    "sources": ["montgomery", "shenzhen"],
+    "heads": ["montgomery", "shenzhen"],
+    "licence": "CC BY-NC-SA 4.0, “so”",
+}
 
 
 def network(**architecture) -> UNet:
@@ -47,8 +52,19 @@ def exported(weights):
 
 # --- the graph -------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("architecture", [{}, {"patch": 2, "classes": 3}, {"up": "transposed"}, {"norm": "group"},
-                                          {"norm": "instance"}, {"conv": "separable"}], ids=str)
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        {},
+        {"patch": 2, "classes": 3},
+        {"up": "transposed"},
+        {"norm": "group"},
+        {"norm": "instance"},
+        {"conv": "separable"},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("backend", RUNTIMES)
 def test_any_batch_and_size_gives_pytorchs_logits(backend, architecture):
     model = network(**architecture)
@@ -70,7 +86,9 @@ def test_half_precision_weights_become_a_float32_graph(tmp_path):
     save_weights(tmp_path / "half.safetensors", network(classes=2), HEADER, half=True)
     export_onnx(tmp_path / "half.safetensors", tmp_path / "half.onnx")
     assert {tensor.data_type for tensor in onnx.load(tmp_path / "half.onnx").graph.initializer} <= {
-        onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}
+        onnx.TensorProto.FLOAT,
+        onnx.TensorProto.INT64,
+    }
 
 
 def test_bfloat16_of_openvino_is_near_float32():
@@ -81,6 +99,7 @@ def test_bfloat16_of_openvino_is_near_float32():
 
 
 # --- the file --------------------------------------------------------------------------------------------------------
+
 
 def test_header_travels_along(weights, exported):
     assert read_onnx_header(exported) == read_header(weights)
@@ -93,7 +112,7 @@ def test_a_flipped_bit_anywhere_in_a_graph_is_noticed(exported, tmp_path):
     for _ in range(100):
         at = chance.randrange(len(data))
         if not name <= at < name + 8:
-            (tmp_path / "w.onnx").write_bytes(data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1:])
+            (tmp_path / "w.onnx").write_bytes(data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1 :])
             with pytest.raises(ValueError, match="w.onnx: "):
                 read_onnx_header(tmp_path / "w.onnx")
 
@@ -103,7 +122,9 @@ def test_other_programs_find_the_header_as_json_in_the_metadata(exported):
     assert json.loads(metadata[FORMAT]).items() >= HEADER.items()
 
 
-@pytest.mark.parametrize("wrong", [network(prior=0.25), network(prior=float("nan"))], ids=["another network", "not a number"])
+@pytest.mark.parametrize(
+    "wrong", [network(prior=0.25), network(prior=float("nan"))], ids=["another network", "not a number"]
+)
 def test_graph_that_is_not_the_network_is_refused_and_no_file_is_left(wrong, weights, tmp_path, monkeypatch):
     graph = to_onnx(wrong)
     monkeypatch.setattr(export, "to_onnx", lambda model: graph)
@@ -118,10 +139,17 @@ def test_network_for_volumes_is_refused(tmp_path):
         export_onnx(tmp_path / "v.safetensors", tmp_path / "v.onnx")
 
 
-@pytest.mark.parametrize("damage, message", [
-    (lambda data: b"", "not written by this project"), (lambda data: data[:len(data) // 2], "not a whole ONNX"),
-    (lambda data: data[:-3], "not a whole ONNX"), (lambda data: b"something else", "not a whole ONNX"),
-    (lambda data: data.replace(b"Relu", b"Rule"), "not a whole ONNX")], ids=["empty", "half", "end missing", "text", "no such operator"])
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda data: b"", "not written by this project"),
+        (lambda data: data[: len(data) // 2], "not a whole ONNX"),
+        (lambda data: data[:-3], "not a whole ONNX"),
+        (lambda data: b"something else", "not a whole ONNX"),
+        (lambda data: data.replace(b"Relu", b"Rule"), "not a whole ONNX"),
+    ],
+    ids=["empty", "half", "end missing", "text", "no such operator"],
+)
 @pytest.mark.parametrize("backend", RUNTIMES)
 def test_damaged_file_is_named(backend, damage, message, exported):
     exported.write_bytes(damage(exported.read_bytes()))
@@ -166,11 +194,24 @@ def test_architecture_that_no_network_has_is_refused_in_a_line(graph, tmp_path, 
     refused(write_header(tmp_path / "w.onnx", graph, {**HEADER, "architecture": {**ARCHITECTURE, name: value}}), name)
 
 
-@pytest.mark.parametrize("header, about", [
-    ("", "no JSON"), ("{", "no JSON"), ("[]", "no JSON object"), ("{}", "no architecture"), ({"architecture": ARCHITECTURE}, "no size and no sources"),
-    ({**HEADER, "architecture": {**ARCHITECTURE, "classes": 1}, "heads": ["montgomery"]}, "names 1 classes, its graph gives 2"),
-    ({**HEADER, "architecture": {**ARCHITECTURE, "members": 2}}, "tuberculosis"), ({**HEADER, "architecture": {**ARCHITECTURE, "dims": 3}}, "dims 3"),
-    ({**HEADER, "architecture": {**ARCHITECTURE, "in_channels": 3}}, "in_channels 3")], ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(
+    "header, about",
+    [
+        ("", "no JSON"),
+        ("{", "no JSON"),
+        ("[]", "no JSON object"),
+        ("{}", "no architecture"),
+        ({"architecture": ARCHITECTURE}, "no size and no sources"),
+        (
+            {**HEADER, "architecture": {**ARCHITECTURE, "classes": 1}, "heads": ["montgomery"]},
+            "names 1 classes, its graph gives 2",
+        ),
+        ({**HEADER, "architecture": {**ARCHITECTURE, "members": 2}}, "tuberculosis"),
+        ({**HEADER, "architecture": {**ARCHITECTURE, "dims": 3}}, "dims 3"),
+        ({**HEADER, "architecture": {**ARCHITECTURE, "in_channels": 3}}, "in_channels 3"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
 def test_header_of_another_file_is_refused_in_a_line(graph, tmp_path, header, about):
     refused(write_header(tmp_path / "w.onnx", graph, header), about)
 
@@ -192,13 +233,19 @@ def test_graph_that_no_runtime_computes_is_refused(graph, tmp_path, backend):
     proto = onnx.load_model_from_string(graph)
     next(node for node in proto.graph.node if node.op_type == "Concat" and "up" in node.name).attribute[0].i = 9
     header = json.loads(proto.metadata_props[0].value)
-    onnx.helper.set_model_props(proto, {FORMAT: json.dumps({name: value for name, value in header.items() if name != "checksum"})})
+    onnx.helper.set_model_props(
+        proto, {FORMAT: json.dumps({name: value for name, value in header.items() if name != "checksum"})}
+    )
     (tmp_path / "w.onnx").write_bytes(proto.SerializeToString())
     with pytest.raises(ValueError, match=f"w.onnx: {backend} can't compute it .*export it again$"):
         LungSegmenter(tmp_path / "w.onnx", backend=backend)
 
 
-@pytest.mark.parametrize("damage", [lambda tensor: tensor.dims.append(7), lambda tensor: tensor.ClearField("raw_data")], ids=["dims", "no data"])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda tensor: tensor.dims.append(7), lambda tensor: tensor.ClearField("raw_data")],
+    ids=["dims", "no data"],
+)
 def test_damaged_tensor_is_refused(graph, tmp_path, damage):
     proto = onnx.load_model_from_string(graph)
     damage(proto.graph.initializer[0])
@@ -232,6 +279,7 @@ def test_missing_file_is_named(tmp_path):
 
 # --- the backends ----------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("backend", RUNTIMES)
 @pytest.mark.parametrize("head", HEADER["heads"])
 def test_masks_are_those_of_pytorch_from_weights_and_from_the_exported_file(backend, head, weights, exported):
@@ -254,7 +302,9 @@ def test_pytorch_is_not_given_an_onnx_file(exported):
         LungSegmenter(exported)
 
 
-@pytest.mark.parametrize("package, backend", [("onnx", "openvino"), ("onnxruntime", "onnxruntime"), ("openvino", "openvino")])
+@pytest.mark.parametrize(
+    "package, backend", [("onnx", "openvino"), ("onnxruntime", "onnxruntime"), ("openvino", "openvino")]
+)
 def test_missing_package_says_what_to_install(package, backend, weights, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)  # what import finds where there is none
     with pytest.raises(ImportError, match=f"pip install {package}$"):

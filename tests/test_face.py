@@ -40,21 +40,48 @@ def test_results_lie_as_the_film_does(film, segmenter):
         np.testing.assert_array_equal(getattr(lying, name), np.rot90(getattr(upright, name)))
 
 
-@pytest.mark.parametrize("change", [lambda film: film[..., None], lambda film: film[None], lambda film: np.dstack([film] * 3),
-                                    lambda film: np.dstack([film] * 3 + [film * 0 + 255])], ids=["(H, W, 1)", "(1, H, W)", "RGB", "RGBA"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda film: film[..., None],
+        lambda film: film[None],
+        lambda film: np.dstack([film] * 3),
+        lambda film: np.dstack([film] * 3 + [film * 0 + 255]),
+    ],
+    ids=["(H, W, 1)", "(1, H, W)", "RGB", "RGBA"],
+)
 def test_arrays_of_other_shapes_give_the_same_lungs(change, film, segmenter):
     assert dice(segmenter(change(film)).mask, segmenter(film).mask) == 1
 
 
-@pytest.mark.parametrize("change", [lambda film: film.astype(np.uint16) * 16, lambda film: film.astype(np.int32) - 99, lambda film: film / 255,
-                                    lambda film: np.dstack([film / np.float32(255)] * 3)], ids=["12 bits", "signed", "from 0 to 1", "RGB of floats"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda film: film.astype(np.uint16) * 16,
+        lambda film: film.astype(np.int32) - 99,
+        lambda film: film / 255,
+        lambda film: np.dstack([film / np.float32(255)] * 3),
+    ],
+    ids=["12 bits", "signed", "from 0 to 1", "RGB of floats"],
+)
 def test_arrays_of_other_ranges_are_read_as_files_are(change, film, segmenter, tmp_path):
     write_image(tmp_path / "film.png", film.astype(np.uint16) * 256)
     assert dice(segmenter(change(film)).mask, segmenter(tmp_path / "film.png").mask) > 0.999
 
 
-@pytest.mark.parametrize("array", [np.zeros((4, 64, 64), np.uint8), np.zeros(64, np.uint8), np.zeros((64, 64), bool), np.zeros((64, 64, 2), np.uint8),
-                                   np.full((64, 64), np.nan), np.zeros((64, 64), complex), np.zeros((2, 3, 64, 64), np.uint8)], ids=str)
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((4, 64, 64), np.uint8),
+        np.zeros(64, np.uint8),
+        np.zeros((64, 64), bool),
+        np.zeros((64, 64, 2), np.uint8),
+        np.full((64, 64), np.nan),
+        np.zeros((64, 64), complex),
+        np.zeros((2, 3, 64, 64), np.uint8),
+    ],
+    ids=str,
+)
 def test_other_arrays_are_refused_in_words(array, segmenter):
     with pytest.raises(ValueError, match="expected gray|several films are given as a list|not finite"):
         segmenter(array)

@@ -15,12 +15,22 @@ from tempfile import TemporaryDirectory
 
 import cv2
 import pytest
+from dicoms import dicom
+from phantoms import phantom, write_raw
 
 import kaggle_utils
 from kaggle_utils.files import LOCK, check_ours, locked, printable, start_results, write_bytes
-from kaggle_utils.pictures.find import NAME_BYTES, check_patterns, claims_film, find_files, is_film, unique_names, walk, without_outputs, without_suffix
-from dicoms import dicom
-from phantoms import phantom, write_raw
+from kaggle_utils.pictures.find import (
+    NAME_BYTES,
+    check_patterns,
+    claims_film,
+    find_files,
+    is_film,
+    unique_names,
+    walk,
+    without_outputs,
+    without_suffix,
+)
 
 UID = "1.2.276.0.7230010.3.1.4.1704223.693.1533189483.2"
 FILM = phantom(40, 32).image
@@ -35,6 +45,7 @@ def encoded(suffix):
 
 
 # --- patterns --------------------------------------------------------------------------------------------------------
+
 
 def test_folder_is_searched_below_for_images(folder):
     assert names(find_files([folder])) == ["a.jpg", "b.png", "c.PNG", "d.tif"]
@@ -58,8 +69,16 @@ def test_file_whose_name_looks_like_a_glob_is_that_file(tmp_path):
 
 
 @pytest.mark.parametrize("search", [find_files, check_patterns])
-@pytest.mark.parametrize("pattern, reason", [("nothing.png", "no such file"), ("*.dcm", "no such file"), ("empty", "no film in it"), ("texts", "no film in it"),
-                                             ("[et]*", "no film among what it names")])
+@pytest.mark.parametrize(
+    "pattern, reason",
+    [
+        ("nothing.png", "no such file"),
+        ("*.dcm", "no such file"),
+        ("empty", "no film in it"),
+        ("texts", "no film in it"),
+        ("[et]*", "no film among what it names"),
+    ],
+)
 def test_pattern_that_names_nothing_is_an_error(tmp_path, search, pattern, reason):
     (tmp_path / "empty").mkdir()
     (tmp_path / "texts").mkdir()
@@ -82,19 +101,49 @@ def test_check_stops_at_the_first_film_of_a_folder(folder, monkeypatch):
 
 # --- content ---------------------------------------------------------------------------------------------------------
 
+
 def test_dicom_files_are_found_by_their_content(study):
     write_raw(study / "film.png", FILM)
     assert [str(path.relative_to(study)) for path in find_files([study])] == [
-        "ST1/1.2.840.1", "ST1/IM2", "ST1/SR1", "ST2/IM3", "ST2/cut.dcm", "film.png"]
+        "ST1/1.2.840.1",
+        "ST1/IM2",
+        "ST1/SR1",
+        "ST2/IM3",
+        "ST2/cut.dcm",
+        "film.png",
+    ]
 
 
-FILMS = {"scan.jfif": encoded(".jpg"), "png_without_suffix": encoded(".png"), "film.webp": encoded(".webp"), "film.jp2": encoded(".jp2"),
-         "film.dcm.gz": gzip.compress(dicom(FILM)), "packed": gzip.compress(encoded(".png")), UID: dicom(FILM), "scan.dat": encoded(".tif"),
-         "old.bmp.bak": encoded(".bmp"), "drawing": encoded(".pgm"), "phone.heic": b"", "volume.nii.gz": b"", "JPCLN001.IMG": bytes(64),
-         "volume": (348).to_bytes(4, "little") + bytes(340) + b"n+1\0"}
-NONE = {"notes.txt": b"PNG", "table.csv": b"a,b\n", "Thumbs.db": b"\xd0\xcf\x11\xe0", ".hidden.png": encoded(".png"), "._film.png": b"\0\5\x16\7",
-        ".DS_Store": b"\0\0\0\1Bud1", "DICOMDIR": dicom(FILM, PixelData=None), "BMI of patients": b"BMI  age\n22.1 50\n", "films.zip": b"PK\3\4",
-        "set.tar.gz": gzip.compress(b"film" * 200), "cut": b"\x1f\x8b", "nothing": b""}
+FILMS = {
+    "scan.jfif": encoded(".jpg"),
+    "png_without_suffix": encoded(".png"),
+    "film.webp": encoded(".webp"),
+    "film.jp2": encoded(".jp2"),
+    "film.dcm.gz": gzip.compress(dicom(FILM)),
+    "packed": gzip.compress(encoded(".png")),
+    UID: dicom(FILM),
+    "scan.dat": encoded(".tif"),
+    "old.bmp.bak": encoded(".bmp"),
+    "drawing": encoded(".pgm"),
+    "phone.heic": b"",
+    "volume.nii.gz": b"",
+    "JPCLN001.IMG": bytes(64),
+    "volume": (348).to_bytes(4, "little") + bytes(340) + b"n+1\0",
+}
+NONE = {
+    "notes.txt": b"PNG",
+    "table.csv": b"a,b\n",
+    "Thumbs.db": b"\xd0\xcf\x11\xe0",
+    ".hidden.png": encoded(".png"),
+    "._film.png": b"\0\5\x16\7",
+    ".DS_Store": b"\0\0\0\1Bud1",
+    "DICOMDIR": dicom(FILM, PixelData=None),
+    "BMI of patients": b"BMI  age\n22.1 50\n",
+    "films.zip": b"PK\3\4",
+    "set.tar.gz": gzip.compress(b"film" * 200),
+    "cut": b"\x1f\x8b",
+    "nothing": b"",
+}
 
 
 @pytest.mark.parametrize("name", FILMS)
@@ -114,12 +163,24 @@ def test_files_that_are_left_out_are_named_but_for_texts_tables_and_hidden_ones(
     for name in ["film.png", *NONE]:
         (tmp_path / name).write_bytes(NONE.get(name, FILMS["png_without_suffix"]))
     assert names(find_files([tmp_path])) == ["film.png"]
-    message, = caplog.messages
+    (message,) = caplog.messages
     assert message == f"{tmp_path}: 5 files left out, as no film: BMI of patients, cut, films.zip, …"
 
 
-@pytest.mark.parametrize("name, claim", [("film.PNG", True), ("film.dcm.gz", True), ("film.IMG", True), ("notes.txt", False), ("DICOMDIR", False),
-                                         (".film.png", True), (".DS_Store", False), (UID, None), ("IM1", None)])
+@pytest.mark.parametrize(
+    "name, claim",
+    [
+        ("film.PNG", True),
+        ("film.dcm.gz", True),
+        ("film.IMG", True),
+        ("notes.txt", False),
+        ("DICOMDIR", False),
+        (".film.png", True),
+        (".DS_Store", False),
+        (UID, None),
+        ("IM1", None),
+    ],
+)
 def test_what_a_name_says_of_its_file(name, claim):
     assert claims_film(name) is claim
 
@@ -136,6 +197,7 @@ def test_hidden_folders_are_not_searched(folder):
 
 
 # --- links -----------------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def linked(tmp_path):
@@ -158,13 +220,27 @@ def test_link_to_a_folder_can_be_named(linked):
 def test_folder_reached_in_two_ways_is_searched_once_by_its_own_name(linked):
     write_raw(linked / "z" / "deep" / "deep.png", FILM)
     (linked / "a").symlink_to("z/deep")
-    assert [str(path.relative_to(linked)) for path in find_files([linked, linked / "a"])] == ["here.png", "study/film.png", "z/deep/deep.png"]
+    assert [str(path.relative_to(linked)) for path in find_files([linked, linked / "a"])] == [
+        "here.png",
+        "study/film.png",
+        "z/deep/deep.png",
+    ]
     assert names(find_files([str(linked / "**" / "*.png")])) == ["here.png", "film.png", "deep.png"]
 
 
-@pytest.mark.parametrize("pattern, found", [("", ["film.png", "here.png", "sub/film.png"]), ("**", ["film.png", "here.png", "sub/film.png"]),
-                                            ("**/*.png", ["film.png", "here.png", "sub/film.png"]), ("*/**/here.png", ["a/here.png"]),
-                                            ("**/sub", ["sub/c/film.png", "sub/c/here.png", "sub/film.png"]), ("s*/**/**/f*.png", ["sub/c/film.png", "sub/film.png"]), ("**/none", None), ("none/**", None)])
+@pytest.mark.parametrize(
+    "pattern, found",
+    [
+        ("", ["film.png", "here.png", "sub/film.png"]),
+        ("**", ["film.png", "here.png", "sub/film.png"]),
+        ("**/*.png", ["film.png", "here.png", "sub/film.png"]),
+        ("*/**/here.png", ["a/here.png"]),
+        ("**/sub", ["sub/c/film.png", "sub/c/here.png", "sub/film.png"]),
+        ("s*/**/**/f*.png", ["sub/c/film.png", "sub/film.png"]),
+        ("**/none", None),
+        ("none/**", None),
+    ],
+)
 def test_two_links_of_a_folder_to_itself_end(tmp_path, pattern, found):
     for name in ("films/here.png", "films/film.png", "films/sub/film.png"):
         write_raw(tmp_path / name, FILM)
@@ -229,6 +305,7 @@ def test_folder_without_rights_is_found_too(mode):
 
 # --- our own outputs -------------------------------------------------------------------------------------------------
 
+
 def test_pictures_of_earlier_runs_are_no_films(folder):
     for run in (folder, folder / "first run"):
         for below in ("masks", "overlays"):
@@ -263,12 +340,24 @@ def test_film_that_the_results_would_replace_is_refused(folder, monkeypatch):
 def test_films_that_all_lie_where_results_go_are_told_so(tmp_path, monkeypatch, pattern):
     monkeypatch.chdir(tmp_path)
     write_raw(tmp_path / "masks" / "b.png", FILM)
-    with pytest.raises(ValueError, match=f"^{re.escape(pattern)}: results would be written where these films lie: choose another folder"):
+    with pytest.raises(
+        ValueError,
+        match=f"^{re.escape(pattern)}: results would be written where these films lie: choose another folder",
+    ):
         find_files([pattern], out=".")
 
 
-@pytest.mark.parametrize("pattern, found", [("films/*/*", ["c.PNG", "d.tif"]), ("films/**", ["a.jpg", "b.png", "c.PNG", "d.tif"]), ("films/**/*.png", ["b.png"]),
-                                            ("films/r*", None), ("films/*/*/*", None), ("films/run/*.csv", None)])
+@pytest.mark.parametrize(
+    "pattern, found",
+    [
+        ("films/*/*", ["c.PNG", "d.tif"]),
+        ("films/**", ["a.jpg", "b.png", "c.PNG", "d.tif"]),
+        ("films/**/*.png", ["b.png"]),
+        ("films/r*", None),
+        ("films/*/*/*", None),
+        ("films/run/*.csv", None),
+    ],
+)
 def test_globs_find_nothing_that_this_package_wrote(folder, monkeypatch, pattern, found):
     monkeypatch.chdir(folder.parent)
     for below in ("masks", "overlays"):
@@ -282,8 +371,19 @@ def test_globs_find_nothing_that_this_package_wrote(folder, monkeypatch, pattern
 
 
 def test_pictures_that_this_package_wrote_are_known_by_their_paths_alone():
-    paths = ["b/p/film.png", "b/p/masks/theirs.png", "b/p/run/predictions.csv", "b/p/run/masks/film.png", "b/p/run/overlays/film.png", "b/p/run/more/film.png",
-             "b/p/set/prep.json", "b/p/set/train/mask/film.png", "b/p/set/train/image/film.png", "b/p//odd/screening.csv", "b/p//odd/overlays/x/film.png"]
+    paths = [
+        "b/p/film.png",
+        "b/p/masks/theirs.png",
+        "b/p/run/predictions.csv",
+        "b/p/run/masks/film.png",
+        "b/p/run/overlays/film.png",
+        "b/p/run/more/film.png",
+        "b/p/set/prep.json",
+        "b/p/set/train/mask/film.png",
+        "b/p/set/train/image/film.png",
+        "b/p//odd/screening.csv",
+        "b/p//odd/overlays/x/film.png",
+    ]
     films = ["b/p/film.png", "b/p/masks/theirs.png", "b/p/run/more/film.png", "b/p/set/train/image/film.png"]
     assert [path for path in without_outputs(paths) if claims_film(path)] == films
     assert [path for path in without_outputs(paths, "b/p/") if claims_film(path)] == [films[0], *films[2:]]
@@ -311,7 +411,9 @@ def test_results_go_to_a_folder_of_their_own_or_of_an_earlier_run(tmp_path):
         start(tmp_path / "new" / "out")
         assert (tmp_path / "new" / "out" / "predictions.csv").read_text() == "name,path,error\n"
         write_raw(tmp_path / "new" / "out" / "masks" / "film.png", FILM)  # as of a run that was killed
-    (tmp_path / "new" / "out" / "predictions.csv").write_text("name,path,a column of another version\nfilm,film.png,1\n")
+    (tmp_path / "new" / "out" / "predictions.csv").write_text(
+        "name,path,a column of another version\nfilm,film.png,1\n"
+    )
     start(tmp_path / "new" / "out")
     assert "film.png,1" in (tmp_path / "new" / "out" / "predictions.csv").read_text()
 
@@ -341,17 +443,31 @@ def test_what_a_kill_left_is_removed_by_the_next_run_and_nothing_of_others(tmp_p
         os.utime(tmp_path / name, (time.time() - age,) * 2)
 
     dead = [".a.csv.0123abcd.part", "masks/.a.png.0123abcd.part", "train/image/.a.png.99999999.part"]
-    others = ["film.part", ".film.part", "a.0123abcd.part", ".a.png.0123ABCD.part", "masks/.a.0123abcde.part", "a/b/c/.a.0123abcd.part"]
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):  # its name is that of what write_bytes leaves
+    others = [
+        "film.part",
+        ".film.part",
+        "a.0123abcd.part",
+        ".a.png.0123ABCD.part",
+        "masks/.a.0123abcde.part",
+        "a/b/c/.a.0123abcd.part",
+    ]
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(KeyboardInterrupt),
+    ):  # its name is that of what write_bytes leaves
         patched.setattr(Path, "unlink", lambda *_, **__: None)
         patched.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         write_bytes(tmp_path / "b.png", b"half")
-    killed, = (path.name for path in tmp_path.iterdir())
+    (killed,) = (path.name for path in tmp_path.iterdir())
     for name in (*dead, *others, killed):
         write(name)
     write(".fresh.csv.0123abcd.part", age=5)
     with locked(tmp_path / LOCK, tmp_path):
-        left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file() and path.name != LOCK}
+        left = {
+            path.relative_to(tmp_path).as_posix()
+            for path in tmp_path.rglob("*")
+            if path.is_file() and path.name != LOCK
+        }
     assert left == {*others, ".fresh.csv.0123abcd.part"}
 
 
@@ -369,8 +485,21 @@ def test_walk_leaves_out_a_marked_folder_with_all_below(folder):
 
 # --- names -----------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name, stem", [("film.png", "film"), ("film.dcm.gz", "film"), ("v1.2.PNG", "v1.2"), (UID, UID), ("film", "film"),
-                                        (".png", ".png"), ("scan.2020", "scan.2020"), ("brain.nii.gz", "brain"), ("set.gz", "set.gz")])
+
+@pytest.mark.parametrize(
+    "name, stem",
+    [
+        ("film.png", "film"),
+        ("film.dcm.gz", "film"),
+        ("v1.2.PNG", "v1.2"),
+        (UID, UID),
+        ("film", "film"),
+        (".png", ".png"),
+        ("scan.2020", "scan.2020"),
+        ("brain.nii.gz", "brain"),
+        ("set.gz", "set.gz"),
+    ],
+)
 def test_only_what_says_that_it_is_a_film_is_taken_off_a_name(name, stem):
     assert without_suffix(name) == stem
 
@@ -390,8 +519,19 @@ def test_names_that_differ_in_case_or_in_the_form_of_their_accents_are_told_apar
     assert len({name.casefold() for name in found}) == 4 and found[2:] == ["X_png", "x_jpg"]
 
 
-@pytest.mark.parametrize("file, name", [("con.png", "_con"), ("LPT1.x.png", "_LPT1.x"), ("a\nb.png", "a_nb"), ('a:b"c?.png', "a_b_c_"), ("...png", "_.."),
-                                        (os.fsdecode(b"r\xf6ntgen.png"), "r_xf6ntgen"), ("röntgen.png", "röntgen"), ("片.png", "片")])
+@pytest.mark.parametrize(
+    "file, name",
+    [
+        ("con.png", "_con"),
+        ("LPT1.x.png", "_LPT1.x"),
+        ("a\nb.png", "a_nb"),
+        ('a:b"c?.png', "a_b_c_"),
+        ("...png", "_.."),
+        (os.fsdecode(b"r\xf6ntgen.png"), "r_xf6ntgen"),
+        ("röntgen.png", "röntgen"),
+        ("片.png", "片"),
+    ],
+)
 def test_name_is_one_that_any_system_can_write(file, name):
     assert named(file) == [name]
 
@@ -404,7 +544,10 @@ def test_long_names_are_cut_and_stay_apart():
     assert found[0] == "片" * 70 + "_" + digest and found[3] == "片" * 73
 
 
-@pytest.mark.parametrize("text, line", [("a\nb\x85c\u2028", "a\\nb\\x85c\\u2028"), (os.fsdecode(b"r\xf6n"), "r\\xf6n"), ("röntgen 片", "röntgen 片")])
+@pytest.mark.parametrize(
+    "text, line",
+    [("a\nb\x85c\u2028", "a\\nb\\x85c\\u2028"), (os.fsdecode(b"r\xf6n"), "r\\xf6n"), ("röntgen 片", "röntgen 片")],
+)
 def test_printable_text_is_one_line_of_valid_characters(text, line):
     assert printable(text) == line and printable(Path(text)) == line
 
@@ -429,7 +572,14 @@ def holder(tmp_path):
 
     def start(*words):
         environment = {**os.environ, "PYTHONPATH": str(Path(kaggle_utils.__file__).parents[1])}
-        started.append(subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path / "out"), *words], env=environment, stdout=subprocess.PIPE, text=True))
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", HOLDER, str(tmp_path / "out"), *words],
+                env=environment,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
         started[-1].last = int(started[-1].stdout.readline())
         return started[-1]
 
@@ -444,8 +594,10 @@ def test_folder_has_one_writer_and_the_second_is_told_who(tmp_path, holder):
     for _ in range(2):
         with pytest.raises(BlockingIOError) as error, locked(lock, tmp_path / "out"):
             pass
-        assert str(error.value) == (f"{tmp_path / 'out'} is being written by another run (process {first.pid}); "
-                                    "wait for it or choose another folder")
+        assert str(error.value) == (
+            f"{tmp_path / 'out'} is being written by another run (process {first.pid}); "
+            "wait for it or choose another folder"
+        )
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
@@ -475,7 +627,9 @@ def test_lock_leaves_nothing_behind(tmp_path):
 def test_lock_of_a_killed_run_is_in_nobodys_way(tmp_path):
     (tmp_path / LOCK).write_text("x" * 500)
     with locked(tmp_path / LOCK, "out"):
-        assert f"process {os.getpid()} on " in (tmp_path / LOCK).read_text() and "x" not in (tmp_path / LOCK).read_text()
+        assert (
+            f"process {os.getpid()} on " in (tmp_path / LOCK).read_text() and "x" not in (tmp_path / LOCK).read_text()
+        )
     assert not (tmp_path / LOCK).exists()
 
 
@@ -513,7 +667,9 @@ def test_folder_that_can_not_be_locked_is_written_all_the_same(tmp_path, monkeyp
     monkeypatch.setattr(fcntl, "flock", no_locks)
     with locked(tmp_path / "out" / LOCK, "out"):
         ran.append(2)
-    assert ran == [1, 2] and caplog.messages == [f"{tmp_path / 'out'}: can't be locked (No locks available): let no other run write there"]
+    assert ran == [1, 2] and caplog.messages == [
+        f"{tmp_path / 'out'}: can't be locked (No locks available): let no other run write there"
+    ]
 
 
 def test_planted_link_in_a_locks_place_is_not_followed(tmp_path):

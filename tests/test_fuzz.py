@@ -9,25 +9,32 @@ import zlib
 from pathlib import Path
 
 import cv2
+import fuzz
 import nibabel
 import numpy as np
 import pytest
 import torch
+from dicoms import dicom
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from phantoms import phantom, write_raw
 from safetensors.torch import save
 
-import fuzz
-from dicoms import dicom
-from kaggle_utils.dicom import read as reader
-from kaggle_utils.pictures import header
 from kaggle_utils import image as files
-from kaggle_utils.pictures.header import MAX_BYTES, MAX_PIXELS, is_dicom, read_header
+from kaggle_utils.dicom import read as reader
 from kaggle_utils.model import FORMAT, UNet, load_weights
-from phantoms import phantom, write_raw
+from kaggle_utils.pictures import header
+from kaggle_utils.pictures.header import MAX_BYTES, MAX_PIXELS, is_dicom, read_header
 
-EDITS = st.lists(st.tuples(st.sampled_from(fuzz.KINDS), st.floats(0, 1, exclude_max=True),
-                           st.sampled_from(fuzz.EDGES) | st.integers(0, 1 << 32)), min_size=1, max_size=6)
+EDITS = st.lists(
+    st.tuples(
+        st.sampled_from(fuzz.KINDS),
+        st.floats(0, 1, exclude_max=True),
+        st.sampled_from(fuzz.EDGES) | st.integers(0, 1 << 32),
+    ),
+    min_size=1,
+    max_size=6,
+)
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 # What pure Python or Rust reads can't kill the process that tests; OpenCV's and the DICOM decoders could.
 IN_PROCESS = ("dicom implicit", "dicom explicit", "dicom big endian", "dicom bare", "weights")
@@ -44,16 +51,38 @@ def test_damaged_file_is_read_or_refused(tmp_path, name):
 
 
 @FEW
-@given(data=st.binary(max_size=300) | st.builds(lambda magic, rest: magic + rest, st.sampled_from(
-    [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08", b"II+\0", b"BM", b"GIF89a", b"\x08\0\x05\0CS",
-     b"RIFF\x40\0\0\0WEBPVP8X", b"\0\0\0\x0cjP  \r\n\x87\n", b"\xffO\xffQ", b"\x1c\2\0\0n+2\0\r\n\x1a\n\2\0"]), st.binary(max_size=200)))
+@given(
+    data=st.binary(max_size=300)
+    | st.builds(
+        lambda magic, rest: magic + rest,
+        st.sampled_from(
+            [
+                b"\x89PNG\r\n\x1a\n",
+                b"\xff\xd8\xff",
+                b"II*\0\x08\0\0\0",
+                b"MM\0*\0\0\0\x08",
+                b"II+\0",
+                b"BM",
+                b"GIF89a",
+                b"\x08\0\x05\0CS",
+                b"RIFF\x40\0\0\0WEBPVP8X",
+                b"\0\0\0\x0cjP  \r\n\x87\n",
+                b"\xffO\xffQ",
+                b"\x1c\2\0\0n+2\0\r\n\x1a\n\2\0",
+            ]
+        ),
+        st.binary(max_size=200),
+    )
+)
 def test_any_bytes_declare_a_size_or_are_refused(data):
     is_dicom(data)
     try:
         found = read_header(data)
     except ValueError:
         return
-    assert all(isinstance(number, int) for number in (found.rows, found.columns, found.pictures, found.page, found.orientation))
+    assert all(
+        isinstance(number, int) for number in (found.rows, found.columns, found.pictures, found.page, found.orientation)
+    )
 
 
 @pytest.mark.slow
@@ -86,8 +115,11 @@ def test_sealed_png_is_the_same_png():
 
 # --- the fuzzer itself -----------------------------------------------------------------------------------------------
 
+
 @pytest.mark.slow
-@pytest.mark.parametrize("reading, verdict", [("os.abort()", "died, status -6"), ("raise KeyError('x')", "KeyError: \"'x'\"")])
+@pytest.mark.parametrize(
+    "reading, verdict", [("os.abort()", "died, status -6"), ("raise KeyError('x')", "KeyError: \"'x'\"")]
+)
 def test_fuzzer_reports_the_case_that_broke_the_rule(monkeypatch, tmp_path, reading, verdict):
     child = f"""
 import os, sys
@@ -113,12 +145,17 @@ fuzz.main()
 
 # --- bombs -----------------------------------------------------------------------------------------------------------
 
+
 def png_of(width: int, height: int) -> bytes:
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)) + \
-        chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
+    )
 
 
 def bomb(kind: str, side: int = 65_000) -> bytes:
@@ -127,19 +164,30 @@ def bomb(kind: str, side: int = 65_000) -> bytes:
         return png_of(side, side)
     if kind == "dicom":
         return dicom(film, Rows=side, Columns=side)
-    data = bytearray(b"" if kind == "nii" else cv2.imencode(f".{kind}", np.dstack([film] * 3) if kind == "gif" else film)[1].tobytes())
+    data = bytearray(
+        b""
+        if kind == "nii"
+        else cv2.imencode(f".{kind}", np.dstack([film] * 3) if kind == "gif" else film)[1].tobytes()
+    )
     if kind == "jpg":
         at = data.index(b"\xff\xc0")
-        data[at + 5:at + 9] = struct.pack(">HH", side, side)
+        data[at + 5 : at + 9] = struct.pack(">HH", side, side)
     elif kind == "bmp":
         data[18:26] = struct.pack("<ii", side, -side)
     elif kind == "gif":
         data[6:10] = struct.pack("<HH", side, side)
     elif kind == "jp2":
         at = data.index(b"\xff\x4f\xff\x51")
-        data[at + 8:at + 16] = struct.pack(">II", side, side)
+        data[at + 8 : at + 16] = struct.pack(">II", side, side)
     elif kind == "webp":
-        data = bytearray(b"RIFF" + struct.pack("<I", len(data) + 10) + b"WEBPVP8X" + struct.pack("<II", 10, 0) + 2 * (side - 1).to_bytes(3, "little") + data[12:])
+        data = bytearray(
+            b"RIFF"
+            + struct.pack("<I", len(data) + 10)
+            + b"WEBPVP8X"
+            + struct.pack("<II", 10, 0)
+            + 2 * (side - 1).to_bytes(3, "little")
+            + data[12:]
+        )
     elif kind == "nii":
         data = bytearray(nibabel.Nifti1Image(film, np.eye(4)).to_bytes())
         data[40:46] = struct.pack("<3h", 2, side // 2, side // 2)
@@ -157,12 +205,21 @@ def test_bomb_is_refused_by_what_it_declares_before_anything_decodes_it(tmp_path
     path = tmp_path / f"bomb.{kind}"
     path.write_bytes(bomb(kind))
     side = 32500 if kind == "nii" else 65000  # NIfTI's numbers have a sign
-    with pytest.raises(ValueError, match=f"{path}: .*it declares {side} x {side} pixels, more than {MAX_PIXELS / 1e6:.0f} million"):
+    with pytest.raises(
+        ValueError, match=f"{path}: .*it declares {side} x {side} pixels, more than {MAX_PIXELS / 1e6:.0f} million"
+    ):
         files.read_image(path)
 
 
-@pytest.mark.parametrize("content, said", [(bytes(20_000_000), "not an image of a film"), (b"\x89PNG\r\n\x1a\n" + bytes(20_000_000), "not an image of a film"),
-                                           (gzip.compress(bytes(1000)), "not an image")], ids=["zeros", "a PNG's first bytes", "gzip again"])
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (bytes(20_000_000), "not an image of a film"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(20_000_000), "not an image of a film"),
+        (gzip.compress(bytes(1000)), "not an image"),
+    ],
+    ids=["zeros", "a PNG's first bytes", "gzip again"],
+)
 def test_gzip_bomb_is_refused_without_being_unpacked(tmp_path, content, said, monkeypatch):
     path = tmp_path / "film.png.gz"
     path.write_bytes(gzip.compress(content, 1))
@@ -186,7 +243,7 @@ def test_opencv_has_the_same_limit():
 def test_png_chunk_of_gigabytes_is_refused_before_room_is_made_for_it(tmp_path, monkeypatch):
     whole = png_of(16, 16)
     at = whole.index(b"IDAT") - 4
-    (tmp_path / "film.png").write_bytes(whole[:at] + struct.pack(">I", 0xF0000000) + whole[at + 4:])
+    (tmp_path / "film.png").write_bytes(whole[:at] + struct.pack(">I", 0xF0000000) + whole[at + 4 :])
     monkeypatch.setattr(cv2, "imdecode", None)
     with pytest.raises(ValueError, match="truncated"):
         files.read_image(tmp_path / "film.png")
@@ -206,9 +263,24 @@ def test_device_or_pipe_is_no_file():
 
 # --- weights ---------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("header", [{"architecture": {"width": 10**6}}, {"architecture": {"depth": 10**9}}, {"architecture": {"depth": -1}},
-                                    {"architecture": {"patch": 10**9}}, {"architecture": {"prior": 1}}, {"architecture": {"width": "2"}},
-                                    {"architecture": [2]}, {"architecture": None}, {}, [], 3], ids=str)
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"architecture": {"width": 10**6}},
+        {"architecture": {"depth": 10**9}},
+        {"architecture": {"depth": -1}},
+        {"architecture": {"patch": 10**9}},
+        {"architecture": {"prior": 1}},
+        {"architecture": {"width": "2"}},
+        {"architecture": [2]},
+        {"architecture": None},
+        {},
+        [],
+        3,
+    ],
+    ids=str,
+)
 def test_header_that_names_an_impossible_network_is_refused(tmp_path, header):
     path = tmp_path / "w.safetensors"
     path.write_bytes(save(UNet(width=2, depth=1).state_dict(), {FORMAT: json.dumps(header)}))

@@ -35,13 +35,18 @@ def test_device_that_the_project_does_not_know_is_refused_in_a_line(name):
 
 def test_a_macs_gpu_is_taken_where_there_is_one_and_computes_in_float32(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert hardware.choose_device("mps") == torch.device("mps") and hardware.choose_precision(torch.device("mps")) == "fp32"
+    assert (
+        hardware.choose_device("mps") == torch.device("mps")
+        and hardware.choose_precision(torch.device("mps")) == "fp32"
+    )
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(ValueError, match="^no mps here"):
         hardware.choose_device("mps")
 
 
-@pytest.mark.parametrize("flags, expected", [("fma avx2 avx512f", "fp32"), ("avx512f avx512_bf16", "bf16"), ("amx_bf16 amx_tile", "bf16")])
+@pytest.mark.parametrize(
+    "flags, expected", [("fma avx2 avx512f", "fp32"), ("avx512f avx512_bf16", "bf16"), ("amx_bf16 amx_tile", "bf16")]
+)
 def test_precision_on_a_cpu_follows_its_flags(monkeypatch, tmp_path, flags, expected):
     (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : {flags}\n")
     path = hardware.Path
@@ -55,8 +60,10 @@ def test_precision_on_a_machine_without_cpuinfo_is_float32(monkeypatch, tmp_path
     assert hardware.choose_precision(torch.device("cpu")) == "fp32"
 
 
-@pytest.mark.parametrize("gpu, capability, expected", [("T4", (7, 5), "fp16"), ("P100", (6, 0), "fp16"), ("A100", (8, 0), "bf16"),
-                                                       ("H100", (9, 0), "bf16")])
+@pytest.mark.parametrize(
+    "gpu, capability, expected",
+    [("T4", (7, 5), "fp16"), ("P100", (6, 0), "fp16"), ("A100", (8, 0), "bf16"), ("H100", (9, 0), "bf16")],
+)
 def test_precision_on_a_gpu_follows_its_generation(monkeypatch, gpu, capability, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert hardware.choose_precision(torch.device("cuda")) == expected

@@ -15,19 +15,19 @@ import cv2
 import nibabel
 import numpy as np
 import pytest
+from dicoms import dicom
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from phantoms import lost_in_the_middle, phantom, tiff, write_raw
 from PIL import Image, ImageOps
 from pydicom import uid
 
-from kaggle_utils.pictures import complaints, header
 from kaggle_utils import image as files
+from kaggle_utils.pictures import complaints, header
+from kaggle_utils.pictures.decode import decode
 from kaggle_utils.pictures.gray import gray_range, to_8_bits
 from kaggle_utils.pictures.header import read_header
-from kaggle_utils.pictures.decode import decode
-from dicoms import dicom
-from phantoms import lost_in_the_middle, phantom, tiff, write_raw
 
 
 def encode_gray8(path, film):
@@ -124,7 +124,11 @@ def test_two_kinds_of_outliers_at_once_are_left_out():
     assert np.abs(to_8_bits(both)[inside].astype(int) - to_8_bits(film)[inside]).max() <= 4
 
 
-@pytest.mark.parametrize("levels", [[7] * 50, [0, 1], [0] * 99 + [65_535], [5e-324] * 3 + [1e-320], [-1e30, 1e30]], ids=lambda v: f"{v[0]} to {v[-1]}")
+@pytest.mark.parametrize(
+    "levels",
+    [[7] * 50, [0, 1], [0] * 99 + [65_535], [5e-324] * 3 + [1e-320], [-1e30, 1e30]],
+    ids=lambda v: f"{v[0]} to {v[-1]}",
+)
 def test_gray_range_ends_whatever_the_levels_are(levels):
     low, high = gray_range(np.array(levels))
     assert min(levels) <= low <= high <= max(levels)
@@ -153,6 +157,7 @@ def test_a_plain_reader_does_not_turn_over_a_negative(tmp_path, film):
 
 # --- what surrounds the pixels: trailers, orientation, pages, wrappings --------------------------------------------------
 
+
 def encoded(kind, array, **options):
     """A picture file's bytes, by Pillow."""
     file = BytesIO()
@@ -160,10 +165,22 @@ def encoded(kind, array, **options):
     return file.getvalue()
 
 
-TRAILERS = {"zeros": bytes(20_000), "a phone's trailer": b"SEFHk\0\0\0" + bytes(range(256)) * 80 + b"SEFT", "fill bytes": b"\xff" * 50}
-WRITTEN = {"png": ("PNG", {}), "jpeg": ("JPEG", {}), "jpeg progressive": ("JPEG", {"progressive": True}), "gif": ("GIF", {}),
-           "jpeg restarts": ("JPEG", {"restart_marker_blocks": 3}), "webp": ("WEBP", {"lossless": True}), "webp lossy": ("WEBP", {"quality": 80}),
-           "jpeg 2000": ("JPEG2000", {}), "jpeg 2000 tiles": ("JPEG2000", {"tile_size": (64, 64), "no_jp2": True})}
+TRAILERS = {
+    "zeros": bytes(20_000),
+    "a phone's trailer": b"SEFHk\0\0\0" + bytes(range(256)) * 80 + b"SEFT",
+    "fill bytes": b"\xff" * 50,
+}
+WRITTEN = {
+    "png": ("PNG", {}),
+    "jpeg": ("JPEG", {}),
+    "jpeg progressive": ("JPEG", {"progressive": True}),
+    "gif": ("GIF", {}),
+    "jpeg restarts": ("JPEG", {"restart_marker_blocks": 3}),
+    "webp": ("WEBP", {"lossless": True}),
+    "webp lossy": ("WEBP", {"quality": 80}),
+    "jpeg 2000": ("JPEG2000", {}),
+    "jpeg 2000 tiles": ("JPEG2000", {"tile_size": (64, 64), "no_jp2": True}),
+}
 each_format = pytest.mark.parametrize("written", WRITTEN.values(), ids=WRITTEN)
 
 
@@ -183,22 +200,29 @@ def test_what_lies_behind_the_image_s_end_changes_nothing(tmp_path, written, tra
 def test_truncated_picture_is_refused(tmp_path, written, left):
     data = encoded(written[0], phantom(200, 160).image, **written[1])
     path = tmp_path / "half"
-    path.write_bytes(data[:int(left * len(data))])
+    path.write_bytes(data[: int(left * len(data))])
     with pytest.raises(ValueError, match="truncated"):
         files.read_image(path)
 
 
-@pytest.mark.parametrize("written", [written for written in WRITTEN.values() if written[0] in ("PNG", "JPEG")],
-                         ids=[name for name, written in WRITTEN.items() if written[0] in ("PNG", "JPEG")])
+@pytest.mark.parametrize(
+    "written",
+    [written for written in WRITTEN.values() if written[0] in ("PNG", "JPEG")],
+    ids=[name for name, written in WRITTEN.items() if written[0] in ("PNG", "JPEG")],
+)
 def test_truncated_picture_that_was_filled_up_is_refused_too(tmp_path, written):
     data = encoded(written[0], phantom(200, 160).image, **written[1])
     path = tmp_path / "half"
-    path.write_bytes(data[:len(data) // 2].ljust(len(data), b"\0"))
+    path.write_bytes(data[: len(data) // 2].ljust(len(data), b"\0"))
     with pytest.raises(ValueError, match="truncated"):
         files.read_image(path)
 
 
-@pytest.mark.parametrize("kind, options", [("PNG", {}), ("JPEG", {"quality": 100}), ("WEBP", {"lossless": True}), ("TIFF", {})], ids=lambda v: v if v else "")
+@pytest.mark.parametrize(
+    "kind, options",
+    [("PNG", {}), ("JPEG", {"quality": 100}), ("WEBP", {"lossless": True}), ("TIFF", {})],
+    ids=lambda v: v if v else "",
+)
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("read", [files.read_image, lambda path: files.read_mask(path) * 255], ids=["film", "mask"])
 def test_orientation_tag_is_obeyed_in_every_format_as_pillow_and_opencv_do(tmp_path, read, kind, options, orientation):
@@ -217,19 +241,27 @@ def test_orientation_tag_is_obeyed_in_every_format_as_pillow_and_opencv_do(tmp_p
     assert (said in files.read_film(path).notes) == (orientation > 1)
 
 
-@pytest.mark.parametrize("block", [b"", b"II*\0", b"II*\0\xff\xff\xff\xff", b"junk" * 9], ids=["empty", "cut", "beyond the end", "junk"])
+@pytest.mark.parametrize(
+    "block", [b"", b"II*\0", b"II*\0\xff\xff\xff\xff", b"junk" * 9], ids=["empty", "cut", "beyond the end", "junk"]
+)
 def test_damaged_orientation_says_nothing_about_the_pixels(tmp_path, film, block):
     path = tmp_path / "film.png"
     data = encoded("PNG", film.image)
     chunk = b"eXIf" + block
-    path.write_bytes(data[:33] + struct.pack(">I", len(block)) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[33:])
+    path.write_bytes(
+        data[:33] + struct.pack(">I", len(block)) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[33:]
+    )
     np.testing.assert_array_equal(files.read_image(path), film.image)
 
 
 def test_of_a_tiff_with_reduced_copies_the_whole_film_is_read(tmp_path, film):
     path, small = tmp_path / "film.tif", film.image[::4, ::4].copy()
     for tags in ({254: 1}, {255: 2}, {254: 4}):  # reduced, as older files say it, a transparency mask
-        for pages in ([(small, tags), (film.image, {})], [(film.image, {}), (small, tags)], [(small, tags), (small, tags), (film.image, {254: 0})]):
+        for pages in (
+            [(small, tags), (film.image, {})],
+            [(film.image, {}), (small, tags)],
+            [(small, tags), (small, tags), (film.image, {254: 0})],
+        ):
             path.write_bytes(tiff(*pages))
             np.testing.assert_array_equal(files.read_image(path), film.image)
 
@@ -269,9 +301,16 @@ def test_gzip_dicom_is_read(tmp_path, film):
     np.testing.assert_array_equal(files.read_image(tmp_path / "film.dcm.gz"), film.image)
 
 
-@pytest.mark.parametrize("damage, said", [(lambda data: data[:-20], "gzip file that is truncated"), (lambda data: data[:40], "gzip file that is truncated"),
-                                          (lambda data: data[:2] + b"x" * 50, "gzip file that is truncated"), (lambda _: gzip.compress(b"text"), "not an image")],
-                         ids=["no end", "cut", "junk", "of no image"])
+@pytest.mark.parametrize(
+    "damage, said",
+    [
+        (lambda data: data[:-20], "gzip file that is truncated"),
+        (lambda data: data[:40], "gzip file that is truncated"),
+        (lambda data: data[:2] + b"x" * 50, "gzip file that is truncated"),
+        (lambda _: gzip.compress(b"text"), "not an image"),
+    ],
+    ids=["no end", "cut", "junk", "of no image"],
+)
 def test_damaged_gzip_is_refused(tmp_path, film, damage, said):
     (tmp_path / "film.png.gz").write_bytes(damage(gzip.compress(encoded("PNG", film.image))))
     with pytest.raises(ValueError, match=f"film.png.gz: .*{said}"):
@@ -279,6 +318,7 @@ def test_damaged_gzip_is_refused(tmp_path, film, damage, said):
 
 
 # --- NIfTI, and the raw films of JSRT ------------------------------------------------------------------------------------
+
 
 def nifti(axes, affine, *, kind=nibabel.Nifti1Image, code=1):
     image = kind(axes, affine)
@@ -292,13 +332,29 @@ LEFT_AND_DOWN = np.diag([-0.2, 1.0, -0.2, 1.0])  # the first axis runs to the le
 
 @pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image], ids=["NIfTI-1", "NIfTI-2"])
 @pytest.mark.parametrize("packed", [False, True], ids=[".nii", ".nii.gz"])
-@pytest.mark.parametrize("layout, affine, code", [
-    (lambda film: film.T[:, None], LEFT_AND_DOWN, 1), (lambda film: film[:, ::-1].T[:, None], np.diag([1.0, 1, -1, 1]), 1),
-    (lambda film: film[::-1].T[:, None], np.diag([-1.0, 1, 1, 1]), 1), (lambda film: film.T, np.diag([-1.0, -1, 1, 1]), 1),
-    (lambda film: film.T[..., None], np.diag([-1.0, -1, 1, 1]), 1), (lambda film: film[::-1, ::-1].T[..., None], np.eye(4), 1),
-    (lambda film: film.T[..., None], np.eye(4), 0),
-    (lambda film: film[:, None], np.array([[0, 0, -1.0, 0], [0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 0, 1]]), 1)],
-    ids=["left, feet", "right, feet", "left, head", "a picture of two axes", "a picture by ITK", "right, front", "no affine", "feet, left"])
+@pytest.mark.parametrize(
+    "layout, affine, code",
+    [
+        (lambda film: film.T[:, None], LEFT_AND_DOWN, 1),
+        (lambda film: film[:, ::-1].T[:, None], np.diag([1.0, 1, -1, 1]), 1),
+        (lambda film: film[::-1].T[:, None], np.diag([-1.0, 1, 1, 1]), 1),
+        (lambda film: film.T, np.diag([-1.0, -1, 1, 1]), 1),
+        (lambda film: film.T[..., None], np.diag([-1.0, -1, 1, 1]), 1),
+        (lambda film: film[::-1, ::-1].T[..., None], np.eye(4), 1),
+        (lambda film: film.T[..., None], np.eye(4), 0),
+        (lambda film: film[:, None], np.array([[0, 0, -1.0, 0], [0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 0, 1]]), 1),
+    ],
+    ids=[
+        "left, feet",
+        "right, feet",
+        "left, head",
+        "a picture of two axes",
+        "a picture by ITK",
+        "right, front",
+        "no affine",
+        "feet, left",
+    ],
+)
 def test_slice_of_nifti_lies_as_its_affine_says(tmp_path, film, kind, packed, layout, affine, code):
     data = nifti(np.ascontiguousarray(layout(film.image)), affine, kind=kind, code=code)
     (tmp_path / "film").write_bytes(gzip.compress(data) if packed else data)
@@ -307,7 +363,11 @@ def test_slice_of_nifti_lies_as_its_affine_says(tmp_path, film, kind, packed, la
 
 def test_nifti_of_other_types_is_scaled_as_other_films_are(tmp_path, film):
     expected = to_8_bits(film.image.astype(np.uint16) * 16)
-    for array in (film.image.astype(np.int16) * 16 - 1000, film.image.astype(np.float64) / 1e4, film.image.astype(np.int32) * 16):
+    for array in (
+        film.image.astype(np.int16) * 16 - 1000,
+        film.image.astype(np.float64) / 1e4,
+        film.image.astype(np.int32) * 16,
+    ):
         (tmp_path / "film.nii").write_bytes(nifti(array.T[:, None], LEFT_AND_DOWN))
         assert np.abs(files.read_image(tmp_path / "film.nii").astype(int) - expected).max() <= 1
 
@@ -316,7 +376,12 @@ def test_nifti_s_own_scaling_is_obeyed(tmp_path, film):
     image = nibabel.Nifti1Image(film.image.T[:, None], LEFT_AND_DOWN)
     image.header.set_slope_inter(-2, 10)
     (tmp_path / "film.nii").write_bytes(image.to_bytes())
-    assert np.abs(files.read_image(tmp_path / "film.nii").astype(int) - to_8_bits(510 - 2 * film.image.astype(np.int16))).max() <= 1
+    assert (
+        np.abs(
+            files.read_image(tmp_path / "film.nii").astype(int) - to_8_bits(510 - 2 * film.image.astype(np.int16))
+        ).max()
+        <= 1
+    )
 
 
 def test_labels_of_nifti_are_a_mask(tmp_path, film):
@@ -324,10 +389,16 @@ def test_labels_of_nifti_are_a_mask(tmp_path, film):
     np.testing.assert_array_equal(files.read_mask(tmp_path / "mask.nii"), film.mask)
 
 
-@pytest.mark.parametrize("damage, said", [
-    (lambda data, _: data[:-100], "damaged NIfTI"), (lambda data, _: data[:352], "damaged NIfTI"),
-    (lambda _, film: nifti(np.dstack([film] * 3), np.eye(4)), "NIfTI of 3 pictures, a film has one"),
-    (lambda _, film: nifti(film.astype(np.complex64), np.eye(4)), "NIfTI of complex64: no gray")], ids=["cut", "head alone", "slices", "complex"])
+@pytest.mark.parametrize(
+    "damage, said",
+    [
+        (lambda data, _: data[:-100], "damaged NIfTI"),
+        (lambda data, _: data[:352], "damaged NIfTI"),
+        (lambda _, film: nifti(np.dstack([film] * 3), np.eye(4)), "NIfTI of 3 pictures, a film has one"),
+        (lambda _, film: nifti(film.astype(np.complex64), np.eye(4)), "NIfTI of complex64: no gray"),
+    ],
+    ids=["cut", "head alone", "slices", "complex"],
+)
 def test_nifti_that_is_no_film_is_refused(tmp_path, film, damage, said):
     (tmp_path / "film.nii").write_bytes(damage(nifti(film.image.T, LEFT_AND_DOWN), film.image))
     with pytest.raises(ValueError, match=f"film.nii: {said}"):
@@ -347,7 +418,11 @@ def test_raw_film_of_jsrt_has_high_values_dark(tmp_path):
     dense[1024:] = 4000
     (tmp_path / "JPCLN001.IMG").write_bytes(dense.tobytes())
     read = files.read_image(tmp_path / "JPCLN001.IMG")
-    assert read.shape == (2048, 2048) and (read[0, 0], read[-1, 0]) == (255, 0) and (np.diff(read[0].astype(int)) <= 0).all()
+    assert (
+        read.shape == (2048, 2048)
+        and (read[0, 0], read[-1, 0]) == (255, 0)
+        and (np.diff(read[0].astype(int)) <= 0).all()
+    )
 
 
 @pytest.mark.parametrize("data", [bytes(8_388_607), b"\x20\0" * 4_194_304], ids=["a byte less", "more than 12 bits"])
@@ -363,30 +438,47 @@ MASK = np.zeros((20, 12), np.uint8)
 MASK[3:15, 2:9] = 1
 
 
-@pytest.mark.parametrize("stored", [MASK, MASK * 255, MASK * 128, MASK.astype(np.uint16) * 65535, MASK.astype(np.uint16),
-                                    np.dstack([MASK * 255] * 3), np.dstack([MASK * 0, MASK * 0, MASK * 255]),
-                                    np.dstack([MASK * 255] * 3 + [np.full_like(MASK, 255)])],
-                         ids=["0/1", "0/255", "0/128", "16-bit", "16-bit 0/1", "rgb", "red", "bgra"])
+@pytest.mark.parametrize(
+    "stored",
+    [
+        MASK,
+        MASK * 255,
+        MASK * 128,
+        MASK.astype(np.uint16) * 65535,
+        MASK.astype(np.uint16),
+        np.dstack([MASK * 255] * 3),
+        np.dstack([MASK * 0, MASK * 0, MASK * 255]),
+        np.dstack([MASK * 255] * 3 + [np.full_like(MASK, 255)]),
+    ],
+    ids=["0/1", "0/255", "0/128", "16-bit", "16-bit 0/1", "rgb", "red", "bgra"],
+)
 def test_mask_is_0_and_1_whatever_the_file_holds(tmp_path, stored):
     read = files.read_mask(write_raw(tmp_path / "mask.png", stored))
     assert read.dtype == np.uint8
     np.testing.assert_array_equal(read, MASK)
 
 
-@pytest.mark.parametrize("right, left", [(1, 2), (2, 1), (100, 200), (127, 255), (20, 255), (254, 255), (1000, 60_000)], ids=str)
+@pytest.mark.parametrize(
+    "right, left", [(1, 2), (2, 1), (100, 200), (127, 255), (20, 255), (254, 255), (1000, 60_000)], ids=str
+)
 @pytest.mark.parametrize("kind", ["gray", "colour"])
 def test_of_a_label_map_both_lungs_are_taken(tmp_path, right, left, kind):
     film = phantom(128, 128)
-    labels = (film.right.astype(np.uint16) * right + film.left.astype(np.uint16) * left)
+    labels = film.right.astype(np.uint16) * right + film.left.astype(np.uint16) * left
     labels = labels if left > 255 else labels.astype(np.uint8)
-    path = write_raw(tmp_path / "mask.png", labels if kind == "gray" else np.dstack([film.right * 0 + 0, film.right * 200, film.left * 200]))
+    path = write_raw(
+        tmp_path / "mask.png",
+        labels if kind == "gray" else np.dstack([film.right * 0 + 0, film.right * 200, film.left * 200]),
+    )
     np.testing.assert_array_equal(files.read_mask(path), film.mask)
 
 
 @pytest.mark.parametrize("background, lung", [(1, 2), (10, 255), (200, 255), (-1000, 1)], ids=str)
 def test_background_of_a_mask_need_not_be_0(background, lung):
     mask = phantom(128, 128).mask
-    np.testing.assert_array_equal(files.to_mask(np.where(mask, lung, background).astype(np.int16 if background < 0 else np.uint8)), mask)
+    np.testing.assert_array_equal(
+        files.to_mask(np.where(mask, lung, background).astype(np.int16 if background < 0 else np.uint8)), mask
+    )
 
 
 def test_what_jpeg_leaves_of_0_and_255_are_no_labels():
@@ -413,16 +505,28 @@ def test_more_than_two_labels_are_a_problem_in_words(tmp_path, labels):
     film = phantom(128, 128)
     heart = np.zeros_like(film.left)
     heart[60:100, 55:75] = 1
-    path = write_raw(tmp_path / "mask.png", np.select([heart > 0, film.right > 0, film.left > 0], labels).astype(np.uint8))
-    with pytest.raises(ValueError, match=f"mask.png: a label map of 3 labels \\({labels[0]}, {labels[1]}, {labels[2]}\\): which are lungs can't be told"):
+    path = write_raw(
+        tmp_path / "mask.png", np.select([heart > 0, film.right > 0, film.left > 0], labels).astype(np.uint8)
+    )
+    with pytest.raises(
+        ValueError,
+        match=f"mask.png: a label map of 3 labels \\({labels[0]}, {labels[1]}, {labels[2]}\\): which are lungs can't be told",
+    ):
         files.read_mask(path)
 
 
-@pytest.mark.parametrize("soften", [
-    lambda mask: cv2.GaussianBlur(mask, (0, 0), 2), lambda mask: cv2.resize(cv2.resize(mask, (64, 64), interpolation=cv2.INTER_AREA), (256, 256)),
-    lambda mask: cv2.resize(cv2.resize(mask, (128, 128), interpolation=cv2.INTER_AREA), (256, 256), interpolation=cv2.INTER_NEAREST),
-    lambda mask: cv2.imdecode(cv2.imencode(".jpg", mask, [cv2.IMWRITE_JPEG_QUALITY, 10])[1], cv2.IMREAD_GRAYSCALE)],
-    ids=["blurred", "enlarged", "enlarged in blocks", "poor JPEG"])
+@pytest.mark.parametrize(
+    "soften",
+    [
+        lambda mask: cv2.GaussianBlur(mask, (0, 0), 2),
+        lambda mask: cv2.resize(cv2.resize(mask, (64, 64), interpolation=cv2.INTER_AREA), (256, 256)),
+        lambda mask: cv2.resize(
+            cv2.resize(mask, (128, 128), interpolation=cv2.INTER_AREA), (256, 256), interpolation=cv2.INTER_NEAREST
+        ),
+        lambda mask: cv2.imdecode(cv2.imencode(".jpg", mask, [cv2.IMWRITE_JPEG_QUALITY, 10])[1], cv2.IMREAD_GRAYSCALE),
+    ],
+    ids=["blurred", "enlarged", "enlarged in blocks", "poor JPEG"],
+)
 @pytest.mark.parametrize("top", [255, 90])
 def test_grays_along_an_edge_are_no_labels(tmp_path, soften, top):
     mask = phantom(256, 256).mask
@@ -458,18 +562,32 @@ def test_empty_mask_reads_as_zeros(tmp_path):
 
 # --- files that can't be read ----------------------------------------------------------------------------------------
 
+
 def broken_file(folder, kind):
     whole = cv2.imencode(".jpg" if kind.endswith("jpeg") else ".png", phantom().image)[1].tobytes()
-    content = {"empty": b"", "text": b"this is no image", "truncated": whole[: len(whole) // 2],
-               "truncated jpeg": whole[: len(whole) // 2], "header only": whole[:30]}[kind]
+    content = {
+        "empty": b"",
+        "text": b"this is no image",
+        "truncated": whole[: len(whole) // 2],
+        "truncated jpeg": whole[: len(whole) // 2],
+        "header only": whole[:30],
+    }[kind]
     path = folder / ("bad film.jpg" if kind.endswith("jpeg") else "bad film.png")
     path.write_bytes(content)
     return path
 
 
 @pytest.mark.parametrize("read", [files.read_image, files.read_mask])
-@pytest.mark.parametrize("kind, reason", [("empty", "empty"), ("text", "not an image"), ("truncated", "truncated"),
-                                          ("truncated jpeg", "truncated"), ("header only", "truncated")])
+@pytest.mark.parametrize(
+    "kind, reason",
+    [
+        ("empty", "empty"),
+        ("text", "not an image"),
+        ("truncated", "truncated"),
+        ("truncated jpeg", "truncated"),
+        ("header only", "truncated"),
+    ],
+)
 def test_unreadable_file_is_an_error_with_its_name_and_the_reason(tmp_path, read, kind, reason):
     path = broken_file(tmp_path, kind)
     with pytest.raises(ValueError, match=reason) as error:
@@ -498,6 +616,7 @@ def test_missing_file_is_named(tmp_path):
 
 # --- writing ---------------------------------------------------------------------------------------------------------
 
+
 def test_mask_is_written_as_0_255_and_reads_back(tmp_path):
     files.write_mask(tmp_path / "mask.png", MASK)
     assert set(np.unique(cv2.imread(str(tmp_path / "mask.png"), cv2.IMREAD_UNCHANGED))) == {0, 255}
@@ -511,7 +630,9 @@ def test_what_is_not_a_mask_is_refused(mask, function):
         function(mask)
 
 
-@pytest.mark.parametrize("mask", [np.full((4, 4), 0.5, np.float32), np.full((4, 4), -1)], ids=["probabilities", "negative"])
+@pytest.mark.parametrize(
+    "mask", [np.full((4, 4), 0.5, np.float32), np.full((4, 4), -1)], ids=["probabilities", "negative"]
+)
 def test_fractions_and_negative_numbers_are_no_mask(mask):
     with pytest.raises(ValueError):
         files.check_mask(mask)
@@ -555,6 +676,7 @@ def test_written_file_is_readable_by_others(tmp_path):
 
 # --- resizing --------------------------------------------------------------------------------------------------------
 
+
 def test_bigtiff_whose_directory_lies_beyond_all_files_is_refused(tmp_path):
     (tmp_path / "x.tif").write_bytes(b"II\x2b\x00\x08\x00\x00\x00" + b"\xff" * 8 + bytes(100))
     with pytest.raises(ValueError, match="x.tif: the file is truncated or damaged"):
@@ -577,8 +699,10 @@ def test_mask_pixel_is_lung_where_half_of_its_area_was():
 
 
 @settings(max_examples=60, deadline=None)
-@given(mask=arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40)), elements=st.integers(0, 1)),
-       size=st.tuples(st.integers(1, 60), st.integers(1, 60)))
+@given(
+    mask=arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40)), elements=st.integers(0, 1)),
+    size=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+)
 def test_resized_mask_holds_0_and_1_at_any_size(mask, size):
     resized = files.resize_mask(mask, size)
     assert resized.shape == size and resized.dtype == np.uint8
@@ -600,14 +724,33 @@ def test_probabilities_stay_probabilities_and_beat_the_resized_mask():
 
 # --- memory ----------------------------------------------------------------------------------------------------------
 
+
 def pictures(film: np.ndarray) -> dict[str, np.ndarray]:
     """Arrays by the suffixes that they are written with."""
     wide, colour, alpha = film.astype(np.uint16) * 9, np.dstack([film] * 3), np.dstack([film] * 4)
     floats = film.astype(np.float32)
-    return {"gray.png": film, "wide.png": wide, "colour.png": colour, "alpha.png": np.dstack([wide] * 4), "gray.jpg": film, "colour.jpg": colour,
-            "gray.bmp": film, "colour.bmp": colour, "alpha.webp": alpha, "gray.webp": film, "gray.jp2": film, "colour.jp2": colour, "wide.jp2": wide,
-            "gray.tif": film, "wide.tif": wide, "colour.tif": np.dstack([wide] * 3), "float.tif": floats, "double.tif": floats.astype(float),
-            "colours.tif": np.dstack([floats] * 3), "gray.gif": colour}
+    return {
+        "gray.png": film,
+        "wide.png": wide,
+        "colour.png": colour,
+        "alpha.png": np.dstack([wide] * 4),
+        "gray.jpg": film,
+        "colour.jpg": colour,
+        "gray.bmp": film,
+        "colour.bmp": colour,
+        "alpha.webp": alpha,
+        "gray.webp": film,
+        "gray.jp2": film,
+        "colour.jp2": colour,
+        "wide.jp2": wide,
+        "gray.tif": film,
+        "wide.tif": wide,
+        "colour.tif": np.dstack([wide] * 3),
+        "float.tif": floats,
+        "double.tif": floats.astype(float),
+        "colours.tif": np.dstack([floats] * 3),
+        "gray.gif": colour,
+    }
 
 
 @pytest.mark.parametrize("name", pictures(np.zeros((1, 1), np.uint8)))
@@ -634,9 +777,15 @@ def test_pixels_of_many_bytes_have_a_lower_limit(tmp_path, monkeypatch):
         files.read_image(path)
 
 
-PARTS = {"png": (b"\x89PNG\r\n\x1a\n", bytes(12)), "jpg": (b"\xff\xd8\xff", b"\x01\xff"), "gif": (b"GIF89a" + bytes(7), b"!\xf9\0"),
-         "gif of blocks": (b"GIF89a" + bytes(7) + b"!\xf9", b"\1\0" * 2), "webp": (b"RIFF\xff\xff\xff\1WEBP", b"ABCD\0\0\0\0"),
-         "jp2": (b"\0\0\0\x0cjP  \r\n\x87\n", b"\0\0\0\x08free"), "j2k": (b"\xff\x4f\xff\x51" + bytes(37) + b"\1", b"\xff\x90\0\0\0\0\0\0\0\1")}
+PARTS = {
+    "png": (b"\x89PNG\r\n\x1a\n", bytes(12)),
+    "jpg": (b"\xff\xd8\xff", b"\x01\xff"),
+    "gif": (b"GIF89a" + bytes(7), b"!\xf9\0"),
+    "gif of blocks": (b"GIF89a" + bytes(7) + b"!\xf9", b"\1\0" * 2),
+    "webp": (b"RIFF\xff\xff\xff\1WEBP", b"ABCD\0\0\0\0"),
+    "jp2": (b"\0\0\0\x0cjP  \r\n\x87\n", b"\0\0\0\x08free"),
+    "j2k": (b"\xff\x4f\xff\x51" + bytes(37) + b"\1", b"\xff\x90\0\0\0\0\0\0\0\1"),
+}
 
 
 @pytest.mark.parametrize("kind", PARTS)
@@ -661,7 +810,9 @@ def test_of_a_tag_that_is_there_twice_the_first_counts_as_in_libtiff(film):
     assert read_header(bytes(data)).rows == film.image.shape[0]
 
 
-@pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian, uid.ExplicitVRBigEndian, uid.RLELossless])
+@pytest.mark.parametrize(
+    "syntax", [uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian, uid.ExplicitVRBigEndian, uid.RLELossless]
+)
 def test_memory_of_a_dicom_film_is_that_of_its_size(tmp_path, syntax):
     (tmp_path / "film").write_bytes(dicom(np.zeros((300, 200), np.uint16), syntax))
     decoder = 80_000_000 if syntax == uid.RLELossless else 0
@@ -699,7 +850,11 @@ def test_room_is_given_back_whatever_a_film_raises(tmp_path, monkeypatch, film, 
 
 def test_memory_of_what_is_no_film_or_doesnt_tell_is_none_or_all(tmp_path, film):
     (tmp_path / "packed.png.gz").write_bytes(gzip.compress(files.encode_image(film.image, ".png")))
-    (tmp_path / "late").write_bytes((lambda d: d[:132] + b"\x29\0\x10\x10OB\0\0" + (2 << 20).to_bytes(4, "little") + bytes(2 << 20) + d[132:])(dicom(film.image)))
+    (tmp_path / "late").write_bytes(
+        (lambda d: d[:132] + b"\x29\0\x10\x10OB\0\0" + (2 << 20).to_bytes(4, "little") + bytes(2 << 20) + d[132:])(
+            dicom(film.image)
+        )
+    )
     (tmp_path / "text.png").write_bytes(b"text")
     (tmp_path / "empty.png").write_bytes(b"")
     assert files.film_bytes(tmp_path / "packed.png.gz") == files.film_bytes(tmp_path / "late") == files.MOST_BYTES
@@ -711,15 +866,21 @@ def test_png_that_is_damaged_in_the_middle_is_refused_and_nothing_else_is_said(t
     data = bytearray(files.encode_image(film.image, ".png"))
     data[int(place * len(data))] ^= 0x55
     (tmp_path / "film.png").write_bytes(data)
-    with pytest.raises(ValueError, match="film.png: the file is damaged in the middle: a checksum of its pixels is wrong"):
+    with pytest.raises(
+        ValueError, match="film.png: the file is damaged in the middle: a checksum of its pixels is wrong"
+    ):
         files.read_film(tmp_path / "film.png")
     assert capfd.readouterr() == ("", "")
 
 
-CHECKED = {"jpeg": ("JPEG", {}, 0.5, "premature end of data segment"), "jpeg progressive": ("JPEG", {"progressive": True}, 0.3, "extraneous bytes before marker"),
-           "jpeg restarts": ("JPEG", {"restart_marker_blocks": 3}, 0.5, "extraneous bytes before marker"), "tiff lzw": ("TIFF", {"compression": "tiff_lzw"}, 0.5, "Not enough data"),
-           "tiff deflate": ("TIFF", {"compression": "tiff_adobe_deflate"}, 0.5, "a checksum of its pixels is wrong"),
-           "tiff jpeg": ("TIFF", {"compression": "jpeg"}, 0.3, "premature end of data segment")}
+CHECKED = {
+    "jpeg": ("JPEG", {}, 0.5, "premature end of data segment"),
+    "jpeg progressive": ("JPEG", {"progressive": True}, 0.3, "extraneous bytes before marker"),
+    "jpeg restarts": ("JPEG", {"restart_marker_blocks": 3}, 0.5, "extraneous bytes before marker"),
+    "tiff lzw": ("TIFF", {"compression": "tiff_lzw"}, 0.5, "Not enough data"),
+    "tiff deflate": ("TIFF", {"compression": "tiff_adobe_deflate"}, 0.5, "a checksum of its pixels is wrong"),
+    "tiff jpeg": ("TIFF", {"compression": "jpeg"}, 0.3, "premature end of data segment"),
+}
 UNCHECKED = WRITTEN | {"tiff": ("TIFF", {}), "tiff packbits": ("TIFF", {"compression": "packbits"}), "bmp": ("BMP", {})}
 
 
@@ -727,7 +888,7 @@ UNCHECKED = WRITTEN | {"tiff": ("TIFF", {}), "tiff packbits": ("TIFF", {"compres
 def test_what_the_decoder_says_of_damage_is_in_a_note_and_nowhere_else(tmp_path, kind, options, place, said, capfd):
     data = encoded(kind, phantom(400, 320).image, **options)
     (tmp_path / "film").write_bytes(lost_in_the_middle(data, place))
-    damage, = [note for note in files.read_film(tmp_path / "film").notes if note.startswith("damaged: ")]
+    (damage,) = [note for note in files.read_film(tmp_path / "film").notes if note.startswith("damaged: ")]
     assert said in damage and ";" not in damage
     for read in (files.read_image, files.read_mask):
         with pytest.raises(ValueError, match=re.escape(f"film: {damage}")):
@@ -735,13 +896,19 @@ def test_what_the_decoder_says_of_damage_is_in_a_note_and_nowhere_else(tmp_path,
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("written", [*CHECKED.values(), *UNCHECKED.values()], ids=[*CHECKED, *(f"{name}, unchecked" for name in UNCHECKED)])
+@pytest.mark.parametrize(
+    "written", [*CHECKED.values(), *UNCHECKED.values()], ids=[*CHECKED, *(f"{name}, unchecked" for name in UNCHECKED)]
+)
 @pytest.mark.parametrize("shape", [(200, 160), (700, 500)], ids=["small", "of many strips"])
 def test_nothing_is_said_of_a_whole_film(written, shape):
     assert not files.read_film("film", data=encoded(written[0], phantom(*shape).image, **written[1])).notes
 
 
-@pytest.mark.parametrize("options", [{"compression": "tiff_lzw"}, {"compression": "tiff_adobe_deflate"}, {}], ids=lambda o: o.get("compression", "raw"))
+@pytest.mark.parametrize(
+    "options",
+    [{"compression": "tiff_lzw"}, {"compression": "tiff_adobe_deflate"}, {}],
+    ids=lambda o: o.get("compression", "raw"),
+)
 @pytest.mark.parametrize("wide", [np.uint16, np.float32], ids=lambda t: t.__name__)
 def test_nothing_is_said_of_a_whole_tiff_of_more_bits(options, wide, film):
     assert not files.read_film("film", data=encoded("TIFF", film.image.astype(wide), **options)).notes
@@ -753,7 +920,12 @@ def test_deflate_in_tiles_has_its_checksums_read(film):
     for damage in (0, 1):
         packed[-1] ^= damage
         data = tiff((np.frombuffer(packed, np.uint8)[None], {256: side, 257: long, 259: 8, 322: side, 323: long}))
-        notes = files.read_film("film", data=data.replace(struct.pack("<H", 273), struct.pack("<H", 324), 1).replace(struct.pack("<H", 279), struct.pack("<H", 325), 1)).notes
+        notes = files.read_film(
+            "film",
+            data=data.replace(struct.pack("<H", 273), struct.pack("<H", 324), 1).replace(
+                struct.pack("<H", 279), struct.pack("<H", 325), 1
+            ),
+        ).notes
         assert notes == (("damaged: a checksum of its pixels is wrong",) if damage else ())
 
 
@@ -761,7 +933,7 @@ def test_lost_end_of_a_format_without_checksums_is_a_border():
     noisy = np.random.default_rng(0).integers(0, 255, (60, 40), np.uint8)
     for kind in ("BMP", "TIFF"):
         data = encoded(kind, noisy)
-        notes = files.read_film("film", data=data[:len(data) // 2].ljust(len(data), b"\0")).notes
+        notes = files.read_film("film", data=data[: len(data) // 2].ljust(len(data), b"\0")).notes
         assert len(notes) == 1 and notes[0].startswith("constant border: ")
 
 

@@ -39,14 +39,26 @@ def imports_of(path: Path) -> set[str]:
     here, found = path.relative_to(PACKAGE).parts[:-1], set()
     for node in ast.walk(ast.parse(path.read_text())):
         if not isinstance(node, ast.ImportFrom):
-            assert not (isinstance(node, ast.Import) and any(a.name.split(".")[0] == "kaggle_utils" for a in node.names)), path
+            assert not (
+                isinstance(node, ast.Import) and any(a.name.split(".")[0] == "kaggle_utils" for a in node.names)
+            ), path
             continue
         if not node.level:
             continue
-        base = [*here[:len(here) + 1 - node.level], *(node.module or "").split(".")] if node.module else [*here[:len(here) + 1 - node.level]]
+        base = (
+            [*here[: len(here) + 1 - node.level], *(node.module or "").split(".")]
+            if node.module
+            else [*here[: len(here) + 1 - node.level]]
+        )
         for alias in node.names:
             whole = [*base, alias.name]
-            found.add(".".join(whole if (PACKAGE.joinpath(*whole).with_suffix(".py").exists() or whole[0] in ROOMS and len(whole) == 1) else base))
+            found.add(
+                ".".join(
+                    whole
+                    if (PACKAGE.joinpath(*whole).with_suffix(".py").exists() or whole[0] in ROOMS and len(whole) == 1)
+                    else base
+                )
+            )
     return {name for name in found if name}
 
 
@@ -66,7 +78,11 @@ def test_a_file_imports_what_its_room_may(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_what_a_face_shows_is_taken_from_the_face(path):
-    faces = {room: set(getattr(sys.modules[f"kaggle_utils.{room}"], "__all__", ())) for room in ROOMS if f"kaggle_utils.{room}" in sys.modules}
+    faces = {
+        room: set(getattr(sys.modules[f"kaggle_utils.{room}"], "__all__", ()))
+        for room in ROOMS
+        if f"kaggle_utils.{room}" in sys.modules
+    }
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level and node.module:
             room, _, leaf = node.module.partition(".")
@@ -82,17 +98,25 @@ def test_every_room_says_what_is_in_it():
     for room in ROOMS:
         text = (PACKAGE / room / "__init__.py").read_text()
         for path in (PACKAGE / room).glob("*.py"):
-            assert path.stem == "__init__" or f"``{path.stem}``" in text, f"{room}/__init__.py doesn't speak of {path.stem}"
+            assert path.stem == "__init__" or f"``{path.stem}``" in text, (
+                f"{room}/__init__.py doesn't speak of {path.stem}"
+            )
 
 
 def test_importing_the_package_loads_nothing_heavy():
     code = "import sys, kaggle_utils; print({'torch', 'albumentations', 'scipy', 'cv2', 'numpy', 'pandas'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True).stdout.strip() == "set()"
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True).stdout.strip()
+        == "set()"
+    )
 
 
 def test_a_segmenter_needs_neither_albumentations_nor_statistics():
     code = "import sys; from kaggle_utils import LungSegmenter; print({'albumentations', 'scipy.stats'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True).stdout.strip() == "set()"
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True).stdout.strip()
+        == "set()"
+    )
 
 
 @pytest.mark.parametrize("name", kaggle_utils.__all__)

@@ -13,17 +13,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from phantoms import lost_in_the_middle, phantom, write_prepared, write_raw
 from scipy import ndimage
 
 from kaggle_utils import image as files
 from kaggle_utils import infer, predictions
 from kaggle_utils.files import printable
 from kaggle_utils.infer import LungSegmenter, clean_mask
+from kaggle_utils.model import UNet, save_weights
 from kaggle_utils.predictions import evaluate
 from kaggle_utils.quality.measurements import MEASUREMENTS, measure
-from kaggle_utils.model import UNet, save_weights
-from dicoms import dicom
-from phantoms import lost_in_the_middle, phantom, write_prepared, write_raw
 
 predict = partial(predictions.predict, force=True)  # the checks say, rightly, that a phantom is no chest film
 
@@ -51,6 +50,7 @@ def segmenter(weights) -> LungSegmenter:
 
 
 # --- arrays ----------------------------------------------------------------------------------------------------------
+
 
 def test_masks_have_each_films_own_size_and_hold_0_and_1(segmenter):
     films = [phantom(90, 60), phantom(50, 70), phantom(33, 47)]
@@ -90,14 +90,18 @@ def test_exposure_does_not_change_the_probability(segmenter):
 def two_heads(tmp_path):
     """One head finds dark pixels, the other bright ones."""
     path = tmp_path / "two.safetensors"
-    save_weights(path, UNet(classes=2, width=2, depth=2), {"size": 32, "sources": ["montgomery", "shenzhen"],
-                                                           "heads": ["montgomery", "shenzhen"]})
+    save_weights(
+        path,
+        UNet(classes=2, width=2, depth=2),
+        {"size": 32, "sources": ["montgomery", "shenzhen"], "heads": ["montgomery", "shenzhen"]},
+    )
     dark = DarkIsLung()
 
     def segmenter(**options):
         made = LungSegmenter(path, device="cpu", **options)
         made.model, made.dtype = (lambda images: torch.cat([dark(images), -dark(images)], dim=1)), None
         return made
+
     return segmenter
 
 
@@ -130,7 +134,9 @@ def test_flip_averages_with_the_mirrored_film(weights):
     plain.dtype = flipped.dtype = None
     film = phantom(32, 32).image
     mirrored = plain.probabilities([np.ascontiguousarray(film[:, ::-1])])[0, :, ::-1]
-    np.testing.assert_allclose(flipped.probabilities([film])[0], (plain.probabilities([film])[0] + mirrored) / 2, atol=1e-5)
+    np.testing.assert_allclose(
+        flipped.probabilities([film])[0], (plain.probabilities([film])[0] + mirrored) / 2, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("threshold, lung", [(0.0, 1), (1.0, 0)])
@@ -156,6 +162,7 @@ def test_weights_without_the_networks_size_are_refused_with_the_files_name(tmp_p
 
 
 # --- cleaning --------------------------------------------------------------------------------------------------------
+
 
 def test_two_largest_components_are_kept_and_their_holes_filled():
     mask = np.zeros((30, 30), np.uint8)
@@ -194,6 +201,7 @@ def test_cleaning_can_be_switched_off(weights):
 
 # --- predict ---------------------------------------------------------------------------------------------------------
 
+
 def test_prediction_writes_masks_overlays_and_a_table(folder, segmenter, tmp_path):
     table = predict([folder], tmp_path / "out", segmenter, batch=3)
     assert table["name"].tolist() == ["a", "b", "c", "d"] and (table["error"] == "").all()
@@ -203,15 +211,29 @@ def test_prediction_writes_masks_overlays_and_a_table(folder, segmenter, tmp_pat
         assert row.lung_px == (mask > 0).sum() and row.lung_share == pytest.approx((mask > 0).mean(), abs=1e-4)
         assert cv2.imread(row.overlay).shape == (40, 32, 3)
     stored = pd.read_csv(tmp_path / "out" / "predictions.csv", keep_default_na=False)
-    assert list(stored) == ["name", "path", "height", "width", "lung_px", "lung_share", "quality", "flag", "reasons", "mask", "overlay",
-                            "notes", "error"]
+    assert list(stored) == [
+        "name",
+        "path",
+        "height",
+        "width",
+        "lung_px",
+        "lung_share",
+        "quality",
+        "flag",
+        "reasons",
+        "mask",
+        "overlay",
+        "notes",
+        "error",
+    ]
     assert stored["name"].tolist() == table["name"].tolist()
 
 
 def test_written_mask_is_that_of_the_segmenter(folder, segmenter, tmp_path):
     predict([folder / "b.png"], tmp_path / "out", segmenter)
-    np.testing.assert_array_equal(files.read_mask(tmp_path / "out" / "masks" / "b.png"),
-                                  segmenter.masks([files.read_image(folder / "b.png")])[0])
+    np.testing.assert_array_equal(
+        files.read_mask(tmp_path / "out" / "masks" / "b.png"), segmenter.masks([files.read_image(folder / "b.png")])[0]
+    )
 
 
 def test_no_name_of_a_file_ends_a_run(odd_names, segmenter, tmp_path):
@@ -219,9 +241,15 @@ def test_no_name_of_a_file_ends_a_run(odd_names, segmenter, tmp_path):
     table = predict([tmp_path / "odd"], out, segmenter, formats=("png", "coco"))
     assert (table["error"] == "").all() and set(table["name"]) == set(odd_names.values())
     stored = pd.read_csv(out / "predictions.csv").set_index("name")
-    assert set(pd.read_parquet(BytesIO((out / "coco.parquet").read_bytes()))["path"]) == set(stored["path"]) == set(map(printable, odd_names))
+    assert (
+        set(pd.read_parquet(BytesIO((out / "coco.parquet").read_bytes()))["path"])
+        == set(stored["path"])
+        == set(map(printable, odd_names))
+    )
     for name in odd_names.values():
-        assert (out / "masks" / f"{name}.png").exists() and stored.loc[name, "overlay"] == printable(out / "overlays" / f"{name}.png")
+        assert (out / "masks" / f"{name}.png").exists() and stored.loc[name, "overlay"] == printable(
+            out / "overlays" / f"{name}.png"
+        )
     assert set(pd.read_csv(out / "measurements.csv")["name"]) == set(odd_names.values())
 
 
@@ -229,7 +257,9 @@ def test_a_damaged_film_of_an_odd_name_is_a_row_with_one_line(odd_names, segment
     for path in odd_names:
         path.write_bytes(b"\x89PNG")
     table = predict([tmp_path / "odd"], tmp_path / "out", segmenter)
-    assert set(table["name"]) == {odd_names[path] for path in odd_names if path.suffix == ".png"}  # what has no suffix is no PNG any more
+    assert set(table["name"]) == {
+        odd_names[path] for path in odd_names if path.suffix == ".png"
+    }  # what has no suffix is no PNG any more
     assert all(error.startswith(path) and "\n" not in error for path, error in zip(table["path"], table["error"]))
 
 
@@ -264,7 +294,9 @@ def test_folder_of_dicom_is_segmented_with_a_reason_for_what_is_no_film(study, s
     table = predict([study], tmp_path / "out", segmenter)
     table["notes"] = table["notes"].fillna("")
     errors, notes = dict(zip(table["name"], table["error"])), dict(zip(table["name"], table["notes"]))
-    assert notes["IM2"].split("; ")[0] == "spacing from PixelSpacing" and "MONOCHROME1 inverted" in notes["1.2.840.1"].split("; ")
+    assert notes["IM2"].split("; ")[0] == "spacing from PixelSpacing" and "MONOCHROME1 inverted" in notes[
+        "1.2.840.1"
+    ].split("; ")
     assert errors["IM2"] == errors["1.2.840.1"] == ""
     assert "without an image" in errors["SR1"] and "less than expected" in errors["IM3"] and "empty" in errors["cut"]
     stored = pd.read_csv(tmp_path / "out" / "predictions.csv", keep_default_na=False)
@@ -288,8 +320,12 @@ def test_only_bad_files_still_give_a_table(segmenter, tmp_path):
 
 
 def overlapping_pairs():
-    return [["left/film.png", "right/film.png"], ["film.png", "film.jpg"], ["a/film.png", "b/FILM.png"],
-            pytest.param(["x/b/film.png", "x_b/film.png"], id="a folder named like another's path")]
+    return [
+        ["left/film.png", "right/film.png"],
+        ["film.png", "film.jpg"],
+        ["a/film.png", "b/FILM.png"],
+        pytest.param(["x/b/film.png", "x_b/film.png"], id="a folder named like another's path"),
+    ]
 
 
 def test_measurements_have_a_row_for_each_film_with_a_mask(folder, segmenter, tmp_path):
@@ -323,7 +359,9 @@ def test_films_of_the_same_stem_do_not_overwrite_each_other(segmenter, tmp_path,
         write_raw(tmp_path / "films" / name, phantom(40 + seed, 32, seed).image)
     table = predict([tmp_path / "films"], tmp_path / "out", segmenter)
     assert table["mask"].nunique() == 2
-    assert [cv2.imread(path).shape[:2] for path in table["mask"]] == list(zip(table["height"].astype(int), table["width"].astype(int)))
+    assert [cv2.imread(path).shape[:2] for path in table["mask"]] == list(
+        zip(table["height"].astype(int), table["width"].astype(int))
+    )
 
 
 def test_overlay_draws_the_prediction_orange_and_the_truth_blue():
@@ -336,6 +374,7 @@ def test_overlay_draws_the_prediction_orange_and_the_truth_blue():
 
 
 # --- evaluate --------------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def two_sources(tmp_path):
@@ -372,7 +411,9 @@ def test_raw_sets_add_the_scores_at_each_films_own_size(two_sources, segmenter, 
     write_raw(tmp_path / "raw" / "CXR_png" / f"{new}.png", raw.image)
     write_raw(tmp_path / "raw" / "masks" / f"{new}.png", raw.mask * 255)
     scores = evaluate(two_sources, segmenter, sizes=[32], raw=tmp_path / "raw").query("size == 0")
-    pred = segmenter.finish(segmenter.probabilities([files.read_image(two_sources / "test" / "image" / f"{new}.png")])[0], (50, 44))
+    pred = segmenter.finish(
+        segmenter.probabilities([files.read_image(two_sources / "test" / "image" / f"{new}.png")])[0], (50, 44)
+    )
     assert scores["name"].tolist() == [new]
     assert scores["dice"].iloc[0] == pytest.approx(2 * (pred & raw.mask).sum() / (pred.sum() + raw.mask.sum()))
 
@@ -388,7 +429,10 @@ def test_split_without_films_is_an_error_in_words(tmp_path, segmenter):
 
 # --- memory ----------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("sizes", [[100] * 30, [1000] * 5, [5000] * 4, [100, 5000, 100, 0, 900, 900, 0] * 3, []], ids=str)
+
+@pytest.mark.parametrize(
+    "sizes", [[100] * 30, [1000] * 5, [5000] * 4, [100, 5000, 100, 0, 900, 900, 0] * 3, []], ids=str
+)
 @pytest.mark.parametrize("batch", [1, 4])
 def test_films_wait_in_memory_only_as_far_as_there_is_room(monkeypatch, sizes, batch):
     held, most, lock = {}, [], threading.Lock()
@@ -418,7 +462,9 @@ def test_films_wait_in_memory_only_as_far_as_there_is_room(monkeypatch, sizes, b
 def test_films_are_read_while_others_are_segmented(monkeypatch):
     begun = []
     monkeypatch.setattr(infer, "film_bytes", lambda path: 1)
-    monkeypatch.setattr(infer, "read_checked", lambda path, name, force: begun.append(name) or infer.Unsegmented(name, path, ""))
+    monkeypatch.setattr(
+        infer, "read_checked", lambda path, name, force: begun.append(name) or infer.Unsegmented(name, path, "")
+    )
     with ThreadPoolExecutor(1) as pool:
         first = next(infer.read_ahead([(name, name) for name in "abcdefgh"], pool, 2))
         pool.submit(int).result()  # what waits before it is done

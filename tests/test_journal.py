@@ -9,15 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from phantoms import phantom, write_raw
 
 import kaggle_utils
 from kaggle_utils.cli import main
-from kaggle_utils.infer import LungSegmenter
-from kaggle_utils.predictions import predict
 from kaggle_utils.files import Journal
+from kaggle_utils.infer import LungSegmenter
 from kaggle_utils.model import UNet, save_weights
+from kaggle_utils.predictions import predict
 from kaggle_utils.tb.screening import TBScreener, screen
-from phantoms import phantom, write_raw
 
 N = 7
 
@@ -125,25 +125,45 @@ def test_screen_goes_on_where_it_was_stopped(films, tmp_path, monkeypatch):
 
 
 def command(films, out, weights):
-    return ["predict", str(films), "--out", str(out), "--weights", str(weights), "--device", "cpu", "--force", "--batch", "1"]
+    return [
+        "predict",
+        str(films),
+        "--out",
+        str(out),
+        "--weights",
+        str(weights),
+        "--device",
+        "cpu",
+        "--force",
+        "--batch",
+        "1",
+    ]
 
 
 def segmented(films, out, weights, monkeypatch):
     """How many films the command segments now."""
     seen, real = [], LungSegmenter.probabilities
     with monkeypatch.context() as patched:
-        patched.setattr(LungSegmenter, "probabilities", lambda self, films, *heads: seen.append(len(films)) or real(self, films, *heads))
+        patched.setattr(
+            LungSegmenter,
+            "probabilities",
+            lambda self, films, *heads: seen.append(len(films)) or real(self, films, *heads),
+        )
         assert main(command(films, out, weights)) == 3  # for the one that is broken
     return sum(seen)
 
 
-def test_a_full_disk_ends_predict_in_a_line_and_the_same_command_goes_on(films, tmp_path, weights, full_disk, monkeypatch, capfd):
+def test_a_full_disk_ends_predict_in_a_line_and_the_same_command_goes_on(
+    films, tmp_path, weights, full_disk, monkeypatch, capfd
+):
     run(films, tmp_path / "whole", weights)
     out = tmp_path / "out"
     full_disk(6)  # the journal, mask and overlay of two films, and the third one's mask
     assert main(command(films, out, weights)) == 1
     said = capfd.readouterr().err
-    assert said.startswith(f"kaggle_utils predict: {out}") and said.endswith("No space left on device: make room there; the same command goes on\n")
+    assert said.startswith(f"kaggle_utils predict: {out}") and said.endswith(
+        "No space left on device: make room there; the same command goes on\n"
+    )
     assert said.count("\n") == 1 and not list(out.rglob(".*.part"))
     full_disk(None)
     assert segmented(films, out, weights, monkeypatch) == N - 2
@@ -156,7 +176,11 @@ def test_a_journal_that_a_full_disk_cuts_is_named_and_the_same_command_goes_on(f
     opened = Path.open
 
     def full(path, mode="r", *rest, **options):
-        return open("/dev/full", mode) if (path.name, mode) == ("predictions.jsonl", "a") else opened(path, mode, *rest, **options)
+        return (
+            open("/dev/full", mode)
+            if (path.name, mode) == ("predictions.jsonl", "a")
+            else opened(path, mode, *rest, **options)
+        )
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "open", full)
@@ -166,7 +190,9 @@ def test_a_journal_that_a_full_disk_cuts_is_named_and_the_same_command_goes_on(f
     assert tables(tmp_path / "out") == tables(tmp_path / "whole")
 
 
-def test_ctrl_c_ends_predict_in_a_line_and_the_same_command_goes_on(films, tmp_path, weights, ctrl_c, monkeypatch, capfd):
+def test_ctrl_c_ends_predict_in_a_line_and_the_same_command_goes_on(
+    films, tmp_path, weights, ctrl_c, monkeypatch, capfd
+):
     out = tmp_path / "out"
     ctrl_c(Journal, "add", calls=3)
     assert main(command(films, out, weights)) == 130
@@ -191,9 +217,21 @@ def dies(self, *film):
 journal.Journal.add = dies
 main(sys.argv[1:])
 """
-    arguments = ["predict", str(films), "--out", str(tmp_path / "out"), "--weights", str(weights), "--device", "cpu", "--force"]
+    arguments = [
+        "predict",
+        str(films),
+        "--out",
+        str(tmp_path / "out"),
+        "--weights",
+        str(weights),
+        "--device",
+        "cpu",
+        "--force",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(Path(kaggle_utils.__file__).parents[1])}
-    assert subprocess.run([sys.executable, "-c", code, *arguments], env=environment, capture_output=True).returncode == -9
+    assert (
+        subprocess.run([sys.executable, "-c", code, *arguments], env=environment, capture_output=True).returncode == -9
+    )
     segmenter, seen = counting(LungSegmenter(weights, device="cpu"))
     predict([films], tmp_path / "out", segmenter, force=True)
     assert sum(seen) == N - 3
@@ -205,7 +243,10 @@ def test_results_of_other_films_are_not_replaced(films, tmp_path, weights):
     before = {path.name: path.read_bytes() for path in out.glob("*/*.png")}
     write_raw(tmp_path / "others" / "film0.png", phantom(200, 180, seed=9).image)
     for formats in (["png"], ["png", "coco"]):  # other settings are no excuse
-        with pytest.raises(ValueError, match=f"^{out}: results of {films / 'film0.png'} are there, which those of .*others/film0.png would replace"):
+        with pytest.raises(
+            ValueError,
+            match=f"^{out}: results of {films / 'film0.png'} are there, which those of .*others/film0.png would replace",
+        ):
             run(tmp_path / "others", out, weights, formats=formats)
     assert {path.name: path.read_bytes() for path in out.glob("*/*.png")} == before
     films.rename(tmp_path / "moved")
@@ -217,7 +258,9 @@ def test_results_of_other_films_are_told_where_names_differ_in_case_alone(tmp_pa
     for name in ("a/Film.png", "b/film.png"):
         write_raw(tmp_path / name, phantom(40, 32, seed=len(name)).image)
         os.utime(tmp_path / name, ns=(0, ord(name[0])))
-    Journal(tmp_path / "j.jsonl", {}, {"Film": tmp_path / "a" / "Film.png"}).add(tmp_path / "a" / "Film.png", "Film", {}, [])
+    Journal(tmp_path / "j.jsonl", {}, {"Film": tmp_path / "a" / "Film.png"}).add(
+        tmp_path / "a" / "Film.png", "Film", {}, []
+    )
     with pytest.raises(ValueError, match="results of .*Film.png are there"):
         Journal(tmp_path / "j.jsonl", {}, {"film": tmp_path / "b" / "film.png"})
 
@@ -256,7 +299,9 @@ def test_a_journal_that_names_other_files_removes_none(tmp_path):
     assert (tmp_path / "theirs").exists()
 
 
-@pytest.mark.parametrize("text", ["", "no JSON", "[]\n", '{"a": 1}\n{"film": "x"', '{"a": 1}\n3\n', '{"a": 1}\n{"film": "x"}\n', "\0\xff"])
+@pytest.mark.parametrize(
+    "text", ["", "no JSON", "[]\n", '{"a": 1}\n{"film": "x"', '{"a": 1}\n3\n', '{"a": 1}\n{"film": "x"}\n', "\0\xff"]
+)
 def test_a_damaged_journal_is_begun_anew(tmp_path, text):
     (tmp_path / "j.jsonl").write_bytes(text.encode("latin-1"))
     film = tmp_path / "film.png"

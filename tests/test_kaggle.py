@@ -12,20 +12,37 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-
 from kaggle_server import Kaggle, environment
+
 from kaggle_utils.kaggle import publish as kaggle
 
 ROOT = Path(__file__).parents[1]
 HOME = ROOT / kaggle.HOME
-NOTEBOOK = {"cells": [{"cell_type": "code", "source": ["1"], "metadata": {}, "outputs": [], "execution_count": None}],
-            "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
-            "nbformat": 4, "nbformat_minor": 5}
+NOTEBOOK = {
+    "cells": [{"cell_type": "code", "source": ["1"], "metadata": {}, "outputs": [], "execution_count": None}],
+    "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+    "nbformat": 4,
+    "nbformat_minor": 5,
+}
 NAMES = kaggle.choose(["all"], ROOT)
 METADATA = {name: json.loads((HOME / name / "kernel-metadata.json").read_text()) for name in NAMES}
 SLUGS = [metadata["id"].split("/")[1] for metadata in METADATA.values()]
-KEYS = {"id", "title", "code_file", "language", "kernel_type", "is_private", "enable_gpu", "machine_shape", "enable_tpu", "enable_internet",
-        "dataset_sources", "kernel_sources", "competition_sources", "model_sources"}
+KEYS = {
+    "id",
+    "title",
+    "code_file",
+    "language",
+    "kernel_type",
+    "is_private",
+    "enable_gpu",
+    "machine_shape",
+    "enable_tpu",
+    "enable_internet",
+    "dataset_sources",
+    "kernel_sources",
+    "competition_sources",
+    "model_sources",
+}
 
 
 def missing() -> str:
@@ -54,7 +71,6 @@ for reach in (lambda: socket.create_connection(("192.0.2.1", 443), 1), lambda: s
 """
 
 
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """The stand-in, and around every test of this module the fence, in a clone with notebooks of one cell."""
@@ -70,8 +86,13 @@ def server(tmp_path_factory):
         patch.chdir(clone)
         dead = "http://127.0.0.1:9"
         assert python("-c", WALLS).stdout.splitlines() == [  # no test runs unless every wall stands
-            "http://localhost", f"http://127.0.0.1:{server.server_port}", dead, dead,
-            "fenced in: 192.0.2.1 is not loopback", "fenced in: kaggle.invalid is not loopback"]
+            "http://localhost",
+            f"http://127.0.0.1:{server.server_port}",
+            dead,
+            dead,
+            "fenced in: 192.0.2.1 is not loopback",
+            "fenced in: kaggle.invalid is not loopback",
+        ]
         yield server
     server.shutdown()
 
@@ -91,10 +112,16 @@ def run(*arguments, before: str = "pass") -> SimpleNamespace:
 
 # --- nothing leaves the machine --------------------------------------------------------------------------------------
 
+
 @with_kaggle
-@pytest.mark.parametrize("gone, said", [(["KAGGLE_API_ENVIRONMENT"], "127.0.0.1"),
-                                        (["KAGGLE_API_ENVIRONMENT", "https_proxy", "HTTPS_PROXY"], "fenced in: api.kaggle.com")],
-                         ids=["dead proxy", "fence"])
+@pytest.mark.parametrize(
+    "gone, said",
+    [
+        (["KAGGLE_API_ENVIRONMENT"], "127.0.0.1"),
+        (["KAGGLE_API_ENVIRONMENT", "https_proxy", "HTTPS_PROXY"], "fenced in: api.kaggle.com"),
+    ],
+    ids=["dead proxy", "fence"],
+)
 def test_what_turns_to_the_real_service_fails(gone, said, server, monkeypatch):
     for name in gone:
         monkeypatch.delenv(name)
@@ -105,7 +132,12 @@ def test_what_turns_to_the_real_service_fails(gone, said, server, monkeypatch):
 
 # --- metadata --------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("path", [ROOT / "kernel-metadata.json", *sorted(HOME.glob("*/kernel-metadata.json"))], ids=lambda path: path.parent.name)
+
+@pytest.mark.parametrize(
+    "path",
+    [ROOT / "kernel-metadata.json", *sorted(HOME.glob("*/kernel-metadata.json"))],
+    ids=lambda path: path.parent.name,
+)
 def test_metadata_is_what_kaggle_takes(path):
     """Source: kernels_metadata.md of Kaggle's package 2.2.4, which ignores keys that it doesn't know."""
     metadata = json.loads(path.read_text())
@@ -115,8 +147,14 @@ def test_metadata_is_what_kaggle_takes(path):
     assert re.sub(r"[^a-z0-9]+", "-", metadata["title"].lower()) == slug  # else Kaggle makes another notebook of it
     assert (metadata["language"], metadata["kernel_type"]) == ("python", "notebook")
     assert metadata["is_private"] is True and metadata["enable_internet"] is metadata["enable_tpu"] is False
-    assert metadata.get("machine_shape", "") == ("NvidiaTeslaT4" if metadata["enable_gpu"] else "")  # it would win over enable_gpu
-    assert metadata["dataset_sources"] == ["kmader/pulmonary-chest-xray-abnormalities", "yoctoman/shcxr-lung-mask", f"{kaggle.OWNER}/lung-unet-code"]
+    assert metadata.get("machine_shape", "") == (
+        "NvidiaTeslaT4" if metadata["enable_gpu"] else ""
+    )  # it would win over enable_gpu
+    assert metadata["dataset_sources"] == [
+        "kmader/pulmonary-chest-xray-abnormalities",
+        "yoctoman/shcxr-lung-mask",
+        f"{kaggle.OWNER}/lung-unet-code",
+    ]
     assert all(re.fullmatch(rf"{kaggle.OWNER}/[a-z0-9-]{{5,}}", source) for source in metadata["kernel_sources"])
 
 
@@ -142,6 +180,7 @@ def test_notebooks_are_chosen_by_number_in_their_order(tmp_path):
 
 # --- the whole way: refused, published, published again, pushed, failed ------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def journey(server):
     """Each command's end, and what the server was asked meanwhile."""
@@ -166,8 +205,9 @@ def journey(server):
 
 
 @with_kaggle
-@pytest.mark.parametrize("step, status", [("too early", 1), ("publish", 0), ("publish again", 0), ("push", 0), ("fail", 1),
-                                          ("no wait", 0)])
+@pytest.mark.parametrize(
+    "step, status", [("too early", 1), ("publish", 0), ("publish again", 0), ("push", 0), ("fail", 1), ("no wait", 0)]
+)
 def test_each_command_ends_with_its_status(journey, step, status):
     assert journey.done[step].status == status, journey.done[step].err
     assert (journey.done[step].err == "") == (status == 0)
@@ -186,8 +226,10 @@ def test_published_code_is_found_as_notebooks_look_for_it(journey, server, tmp_p
             zipfile.ZipFile(io.BytesIO(data)).extractall(tmp_path / Path(name).stem)
     (package,) = (path.parent for path in tmp_path.glob("**/kaggle_utils/__init__.py"))
     shipped = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert {f"kaggle_utils/{name}" for name in ("__main__.py", "weights/lungs.safetensors", "assets/appearance.npz",
-                                                "splits/suspect_masks.csv")} | {"results/protocols.csv"} <= shipped
+    assert {
+        f"kaggle_utils/{name}"
+        for name in ("__main__.py", "weights/lungs.safetensors", "assets/appearance.npz", "splits/suspect_masks.csv")
+    } | {"results/protocols.csv"} <= shipped
     assert (package / "trainer.py").read_bytes() == (ROOT / "kaggle_utils" / "trainer.py").read_bytes()
     assert not [name for name in shipped if "__pycache__" in name]
 
@@ -198,15 +240,24 @@ def test_published_weights_and_licences(journey, server):
     assert set(files) == {"lungs.safetensors", "README.md"}
     assert files["lungs.safetensors"] == (ROOT / "kaggle_utils" / "weights" / "lungs.safetensors").read_bytes()
     made = {request["slug"]: request for request in server.asked("CreateDataset")}
-    assert made["lung-unet-weights"]["licenseName"] == "CC-BY-NC-SA-4.0" and made["lung-unet-code"]["licenseName"] == "other"
-    assert all(request["isPrivate"] for request in made.values()) and "CC BY-NC-SA" in made["lung-unet-code"]["description"]
+    assert (
+        made["lung-unet-weights"]["licenseName"] == "CC-BY-NC-SA-4.0"
+        and made["lung-unet-code"]["licenseName"] == "other"
+    )
+    assert (
+        all(request["isPrivate"] for request in made.values())
+        and "CC BY-NC-SA" in made["lung-unet-code"]["description"]
+    )
 
 
 @with_kaggle
 def test_publishing_again_makes_new_versions(journey, server):
     assert [len(versions) for versions in server.datasets.values()] == [2, 2]
     assert not [p for p, _ in journey.calls["publish again"] if p == "CreateDataset"]
-    assert [f"version {n} ready" in journey.done[step].out for n, step in ((1, "publish"), (2, "publish again"))] == [True, True]
+    assert [f"version {n} ready" in journey.done[step].out for n, step in ((1, "publish"), (2, "publish again"))] == [
+        True,
+        True,
+    ]
 
 
 @with_kaggle
@@ -220,7 +271,10 @@ def test_all_notebooks_run_in_their_order_each_complete_before_the_next(journey)
 @with_kaggle
 def test_notebooks_attach_what_they_read(journey):
     read = {r["slug"]: r.get("kernelDataSources", []) for p, r in journey.calls["push"] if p == "SaveKernel"}
-    assert list(read.values()) == [[source.replace(kaggle.OWNER, "nobody") for source in metadata["kernel_sources"]] for metadata in METADATA.values()]
+    assert list(read.values()) == [
+        [source.replace(kaggle.OWNER, "nobody") for source in metadata["kernel_sources"]]
+        for metadata in METADATA.values()
+    ]
     assert read["nobody/lung-unet-04-inference"] == ["nobody/lung-unet-01-prep", "nobody/lung-unet-02-training"]
 
 
@@ -229,7 +283,9 @@ def test_kaggle_gets_the_notebook_private_without_internet(journey):
     request = next(r for p, r in journey.calls["push"] if r.get("slug") == "nobody/lung-unet-02-training")
     assert json.loads(request["text"])["cells"][0]["source"] == "1" and request["newTitle"] == "Lung UNet 02 Training"
     assert request["machineShape"] == "NvidiaTeslaT4" and request["enableGpu"] and request["isPrivate"]
-    assert request["enableInternet"] is False and "machineShape" not in next(r for p, r in journey.calls["push"] if p == "SaveKernel")
+    assert request["enableInternet"] is False and "machineShape" not in next(
+        r for p, r in journey.calls["push"] if p == "SaveKernel"
+    )
 
 
 @with_kaggle
@@ -249,7 +305,10 @@ def test_outputs_are_fetched(journey):
 def test_kernel_that_fails_ends_the_chain_with_its_log(journey):
     assert journey.pushed["fail"] == [SLUGS[1]] and not Path("failed").exists()
     done = journey.done["fail"]
-    assert done.err.endswith("nobody/lung-unet-02-training ended with ERROR; the last lines of its log are above\n") and done.err.count("\n") == 1
+    assert (
+        done.err.endswith("nobody/lung-unet-02-training ended with ERROR; the last lines of its log are above\n")
+        and done.err.count("\n") == 1
+    )
     assert done.out.splitlines()[-20:] == [f"line {n}" for n in range(20, 40)]
 
 
@@ -263,7 +322,9 @@ def test_without_waiting_nothing_is_asked_for(journey):
 def test_kaggles_own_push_takes_the_file_at_the_root(journey, tmp_path, server):
     (tmp_path / "notebooks").mkdir()
     shutil.copy("notebooks/02_training.ipynb", tmp_path / "notebooks")
-    (tmp_path / "kernel-metadata.json").write_text((ROOT / "kernel-metadata.json").read_text().replace(kaggle.OWNER, "nobody"))
+    (tmp_path / "kernel-metadata.json").write_text(
+        (ROOT / "kernel-metadata.json").read_text().replace(kaggle.OWNER, "nobody")
+    )
     done = python("-m", "kaggle", "kernels", "push", "-p", str(tmp_path))
     assert done.returncode == 0 and done.stdout.startswith("Kernel version ") and "not valid" not in done.stdout
     assert server.calls[-1][1]["slug"] == "nobody/lung-unet-02-training"
@@ -271,10 +332,16 @@ def test_kaggles_own_push_takes_the_file_at_the_root(journey, tmp_path, server):
 
 # --- errors ----------------------------------------------------------------------------------------------------------
 
+
 def error_of(*arguments, before: str = "pass") -> str:
     """The one line on stderr of a command that fails."""
     done = run(*arguments, before=before)
-    assert done.status == 1 and len(done.err.splitlines()) == 1 and done.err.startswith("kaggle_utils kaggle: ") and not done.out, done
+    assert (
+        done.status == 1
+        and len(done.err.splitlines()) == 1
+        and done.err.startswith("kaggle_utils kaggle: ")
+        and not done.out
+    ), done
     return done.err
 
 
@@ -282,7 +349,9 @@ PUSH = ("push", "01", "--owner", "nobody")
 
 
 @with_kaggle
-@pytest.mark.parametrize("variables", [{"KAGGLE_KEY": "wrong"}, {"KAGGLE_USERNAME": None, "KAGGLE_KEY": None}], ids=["refused", "none"])
+@pytest.mark.parametrize(
+    "variables", [{"KAGGLE_KEY": "wrong"}, {"KAGGLE_USERNAME": None, "KAGGLE_KEY": None}], ids=["refused", "none"]
+)
 def test_without_credentials_it_says_where_to_get_them(variables, monkeypatch, server):
     for name, value in variables.items():
         monkeypatch.delenv(name) if value is None else monkeypatch.setenv(name, value)
@@ -290,10 +359,20 @@ def test_without_credentials_it_says_where_to_get_them(variables, monkeypatch, s
 
 
 @with_kaggle
-@pytest.mark.parametrize("reply, said", [
-    ((409, {"code": 409, "message": "A notebook with this title exists"}), "01_prep: Kaggle refused: A notebook with this title exists"),
-    ((200, {"error": "Maximum batch GPU session count of 2 reached."}), "01_prep: Maximum batch GPU session count of 2 reached.")],
-    ids=["409", "error with status 0"])
+@pytest.mark.parametrize(
+    "reply, said",
+    [
+        (
+            (409, {"code": 409, "message": "A notebook with this title exists"}),
+            "01_prep: Kaggle refused: A notebook with this title exists",
+        ),
+        (
+            (200, {"error": "Maximum batch GPU session count of 2 reached."}),
+            "01_prep: Maximum batch GPU session count of 2 reached.",
+        ),
+    ],
+    ids=["409", "error with status 0"],
+)
 def test_push_that_the_server_refuses(reply, said, server):
     server.faults["SaveKernel"] = [reply]
     assert said in error_of(*PUSH)
@@ -306,9 +385,16 @@ def test_dataset_that_the_server_refuses(server):
 
 
 @with_kaggle
-@pytest.mark.parametrize("arguments, said", [
-    (["push", "06", "--owner", "nobody"], "no notebook 06: choose of 01, 02, 03, 04, 05 or all"),
-    (["push", "01", "02", "--owner", "nobody", "--no-wait"], "02_training reads what another of these writes: push them without --no-wait")])
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["push", "06", "--owner", "nobody"], "no notebook 06: choose of 01, 02, 03, 04, 05 or all"),
+        (
+            ["push", "01", "02", "--owner", "nobody", "--no-wait"],
+            "02_training reads what another of these writes: push them without --no-wait",
+        ),
+    ],
+)
 def test_wrong_push_is_refused_before_kaggle_is_asked(arguments, said, server):
     before = len(server.calls)
     assert said in error_of(*arguments) and len(server.calls) == before
@@ -323,7 +409,9 @@ def test_elsewhere_than_in_the_clone(command, tmp_path, monkeypatch, server):
 
 @with_kaggle
 def test_a_package_that_is_missing_is_one_line_with_pip(server):
-    assert "pip install 'kaggle>=2.2.4,<3' six" in error_of(*PUSH, before="sys.modules['kaggle.api.kaggle_api_extended'] = None")
+    assert "pip install 'kaggle>=2.2.4,<3' six" in error_of(
+        *PUSH, before="sys.modules['kaggle.api.kaggle_api_extended'] = None"
+    )
 
 
 def test_waiting_shows_one_line_on_a_terminal_and_forgives_a_few_failures(monkeypatch):

@@ -20,15 +20,16 @@ pytest.importorskip("boto3")
 pytest.importorskip("moto.server")
 pytest.importorskip("onnxruntime")
 
-from kaggle_utils.pictures import header  # noqa: E402
+from dicoms import dicom  # noqa: E402
+from s3_server import Fault, client, proxy, server  # noqa: E402, F401
+
 from kaggle_utils.export import export_onnx  # noqa: E402
 from kaggle_utils.image import encode_image  # noqa: E402
 from kaggle_utils.infer import DEFAULT_WEIGHTS, LungSegmenter  # noqa: E402
+from kaggle_utils.pictures import header  # noqa: E402
 from kaggle_utils.predictions import predict  # noqa: E402
 from kaggle_utils.quality.measurements import MEASUREMENTS  # noqa: E402
 from kaggle_utils.synthetic.model import AppearanceModel  # noqa: E402
-from dicoms import dicom  # noqa: E402
-from s3_server import Fault, client, proxy, server  # noqa: E402, F401
 
 CLONE = Path(__file__).parents[1]
 
@@ -48,6 +49,7 @@ def films() -> list[np.ndarray]:
 @pytest.fixture
 def load(proxy, onnx_file, monkeypatch):
     """The handler as Lambda would import it, in an environment."""
+
     def load(**environment):
         monkeypatch.setattr(header, "MAX_PIXELS", header.MAX_PIXELS)  # which it changes: undone after the test
         for name, value in {"MODEL": str(onnx_file), **environment}.items():
@@ -56,14 +58,23 @@ def load(proxy, onnx_file, monkeypatch):
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
+
     return load
 
 
 def event(*keys: str) -> dict:
     """As S3 sends it: keys quoted, spaces as plus."""
     from urllib.parse import quote_plus
-    return {"Records": [{"eventName": "ObjectCreated:Put", "s3": {"bucket": {"name": "bkt"}, "object": {"key": quote_plus(key, safe="/")}}}
-                        for key in keys]}
+
+    return {
+        "Records": [
+            {
+                "eventName": "ObjectCreated:Put",
+                "s3": {"bucket": {"name": "bkt"}, "object": {"key": quote_plus(key, safe="/")}},
+            }
+            for key in keys
+        ]
+    }
 
 
 def put(client, key: str, film) -> str:
@@ -73,7 +84,10 @@ def put(client, key: str, film) -> str:
 
 def written(client) -> dict[str, bytes]:
     listed = client.list_objects_v2(Bucket="bkt", Prefix="lungs/").get("Contents", ())
-    return {each["Key"].removeprefix("lungs/"): client.get_object(Bucket="bkt", Key=each["Key"])["Body"].read() for each in listed}
+    return {
+        each["Key"].removeprefix("lungs/"): client.get_object(Bucket="bkt", Key=each["Key"])["Body"].read()
+        for each in listed
+    }
 
 
 def picture(data: bytes) -> np.ndarray:
@@ -82,8 +96,14 @@ def picture(data: bytes) -> np.ndarray:
 
 # --- results ---------------------------------------------------------------------------------------------------------
 
+
 def test_masks_and_measurements_are_those_of_predict(load, client, films, tmp_path):
-    films = [films[0], films[1], np.ascontiguousarray(np.rot90(films[2])), 255 - films[3]]  # one on its side, and a negative
+    films = [
+        films[0],
+        films[1],
+        np.ascontiguousarray(np.rot90(films[2])),
+        255 - films[3],
+    ]  # one on its side, and a negative
     for n, film in enumerate(films):
         put(client, f"films/{n}.png", film)
         (tmp_path / f"{n}.png").write_bytes(encode_image(film, ".png"))
@@ -92,10 +112,16 @@ def test_masks_and_measurements_are_those_of_predict(load, client, films, tmp_pa
     table = pd.read_csv(tmp_path / "out/predictions.csv", keep_default_na=False)
     measurements = pd.read_csv(tmp_path / "out/measurements.csv")
     found = written(client)
-    assert sorted(found) == sorted(f"{kind}/{n}.png.{end}" for n in range(4) for kind, end in
-                                   (("masks", "png"), ("overlays", "png"), ("measurements", "json")))
+    assert sorted(found) == sorted(
+        f"{kind}/{n}.png.{end}"
+        for n in range(4)
+        for kind, end in (("masks", "png"), ("overlays", "png"), ("measurements", "json"))
+    )
     for n in range(4):
-        mask, expected = picture(found[f"masks/{n}.png.png"]), cv2.imread(str(tmp_path / f"out/masks/{n}.png"), cv2.IMREAD_UNCHANGED)
+        mask, expected = (
+            picture(found[f"masks/{n}.png.png"]),
+            cv2.imread(str(tmp_path / f"out/masks/{n}.png"), cv2.IMREAD_UNCHANGED),
+        )
         assert set(np.unique(mask)) == {0, 255} and mask.shape == films[n].shape
         assert 2 * (mask & expected > 0).sum() / ((mask > 0).sum() + (expected > 0).sum()) > 0.999
         report = json.loads(found[f"measurements/{n}.png.json"])
@@ -112,7 +138,10 @@ def test_dicom_is_read_and_measured_in_mm(load, client, films):
     assert load().handler(event("films/ward/IM1"))[0]["outcome"] == "segmented"
     report = json.loads(written(client)["measurements/ward/IM1.json"])
     measured = report["measurements"]
-    assert measured["right_height_mm"] == pytest.approx(measured["right_height_px"] / 2) and "is the spacing wrong" in report["notes"]
+    assert (
+        measured["right_height_mm"] == pytest.approx(measured["right_height_px"] / 2)
+        and "is the spacing wrong" in report["notes"]
+    )
 
 
 def test_an_event_that_comes_twice_writes_the_same_again(load, client, films):
@@ -126,9 +155,14 @@ def test_an_event_that_comes_twice_writes_the_same_again(load, client, films):
 
 # --- what can't be segmented -----------------------------------------------------------------------------------------
 
-BAD = {"truncated": lambda film: encode_image(film, ".png")[:5000], "no picture": lambda film: b"hello", "empty": lambda film: b"",
-       "blank": lambda film: np.full((300, 300), 9, np.uint8), "noise": lambda film: np.random.default_rng(0).integers(0, 255, (300, 300)).astype(np.uint8),
-       "bomb": lambda film: dicom(film, Rows=65535, Columns=65535)}
+BAD = {
+    "truncated": lambda film: encode_image(film, ".png")[:5000],
+    "no picture": lambda film: b"hello",
+    "empty": lambda film: b"",
+    "blank": lambda film: np.full((300, 300), 9, np.uint8),
+    "noise": lambda film: np.random.default_rng(0).integers(0, 255, (300, 300)).astype(np.uint8),
+    "bomb": lambda film: dicom(film, Rows=65535, Columns=65535),
+}
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -137,10 +171,17 @@ def test_what_is_no_film_becomes_an_error_in_s3_and_is_not_raised(case, load, cl
     outcome = load().handler(event("films/x.png"))[0]["outcome"]
     assert list(written(client)) == ["errors/x.png.json"]
     report = json.loads(written(client)["errors/x.png.json"])
-    assert report["error"].startswith("s3://bkt/films/x.png: ") and outcome == f"refused: {report['error']}" and "/tmp" not in report["error"]
+    assert (
+        report["error"].startswith("s3://bkt/films/x.png: ")
+        and outcome == f"refused: {report['error']}"
+        and "/tmp" not in report["error"]
+    )
 
 
-@pytest.mark.parametrize("limit, said", [({"MAX_BYTES": "1000"}, "bytes, more than 1,000: too large"), ({"MAX_PIXELS": "1000"}, "too large for a film")])
+@pytest.mark.parametrize(
+    "limit, said",
+    [({"MAX_BYTES": "1000"}, "bytes, more than 1,000: too large"), ({"MAX_PIXELS": "1000"}, "too large for a film")],
+)
 def test_what_is_too_large_is_refused_before_it_is_decoded(limit, said, load, client, films, proxy):
     put(client, "films/x.png", films[0])
     proxy.log.clear()
@@ -158,13 +199,17 @@ def test_a_film_put_in_the_place_of_a_bad_one_clears_its_error_and_the_other_way
 
 # --- events ----------------------------------------------------------------------------------------------------------
 
+
 def test_its_own_results_folders_and_other_prefixes_are_ignored(load, client, films):
     keys = [put(client, key, films[0]) for key in ("lungs/masks/a.png.png", "other/a.png", "films/", "films2/a.png")]
     assert [d["outcome"] for d in load().handler(event(*keys))] == ["ignored"] * 4
     assert list(written(client)) == ["masks/a.png.png"]
 
 
-@pytest.mark.parametrize("prefixes", [("", "lungs/"), ("films/", "films/lungs/"), ("lungs/", "lungs/"), ("lungs/masks/x/", "lungs/"), ("films/", "")])
+@pytest.mark.parametrize(
+    "prefixes",
+    [("", "lungs/"), ("films/", "films/lungs/"), ("lungs/", "lungs/"), ("lungs/masks/x/", "lungs/"), ("films/", "")],
+)
 def test_results_that_would_be_films_again_are_refused(prefixes, load, client, films):
     handler = load(IN_PREFIX=prefixes[0], OUT_PREFIX=prefixes[1])
     key = put(client, f"{prefixes[0]}x.png", films[0])
@@ -188,9 +233,14 @@ def test_a_film_that_is_gone_is_no_error_and_a_test_event_neither(load, client):
     assert load().handler({"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": "bkt"}) == []
 
 
-@pytest.mark.parametrize("request_", [("HEAD", "films/x"), ("GET", "films/x"), ("PUT", "masks")], ids=["head", "get", "put"])
-def test_s3_that_fails_is_raised_so_that_lambda_tries_again_and_the_second_try_is_whole(request_, load, client, films, proxy, monkeypatch):
+@pytest.mark.parametrize(
+    "request_", [("HEAD", "films/x"), ("GET", "films/x"), ("PUT", "masks")], ids=["head", "get", "put"]
+)
+def test_s3_that_fails_is_raised_so_that_lambda_tries_again_and_the_second_try_is_whole(
+    request_, load, client, films, proxy, monkeypatch
+):
     from botocore.exceptions import ClientError
+
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.01)
     handler = load()
     put(client, "films/x.png", films[0])
@@ -204,13 +254,22 @@ def test_s3_that_fails_is_raised_so_that_lambda_tries_again_and_the_second_try_i
 
 # --- the process -----------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.slow
 def test_it_runs_without_pytorch_pandas_and_albumentations_within_its_memory(client, films, onnx_file):
     put(client, "films/x.png", films[0])
-    code = ("import re, sys\nfor name in ('torch', 'pandas', 'albumentations', 'safetensors', 'onnx'): sys.modules[name] = None\n"
-            f"import handler\nprint(handler.handler({event('films/x.png')!r})[0]['outcome'])\n"
-            "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])")
-    environment = {**os.environ, "PYTHONPATH": f"{CLONE}:{CLONE / 'deploy/lambda'}", "MODEL": str(onnx_file), "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "512", "OPENBLAS_NUM_THREADS": "1"}
+    code = (
+        "import re, sys\nfor name in ('torch', 'pandas', 'albumentations', 'safetensors', 'onnx'): sys.modules[name] = None\n"
+        f"import handler\nprint(handler.handler({event('films/x.png')!r})[0]['outcome'])\n"
+        "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{CLONE}:{CLONE / 'deploy/lambda'}",
+        "MODEL": str(onnx_file),
+        "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "512",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     *_, outcome, peak = done.stdout.split()
@@ -235,12 +294,22 @@ class _RuntimeHandler(BaseHTTPRequestHandler):
             self.server.over.set()  # there is nothing more to do
             return
         number, event = self.server.left.pop(0)
-        self._answer(200, json.dumps(event).encode(), {
-            "Content-Type": "application/json", "Lambda-Runtime-Aws-Request-Id": str(number), "Lambda-Runtime-Deadline-Ms": str(int(time.time() * 1000) + 60_000),
-            "Lambda-Runtime-Invoked-Function-Arn": "arn:aws:lambda:us-east-1:1:function:unet-lung", "Lambda-Runtime-Trace-Id": "Root=1"})
+        self._answer(
+            200,
+            json.dumps(event).encode(),
+            {
+                "Content-Type": "application/json",
+                "Lambda-Runtime-Aws-Request-Id": str(number),
+                "Lambda-Runtime-Deadline-Ms": str(int(time.time() * 1000) + 60_000),
+                "Lambda-Runtime-Invoked-Function-Arn": "arn:aws:lambda:us-east-1:1:function:unet-lung",
+                "Lambda-Runtime-Trace-Id": "Root=1",
+            },
+        )
 
     def do_POST(self):
-        self.server.answers[self.path.removeprefix("/2018-06-01/runtime/")] = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.answers[self.path.removeprefix("/2018-06-01/runtime/")] = json.loads(
+            self.rfile.read(int(self.headers["Content-Length"]))
+        )
         self._answer(202, b"{}", {})
 
     def _answer(self, status, body, headers):
@@ -262,17 +331,31 @@ def test_aws_s_own_runtime_client_starts_it_and_takes_its_answers(client, films,
     proxy.faults.append(Fault("status", "HEAD", "films/denied", status=403))
     docker = (CLONE / "deploy/lambda/Dockerfile").read_text()
     runtime = Runtime([event("films/x y.png", "films/none.png"), event("films/denied.png"), {"Event": "s3:TestEvent"}])
-    environment = {**os.environ, "PYTHONPATH": f"{CLONE}:{CLONE / 'deploy/lambda'}", "MODEL": str(onnx_file), "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "512",
-                   "OPENBLAS_NUM_THREADS": "1", "AWS_LAMBDA_RUNTIME_API": f"127.0.0.1:{runtime.server_port}"}
-    process = subprocess.Popen([sys.executable, "-m", "awslambdaric", *re.search(r'CMD \["(.+)"\]', docker).groups()], env=environment, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, text=True)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{CLONE}:{CLONE / 'deploy/lambda'}",
+        "MODEL": str(onnx_file),
+        "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "512",
+        "OPENBLAS_NUM_THREADS": "1",
+        "AWS_LAMBDA_RUNTIME_API": f"127.0.0.1:{runtime.server_port}",
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "awslambdaric", *re.search(r'CMD \["(.+)"\]', docker).groups()],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     try:
         assert runtime.over.wait(600), process.communicate(timeout=1)
     finally:
         process.kill()
         process.communicate()
         runtime.shutdown()
-    first = [{"bucket": "bkt", "key": "films/x y.png", "outcome": "segmented"}, {"bucket": "bkt", "key": "films/none.png", "outcome": "gone"}]
+    first = [
+        {"bucket": "bkt", "key": "films/x y.png", "outcome": "segmented"},
+        {"bucket": "bkt", "key": "films/none.png", "outcome": "gone"},
+    ]
     assert runtime.answers.pop("invocation/0/response") == first and len(written(client)) == 3
     assert runtime.answers.pop("invocation/1/error")["errorType"] == "ClientError"  # so that Lambda tries again
     assert runtime.answers == {"invocation/2/response": []}
@@ -282,17 +365,34 @@ def test_aws_s_own_runtime_client_starts_it_and_takes_its_answers(client, films,
 def test_a_film_too_large_for_the_memory_is_an_error_in_s3_and_not_a_dead_process(client, films, onnx_file):
     put(client, "films/x.png", cv2.resize(films[0], (6000, 6000)).astype(np.uint16) * 257)
     code = f"import handler\nprint(handler.handler({event('films/x.png')!r})[0]['outcome'])"
-    environment = {**os.environ, "PYTHONPATH": f"{CLONE}:{CLONE / 'deploy/lambda'}", "MODEL": str(onnx_file), "MAX_PIXELS": "100000000",
-                   "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "220", "OPENBLAS_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{CLONE}:{CLONE / 'deploy/lambda'}",
+        "MODEL": str(onnx_file),
+        "MAX_PIXELS": "100000000",
+        "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "220",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert re.search("memory is too small|Failed to allocate", done.stdout) and list(written(client)) == ["errors/x.png.json"]
+    assert re.search("memory is too small|Failed to allocate", done.stdout) and list(written(client)) == [
+        "errors/x.png.json"
+    ]
 
 
 def test_the_image_has_all_that_the_handler_imports_and_nothing_that_it_does_not():
     docker = (CLONE / "deploy/lambda/Dockerfile").read_text()
     installed = set(re.findall(r"^([\w-]+)", (CLONE / "deploy/lambda/requirements.txt").read_text(), re.M))
-    assert installed == {"numpy", "scipy", "opencv-python-headless", "onnxruntime", "boto3", "tqdm", "pydicom", "python-gdcm"}
+    assert installed == {
+        "numpy",
+        "scipy",
+        "opencv-python-headless",
+        "onnxruntime",
+        "boto3",
+        "tqdm",
+        "pydicom",
+        "python-gdcm",
+    }
     for name in re.findall(r"COPY (.*) \S+\n", docker):
         for path in name.split():
             assert (CLONE / path).exists() or path.endswith("lungs.onnx")

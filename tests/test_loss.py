@@ -18,7 +18,10 @@ PAIRS = {
     "bce": (losses.BCEWithLogitsLoss(), torch.nn.BCEWithLogitsLoss()),
     "dice": (losses.DiceLoss(smooth=1.0), MonaiDice(sigmoid=True, smooth_nr=1.0, smooth_dr=1.0)),
     "dice, almost unsmoothed": (losses.DiceLoss(smooth=1e-5), MonaiDice(sigmoid=True, smooth_nr=1e-5, smooth_dr=1e-5)),
-    "tversky": (losses.TverskyLoss(0.3, 0.7), MonaiTversky(sigmoid=True, alpha=0.3, beta=0.7, smooth_nr=1.0, smooth_dr=1.0)),
+    "tversky": (
+        losses.TverskyLoss(0.3, 0.7),
+        MonaiTversky(sigmoid=True, alpha=0.3, beta=0.7, smooth_nr=1.0, smooth_dr=1.0),
+    ),
     "focal": (losses.FocalLoss(2.0), MonaiFocal(gamma=2.0)),
     "focal, gamma 0.5": (losses.FocalLoss(0.5), MonaiFocal(gamma=0.5)),
 }
@@ -66,7 +69,8 @@ def test_dice_by_hand():
 def test_tversky_of_equal_prices_is_dice_with_half_the_smoothing():
     logits, truth = batch()
     assert losses.TverskyLoss(0.5, 0.5, smooth=0.5)(logits, truth).item() == pytest.approx(
-        losses.DiceLoss(smooth=1.0)(logits, truth).item(), abs=1e-6)
+        losses.DiceLoss(smooth=1.0)(logits, truth).item(), abs=1e-6
+    )
 
 
 def test_tversky_beta_is_the_price_of_a_missed_lung():
@@ -80,7 +84,7 @@ def test_tversky_beta_is_the_price_of_a_missed_lung():
 def test_loss_is_the_mean_over_films_of_each_films_own(name):
     logits, truth = batch(shape=(4, 1, 8, 8))
     truth[0] = 0  # an empty mask counts for one film, no more
-    singles = torch.stack([ALL[name](logits[i:i + 1], truth[i:i + 1]) for i in range(4)])
+    singles = torch.stack([ALL[name](logits[i : i + 1], truth[i : i + 1]) for i in range(4)])
     torch.testing.assert_close(ALL[name](logits, truth), singles.mean())
 
 

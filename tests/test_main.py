@@ -13,6 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from dicoms import dicom
+from phantoms import phantom, write_prepared, write_raw
+from three_at_once import at_once
 
 import kaggle_utils
 from benchmarks import start
@@ -26,19 +29,39 @@ from kaggle_utils.scale.shards import ShardedFilms, read_shards
 from kaggle_utils.splits import suspect_masks
 from kaggle_utils.synthetic.model import AppearanceModel
 from kaggle_utils.trainer import read_checkpoint
-from dicoms import dicom
-from phantoms import phantom, write_prepared, write_raw
-from three_at_once import at_once
 
 COMMANDS = next(a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
-TINY = ["--size", "32", "--width", "2", "--depth", "2", "--patch", "1", "--batch", "4", "--epochs", "2", "--precision", "fp32", "--device", "cpu"]
+TINY = [
+    "--size",
+    "32",
+    "--width",
+    "2",
+    "--depth",
+    "2",
+    "--patch",
+    "1",
+    "--batch",
+    "4",
+    "--epochs",
+    "2",
+    "--precision",
+    "fp32",
+    "--device",
+    "cpu",
+]
 
 
 def run(folder, *arguments) -> subprocess.CompletedProcess:
     """A user's own process, in a folder of theirs."""
     environment = {**os.environ, "PYTHONPATH": str(Path(kaggle_utils.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-m", "kaggle_utils", *map(str, arguments)], cwd=folder, env=environment,
-                          capture_output=True, text=True, timeout=600)
+    return subprocess.run(
+        [sys.executable, "-m", "kaggle_utils", *map(str, arguments)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
 
 
 @pytest.fixture
@@ -54,6 +77,7 @@ def film_file(tmp_path):
 
 
 # --- help ------------------------------------------------------------------------------------------------------------
+
 
 def test_the_main_commands_are_there():
     assert {"prep", "train", "evaluate", "predict"} <= set(COMMANDS)
@@ -75,11 +99,18 @@ def test_help_states_the_defaults(command, capsys):
         main([command, "--help"])
     text = " ".join(capsys.readouterr().out.split())
     for action in COMMANDS[command]._actions:
-        if action.option_strings and not action.required and action.default not in (None, argparse.SUPPRESS) and action.default is not False:
+        if (
+            action.option_strings
+            and not action.required
+            and action.default not in (None, argparse.SUPPRESS)
+            and action.default is not False
+        ):
             assert f"(default: {action.default})" in text
 
 
-@pytest.mark.parametrize("option, unit", [("--size", "px"), ("--minutes", "time budget"), ("--epochs", "passes"), ("--batch", "films")])
+@pytest.mark.parametrize(
+    "option, unit", [("--size", "px"), ("--minutes", "time budget"), ("--epochs", "passes"), ("--batch", "films")]
+)
 def test_help_of_train_states_units(option, unit):
     action = next(a for a in COMMANDS["train"]._actions if option in a.option_strings)
     assert unit in action.help
@@ -87,14 +118,29 @@ def test_help_of_train_states_units(option, unit):
 
 def test_every_setting_of_the_configuration_is_an_option():
     from dataclasses import fields
+
     from kaggle_utils.trainer import TrainConfig
+
     options = {option for action in COMMANDS["train"]._actions for option in action.option_strings}
     assert {f"--{f.name.replace('_', '-')}" for f in fields(TrainConfig)} <= options
 
 
-@pytest.mark.parametrize("arguments", [[], ["segment"], ["train"], ["predict", "--out", "x"], ["prep", "--input", "x", "--split", "folds"],
-                                       ["train", "--out", "x", "--epochs", "many"], ["kaggle"], ["kaggle", "push", "01"], ["export", "--format", "tflite"],
-                                       ["predict", "film.png", "--out", "x", "--backend", "abacus"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["segment"],
+        ["train"],
+        ["predict", "--out", "x"],
+        ["prep", "--input", "x", "--split", "folds"],
+        ["train", "--out", "x", "--epochs", "many"],
+        ["kaggle"],
+        ["kaggle", "push", "01"],
+        ["export", "--format", "tflite"],
+        ["predict", "film.png", "--out", "x", "--backend", "abacus"],
+    ],
+    ids=" ".join,
+)
 def test_wrong_usage_has_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as end:
         main(arguments)
@@ -110,23 +156,59 @@ ERRORS = {
     "prep: output is a file": (["prep", "--input", "broken", "--out", "film.png"], "film.png"),
     "train: no set": (["train", "--data", "nowhere", "--out", "o", *TINY], "kaggle_utils prep"),
     "train: no such source": (["train", "--data", "set", "--out", "o", "--sources", "jsrt", *TINY], "no film of jsrt"),
-    "train: size out of range": (["train", "--data", "set", "--out", "o", "--sources", "montgomery", *TINY, "--size", "7"], "size is in"),
-    "train: no such device": (["train", "--data", "set", "--out", "o", "--sources", "montgomery", *TINY, "--device", "abacus"], "abacus"),
+    "train: size out of range": (
+        ["train", "--data", "set", "--out", "o", "--sources", "montgomery", *TINY, "--size", "7"],
+        "size is in",
+    ),
+    "train: no such device": (
+        ["train", "--data", "set", "--out", "o", "--sources", "montgomery", *TINY, "--device", "abacus"],
+        "abacus",
+    ),
     "train: a run is there": (["train", "--data", "set", "--out", "run", "--sources", "montgomery", *TINY], "--resume"),
-    "train: a foreign checkpoint": (["train", "--data", "set", "--out", "run", "--resume", "--sources", "montgomery", *TINY], "last.pt"),
+    "train: a foreign checkpoint": (
+        ["train", "--data", "set", "--out", "run", "--resume", "--sources", "montgomery", *TINY],
+        "last.pt",
+    ),
     "evaluate: no weights": (["evaluate", "--data", "set", "--weights", "nowhere.safetensors"], "nowhere.safetensors"),
-    "evaluate: broken weights": (["evaluate", "--data", "set", "--weights", "film.png"], "film.png: not a whole safetensors"),
+    "evaluate: broken weights": (
+        ["evaluate", "--data", "set", "--weights", "film.png"],
+        "film.png: not a whole safetensors",
+    ),
     "evaluate: no set": (["evaluate", "--data", "nowhere", "--weights", "w.safetensors"], "nowhere"),
-    "evaluate: no film in the split": (["evaluate", "--data", "set", "--split", "test", "--weights", "w.safetensors"], "test"),
+    "evaluate: no film in the split": (
+        ["evaluate", "--data", "set", "--split", "test", "--weights", "w.safetensors"],
+        "test",
+    ),
     "export: no weights": (["export", "--weights", "nowhere.safetensors"], "nowhere.safetensors: no such weights"),
     "export: broken weights": (["export", "--weights", "film.png"], "film.png: not a whole safetensors"),
     "export: no such folder": (["export", "--weights", "w.safetensors", "--out", "nowhere/w.onnx"], "nowhere"),
-    "predict: broken ONNX": (["predict", "film.png", "--out", "o", "--weights", "broken.onnx", "--backend", "openvino"],
-                             "broken.onnx: not a whole ONNX"),
-    "predict: a GPU for ONNX Runtime": (["predict", "film.png", "--out", "o", "--weights", "w.safetensors",
-                                         "--backend", "onnxruntime", "--device", "cuda"], "choose device auto or cpu"),
-    "predict: no film": (["predict", "nowhere.png", "--out", "o", "--weights", "w.safetensors"], "nowhere.png: no such file"),
-    "predict: no such device": (["predict", "film.png", "--out", "o", "--weights", "w.safetensors", "--device", "abacus"], "abacus"),
+    "predict: broken ONNX": (
+        ["predict", "film.png", "--out", "o", "--weights", "broken.onnx", "--backend", "openvino"],
+        "broken.onnx: not a whole ONNX",
+    ),
+    "predict: a GPU for ONNX Runtime": (
+        [
+            "predict",
+            "film.png",
+            "--out",
+            "o",
+            "--weights",
+            "w.safetensors",
+            "--backend",
+            "onnxruntime",
+            "--device",
+            "cuda",
+        ],
+        "choose device auto or cpu",
+    ),
+    "predict: no film": (
+        ["predict", "nowhere.png", "--out", "o", "--weights", "w.safetensors"],
+        "nowhere.png: no such file",
+    ),
+    "predict: no such device": (
+        ["predict", "film.png", "--out", "o", "--weights", "w.safetensors", "--device", "abacus"],
+        "abacus",
+    ),
 }
 
 
@@ -155,8 +237,11 @@ def test_prepared_side_has_bounds(size, capfd):
     assert stopped.value.code == 2 and f"{size} is not from 8 to 8192" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["prep", "--input", "raw", "--workers", "0"], ["predict", "film.png", "--out", "o", "--batch", "0"]],
-                         ids=["prep: workers 0", "predict: batch of 0"])
+@pytest.mark.parametrize(
+    "arguments",
+    [["prep", "--input", "raw", "--workers", "0"], ["predict", "film.png", "--out", "o", "--batch", "0"]],
+    ids=["prep: workers 0", "predict: batch of 0"],
+)
 def test_number_below_one_is_a_usage_error(arguments, capfd):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
@@ -166,7 +251,10 @@ def test_number_below_one_is_a_usage_error(arguments, capfd):
 def test_a_gpu_that_is_not_there_is_one_line_too(tmp_path, weights, film_file, capfd):
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    assert main(["predict", str(film_file), "--out", str(tmp_path / "o"), "--weights", str(weights), "--device", "cuda"]) == 1
+    assert (
+        main(["predict", str(film_file), "--out", str(tmp_path / "o"), "--weights", str(weights), "--device", "cuda"])
+        == 1
+    )
     assert len(capfd.readouterr().err.splitlines()) == 1
 
 
@@ -178,10 +266,25 @@ def test_interrupted_training_says_how_to_go_on(monkeypatch, capsys, prepared, t
 
 def test_ctrl_c_ends_a_training_in_a_line_and_it_goes_on(tmp_path, ctrl_c, prepared, capfd):
     from kaggle_utils.trainer import Trainer
-    command = ["train", "--data", str(prepared), "--out", str(tmp_path / "run"), "--sources", "montgomery", *TINY, "--epochs", "3"]
+
+    command = [
+        "train",
+        "--data",
+        str(prepared),
+        "--out",
+        str(tmp_path / "run"),
+        "--sources",
+        "montgomery",
+        *TINY,
+        "--epochs",
+        "3",
+    ]
     ctrl_c(Trainer, "_train_step", calls=6)
     assert main(command) == 130
-    assert capfd.readouterr().err.splitlines()[-1] == "kaggle_utils train: stopped; --resume goes on from the last checkpoint"  # below the epochs
+    assert (
+        capfd.readouterr().err.splitlines()[-1]
+        == "kaggle_utils train: stopped; --resume goes on from the last checkpoint"
+    )  # below the epochs
     assert main([*command, "--resume"]) == 0
     assert len(pd.read_csv(tmp_path / "run" / "history.csv")) == 3
 
@@ -194,7 +297,10 @@ WRONG_PATHS = [  # command, and what is said
     (["predict", "empty", "--out", "o"], "empty: no film in it"),
     (["predict", "film.png", "--out", "film.png"], "film.png: a file, where a folder is to be written"),
     (["predict", "film.png", "--out", "film.png/masks"], "film.png: a file, where a folder is to be written"),
-    (["predict", "film.png", "--out", "o", "--weights", "nowhere.safetensors"], "nowhere.safetensors: no such weights file"),
+    (
+        ["predict", "film.png", "--out", "o", "--weights", "nowhere.safetensors"],
+        "nowhere.safetensors: no such weights file",
+    ),
     (["predict", "film.png", "--out", "o", "--weights", "empty"], "empty: a folder, not a weights file"),
     (["screen", "nowhere.png", "--out", "o"], "nowhere.png: no such file"),
     (["screen", "film.png", "--out", "o", "--segmenter", "nowhere"], "nowhere: no such weights file"),
@@ -223,8 +329,15 @@ HEAVY = ("torch", "numpy", "pandas", "cv2", "scipy", "albumentations", "matplotl
 def modules_after(folder, code) -> tuple[list[str], set[str]]:
     """What a new Python process says when it runs the code, and the modules that it has loaded then."""
     environment = {**os.environ, "PYTHONPATH": str(Path(kaggle_utils.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"], cwd=folder, env=environment, capture_output=True, text=True,
-                          timeout=600, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=True,
+    )
     return done.stderr.splitlines(), set(done.stdout.splitlines()[-1].split())
 
 
@@ -232,7 +345,9 @@ def test_a_wrong_path_is_told_in_one_line_before_any_library_is_loaded(tmp_path,
     (tmp_path / "empty").mkdir()
     write_prepared(tmp_path / "set", {"train": 1})
     commands = [command for command, _ in WRONG_PATHS]
-    said, modules = modules_after(tmp_path, f"from kaggle_utils.cli import main\nassert all([main(c) == 1 for c in {commands!r}])")
+    said, modules = modules_after(
+        tmp_path, f"from kaggle_utils.cli import main\nassert all([main(c) == 1 for c in {commands!r}])"
+    )
     assert not modules & set(HEAVY)
     for line, (command, reason) in zip(said, WRONG_PATHS, strict=True):
         assert line.startswith(f"kaggle_utils {command[0]}: {reason}")
@@ -241,10 +356,23 @@ def test_a_wrong_path_is_told_in_one_line_before_any_library_is_loaded(tmp_path,
 @pytest.mark.slow
 def test_a_film_is_segmented_judged_and_measured_without_what_only_training_needs(tmp_path):
     write_raw(tmp_path / "film.png", AppearanceModel.load().film(7, 0, size=256, tb=0).image)
-    said, modules = modules_after(tmp_path, "from kaggle_utils.cli import main\nassert main(['predict', 'film.png', '--out', 'o', '--device', 'cpu']) == 0")
+    said, modules = modules_after(
+        tmp_path,
+        "from kaggle_utils.cli import main\nassert main(['predict', 'film.png', '--out', 'o', '--device', 'cpu']) == 0",
+    )
     assert said == [] and (tmp_path / "o" / "masks" / "film.png").exists()
-    assert not modules & {"albumentations", "torch._dynamo", "torch._inductor", "sympy", "scipy.stats", "scipy.interpolate", "scipy.ndimage", "matplotlib",
-                          "kaggle_utils.synthetic.model", "kaggle_utils.trainer"}
+    assert not modules & {
+        "albumentations",
+        "torch._dynamo",
+        "torch._inductor",
+        "sympy",
+        "scipy.stats",
+        "scipy.interpolate",
+        "scipy.ndimage",
+        "matplotlib",
+        "kaggle_utils.synthetic.model",
+        "kaggle_utils.trainer",
+    }
 
 
 def test_start_times_are_medians_of_processes_that_end_as_they_should(monkeypatch):
@@ -260,18 +388,59 @@ def test_start_times_are_medians_of_processes_that_end_as_they_should(monkeypatc
 
 def test_results_go_to_a_folder_whose_name_is_not_utf_8(tmp_path, weights, odd_names):
     out = tmp_path / os.fsdecode(b"\xf6ut")
-    assert main(["predict", str(tmp_path / "odd"), "--force", "--out", str(out), "--weights", str(weights), "--format", "png", "coco"]) == 0
-    assert {path.name for path in out.iterdir()} == {"predictions.csv", "predictions.jsonl", "measurements.csv", "coco.parquet", "masks", "overlays"}
+    assert (
+        main(
+            [
+                "predict",
+                str(tmp_path / "odd"),
+                "--force",
+                "--out",
+                str(out),
+                "--weights",
+                str(weights),
+                "--format",
+                "png",
+                "coco",
+            ]
+        )
+        == 0
+    )
+    assert {path.name for path in out.iterdir()} == {
+        "predictions.csv",
+        "predictions.jsonl",
+        "measurements.csv",
+        "coco.parquet",
+        "masks",
+        "overlays",
+    }
 
 
 def test_names_that_the_terminal_has_no_letters_for_end_no_run(tmp_path, film_file):
     environment = {**os.environ, "PYTHONPATH": str(Path(kaggle_utils.__file__).parents[1]), "PYTHONIOENCODING": "ascii"}
-    done = subprocess.run([sys.executable, "-m", "kaggle_utils", "synth", "--n", "1", "--size", "32", "--out", os.fsdecode(b"r\xf6ntgen \xe7\x89\x87")],
-                          cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "kaggle_utils",
+            "synth",
+            "--n",
+            "1",
+            "--size",
+            "32",
+            "--out",
+            os.fsdecode(b"r\xf6ntgen \xe7\x89\x87"),
+        ],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0 and done.stdout.startswith(r"1 built-in films in r\udcf6ntgen \u7247")
 
 
 # --- progress --------------------------------------------------------------------------------------------------------
+
 
 class Terminal(io.StringIO):
     def isatty(self):
@@ -279,15 +448,19 @@ class Terminal(io.StringIO):
 
 
 def long_work(root, weights):
-    return {"train": ["train", "--data", str(root), "--out", str(root / "run"), "--sources", "montgomery", *TINY],
-            "evaluate": ["evaluate", "--data", str(root), "--weights", str(weights), "--sizes", "32"],
-            "predict": ["predict", str(root / "val"), "--force", "--out", str(root / "masks"), "--weights", str(weights)],
-            "prep": ["prep", "--input", str(root / "raw"), "--out", str(root / "prepared"), "--size", "32"]}
+    return {
+        "train": ["train", "--data", str(root), "--out", str(root / "run"), "--sources", "montgomery", *TINY],
+        "evaluate": ["evaluate", "--data", str(root), "--weights", str(weights), "--sizes", "32"],
+        "predict": ["predict", str(root / "val"), "--force", "--out", str(root / "masks"), "--weights", str(weights)],
+        "prep": ["prep", "--input", str(root / "raw"), "--out", str(root / "prepared"), "--size", "32"],
+    }
 
 
 @pytest.mark.parametrize("command", ["prep", "train", "evaluate", "predict"])
 @pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "no terminal"])
-def test_progress_bar_is_shown_on_a_terminal_and_a_training_as_lines_elsewhere(command, terminal, prepared, weights, monkeypatch):
+def test_progress_bar_is_shown_on_a_terminal_and_a_training_as_lines_elsewhere(
+    command, terminal, prepared, weights, monkeypatch
+):
     write_raw(prepared / "raw" / "CXR_png" / "MCUCXR_0001_0.png", phantom().image)
     screen = Terminal() if terminal else io.StringIO()
     monkeypatch.setattr(sys, "stderr", screen)
@@ -295,10 +468,13 @@ def test_progress_bar_is_shown_on_a_terminal_and_a_training_as_lines_elsewhere(c
     if terminal:
         assert command in screen.getvalue()
     else:
-        assert all(line.startswith("epoch ") for line in screen.getvalue().splitlines()) and bool(screen.getvalue()) == (command == "train")
+        assert all(line.startswith("epoch ") for line in screen.getvalue().splitlines()) and bool(
+            screen.getvalue()
+        ) == (command == "train")
 
 
 # --- predict's exit status -------------------------------------------------------------------------------------------
+
 
 def test_status_is_0_when_every_film_was_read(tmp_path, weights, film_file, capsys):
     assert main(["predict", str(film_file), "--force", "--out", str(tmp_path / "o"), "--weights", str(weights)]) == 0
@@ -308,7 +484,12 @@ def test_status_is_0_when_every_film_was_read(tmp_path, weights, film_file, caps
 def test_refused_films_are_counted_apart_and_status_is_3(tmp_path, weights, capsys):
     (tmp_path / "bad.png").write_text("not a film")
     blank = write_raw(tmp_path / "blank.png", np.full((80, 80), 9, np.uint8))
-    assert main(["predict", str(blank), str(tmp_path / "bad.png"), "--out", str(tmp_path / "o"), "--weights", str(weights)]) == 3
+    assert (
+        main(
+            ["predict", str(blank), str(tmp_path / "bad.png"), "--out", str(tmp_path / "o"), "--weights", str(weights)]
+        )
+        == 3
+    )
     output = capsys.readouterr()
     assert output.out.startswith("0 masks") and "1 files could not be read, 1 film refused (--force" in output.out
     assert "blank.png: refused: blank" in output.err
@@ -316,7 +497,21 @@ def test_refused_films_are_counted_apart_and_status_is_3(tmp_path, weights, caps
 
 def test_status_is_3_when_one_film_of_several_was_not_read(tmp_path, weights, film_file, capsys):
     (tmp_path / "bad.png").write_text("not a film")
-    assert main(["predict", str(film_file), str(tmp_path / "bad.png"), "--force", "--out", str(tmp_path / "o"), "--weights", str(weights)]) == 3
+    assert (
+        main(
+            [
+                "predict",
+                str(film_file),
+                str(tmp_path / "bad.png"),
+                "--force",
+                "--out",
+                str(tmp_path / "o"),
+                "--weights",
+                str(weights),
+            ]
+        )
+        == 3
+    )
     output = capsys.readouterr()
     assert "1 masks" in output.out and "1 files could not be read" in output.out
     assert output.err.count("\n") == 1 and "bad.png: not an image" in output.err
@@ -346,35 +541,67 @@ def test_status_is_3_where_a_folder_can_not_be_searched(tmp_path, weights, film_
 
 def test_status_is_3_for_a_folder_of_dicom_with_a_report_and_a_bomb(tmp_path, weights, capsys):
     film = phantom(40, 32).image
-    for name, data in {"IM1": dicom(film), "SR1": dicom(film, Modality="SR", PixelData=None), "IM2": dicom(film, Rows=65535, Columns=65535)}.items():
+    for name, data in {
+        "IM1": dicom(film),
+        "SR1": dicom(film, Modality="SR", PixelData=None),
+        "IM2": dicom(film, Rows=65535, Columns=65535),
+    }.items():
         (tmp_path / "study").mkdir(exist_ok=True)
         (tmp_path / "study" / name).write_bytes(data)
-    assert main(["predict", str(tmp_path / "study"), "--force", "--out", str(tmp_path / "o"), "--weights", str(weights)]) == 3
+    assert (
+        main(["predict", str(tmp_path / "study"), "--force", "--out", str(tmp_path / "o"), "--weights", str(weights)])
+        == 3
+    )
     output = capsys.readouterr()
     assert "1 masks" in output.out and "2 files could not be read" in output.out
-    assert output.err.count("\n") == 2 and "IM2: " in output.err and "too large" in output.err and "SR1: DICOM without an image" in output.err
+    assert (
+        output.err.count("\n") == 2
+        and "IM2: " in output.err
+        and "too large" in output.err
+        and "SR1: DICOM without an image" in output.err
+    )
 
 
 # --- other runtimes than PyTorch -------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_exported_file_is_evaluated_and_predicted_with(backend, prepared, weights, film_file, tmp_path, monkeypatch, capfd):
+def test_exported_file_is_evaluated_and_predicted_with(
+    backend, prepared, weights, film_file, tmp_path, monkeypatch, capfd
+):
     monkeypatch.chdir(tmp_path)
     assert main(["export", "--weights", "w.safetensors"]) == 0
     assert capfd.readouterr().out.startswith("w.onnx: ")
-    assert main(["evaluate", "--data", str(prepared), "--sizes", "32", "--weights", "w.onnx", "--backend", backend]) == 0
+    assert (
+        main(["evaluate", "--data", str(prepared), "--sizes", "32", "--weights", "w.onnx", "--backend", backend]) == 0
+    )
     assert main(["predict", "film.png", "--force", "--out", "o", "--weights", "w.onnx", "--backend", backend]) == 0
     assert cv2.imread("o/masks/film.png").shape[:2] == cv2.imread("film.png").shape[:2] and capfd.readouterr().err == ""
 
 
 def test_runtime_that_is_not_installed_is_one_line_with_the_command(weights, film_file, tmp_path, monkeypatch, capfd):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)  # what import finds where there is none
-    assert main(["predict", str(film_file), "--out", str(tmp_path / "o"), "--weights", str(weights), "--backend", "onnxruntime"]) == 1
+    assert (
+        main(
+            [
+                "predict",
+                str(film_file),
+                "--out",
+                str(tmp_path / "o"),
+                "--weights",
+                str(weights),
+                "--backend",
+                "onnxruntime",
+            ]
+        )
+        == 1
+    )
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].endswith("pip install onnxruntime")
 
 
 # --- the whole way ---------------------------------------------------------------------------------------------------
+
 
 def write_raw_sets(root):
     """Montgomery, Shenzhen and JSRT as Kaggle mounts them, with films of each published split."""
@@ -389,14 +616,27 @@ def write_raw_sets(root):
                 film, seed = phantom(96, 80, seed), seed + 1
                 if source == "montgomery":
                     base = root / "pulmonary-chest-xray-abnormalities" / "Montgomery" / "MontgomerySet"
-                    files = {"CXR_png": film.image, "ManualMask/leftMask": film.left * 255, "ManualMask/rightMask": film.right * 255}
+                    files = {
+                        "CXR_png": film.image,
+                        "ManualMask/leftMask": film.left * 255,
+                        "ManualMask/rightMask": film.right * 255,
+                    }
                     files = {base / folder / f"{name}.png": array for folder, array in files.items()}
                 elif source == "shenzhen":
-                    china = root / "pulmonary-chest-xray-abnormalities" / "ChinaSet_AllFiles" / "ChinaSet_AllFiles" / "CXR_png"
+                    china = (
+                        root
+                        / "pulmonary-chest-xray-abnormalities"
+                        / "ChinaSet_AllFiles"
+                        / "ChinaSet_AllFiles"
+                        / "CXR_png"
+                    )
                     mask = root / "shcxr-lung-mask" / "mask" / "mask" / f"{name}_mask.png"
                     files = {china / f"{name}.png": film.image, mask: film.mask * 255}
                 else:
-                    files = {root / "jsrt" / "images" / f"{name}.png": film.image, root / "jsrt" / "masks" / f"{name}.png": film.mask * 255}
+                    files = {
+                        root / "jsrt" / "images" / f"{name}.png": film.image,
+                        root / "jsrt" / "masks" / f"{name}.png": film.mask * 255,
+                    }
                 for path, array in files.items():
                     write_raw(path, array)
 
@@ -412,9 +652,37 @@ def journey(tmp_path_factory):
     (folder / "new" / "broken.png").write_bytes(b"\x89PNG")
     done = {
         "prep": run(folder, "prep", "--input", "input", "--size", 64),
-        "train": run(folder, "train", "--out", "run", "--size", 48, "--width", 4, "--depth", 3, "--patch", 1, "--batch", 4, "--epochs", 25, "--lr", 0.01,
-                     "--ema", 0.9, "--augment", "light", "--precision", "fp32", "--device", "cpu"),
-        "evaluate": run(folder, "evaluate", "--weights", "run/best.safetensors", "--sizes", 64, "--out", "results/scores"),
+        "train": run(
+            folder,
+            "train",
+            "--out",
+            "run",
+            "--size",
+            48,
+            "--width",
+            4,
+            "--depth",
+            3,
+            "--patch",
+            1,
+            "--batch",
+            4,
+            "--epochs",
+            25,
+            "--lr",
+            0.01,
+            "--ema",
+            0.9,
+            "--augment",
+            "light",
+            "--precision",
+            "fp32",
+            "--device",
+            "cpu",
+        ),
+        "evaluate": run(
+            folder, "evaluate", "--weights", "run/best.safetensors", "--sizes", 64, "--out", "results/scores"
+        ),
         "predict": run(folder, "predict", "new", "--force", "--out", "masks", "--weights", "run/best.safetensors"),
     }
     return folder, done
@@ -435,7 +703,10 @@ def test_journey_nothing_but_a_trainings_epochs_on_stderr_where_nothing_is_wrong
 def test_journey_prep_finds_every_film_in_its_published_split(journey):
     counts = pd.read_csv(journey[0] / "segmentation" / "manifest.csv").groupby(["source", "split"]).size().unstack()
     assert counts[["train", "val", "test"]].to_dict("index") == {
-        "montgomery": {"train": 8, "val": 2, "test": 3}, "shenzhen": {"train": 8, "val": 2, "test": 3}, "jsrt": {"train": 2, "val": 1, "test": 1}}
+        "montgomery": {"train": 8, "val": 2, "test": 3},
+        "shenzhen": {"train": 8, "val": 2, "test": 3},
+        "jsrt": {"train": 2, "val": 1, "test": 1},
+    }
 
 
 def test_journey_trained_weights_score_high_on_films_never_seen(journey):
@@ -446,7 +717,11 @@ def test_journey_trained_weights_score_high_on_films_never_seen(journey):
 def test_journey_jsrt_is_foreign_and_scored_whole(journey):
     scores = pd.read_csv(journey[0] / "results" / "scores.csv")
     assert scores.groupby(["source", "protocol"]).size().to_dict() == {
-        ("montgomery", "test"): 3, ("shenzhen", "test"): 3, ("jsrt", "test"): 1, ("jsrt", "all"): 4}
+        ("montgomery", "test"): 3,
+        ("shenzhen", "test"): 3,
+        ("jsrt", "test"): 1,
+        ("jsrt", "all"): 4,
+    }
     assert read_header(journey[0] / "run" / "best.safetensors")["sources"] == ["montgomery", "shenzhen"]
 
 
@@ -491,12 +766,30 @@ def test_scores_of_runs_whose_names_hold_dots_have_tables_of_their_own(tmp_path,
     monkeypatch.chdir(tmp_path)
     write_prepared(tmp_path / "set", {"test": 2})
     for out in ("run0.95", "run0.96", "run.csv"):
-        assert main(["evaluate", "--data", "set", "--sizes", "32", "--weights", "w.safetensors", "--out", f"scores/{out}"]) == 0
+        assert (
+            main(["evaluate", "--data", "set", "--sizes", "32", "--weights", "w.safetensors", "--out", f"scores/{out}"])
+            == 0
+        )
     assert sorted(path.name for path in (tmp_path / "scores").iterdir()) == [
-        "run.csv", "run0.95.csv", "run0.95_summary.csv", "run0.96.csv", "run0.96_summary.csv", "run_summary.csv"]
+        "run.csv",
+        "run0.95.csv",
+        "run0.95_summary.csv",
+        "run0.96.csv",
+        "run0.96_summary.csv",
+        "run_summary.csv",
+    ]
 
 
-@pytest.mark.parametrize("command", ["prep --input x --size", "synth --out x --size", "shards --out x --size", "evaluate --sizes 256", "tune loss --size"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "prep --input x --size",
+        "synth --out x --size",
+        "shards --out x --size",
+        "evaluate --sizes 256",
+        "tune loss --size",
+    ],
+)
 @pytest.mark.parametrize("size", ["1000000", "0", "-3", "7.5"])
 def test_sizes_beyond_memory_are_refused_before_anything_is_read(command, size, capsys):
     with pytest.raises(SystemExit) as stopped:
@@ -504,11 +797,21 @@ def test_sizes_beyond_memory_are_refused_before_anything_is_read(command, size, 
     assert stopped.value.code == 2 and size in capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("error", [
-    MemoryError(), MemoryError("Unable to allocate 40.0 GiB"),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 4398046511104 bytes."),
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-    cv2.error("OpenCV(4.12.0) alloc.cpp:73: error: (-4:Insufficient memory) Failed to allocate 4398046511104 bytes")], ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        MemoryError("Unable to allocate 40.0 GiB"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 4398046511104 bytes."
+        ),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        cv2.error(
+            "OpenCV(4.12.0) alloc.cpp:73: error: (-4:Insufficient memory) Failed to allocate 4398046511104 bytes"
+        ),
+    ],
+    ids=lambda error: type(error).__name__,
+)
 def test_too_little_memory_is_one_line_that_says_what_to_make_smaller(error, tmp_path, monkeypatch, capfd):
     def full(*_, **__):
         raise error
@@ -516,7 +819,10 @@ def test_too_little_memory_is_one_line_that_says_what_to_make_smaller(error, tmp
     monkeypatch.setattr("kaggle_utils.trainer.train", full)
     write_prepared(tmp_path / "set", {"train": 1, "val": 1})
     assert main(["train", "--data", str(tmp_path / "set"), "--out", str(tmp_path / "run")]) == 1
-    assert capfd.readouterr().err == "kaggle_utils train: the memory is too small for this: try a smaller --batch or --size or --width or --workers\n"
+    assert (
+        capfd.readouterr().err
+        == "kaggle_utils train: the memory is too small for this: try a smaller --batch or --size or --width or --workers\n"
+    )
 
 
 def test_too_little_memory_for_built_in_films_is_one_line_too(tmp_path, monkeypatch, capfd):
@@ -537,19 +843,74 @@ def test_another_fault_of_ours_is_no_lack_of_memory(tmp_path, monkeypatch):
 
 # --- several runs at once --------------------------------------------------------------------------------------------
 
-BUSY = re.compile(r"kaggle_utils \w+: (\S+) is being written by another run( \(process \d+\))?; wait for it or choose another folder\n")
+BUSY = re.compile(
+    r"kaggle_utils \w+: (\S+) is being written by another run( \(process \d+\))?; wait for it or choose another folder\n"
+)
 AT_ONCE = {  # command, and what the second run may say where the first one has ended already
     "prep": (["prep", "--input", "raw", "--out", "out/prep", "--size", "32"], ""),
     "synth": (["synth", "--n", "4", "--size", "32", "--out", "out/synth"], ""),
     "shards": (["shards", "--data", "set", "--out", "out/shards"], ""),
-    "train": (["train", "--data", "set", "--out", "out/train", "--sources", "montgomery", *TINY], "kaggle_utils train: out/train/last.pt is there: resume"),
-    "tune": (["tune", "augmentation", "--data", "set", "--out", "out/tune", "--seeds", "1", "--jobs", "1", "--epochs", "1", "--size", "32"], ""),
-    "predict": (["predict", "films", "--force", "--out", "out/predict", "--weights", "w.safetensors", "--format", "png", "coco"], ""),
+    "train": (
+        ["train", "--data", "set", "--out", "out/train", "--sources", "montgomery", *TINY],
+        "kaggle_utils train: out/train/last.pt is there: resume",
+    ),
+    "tune": (
+        [
+            "tune",
+            "augmentation",
+            "--data",
+            "set",
+            "--out",
+            "out/tune",
+            "--seeds",
+            "1",
+            "--jobs",
+            "1",
+            "--epochs",
+            "1",
+            "--size",
+            "32",
+        ],
+        "",
+    ),
+    "predict": (
+        [
+            "predict",
+            "films",
+            "--force",
+            "--out",
+            "out/predict",
+            "--weights",
+            "w.safetensors",
+            "--format",
+            "png",
+            "coco",
+        ],
+        "",
+    ),
     "screen": (["screen", "films", "--out", "out/screen", "--device", "cpu"], ""),
-    "evaluate": (["evaluate", "--data", "set", "--sizes", "32", "--weights", "w.safetensors", "--out", "out/scores0.9"], ""),
-    "export": (["export", "--weights", "w.safetensors", "--out", "out/w.onnx"], "")}
+    "evaluate": (
+        ["evaluate", "--data", "set", "--sizes", "32", "--weights", "w.safetensors", "--out", "out/scores0.9"],
+        "",
+    ),
+    "export": (["export", "--weights", "w.safetensors", "--out", "out/w.onnx"], ""),
+}
 # What is loaded once, before the processes are forked.
-LOADED = [f"kaggle_utils.{name}" for name in ("prep", "synthetic", "scale.shards", "trainer", "tuning", "predictions", "tb", "export", "dicom.formats", "quality.fit")]
+LOADED = [
+    f"kaggle_utils.{name}"
+    for name in (
+        "prep",
+        "synthetic",
+        "scale.shards",
+        "trainer",
+        "tuning",
+        "predictions",
+        "tb",
+        "export",
+        "dicom.formats",
+        "quality.fit",
+    )
+]
 
 
 @pytest.fixture(scope="module")
@@ -584,18 +945,44 @@ def test_three_at_once_one_does_the_work_and_the_others_say_so(three, command):
 def test_three_at_once_leave_whole_files_and_no_others(three):
     out = three[0] / "out"
     assert sorted(path.name for path in out.iterdir()) == [
-        "predict", "prep", "scores0.9.csv", "scores0.9_summary.csv", "screen", "shards", "synth", "train", "tune", "w.onnx"]
+        "predict",
+        "prep",
+        "scores0.9.csv",
+        "scores0.9_summary.csv",
+        "screen",
+        "shards",
+        "synth",
+        "train",
+        "tune",
+        "w.onnx",
+    ]
     assert not [path for path in out.rglob(".*")]
     assert len(read_manifest(out / "prep")) == 30
     assert all(cv2.imread(str(path)) is not None for path in out.rglob("*.png"))
     assert len(list((out / "synth").rglob("CXR_png/*.png"))) == 4
     shards = read_shards(out / "shards")
-    assert len(list(ShardedFilms(shards, 32, batch=1))) == 32 and len(list((out / "shards").glob("*.tar"))) == shards["shard"].nunique()
-    assert len(read_checkpoint(out / "train" / "last.pt")["history"]) == len(pd.read_csv(out / "train" / "history.csv")) == 2
+    assert (
+        len(list(ShardedFilms(shards, 32, batch=1))) == 32
+        and len(list((out / "shards").glob("*.tar"))) == shards["shard"].nunique()
+    )
+    assert (
+        len(read_checkpoint(out / "train" / "last.pt")["history"])
+        == len(pd.read_csv(out / "train" / "history.csv"))
+        == 2
+    )
     assert "quality" in read_header(out / "train" / "best.safetensors")
-    assert pd.read_csv(out / "tune" / "augmentation.csv")["run"].tolist() == ["augment=none", "augment=light", "augment=full"]
-    assert len(pd.read_csv(out / "predict" / "predictions.csv")) == len(list((out / "predict" / "masks").iterdir())) == 4
-    assert len(pd.read_csv(out / "screen" / "screening.csv")) == 4 and (pd.read_csv(out / "scores0.9.csv")["source"] == "montgomery").sum() == 4
+    assert pd.read_csv(out / "tune" / "augmentation.csv")["run"].tolist() == [
+        "augment=none",
+        "augment=light",
+        "augment=full",
+    ]
+    assert (
+        len(pd.read_csv(out / "predict" / "predictions.csv")) == len(list((out / "predict" / "masks").iterdir())) == 4
+    )
+    assert (
+        len(pd.read_csv(out / "screen" / "screening.csv")) == 4
+        and (pd.read_csv(out / "scores0.9.csv")["source"] == "montgomery").sum() == 4
+    )
     assert read_onnx_header(out / "w.onnx")["size"] == 32
 
 
@@ -607,13 +994,19 @@ def test_a_folder_that_another_run_writes_is_told_before_any_work(command, tmp_p
         write_raw(tmp_path / folder / "film.png", phantom().image)
     words = AT_ONCE[command][0]
     out = Path(words[words.index("--out") + 1])
-    name = {"tune": f"{out}/.augmentation", "evaluate": f"{out.parent}/.{out.name}", "export": f"{out.parent}/.{out.name}"}.get(command, f"{out}/")
+    name = {
+        "tune": f"{out}/.augmentation",
+        "evaluate": f"{out.parent}/.{out.name}",
+        "export": f"{out.parent}/.{out.name}",
+    }.get(command, f"{out}/")
     (tmp_path / "out").mkdir()
     with locked(Path(f"{name}.unet-lung.lock"), out):
         assert main(words) == 1
     what = out / "augmentation" if command == "tune" else out
-    assert capfd.readouterr().err == (f"kaggle_utils {command}: {what} is being written by another run (process {os.getpid()}); "
-                                      "wait for it or choose another folder\n")
+    assert capfd.readouterr().err == (
+        f"kaggle_utils {command}: {what} is being written by another run (process {os.getpid()}); "
+        "wait for it or choose another folder\n"
+    )
     assert not list((tmp_path / "out").iterdir())
 
 

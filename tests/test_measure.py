@@ -46,6 +46,7 @@ def films():
 
 # --- split -----------------------------------------------------------------------------------------------------------
 
+
 def test_lungs_apart_are_taken_as_they_are():
     right, left = split_lungs(PAIR)
     np.testing.assert_array_equal(right, boxes(RIGHT))
@@ -65,7 +66,7 @@ def test_built_in_films_with_a_bridge_are_split_at_the_bridge(films, thick):
         middle = rows[len(rows) // 2]
         ends = np.flatnonzero(film.right[middle]).max(), np.flatnonzero(film.left[middle]).min()
         bridged = film.mask.copy()
-        bridged[middle:middle + thick, ends[0] - 5:ends[1] + 5] = 1
+        bridged[middle : middle + thick, ends[0] - 5 : ends[1] + 5] = 1
         assert cv2.connectedComponents(bridged)[0] == 2
         right, left = split_lungs(bridged)
         np.testing.assert_array_equal(right + left, bridged)
@@ -104,7 +105,9 @@ def test_lone_lung_is_named_by_the_half_of_the_image_where_it_lies(span, side):
 
 def test_lone_lungs_of_built_in_films_are_not_split(films):
     for film in films:
-        assert split_lungs(film.right)[0].sum() == film.right.sum() and split_lungs(film.left)[1].sum() == film.left.sum()
+        assert (
+            split_lungs(film.right)[0].sum() == film.right.sum() and split_lungs(film.left)[1].sum() == film.left.sum()
+        )
 
 
 @pytest.mark.parametrize("wrong", [PAIR * 255, PAIR[None], PAIR.astype(float), PAIR.astype(np.int8) * -1])
@@ -116,12 +119,28 @@ def test_anything_but_a_mask_is_refused(wrong, function):
 
 # --- one lung's numbers ----------------------------------------------------------------------------------------------
 
+
 def test_rectangles_have_the_numbers_that_they_were_drawn_with():
     found = measure(PAIR)
-    expected = {"lungs": 2, "lung_share": 3050 / 12000, "left_right_ratio": 1250 / 1800, "right_area_px": 1800, "left_area_px": 1250,
-                "right_height_px": 60, "right_width_px": 30, "left_height_px": 50, "left_width_px": 25,
-                "right_apex_row": 20, "right_apex_column": 34.5, "left_apex_row": 30, "left_apex_column": 82,
-                "right_costophrenic_row": 79, "right_costophrenic_column": 20, "left_costophrenic_row": 79, "left_costophrenic_column": 94}
+    expected = {
+        "lungs": 2,
+        "lung_share": 3050 / 12000,
+        "left_right_ratio": 1250 / 1800,
+        "right_area_px": 1800,
+        "left_area_px": 1250,
+        "right_height_px": 60,
+        "right_width_px": 30,
+        "left_height_px": 50,
+        "left_width_px": 25,
+        "right_apex_row": 20,
+        "right_apex_column": 34.5,
+        "left_apex_row": 30,
+        "left_apex_column": 82,
+        "right_costophrenic_row": 79,
+        "right_costophrenic_column": 20,
+        "left_costophrenic_row": 79,
+        "left_costophrenic_column": 94,
+    }
     assert {key: found[key] for key in expected} == pytest.approx(expected)
     assert tuple(found) == MEASUREMENTS
 
@@ -134,7 +153,9 @@ def test_spacing_turns_rows_and_columns_into_mm():
 
 
 def test_without_a_spacing_mm_are_nan_and_nothing_else():
-    assert [key for key, value in measure(PAIR).items() if isnan(value)] == [key for key in MEASUREMENTS if "_mm" in key]
+    assert [key for key, value in measure(PAIR).items() if isnan(value)] == [
+        key for key in MEASUREMENTS if "_mm" in key
+    ]
 
 
 @pytest.mark.parametrize("spacing", [(0.0, 1.0), (1.0, -1.0), (nan, 1.0), (1.0,), (1.0, 1.0, 1.0)])
@@ -163,6 +184,7 @@ def test_landmarks_of_built_in_films_lie_where_anatomy_has_them(films):
 
 # --- midline ---------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("tilt", [-15, -4, 0, 1, 7, 15])
 def test_mirrored_pair_is_symmetric_about_the_line_that_it_was_mirrored_at(tilt):
     line = find_midline(*ellipses(tilt=tilt, shift=30))
@@ -180,7 +202,9 @@ def test_tilt_is_positive_where_the_film_is_turned_clockwise(films):
 
 
 def test_pixels_higher_than_wide_do_not_slant_the_midline():
-    lungs = [cv2.resize(lung, (400, 200), interpolation=cv2.INTER_AREA) for lung in ellipses(tilt=8)]  # 2 mm x 1 mm a pixel
+    lungs = [
+        cv2.resize(lung, (400, 200), interpolation=cv2.INTER_AREA) for lung in ellipses(tilt=8)
+    ]  # 2 mm x 1 mm a pixel
     line = find_midline(*lungs, (2.0, 1.0))
     assert line.tilt_deg == pytest.approx(8, abs=0.3) and line.symmetry == pytest.approx(1, abs=0.01)
     assert abs(find_midline(*lungs).tilt_deg - 8) > 2
@@ -204,16 +228,26 @@ def test_mirrored_film_has_the_sides_swapped_and_the_tilt_reversed(films):
 
 # --- masks of any kind -----------------------------------------------------------------------------------------------
 
+
 def test_empty_mask_has_no_lungs_and_no_shape():
     found = measure(np.zeros((30, 40), np.uint8), (1.0, 1.0))
     numbers = {key: value for key, value in found.items() if not isnan(value)}
-    assert numbers == {"lungs": 0, "lung_share": 0, "right_area_px": 0, "right_area_mm2": 0, "left_area_px": 0, "left_area_mm2": 0}
+    assert numbers == {
+        "lungs": 0,
+        "lung_share": 0,
+        "right_area_px": 0,
+        "right_area_mm2": 0,
+        "left_area_px": 0,
+        "left_area_mm2": 0,
+    }
 
 
 def test_one_lung_has_its_own_numbers_and_none_of_a_pair():
     found = measure(boxes(RIGHT))
     assert found["lungs"] == 1 and found["right_area_px"] == 1800 and found["left_area_px"] == 0
-    assert all(isnan(found[key]) for key in ("left_right_ratio", "symmetry", "tilt_deg", "midline_column", "left_height_px"))
+    assert all(
+        isnan(found[key]) for key in ("left_right_ratio", "symmetry", "tilt_deg", "midline_column", "left_height_px")
+    )
 
 
 def test_full_mask_is_measured():
@@ -222,8 +256,12 @@ def test_full_mask_is_measured():
 
 
 @settings(max_examples=150, deadline=None)
-@given(arrays.arrays(np.uint8, arrays.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=40), elements=st.integers(0, 1)),
-       st.none() | st.tuples(st.floats(0.01, 10), st.floats(0.01, 10)))
+@given(
+    arrays.arrays(
+        np.uint8, arrays.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=40), elements=st.integers(0, 1)
+    ),
+    st.none() | st.tuples(st.floats(0.01, 10), st.floats(0.01, 10)),
+)
 def test_every_mask_is_measured(mask, spacing):
     found = measure(mask, spacing)
     right, left = split_lungs(mask)
@@ -243,13 +281,26 @@ def test_every_heap_of_boxes_is_measured(spans):
 
 # --- heights that can't be -------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("millimetres, age, said", [
-    (121, 50, "lungs 121 mm high, an adult's are 140 to 400: is the spacing wrong, or the mask?"),
-    (121, None, "lungs 121 mm high, an adult's are 140 to 400: a small child, or is the spacing wrong?"),
-    (12, None, "lungs 12 mm high, an adult's are 140 to 400: is the spacing wrong, or the mask?"),
-    (520, None, "lungs 520 mm high, an adult's are 140 to 400: is the spacing wrong, or the mask?"),
-    (240, 2, "lungs 240 mm high, at 2 years they are 52 to 181: is the spacing wrong, or the mask?"),
-    (187, 50, ""), (342, 50, ""), (260, None, ""), (70, 0, ""), (85, 1 / 12, ""), (161, 4, ""), (196, 4, ""), (121, 3, ""), (264, 8, "")])
+
+@pytest.mark.parametrize(
+    "millimetres, age, said",
+    [
+        (121, 50, "lungs 121 mm high, an adult's are 140 to 400: is the spacing wrong, or the mask?"),
+        (121, None, "lungs 121 mm high, an adult's are 140 to 400: a small child, or is the spacing wrong?"),
+        (12, None, "lungs 12 mm high, an adult's are 140 to 400: is the spacing wrong, or the mask?"),
+        (520, None, "lungs 520 mm high, an adult's are 140 to 400: is the spacing wrong, or the mask?"),
+        (240, 2, "lungs 240 mm high, at 2 years they are 52 to 181: is the spacing wrong, or the mask?"),
+        (187, 50, ""),
+        (342, 50, ""),
+        (260, None, ""),
+        (70, 0, ""),
+        (85, 1 / 12, ""),
+        (161, 4, ""),
+        (196, 4, ""),
+        (121, 3, ""),
+        (264, 8, ""),
+    ],
+)
 def test_lungs_that_no_one_of_that_age_has_are_noted(millimetres, age, said):
     mask = np.zeros((300, 200), np.uint8)
     mask[50:150, 20:80], mask[70:250, 120:180] = 1, 1  # 200 rows

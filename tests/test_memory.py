@@ -14,7 +14,9 @@ def test_every_case_was_measured_and_is_below_the_limit():
     result = json.loads(memory.RESULT.read_text())
     assert list(result["cases"]) == list(memory.CASES) and result["limit_mb"] == memory.LIMIT
     assert all(0 < case["peak_mb"] <= memory.LIMIT for case in result["cases"].values())
-    assert {name: case["files"] for name, case in result["cases"].items()} == {name: what for name, (what, _) in memory.CASES.items()}
+    assert {name: case["files"] for name, case in result["cases"].items()} == {
+        name: what for name, (what, _) in memory.CASES.items()
+    }
 
 
 def test_the_peak_is_that_of_a_process_and_its_children_together():

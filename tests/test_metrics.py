@@ -8,13 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance
+from phantoms import phantom
 from scipy import stats
 from skimage.metrics import hausdorff_distance
 
 from kaggle_utils import metrics
-from phantoms import phantom
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")  # between MONAI's own functions
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*always_return_as_numpy:FutureWarning"
+)  # between MONAI's own functions
 
 PRED = np.array([[1, 1, 0, 0], [1, 0, 0, 0]], np.uint8)
 TRUTH = np.array([[1, 1, 1, 0], [0, 0, 0, 0]], np.uint8)  # tp 2, fp 1, fn 1, tn 4
@@ -33,11 +35,15 @@ def test_counts_by_hand():
 
 def test_scores_by_hand():
     scores = metrics.overlap(metrics.confusion(PRED, TRUTH))
-    assert scores == pytest.approx({"dice": 4 / 6, "iou": 2 / 4, "accuracy": 6 / 8, "sensitivity": 2 / 3, "specificity": 4 / 5})
+    assert scores == pytest.approx(
+        {"dice": 4 / 6, "iou": 2 / 4, "accuracy": 6 / 8, "sensitivity": 2 / 3, "specificity": 4 / 5}
+    )
 
 
-@pytest.mark.parametrize("pred, truth, dice", [(EMPTY, EMPTY, 1.0), (EMPTY, TRUTH, 0.0), (TRUTH, EMPTY, 0.0), (TRUTH, TRUTH, 1.0),
-                                               (EMPTY + 1, EMPTY + 1, 1.0)])
+@pytest.mark.parametrize(
+    "pred, truth, dice",
+    [(EMPTY, EMPTY, 1.0), (EMPTY, TRUTH, 0.0), (TRUTH, EMPTY, 0.0), (TRUTH, TRUTH, 1.0), (EMPTY + 1, EMPTY + 1, 1.0)],
+)
 def test_dice_of_empty_and_full_masks(pred, truth, dice):
     assert metrics.overlap(metrics.confusion(pred, truth))["dice"] == dice
 
@@ -64,7 +70,9 @@ def test_surface_distances_equal_monai_with_any_spacing(seed, spacing):
     arguments = dict(y_pred=monai(pred), y=monai(truth), include_background=True, spacing=list(spacing))
     assert distances["hd95"] == pytest.approx(compute_hausdorff_distance(**arguments, percentile=95).item(), rel=1e-5)
     assert distances["hd"] == pytest.approx(compute_hausdorff_distance(**arguments).item(), rel=1e-5)
-    assert distances["assd"] == pytest.approx(compute_average_surface_distance(**arguments, symmetric=True).item(), rel=1e-5)
+    assert distances["assd"] == pytest.approx(
+        compute_average_surface_distance(**arguments, symmetric=True).item(), rel=1e-5
+    )
 
 
 @settings(max_examples=30, deadline=None)
@@ -72,6 +80,7 @@ def test_surface_distances_equal_monai_with_any_spacing(seed, spacing):
 def test_hausdorff_of_the_surfaces_equals_scikit_image(pred, truth):
     if pred.any() and truth.any():
         from scipy.ndimage import binary_erosion
+
         pred_edge, truth_edge = (m.astype(bool) & ~binary_erosion(m) for m in (pred, truth))
         assert metrics.surface_distances(pred, truth)["hd"] == pytest.approx(hausdorff_distance(pred_edge, truth_edge))
 
@@ -90,14 +99,23 @@ def test_distances_are_symmetric_and_ordered(pred, truth):
     assert there["hd95"] <= there["hd"] + 1e-9
 
 
-@pytest.mark.parametrize("pred, truth, far", [(EMPTY, EMPTY, 0.0), (EMPTY, TRUTH, np.hypot(2, 4)), (TRUTH, EMPTY, np.hypot(2, 4))])
+@pytest.mark.parametrize(
+    "pred, truth, far", [(EMPTY, EMPTY, 0.0), (EMPTY, TRUTH, np.hypot(2, 4)), (TRUTH, EMPTY, np.hypot(2, 4))]
+)
 def test_empty_masks_have_defined_distances(pred, truth, far):
     assert set(metrics.surface_distances(pred, truth).values()) == {far}
 
 
-@pytest.mark.parametrize("pred, truth, message", [
-    (PRED, TRUTH.T, "pred is"), (PRED[None], TRUTH, r"\(H, W\)"), (PRED * 255, TRUTH, "from 0 to 255"), (PRED, TRUTH * 255, "from 0 to 255")],
-    ids=["transposed", "extra axis", "pred 0/255", "truth 0/255"])
+@pytest.mark.parametrize(
+    "pred, truth, message",
+    [
+        (PRED, TRUTH.T, "pred is"),
+        (PRED[None], TRUTH, r"\(H, W\)"),
+        (PRED * 255, TRUTH, "from 0 to 255"),
+        (PRED, TRUTH * 255, "from 0 to 255"),
+    ],
+    ids=["transposed", "extra axis", "pred 0/255", "truth 0/255"],
+)
 def test_what_is_no_pair_of_masks_is_refused(pred, truth, message):
     with pytest.raises(ValueError, match=message):
         metrics.score(pred, truth)
@@ -109,8 +127,17 @@ def test_probabilities_are_refused_not_counted_as_lung():
 
 
 def scores_table(dice):
-    return pd.DataFrame({"name": [f"film {i}" for i in range(len(dice))], "source": "jsrt", "dice": dice, "iou": 0.5, "hd95": 2.0,
-                         "hd": 3.0, "assd": 1.0})
+    return pd.DataFrame(
+        {
+            "name": [f"film {i}" for i in range(len(dice))],
+            "source": "jsrt",
+            "dice": dice,
+            "iou": 0.5,
+            "hd95": 2.0,
+            "hd": 3.0,
+            "assd": 1.0,
+        }
+    )
 
 
 def test_summary_by_hand():
@@ -134,4 +161,6 @@ def test_one_film_has_itself_as_interval_and_no_spread():
 
 def test_groups_keep_apart():
     table = pd.concat([scores_table([0.9, 0.9]), scores_table([0.5]).assign(source="montgomery")])
-    assert metrics.summarise(table, ["source"]).set_index("source")["dice"].to_dict() == pytest.approx({"jsrt": 0.9, "montgomery": 0.5})
+    assert metrics.summarise(table, ["source"]).set_index("source")["dice"].to_dict() == pytest.approx(
+        {"jsrt": 0.9, "montgomery": 0.5}
+    )

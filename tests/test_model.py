@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from damaged_headers import BAD_ARCHITECTURE, DAMAGED, each
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -14,7 +15,6 @@ from torch import nn
 from kaggle_utils import model as models
 from kaggle_utils.model import UNet, count_parameters, load_weights, read_header, save_weights, update_header
 from kaggle_utils.quality.estimate import REASONS
-from damaged_headers import BAD_ARCHITECTURE, DAMAGED, each
 
 NORMS, UPS = ("batch", "group", "instance"), ("bilinear", "transposed")
 
@@ -79,7 +79,9 @@ def test_default_has_at_most_2_million_parameters():
 def test_parameters_are_counted_by_hand():
     # 1→2 channels, depth 1: convolutions 3·3 without bias, two numbers a normalised channel, 1×1 with bias.
     double = lambda i, o: 9 * i * o + 2 * o + 9 * o * o + 2 * o
-    assert count_parameters(UNet(width=2, depth=1)) == double(1, 2) + double(2, 4) + (4 * 2 + 2) + double(4, 2) + (2 + 1)
+    assert count_parameters(UNet(width=2, depth=1)) == double(1, 2) + double(2, 4) + (4 * 2 + 2) + double(4, 2) + (
+        2 + 1
+    )
 
 
 @pytest.mark.parametrize("prior", [0.1, 0.25, 0.5])
@@ -91,6 +93,7 @@ def test_untrained_networks_predict_about_the_prior():
     def share(seed):
         torch.manual_seed(seed)
         return UNet(width=4, depth=2, prior=0.25).train()(torch.randn(2, 1, 32, 32)).sigmoid().mean().item()
+
     assert sum(map(share, range(20))) / 20 == pytest.approx(0.25, abs=0.1)
 
 
@@ -140,6 +143,7 @@ def test_unknown_choice_is_refused_with_the_choices(setting):
 
 # --- weights on disk -------------------------------------------------------------------------------------------------
 
+
 def filled(**architecture) -> UNet:
     """A network whose running statistics aren't the initial ones either."""
     torch.manual_seed(1)
@@ -149,7 +153,9 @@ def filled(**architecture) -> UNet:
     return net.eval()
 
 
-@pytest.mark.parametrize("architecture", [{}, {"norm": "group", "up": "transposed"}, {"dims": 3, "norm": "instance"}], ids=str)
+@pytest.mark.parametrize(
+    "architecture", [{}, {"norm": "group", "up": "transposed"}, {"dims": 3, "norm": "instance"}], ids=str
+)
 def test_weights_come_back_bit_equal_with_their_architecture(tmp_path, architecture):
     net = filled(**architecture)
     save_weights(tmp_path / "w.safetensors", net)
@@ -193,7 +199,11 @@ def test_architecture_that_no_network_has_is_refused_in_a_line(tmp_path, unet, n
         load_weights(tmp_path / "w.safetensors")
 
 
-@pytest.mark.parametrize("bias, doubt", [(float("nan"), [0, 1]), (1, [0, -1]), (1, [0]), (1, ["0", 1]), (1, 5), (10**9, [0, 1]), (True, [0, 1])], ids=repr)
+@pytest.mark.parametrize(
+    "bias, doubt",
+    [(float("nan"), [0, 1]), (1, [0, -1]), (1, [0]), (1, ["0", 1]), (1, 5), (10**9, [0, 1]), (True, [0, 1])],
+    ids=repr,
+)
 def test_estimate_with_other_coefficients_is_refused(tmp_path, unet, bias, doubt):
     fit = {"bias": bias, "features": {**{name: [0.0, 1.0] for name in REASONS}, "doubt": doubt}}
     save_weights(tmp_path / "w.safetensors", unet, {"quality": fit})
@@ -201,8 +211,21 @@ def test_estimate_with_other_coefficients_is_refused(tmp_path, unet, bias, doubt
         read_header(tmp_path / "w.safetensors")
 
 
-@pytest.mark.parametrize("text", ["", "[]", "3", "null", "{", "[" * 100_000, '{"architecture": 3}', '{"architecture": {"width": ' + "9" * 5000 + "}}", "{}"],
-                         ids=lambda text: text[:20])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "3",
+        "null",
+        "{",
+        "[" * 100_000,
+        '{"architecture": 3}',
+        '{"architecture": {"width": ' + "9" * 5000 + "}}",
+        "{}",
+    ],
+    ids=lambda text: text[:20],
+)
 def test_header_that_is_no_object_is_refused(tmp_path, unet, text):
     save_file(unet.state_dict(), tmp_path / "w.safetensors", {models.FORMAT: text})
     with pytest.raises(ValueError, match="w.safetensors: "):
@@ -214,9 +237,16 @@ def test_entry_of_the_header_is_written_and_nothing_else_changes(tmp_path):
     save_weights(path, net, {"size": 32, "sources": ["a"]}, half=True)
     before = load_file(path)
     update_header(path, quality={"why_not": "too few"})
-    assert read_header(path) == {"architecture": net.architecture, "size": 32, "sources": ["a"], "quality": {"why_not": "too few"}}
+    assert read_header(path) == {
+        "architecture": net.architecture,
+        "size": 32,
+        "sources": ["a"],
+        "quality": {"why_not": "too few"},
+    }
     after = load_file(path)
-    assert all(torch.equal(before[name], after[name]) and before[name].dtype == after[name].dtype for name in before | after)
+    assert all(
+        torch.equal(before[name], after[name]) and before[name].dtype == after[name].dtype for name in before | after
+    )
 
 
 def test_a_flipped_bit_anywhere_in_weights_is_noticed(tmp_path):
@@ -226,7 +256,7 @@ def test_a_flipped_bit_anywhere_in_weights_is_noticed(tmp_path):
     name = data.index(b"checksum")
     for _ in range(200):
         at = chance.randrange(len(data))
-        path.write_bytes(data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1:])
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1 :])
         if name <= at < name + 8:  # then it is taken for a file of an older version, and all else is as it was
             assert read_header(path).items() >= header.items()
         else:
@@ -236,14 +266,22 @@ def test_a_flipped_bit_anywhere_in_weights_is_noticed(tmp_path):
 
 
 def test_weights_without_a_checksum_still_load(tmp_path, unet):
-    save_file(unet.state_dict(), tmp_path / "w.safetensors", {models.FORMAT: json.dumps({"architecture": unet.architecture, "size": 32})})
+    save_file(
+        unet.state_dict(),
+        tmp_path / "w.safetensors",
+        {models.FORMAT: json.dumps({"architecture": unet.architecture, "size": 32})},
+    )
     assert load_weights(tmp_path / "w.safetensors").architecture == unet.architecture
     assert read_header(tmp_path / "w.safetensors")["size"] == 32
 
 
 @pytest.mark.parametrize("checksum", ["", "0" * 64, "f" * 64, 3, None, [1], "\u2028"], ids=repr)
 def test_another_checksum_is_refused(tmp_path, unet, checksum):
-    save_file(unet.state_dict(), tmp_path / "w.safetensors", {models.FORMAT: json.dumps({"architecture": unet.architecture, "checksum": checksum})})
+    save_file(
+        unet.state_dict(),
+        tmp_path / "w.safetensors",
+        {models.FORMAT: json.dumps({"architecture": unet.architecture, "checksum": checksum})},
+    )
     with pytest.raises(ValueError, match="w.safetensors: damaged or edited, as its checksum doesn't fit"):
         load_weights(tmp_path / "w.safetensors")
 

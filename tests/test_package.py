@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 def test_the_version_is_told(capsys):
     from kaggle_utils.cli import main
+
     with pytest.raises(SystemExit) as end:
         main(["--version"])
     assert end.value.code == 0 and capsys.readouterr().out == f"unet-lung {kaggle_utils.__version__}\n"
@@ -25,14 +26,34 @@ def test_the_version_is_told(capsys):
 def test_a_wheel_holds_every_room_the_weights_the_assets_and_the_lists(tmp_path):
     """Built as pip does, but with the setuptools that is there: tests fetch nothing."""
     pytest.importorskip("setuptools", "77")
-    files = subprocess.run(["git", "ls-files", "kaggle_utils", "pyproject.toml", "requirements.txt", "README.md", "LICENSE"], cwd=ROOT,
-                           capture_output=True, text=True, check=True).stdout.split()
+    files = subprocess.run(
+        ["git", "ls-files", "kaggle_utils", "pyproject.toml", "requirements.txt", "README.md", "LICENSE"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
     for name in files:
         (tmp_path / "clone" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "clone" / name).write_bytes((ROOT / name).read_bytes())
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(tmp_path), "."],
-                   cwd=tmp_path / "clone", check=True)
-    wheel, = tmp_path.glob("unet_lung-*.whl")
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "-q",
+            "--no-deps",
+            "--no-build-isolation",
+            "--no-index",
+            "-w",
+            str(tmp_path),
+            ".",
+        ],
+        cwd=tmp_path / "clone",
+        check=True,
+    )
+    (wheel,) = tmp_path.glob("unet_lung-*.whl")
     inside = set(zipfile.ZipFile(wheel).namelist())
     assert {name for name in files if name.startswith("kaggle_utils/")} <= inside
     entry = next(name for name in inside if name.endswith("entry_points.txt"))

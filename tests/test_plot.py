@@ -11,19 +11,34 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
 from benchmarks import pareto as bench  # noqa: E402
-from kaggle_utils.plots import figures as plot  # noqa: E402
 from kaggle_utils.cli import main  # noqa: E402
+from kaggle_utils.plots import figures as plot  # noqa: E402
 from kaggle_utils.plots.save import check_replaceable, saved  # noqa: E402
 from kaggle_utils.quality.measurements import SIDES, measure  # noqa: E402
 
 
 @pytest.fixture
 def pareto(tmp_path):
-    rows = [(f"n{k}", "plain", 2, 16, 3, size, 450_000, ms, dice, 0.004)
-            for k, (size, ms, dice) in enumerate([(256, 5, 0.950), (256, 9, 0.949), (384, 12, 0.953)])]
+    rows = [
+        (f"n{k}", "plain", 2, 16, 3, size, 450_000, ms, dice, 0.004)
+        for k, (size, ms, dice) in enumerate([(256, 5, 0.950), (256, 9, 0.949), (384, 12, 0.953)])
+    ]
     path = tmp_path / "pareto.csv"
-    pd.DataFrame(rows, columns=["network", "conv", "patch", "width", "depth", "size", "parameters", "ms", "val_dice",
-                                "standard_error"]).to_csv(path, index=False)
+    pd.DataFrame(
+        rows,
+        columns=[
+            "network",
+            "conv",
+            "patch",
+            "width",
+            "depth",
+            "size",
+            "parameters",
+            "ms",
+            "val_dice",
+            "standard_error",
+        ],
+    ).to_csv(path, index=False)
     return path
 
 
@@ -33,8 +48,18 @@ def test_pareto_front_leaves_out_what_is_slower_and_no_better(pareto):
 
 
 def test_time_to_dice_has_a_curve_for_each_contestant(tmp_path):
-    rows = [{"contestant": name, "parameters": 1e6, "precision": "bf16", "seconds": s, "films": s, "val_dice": 0.5 + s / 250}
-            for name in ("ours", "MONAI UNet") for s in (10, 100)]
+    rows = [
+        {
+            "contestant": name,
+            "parameters": 1e6,
+            "precision": "bf16",
+            "seconds": s,
+            "films": s,
+            "val_dice": 0.5 + s / 250,
+        }
+        for name in ("ours", "MONAI UNet")
+        for s in (10, 100)
+    ]
     pd.DataFrame(rows).to_csv(tmp_path / "t.csv", index=False)
     figure = plot.draw_time_to_dice(tmp_path / "t.png", table=tmp_path / "t.csv")
     assert len(figure.axes[0].lines) == 3  # and the line at 0.95
@@ -45,10 +70,16 @@ def test_measurements_are_drawn_where_they_were_measured():
     film = plot.AppearanceModel.load().sample(1, 4, size=128)[0]
     found, ax = measure(film.mask), plot.measured_film(film.image, film.mask, ax=matplotlib.figure.Figure().subplots())
     marks = {tuple(float(v) for v in line.get_xydata()[0]) for line in ax.lines if len(line.get_xydata()) == 1}
-    assert marks == {(found[f"{side}_{place}_column"], found[f"{side}_{place}_row"]) for side in SIDES for place in ("apex", "costophrenic")}
+    assert marks == {
+        (found[f"{side}_{place}_column"], found[f"{side}_{place}_row"])
+        for side in SIDES
+        for place in ("apex", "costophrenic")
+    }
     midline = ax.lines[-1]
     assert np.interp(64, midline.get_ydata(), midline.get_xdata()) == pytest.approx(found["midline_column"])
-    assert (midline.get_xdata()[0] > midline.get_xdata()[1]) == (found["tilt_deg"] > 0)  # its upper end leans to the right
+    assert (midline.get_xdata()[0] > midline.get_xdata()[1]) == (
+        found["tilt_deg"] > 0
+    )  # its upper end leans to the right
 
 
 def test_figure_of_measurements_has_a_normal_film_and_one_with_tb(tmp_path):
@@ -82,7 +113,9 @@ def test_figures_of_this_project_are_told_for_its_own():
 
 def test_a_benchmark_replaces_no_table_of_others(tmp_path):
     (tmp_path / "notes.csv").write_text("mine\n")
-    with pytest.raises(ValueError, match="notes.csv: it is there, and no table that begins with network, conv: choose another file"):
+    with pytest.raises(
+        ValueError, match="notes.csv: it is there, and no table that begins with network, conv: choose another file"
+    ):
         bench.main(["--data", str(tmp_path), "--results", str(tmp_path / "notes.csv")])
     assert (tmp_path / "notes.csv").read_text() == "mine\n"
 
@@ -90,6 +123,9 @@ def test_a_benchmark_replaces_no_table_of_others(tmp_path):
 def test_plots_goes_on_after_a_figure_without_results(tmp_path, monkeypatch, capsys):
     def missing(path):
         raise FileNotFoundError("x.csv is not there")
-    monkeypatch.setattr("kaggle_utils.plots.FIGURES", {"a.png": missing, "b.png": lambda path: path.write_bytes(b"png")})
+
+    monkeypatch.setattr(
+        "kaggle_utils.plots.FIGURES", {"a.png": missing, "b.png": lambda path: path.write_bytes(b"png")}
+    )
     assert main(["plots", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "b.png").exists() and "x.csv is not there" in "".join(capsys.readouterr())

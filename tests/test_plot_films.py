@@ -8,11 +8,12 @@ import pytest
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
-from kaggle_utils.plots import films as plot_films, unet as plot_unet  # noqa: E402
 from kaggle_utils.data import read_manifest  # noqa: E402
 from kaggle_utils.infer import LungSegmenter  # noqa: E402
-from kaggle_utils.predictions import evaluate  # noqa: E402
 from kaggle_utils.model import UNet  # noqa: E402
+from kaggle_utils.plots import films as plot_films  # noqa: E402
+from kaggle_utils.plots import unet as plot_unet
+from kaggle_utils.predictions import evaluate  # noqa: E402
 from kaggle_utils.prep import prepare  # noqa: E402
 from kaggle_utils.synthetic.model import write_raw  # noqa: E402
 
@@ -38,7 +39,12 @@ def outlines(ax):
 
 
 def test_a_film_has_an_outline_for_each_mask_that_is_not_empty():
-    for masks, n in (({}, 0), ({"truth": MASK}, 1), ({"truth": MASK, "pred": MASK}, 2), ({"truth": MASK, "pred": 0 * MASK}, 1)):
+    for masks, n in (
+        ({}, 0),
+        ({"truth": MASK}, 1),
+        ({"truth": MASK, "pred": MASK}, 2),
+        ({"truth": MASK, "pred": 0 * MASK}, 1),
+    ):
         ax = plot_films.show_film(FILM, **masks, title="name", ax=plt.figure().gca())
         assert len(outlines(ax)) == n and ax.get_title() == "name" and ax.images[0].get_array().shape == (8, 8)
 
@@ -65,7 +71,10 @@ def test_a_contact_sheet_outlines_what_has_a_mask(frame):
     films = frame[0]
     axes = plot_films.show_prepared(films, size=32).axes
     masked = dict(zip(films["name"], films["split"] != "unlabelled"))
-    assert {ax.get_title(): bool(outlines(ax)) for ax in axes if ax.images} == masked and set(masked.values()) == {True, False}
+    assert {ax.get_title(): bool(outlines(ax)) for ax in axes if ax.images} == masked and set(masked.values()) == {
+        True,
+        False,
+    }
 
 
 def test_best_median_and_worst_are_those_of_the_scores(frame):
@@ -74,7 +83,9 @@ def test_best_median_and_worst_are_those_of_the_scores(frame):
     scores = evaluate(folder, segmenter, split="train", sizes=(64,))
     titles = [ax.get_title() for ax in plot_films.show_ranked(scores, films, segmenter).axes]
     ranked = scores.sort_values("dice")["dice"]
-    for title, rank, dice in zip(titles, ("best", "median", "worst"), (ranked.iloc[-1], ranked.iloc[(len(ranked) - 1) // 2], ranked.iloc[0])):
+    for title, rank, dice in zip(
+        titles, ("best", "median", "worst"), (ranked.iloc[-1], ranked.iloc[(len(ranked) - 1) // 2], ranked.iloc[0])
+    ):
         assert title.startswith(rank) and title.endswith(f"{dice:.3f}")
 
 
@@ -96,5 +107,9 @@ def test_the_networks_picture_names_what_ships(tmp_path):
     figure = plot_unet.draw_unet(tmp_path / "unet.png")
     texts = " ".join(text.get_text() for text in figure.axes[0].texts)
     header = LungSegmenter().header
-    assert f"{header['parameters'] / 1e6:.2f}M parameters" in texts and f"film, {header['size']} px" in texts and "128 × 24²" in texts
+    assert (
+        f"{header['parameters'] / 1e6:.2f}M parameters" in texts
+        and f"film, {header['size']} px" in texts
+        and "128 × 24²" in texts
+    )
     assert (tmp_path / "unet.png").stat().st_size > 20_000

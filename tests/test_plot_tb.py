@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from phantoms import phantom
 
 from kaggle_utils.plots.tb import draw_tb_arms, draw_tb_reliability, draw_tb_roc, draw_tb_transfer, read_tb, show_heat
-
-from phantoms import phantom
 
 
 @pytest.fixture
@@ -19,8 +18,19 @@ def films(rng) -> pd.DataFrame:
         for seed in range(2):
             for part in ("val", "test"):
                 tb = np.arange(60) % 2
-                rows.append(pd.DataFrame({"arm": arm, "seed": seed, "part": part, "tb": tb, "logit": gap * (tb - 0.5) + rng.normal(0, 1, 60),
-                                          "source": np.repeat(["montgomery", "shenzhen"], 30), "name": [f"{part}{k}" for k in range(60)]}))
+                rows.append(
+                    pd.DataFrame(
+                        {
+                            "arm": arm,
+                            "seed": seed,
+                            "part": part,
+                            "tb": tb,
+                            "logit": gap * (tb - 0.5) + rng.normal(0, 1, 60),
+                            "source": np.repeat(["montgomery", "shenzhen"], 30),
+                            "name": [f"{part}{k}" for k in range(60)],
+                        }
+                    )
+                )
     return pd.concat(rows, ignore_index=True)
 
 
@@ -40,7 +50,9 @@ def test_roc_of_what_tells_them_apart_goes_through_the_corner(films):
 def test_reliability_and_heat(films, tmp_path):
     assert draw_tb_reliability(tmp_path / "new" / "a.png", films=films).axes and (tmp_path / "new" / "a.png").exists()
     film = phantom(32, 32)
-    assert len(show_heat([film.image] * 3, [film.mask] * 3, [film.mask * np.float32(0.5)] * 3, ["a", "b", "c"]).axes) == 6
+    assert (
+        len(show_heat([film.image] * 3, [film.mask] * 3, [film.mask * np.float32(0.5)] * 3, ["a", "b", "c"]).axes) == 6
+    )
 
 
 def test_transfer_shows_the_set_that_was_not_trained_on():

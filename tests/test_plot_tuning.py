@@ -5,34 +5,65 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
-from kaggle_utils.plots import figures as plot, tuning as plot_tuning
 from kaggle_utils.config import TrainConfig
-from kaggle_utils.tuning.study import COLUMNS, SETTINGS, write_rows
+from kaggle_utils.plots import figures as plot
+from kaggle_utils.plots import tuning as plot_tuning
 from kaggle_utils.tuning.studies import STUDIES
+from kaggle_utils.tuning.study import COLUMNS, SETTINGS, write_rows
 
 CONFIG = TrainConfig(size=128, epochs=8)
 NAMES = [*STUDIES, "search"]
-FIGURES = {name.removeprefix("tuning_").removesuffix(".png"): draw for name, draw in plot_tuning.FIGURES.items() if "impossible" not in name}
+FIGURES = {
+    name.removeprefix("tuning_").removesuffix(".png"): draw
+    for name, draw in plot_tuning.FIGURES.items()
+    if "impossible" not in name
+}
 
 
 def made_up(name, *, jsrt=True, seeds=2, epochs=3):
     """A table as ``tune`` writes it."""
     rng, rows = np.random.default_rng(0), []
     runs = [(run.name, run.settings) for run in STUDIES.get(name, [])] or [
-        (f"trial {n}", {"lr": 10 ** rng.uniform(-3, -2), "width": int(rng.choice([8, 16])), "augment": str(rng.choice(["none", "full"]))})
-        for n in range(6)]
+        (
+            f"trial {n}",
+            {
+                "lr": 10 ** rng.uniform(-3, -2),
+                "width": int(rng.choice([8, 16])),
+                "augment": str(rng.choice(["none", "full"])),
+            },
+        )
+        for n in range(6)
+    ]
     for run, settings in runs:
         n = run.split()[0]
         films = int(n) if n.isdigit() else 452
         for seed in range(seeds if name != "search" else 1):
-            common = {"study": name, "run": run, **{key: getattr(CONFIG, key) for key in SETTINGS}, **settings, "seed": seed,
-                      "real": 0 if run.endswith(" built-in") else films, "built_in": 468 if "built-in" in run else 0,
-                      "parameters": 1_000_000, "data": "0", "commit": "0", "status": "pruned" if run == "trial 3" else "finished"}
+            common = {
+                "study": name,
+                "run": run,
+                **{key: getattr(CONFIG, key) for key in SETTINGS},
+                **settings,
+                "seed": seed,
+                "real": 0 if run.endswith(" built-in") else films,
+                "built_in": 468 if "built-in" in run else 0,
+                "parameters": 1_000_000,
+                "data": "0",
+                "commit": "0",
+                "status": "pruned" if run == "trial 3" else "finished",
+            }
             for epoch in range(epochs):
                 dice = 0.9 + 0.02 * epoch + rng.normal(0, 0.01)
                 ends = {"dice_256": dice, "jsrt_256": dice if jsrt else None} if epoch == epochs - 1 else {}
-                rows.append({**common, "epoch": epoch, "val_dice": dice, "reported": 1.5 * dice,
-                             "seconds": (1 + epoch) * rng.uniform(8, 12), **ends})
+                rows.append(
+                    {
+                        **common,
+                        "epoch": epoch,
+                        "val_dice": dice,
+                        "reported": 1.5 * dice,
+                        "seconds": (1 + epoch) * rng.uniform(8, 12),
+                        **ends,
+                    }
+                )
     return rows
 
 
@@ -82,7 +113,10 @@ def test_curves_count_epochs_from_1(tables):
 
 def test_the_reported_pairs_lie_above_what_is_possible():
     axes = plot_tuning.draw_impossible().axes[0]
-    bounds, reported = [line for line in axes.lines if len(line.get_xdata()) > 2], [line for line in axes.lines if len(line.get_xdata()) == 2]
+    bounds, reported = (
+        [line for line in axes.lines if len(line.get_xdata()) > 2],
+        [line for line in axes.lines if len(line.get_xdata()) == 2],
+    )
     for bound, line, share, dice in zip(bounds, reported, (0.35, 0.35), (0.70, 0.7637)):
         assert np.interp(share, *bound.get_data()) == pytest.approx(dice, abs=5e-4) and dice < line.get_ydata()[0]
 
@@ -90,7 +124,11 @@ def test_the_reported_pairs_lie_above_what_is_possible():
 def test_the_curve_of_films_has_their_number_where_built_in_ones_are_added(tables):
     axes = plot.FIGURES["tuning_data.png"](tables=tables).axes[0]
     lines = [line.get_xdata() for line in axes.lines if len(line.get_xdata()) == 6]
-    assert [list(x) for x in lines] == [[10, 25, 50, 100, 200, 452], [10, 25, 50, 100, 200, 468], [10, 25, 50, 100, 200, 452]]
+    assert [list(x) for x in lines] == [
+        [10, 25, 50, 100, 200, 452],
+        [10, 25, 50, 100, 200, 468],
+        [10, 25, 50, 100, 200, 452],
+    ]
 
 
 def test_made_up_tables_are_what_studies_write(tables):

@@ -12,13 +12,13 @@ import nibabel
 import numpy as np
 import pandas as pd
 import pytest
+from phantoms import lost_in_the_middle, phantom, write_raw
 from PIL import Image
 
 from kaggle_utils import image as files
 from kaggle_utils import prep
 from kaggle_utils.cli import main
 from kaggle_utils.synthetic.model import AppearanceModel
-from phantoms import lost_in_the_middle, phantom, write_raw
 
 SIZE = 32
 MONTGOMERY = ["MCUCXR_0001_0", "MCUCXR_0108_1"]
@@ -58,8 +58,13 @@ def jsrt(root, names=JSRT):
     for name in names:
         film = film_of(name)
         write_raw(root / "images" / f"{name}.png", film.image)
-        for organ, mask in (("left lung", film.left), ("right lung", film.right), ("heart", film.left), ("left clavicle", film.left),
-                            ("right clavicle", film.left)):
+        for organ, mask in (
+            ("left lung", film.left),
+            ("right lung", film.right),
+            ("heart", film.left),
+            ("left clavicle", film.left),
+            ("right clavicle", film.left),
+        ):
             write_raw(root / "scratch" / "fold1" / "masks" / organ / f"{name}.png", mask * 255)
 
 
@@ -69,7 +74,10 @@ def merged(root, names=(*MONTGOMERY, *SHENZHEN)):
         film = film_of(name)
         write_raw(root / "CXR_png" / f"{name}.png", film.image)
         write_raw(root / "masks" / f"{name}{'_mask' if name[0] == 'C' else ''}.png", film.mask * 255)
-        write_text(root / "ClinicalReadings" / f"{name}.txt", "Patient's Sex: F\nPatient's Age: 027Y" if name[0] == "M" else "male 45yrs")
+        write_text(
+            root / "ClinicalReadings" / f"{name}.txt",
+            "Patient's Sex: F\nPatient's Age: 027Y" if name[0] == "M" else "male 45yrs",
+        )
     write_raw(root / "CXR_png" / "CHNCXR_0025_0.png", film_of("CHNCXR_0025_0").image)
     write_raw(root / "test" / "CHNCXR_0025_0.png", film_of("CHNCXR_0025_0").image)  # the same pixels once more, no mask
     write_text(root / "ClinicalReadings" / "CHNCXR_0025_0.txt", "male 45yrs")
@@ -88,7 +96,10 @@ def double(root):
 def new_mount(root):
     owner = root / "datasets"
     montgomery(owner / "kmader" / "pulmonary" / "Montgomery" / "MontgomerySet")
-    shenzhen(owner / "kmader" / "pulmonary" / "ChinaSet_AllFiles" / "ChinaSet_AllFiles", owner / "yoctoman" / "shcxr-lung-mask" / "mask")
+    shenzhen(
+        owner / "kmader" / "pulmonary" / "ChinaSet_AllFiles" / "ChinaSet_AllFiles",
+        owner / "yoctoman" / "shcxr-lung-mask" / "mask",
+    )
 
 
 def merged_twice(root):
@@ -143,6 +154,7 @@ def count_films(monkeypatch):
 
 # --- layouts ---------------------------------------------------------------------------------------------------------
 
+
 def test_every_layout_gives_the_same_films(layout, tmp_path):
     frame = prepare(layout, tmp_path / "out")
     assert frame["name"].tolist() == EXPECTED
@@ -153,11 +165,13 @@ def test_every_layout_gives_each_film_its_own_pixels_and_mask(layout, tmp_path):
     out = tmp_path / "out"
     for row in prepare(layout, out).itertuples():
         film = film_of(row.name)
-        np.testing.assert_array_equal(files.read_image(out / row.split / "image" / f"{row.name}.png"),
-                                      files.resize_image(film.image, SIZE))
+        np.testing.assert_array_equal(
+            files.read_image(out / row.split / "image" / f"{row.name}.png"), files.resize_image(film.image, SIZE)
+        )
         if row.split != "unlabelled":
-            np.testing.assert_array_equal(files.read_mask(out / row.split / "mask" / f"{row.name}.png"),
-                                          files.resize_mask(film.mask, SIZE))
+            np.testing.assert_array_equal(
+                files.read_mask(out / row.split / "mask" / f"{row.name}.png"), files.resize_mask(film.mask, SIZE)
+            )
 
 
 def test_every_layout_gives_the_same_clinical_data(layout, tmp_path):
@@ -187,6 +201,7 @@ def test_manifest_says_where_a_film_comes_from(raw, tmp_path):
     row = prepare(raw, tmp_path / "out").set_index("name").loc["MCUCXR_0001_0"]
     assert (row["source"], row["height"], row["width"]) == ("montgomery", 96, 80)
     import hashlib
+
     path = next(raw.rglob("CXR_png/MCUCXR_0001_0.png"))
     assert row["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -221,7 +236,11 @@ def test_pairs_are_made_by_stem_in_shuffled_directories(tmp_path, monkeypatch, n
     for film in prep.find_films(tmp_path / "input"):
         assert {path.stem for path in film.files.values()} == {film.name}
         assert {role: path.parent.name for role, path in film.files.items()} == {
-            "image": "CXR_png", "left": "leftMask", "right": "rightMask", "text": "ClinicalReadings"}
+            "image": "CXR_png",
+            "left": "leftMask",
+            "right": "rightMask",
+            "text": "ClinicalReadings",
+        }
 
 
 def test_left_and_right_are_combined_with_or_where_they_overlap(tmp_path):
@@ -251,10 +270,13 @@ def test_missing_folder_is_named(tmp_path):
 def test_a_prepared_set_among_the_inputs_is_not_taken_for_raw_films(raw, tmp_path, prepared_first):
     """On Kaggle the output of the preparation is attached beside the raw sets."""
     prepare(raw, raw / prepared_first)
-    assert not any(prepared_first in path.relative_to(raw).parts for film in prep.find_films(raw) for path in film.files.values())
+    assert not any(
+        prepared_first in path.relative_to(raw).parts for film in prep.find_films(raw) for path in film.files.values()
+    )
 
 
 # --- problems --------------------------------------------------------------------------------------------------------
+
 
 def break_film(root, kind):
     image = root / "CXR_png" / "MCUCXR_0001_0.png"
@@ -262,7 +284,11 @@ def break_film(root, kind):
     if kind == "truncated":
         image.write_bytes(image.read_bytes()[:500])
     elif kind == "damaged":
-        image.write_bytes(lost_in_the_middle(cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 255, (96, 80), np.uint8))[1].tobytes()))
+        image.write_bytes(
+            lost_in_the_middle(
+                cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 255, (96, 80), np.uint8))[1].tobytes()
+            )
+        )
     elif kind == "empty file":
         image.write_bytes(b"")
     elif kind == "not an image":
@@ -285,15 +311,25 @@ def break_film(root, kind):
         left.unlink()
 
 
-@pytest.mark.parametrize("kind, reason", [
-    ("truncated", "CXR_png.MCUCXR_0001_0.png: the file is truncated"), ("empty file", "the file is empty"),
-    ("damaged", "CXR_png.MCUCXR_0001_0.png: damaged: .* marker 0xd9"),
-    ("not an image", "not an image"), ("truncated mask", "leftMask.MCUCXR_0001_0.png: the file is truncated"),
-    ("mask without image", "mask without image"), ("size mismatch", "size mismatch"), ("empty mask", "the mask is empty"),
-    ("half a mask", "the other lung's mask is missing"), ("all lung", "leftMask.MCUCXR_0001_0.png: 100% of the film is lung"),
-    ("too small", "CXR_png.MCUCXR_0001_0.png: too small: 1×1 px")])
+@pytest.mark.parametrize(
+    "kind, reason",
+    [
+        ("truncated", "CXR_png.MCUCXR_0001_0.png: the file is truncated"),
+        ("empty file", "the file is empty"),
+        ("damaged", "CXR_png.MCUCXR_0001_0.png: damaged: .* marker 0xd9"),
+        ("not an image", "not an image"),
+        ("truncated mask", "leftMask.MCUCXR_0001_0.png: the file is truncated"),
+        ("mask without image", "mask without image"),
+        ("size mismatch", "size mismatch"),
+        ("empty mask", "the mask is empty"),
+        ("half a mask", "the other lung's mask is missing"),
+        ("all lung", "leftMask.MCUCXR_0001_0.png: 100% of the film is lung"),
+        ("too small", "CXR_png.MCUCXR_0001_0.png: too small: 1×1 px"),
+    ],
+)
 def test_unusable_film_is_listed_with_its_reason_and_the_rest_goes_on(tmp_path, kind, reason):
     import re
+
     montgomery(tmp_path / "input")
     break_film(tmp_path / "input", kind)
     frame = prepare(tmp_path / "input", tmp_path / "out")
@@ -352,6 +388,7 @@ def test_twins_by_pixels_are_reported_and_only_the_first_is_kept(tmp_path):
 
 # --- negatives, and the raw films of JSRT ------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def drawn():
     return AppearanceModel.load().sample(1, 3, size=256, acquire=False)[0]
@@ -359,20 +396,30 @@ def drawn():
 
 def test_negative_is_turned_over_and_the_manifest_says_of_which_film(tmp_path, drawn):
     root = tmp_path / "input"
-    for name, image in (("MCUCXR_0001_0", drawn.image), ("MCUCXR_0002_0", 255 - np.ascontiguousarray(drawn.image[:, 3:]))):
+    for name, image in (
+        ("MCUCXR_0001_0", drawn.image),
+        ("MCUCXR_0002_0", 255 - np.ascontiguousarray(drawn.image[:, 3:])),
+    ):
         write_raw(root / "CXR_png" / f"{name}.png", image)
     prep.prepare(root, tmp_path / "out", size=64, workers=1)
     manifest = pd.read_csv(tmp_path / "out" / "manifest.csv").set_index("name")
     assert manifest["inverted"].to_dict() == {"MCUCXR_0001_0": 0, "MCUCXR_0002_0": 1}
-    first, second = (files.read_image(tmp_path / "out" / "unlabelled" / "image" / f"{name}.png").astype(float) for name in manifest.index)
+    first, second = (
+        files.read_image(tmp_path / "out" / "unlabelled" / "image" / f"{name}.png").astype(float)
+        for name in manifest.index
+    )
     assert np.corrcoef(first.ravel(), second.ravel())[0, 1] > 0.8
 
 
 def test_set_that_was_prepared_before_negatives_were_marked_is_prepared_anew(raw, tmp_path, monkeypatch):
     prepare(raw, tmp_path / "out")
     journal = tmp_path / "out" / "films.jsonl"
-    journal.write_text("".join(json.dumps({k: v for k, v in json.loads(row).items() if k != "inverted"}) + "\n"
-                               for row in journal.read_text().splitlines()))
+    journal.write_text(
+        "".join(
+            json.dumps({k: v for k, v in json.loads(row).items() if k != "inverted"}) + "\n"
+            for row in journal.read_text().splitlines()
+        )
+    )
     (tmp_path / "out" / "prep.json").write_text(json.dumps({"size": SIZE}))
     done = count_films(monkeypatch)
     assert set(prepare(raw, tmp_path / "out")["inverted"]) == {0} and sorted(done) == EXPECTED
@@ -380,7 +427,10 @@ def test_set_that_was_prepared_before_negatives_were_marked_is_prepared_anew(raw
 
 def test_films_and_masks_of_other_formats_are_paired_too(tmp_path):
     root, film = tmp_path / "input", film_of("CHNCXR_0001_0")
-    for name, array in (("CHNCXR_0001_0.nii.gz", film.image), ("CHNCXR_0001_0_mask.nii.gz", film.right + 2 * film.left)):
+    for name, array in (
+        ("CHNCXR_0001_0.nii.gz", film.image),
+        ("CHNCXR_0001_0_mask.nii.gz", film.right + 2 * film.left),
+    ):
         root.mkdir(exist_ok=True)
         nibabel.save(nibabel.Nifti1Image(array.T[..., None], np.diag([-1.0, -1, 1, 1])), root / name)
     write_raw(root / "CHNCXR_0003_0.webp", film_of("CHNCXR_0003_0").image)
@@ -409,19 +459,40 @@ def test_jsrt_as_it_is_distributed_raw_films_and_smaller_masks_in_folds(tmp_path
     row = prep.prepare(root, tmp_path / "out", size=128, workers=1).iloc[0]
     assert (row["height"], row["width"], row["inverted"], row["split"] in prep.SPLITS) == (2048, 2048, 0, True)
     read = files.read_image(tmp_path / "out" / row["split"] / "image" / "JPCLN001.png").astype(float)
-    assert np.corrcoef(read.ravel(), cv2.resize(drawn.image, (128, 128), interpolation=cv2.INTER_AREA).ravel())[0, 1] > 0.99
+    assert (
+        np.corrcoef(read.ravel(), cv2.resize(drawn.image, (128, 128), interpolation=cv2.INTER_AREA).ravel())[0, 1]
+        > 0.99
+    )
     found = files.read_mask(tmp_path / "out" / row["split"] / "mask" / "JPCLN001.png")
     assert (found != cv2.resize(drawn.mask, (128, 128), interpolation=cv2.INTER_AREA)).mean() < 0.01
 
 
 # --- clinical text ---------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("text, sex, age", [
-    ("Patient's Sex: F \nPatient's Age: 027Y\nnormal", "F", 27), ("Patient's Sex: M\r\nPatient's Age: 4Y\r\n", "M", 4),
-    ("Patient's Sex: O\nPatient's Age: 052Y", "O", 52), ("male 45yrs\nnormal", "M", 45), ("femal 32yrs", "F", 32),
-    ("Female, 28yrs", "F", 28), ("female24yrs", "F", 24), ("male , 29yrs", "M", 29), ("male 42", "M", 42), ("male 42 \nleft", "M", 42),
-    ("male 16month", "M", 1.33), ("female 64days", "F", 0.18), ("  \n MALE 30YRS", "M", 30), ("male", "M", None), ("35yrs", None, 35),
-    ("", None, None), ("no clinical data", None, None)], ids=repr)
+
+@pytest.mark.parametrize(
+    "text, sex, age",
+    [
+        ("Patient's Sex: F \nPatient's Age: 027Y\nnormal", "F", 27),
+        ("Patient's Sex: M\r\nPatient's Age: 4Y\r\n", "M", 4),
+        ("Patient's Sex: O\nPatient's Age: 052Y", "O", 52),
+        ("male 45yrs\nnormal", "M", 45),
+        ("femal 32yrs", "F", 32),
+        ("Female, 28yrs", "F", 28),
+        ("female24yrs", "F", 24),
+        ("male , 29yrs", "M", 29),
+        ("male 42", "M", 42),
+        ("male 42 \nleft", "M", 42),
+        ("male 16month", "M", 1.33),
+        ("female 64days", "F", 0.18),
+        ("  \n MALE 30YRS", "M", 30),
+        ("male", "M", None),
+        ("35yrs", None, 35),
+        ("", None, None),
+        ("no clinical data", None, None),
+    ],
+    ids=repr,
+)
 def test_clinical_text_however_it_is_spelt(tmp_path, text, sex, age):
     path = tmp_path / "text.txt"
     path.write_bytes(text.encode())
@@ -439,6 +510,7 @@ def test_film_without_clinical_text_has_none(tmp_path):
 
 
 # --- a second run ----------------------------------------------------------------------------------------------------
+
 
 def test_second_run_reads_no_film_and_writes_the_same_manifest(raw, tmp_path, monkeypatch):
     first = prepare(raw, tmp_path / "out")
@@ -484,7 +556,10 @@ def test_changed_raw_file_is_prepared_again(raw, tmp_path, monkeypatch, role):
 
 def test_film_that_gains_its_mask_leaves_unlabelled(raw, tmp_path):
     prepare(raw, tmp_path / "out")
-    write_raw(next(raw.rglob("CHNCXR_0001_0_mask.png")).with_name("CHNCXR_0025_0_mask.png"), film_of("CHNCXR_0025_0").mask * 255)
+    write_raw(
+        next(raw.rglob("CHNCXR_0001_0_mask.png")).with_name("CHNCXR_0025_0_mask.png"),
+        film_of("CHNCXR_0025_0").mask * 255,
+    )
     split = prepare(raw, tmp_path / "out").set_index("name").loc["CHNCXR_0025_0", "split"]
     assert split in prep.SPLITS
     assert sorted(p.parts[-3] for p in (tmp_path / "out").rglob("CHNCXR_0025_0.png")) == [split, split]
@@ -495,7 +570,8 @@ def test_film_that_loses_its_mask_becomes_unlabelled(raw, tmp_path):
     next(raw.rglob("CHNCXR_0001_0_mask.png")).unlink()
     assert prepare(raw, tmp_path / "out").set_index("name").loc["CHNCXR_0001_0", "split"] == "unlabelled"
     assert [str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("CHNCXR_0001_0.png")] == [
-        "unlabelled/image/CHNCXR_0001_0.png"]
+        "unlabelled/image/CHNCXR_0001_0.png"
+    ]
 
 
 def test_another_size_does_everything_again(raw, tmp_path):
@@ -553,7 +629,17 @@ def test_run_killed_while_moving_films_goes_on(raw, tmp_path, monkeypatch):
 def test_ctrl_c_ends_prep_in_a_line_and_the_same_command_goes_on(tmp_path, monkeypatch, ctrl_c, capfd):
     for n in range(30):
         write_raw(tmp_path / "raw" / f"MCUCXR_{n:04d}_0.png", phantom(96, 80, seed=n).image)
-    command = ["prep", "--input", str(tmp_path / "raw"), "--out", str(tmp_path / "out"), "--size", str(SIZE), "--workers", "1"]
+    command = [
+        "prep",
+        "--input",
+        str(tmp_path / "raw"),
+        "--out",
+        str(tmp_path / "out"),
+        "--size",
+        str(SIZE),
+        "--workers",
+        "1",
+    ]
     done = count_films(monkeypatch)
     monkeypatch.setattr(prep, "prepare_film", lambda *film, quick=prep.prepare_film: time.sleep(0.02) or quick(*film))
     ctrl_c(prep, "naming", calls=4)  # before the fourth row is written
@@ -601,7 +687,10 @@ def test_changing_the_split_moves_files_and_reads_none(raw, tmp_path, monkeypatc
 
 # --- splits ----------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("source, counts", [("montgomery", (96, 14, 28)), ("shenzhen", (396, 56, 114)), ("jsrt", (172, 25, 50))])
+
+@pytest.mark.parametrize(
+    "source, counts", [("montgomery", (96, 14, 28)), ("shenzhen", (396, 56, 114)), ("jsrt", (172, 25, 50))]
+)
 def test_published_lists_have_the_published_counts(source, counts):
     names = pd.read_csv(Path(prep.__file__).parent / "splits" / f"segmentation_{source}.csv")["name"]
     split = prep.published_split(pd.DataFrame({"name": names}))
@@ -614,8 +703,14 @@ def test_published_split_does_not_know_other_names():
 
 
 def many(n, source="shenzhen", first=0):
-    return pd.DataFrame({"name": [f"{source}{i:04d}" for i in range(first, first + n)], "source": source,
-                         "tb": [i % 3 == 0 for i in range(n)], "masked": True}).astype({"tb": int})
+    return pd.DataFrame(
+        {
+            "name": [f"{source}{i:04d}" for i in range(first, first + n)],
+            "source": source,
+            "tb": [i % 3 == 0 for i in range(n)],
+            "masked": True,
+        }
+    ).astype({"tb": int})
 
 
 def test_random_split_puts_50_aside_and_deals_the_rest_80_to_20():
@@ -629,7 +724,12 @@ def test_random_split_of_a_small_set_gives_a_fifth_to_the_test():
 
 def test_random_split_is_stratified_by_source_and_tb():
     frame = pd.concat([many(600), many(300, "montgomery")], ignore_index=True)
-    share = frame.assign(split=prep.random_split(frame)).groupby(["source", "tb"])["split"].value_counts(normalize=True).unstack()
+    share = (
+        frame.assign(split=prep.random_split(frame))
+        .groupby(["source", "tb"])["split"]
+        .value_counts(normalize=True)
+        .unstack()
+    )
     assert (share.max() - share.min() < 0.02).all()
 
 
@@ -660,12 +760,15 @@ def test_a_folder_that_holds_something_else_is_not_written_to(tmp_path):
     write_raw(tmp_path / "raw" / "CXR_png" / "MCUCXR_0001_0.png", phantom().image)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "manifest.csv").write_text("mine")
-    with pytest.raises(ValueError, match="out: it holds something else, as there is no prep.json: choose another folder"):
+    with pytest.raises(
+        ValueError, match="out: it holds something else, as there is no prep.json: choose another folder"
+    ):
         prepare(tmp_path / "raw", tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["manifest.csv"]
 
 
 # --- nothing lost, nothing left out in silence -----------------------------------------------------------------------
+
 
 def everything(folder):
     return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
@@ -689,7 +792,9 @@ def test_raw_films_that_are_links_into_the_folder_to_write_are_refused_and_stay(
     montgomery(tmp_path / "out" / "theirs", ["MCUCXR_0002_0"])
     (tmp_path / "links" / "CXR_png").mkdir(parents=True)
     if link == "film":
-        (tmp_path / "links" / "CXR_png" / "MCUCXR_0002_0.png").symlink_to(tmp_path / "out" / "theirs" / "CXR_png" / "MCUCXR_0002_0.png")
+        (tmp_path / "links" / "CXR_png" / "MCUCXR_0002_0.png").symlink_to(
+            tmp_path / "out" / "theirs" / "CXR_png" / "MCUCXR_0002_0.png"
+        )
     else:
         (tmp_path / "links" / "theirs").symlink_to(tmp_path / "out" / "theirs")
     before = everything(tmp_path / "out")
@@ -702,7 +807,7 @@ def test_folders_of_somebody_elses_beside_the_prepared_films_stay(raw, tmp_path)
     prepare(raw, tmp_path / "out")
     write_raw(tmp_path / "out" / "new" / "image" / "MCUCXR_0001_0.png", np.zeros((8, 8), np.uint8))
     theirs = everything(tmp_path / "out" / "new")
-    ours, = (path for path in tmp_path.glob("out/*/image/MCUCXR_0001_0.png") if path.parts[-3] in prep.SPLITS)
+    (ours,) = (path for path in tmp_path.glob("out/*/image/MCUCXR_0001_0.png") if path.parts[-3] in prep.SPLITS)
     ours.unlink()
     prepare(raw, tmp_path / "out")
     assert ours.exists()
@@ -716,7 +821,9 @@ def test_a_full_disk_ends_the_preparation_and_the_next_run_goes_on(raw, tmp_path
     reference, opened = prepare(raw, tmp_path / "reference"), Path.open
 
     def full(path, mode="r", *rest, **options):
-        is_full = path.name.startswith(".MCUCXR_0108_1") if where == "film" else (path.name, mode) == ("films.jsonl", "a")
+        is_full = (
+            path.name.startswith(".MCUCXR_0108_1") if where == "film" else (path.name, mode) == ("films.jsonl", "a")
+        )
         return open("/dev/full", mode.replace("x", "w")) if is_full else opened(path, mode, *rest, **options)
 
     with monkeypatch.context() as patch:
@@ -744,7 +851,9 @@ def test_a_folder_that_can_not_be_searched_is_a_problem_and_a_status(raw, tmp_pa
     assert main(["prep", "--input", str(raw), "--out", str(tmp_path / "out"), "--size", str(SIZE)]) == 3
     problems = pd.read_csv(tmp_path / "out" / "problems.csv").set_index("name")
     assert ("can't be searched" if kind == "folder" else "No such file") in problems.loc["more films", "reason"]
-    assert f"{raw / 'more films'}" in capfd.readouterr().err and len(pd.read_csv(tmp_path / "out" / "manifest.csv")) == len(EXPECTED)
+    assert f"{raw / 'more films'}" in capfd.readouterr().err and len(
+        pd.read_csv(tmp_path / "out" / "manifest.csv")
+    ) == len(EXPECTED)
 
 
 def test_a_linked_folder_is_prepared(tmp_path):

@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 from phantoms import write_prepared
 
-from kaggle_utils.tuning.protocol import run_protocol
 from kaggle_utils.trainer import TrainConfig
+from kaggle_utils.tuning.protocol import run_protocol
 
 TINY = TrainConfig(size=32, batch=4, width=2, depth=2, patch=1, precision="fp32", device="cpu", augment="light")
 

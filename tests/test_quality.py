@@ -6,23 +6,27 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from phantoms import write_prepared
 
 from benchmarks import quality as bench
-from kaggle_utils.quality import estimate as quality, fit as quality_fit
 from kaggle_utils.cli import main
-from kaggle_utils.quality.damages import DRAWN, damaged, draw
 from kaggle_utils.image import resize_image, resize_mask, write_image
 from kaggle_utils.infer import DEFAULT_WEIGHTS, LungSegmenter, finish_mask
-from kaggle_utils.predictions import predict
 from kaggle_utils.model import UNet, read_header, save_weights
+from kaggle_utils.predictions import predict
+from kaggle_utils.quality import estimate as quality
+from kaggle_utils.quality import fit as quality_fit
+from kaggle_utils.quality.damages import DRAWN, damaged, draw
 from kaggle_utils.quality.estimate import REASONS, Quality, check_fit, estimate_quality, judge, observe, why_no_estimate
 from kaggle_utils.quality.fit import Item, fit_quality, regress
 from kaggle_utils.synthetic.model import AppearanceModel
-from phantoms import write_prepared
 
 SHIPPED = read_header(DEFAULT_WEIGHTS)["quality"]
 USUAL = {name: usual for name, (usual, _) in SHIPPED["features"].items()}
-FIT = {"bias": 3.0, "features": {name: [0.0, 1.0] for name in REASONS}}  # each feature lowers the estimate by itself in logits
+FIT = {
+    "bias": 3.0,
+    "features": {name: [0.0, 1.0] for name in REASONS},
+}  # each feature lowers the estimate by itself in logits
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +40,10 @@ def films():
 
 
 def judged(segmenter, images):
-    return [estimate_quality(prob, segmenter.finish(prob, image.shape), segmenter.quality) for prob, image in zip(segmenter.probabilities(images), images)]
+    return [
+        estimate_quality(prob, segmenter.finish(prob, image.shape), segmenter.quality)
+        for prob, image in zip(segmenter.probabilities(images), images)
+    ]
 
 
 def drawn(mask):
@@ -51,11 +58,19 @@ def untouched(segmenter, films):
 
 # --- the shape model -------------------------------------------------------------------------------------------------
 
+
 def test_shape_model_is_the_built_in_films_own():
     arrays = AppearanceModel.load().arrays
     model = quality._shape_model()
-    assert {name: array.dtype for name, array in model.items()} == dict.fromkeys(("mean", "centre", "modes", "sd"), np.float32)
-    for name, array in {"mean": arrays["shape_mean"], "centre": arrays["shape_centre"], "modes": arrays["shape_modes"], "sd": arrays["code_sd"][:20]}.items():
+    assert {name: array.dtype for name, array in model.items()} == dict.fromkeys(
+        ("mean", "centre", "modes", "sd"), np.float32
+    )
+    for name, array in {
+        "mean": arrays["shape_mean"],
+        "centre": arrays["shape_centre"],
+        "modes": arrays["shape_modes"],
+        "sd": arrays["code_sd"][:20],
+    }.items():
         np.testing.assert_array_equal(model[name], array)
     assert len(model["modes"]) == 20 and quality.SHAPE.stat().st_size < 20_000
 
@@ -76,6 +91,7 @@ def test_shape_model_is_written_with_the_built_in_films_model(monkeypatch, tmp_p
 
 
 # --- estimates -------------------------------------------------------------------------------------------------------
+
 
 def test_built_in_films_are_ok(untouched):
     assert all(found.flag == "ok" and 0.9 < found.estimate < 1 and not found.reasons for found in untouched)
@@ -124,7 +140,9 @@ def test_one_lung_has_no_shape_and_says_so(films):
 def test_boxes_are_further_from_lungs_than_lungs(films):
     boxes = np.zeros((256, 256), np.uint8)
     boxes[60:180, 40:110] = boxes[60:180, 150:220] = 1
-    assert drawn(boxes)["shape"] > max(drawn(film.mask)["shape"] for film in films) + 0.5 and drawn(boxes)["not_two"] == 0
+    assert (
+        drawn(boxes)["shape"] > max(drawn(film.mask)["shape"] for film in films) + 0.5 and drawn(boxes)["not_two"] == 0
+    )
 
 
 def test_shape_has_no_place_and_no_size(films):
@@ -136,6 +154,7 @@ def test_shape_has_no_place_and_no_size(films):
 
 # --- judgement -------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("name", REASONS)
 def test_more_of_a_feature_never_raises_the_estimate(name):
     assert judge(USUAL | {name: USUAL[name] + 1}, SHIPPED).estimate <= judge(USUAL, SHIPPED).estimate
@@ -145,7 +164,9 @@ def test_estimate_is_the_logistic_of_bias_less_the_features():
     features = dict.fromkeys(REASONS, 0.0)
     assert judge(features, FIT).estimate == pytest.approx(1 / (1 + np.exp(-3)))
     assert judge(features | {"shape": 2.0}, FIT).estimate == pytest.approx(1 / (1 + np.exp(-1)))
-    assert judge(features | {"shape": np.nan}, FIT).estimate == pytest.approx(1 / (1 + np.exp(-3)))  # what is undefined says nothing
+    assert judge(features | {"shape": np.nan}, FIT).estimate == pytest.approx(
+        1 / (1 + np.exp(-3))
+    )  # what is undefined says nothing
 
 
 def test_reasons_are_the_weightiest_first_and_there_is_always_one():
@@ -157,12 +178,15 @@ def test_reasons_are_the_weightiest_first_and_there_is_always_one():
     assert small.flag == "check" and len(small.reasons) == 1
 
 
-@pytest.mark.parametrize("estimate, flag", [(0.95, "ok"), (0.90, "ok"), (0.899, "check"), (0.70, "check"), (0.699, "reject")])
+@pytest.mark.parametrize(
+    "estimate, flag", [(0.95, "ok"), (0.90, "ok"), (0.899, "check"), (0.70, "check"), (0.699, "reject")]
+)
 def test_flag(estimate, flag):
     assert Quality(estimate).flag == flag
 
 
 # --- predict ---------------------------------------------------------------------------------------------------------
+
 
 def test_predict_says_what_it_thinks_of_each_mask(segmenter, films, tmp_path):
     write_image(tmp_path / "good.png", films[0].image)
@@ -178,11 +202,24 @@ def test_predict_says_what_it_thinks_of_each_mask(segmenter, films, tmp_path):
 
 @pytest.mark.parametrize("header, why", [({}, "carry none"), ({"quality": {"why_not": "3 films"}}, "3 films")])
 def test_weights_without_an_estimate_leave_the_column_empty_and_say_why(header, why, films, tmp_path, capsys):
-    save_weights(tmp_path / "w.safetensors", UNet(width=2, depth=1, prior=0.9), {"size": 32, "sources": ["a"], **header})
+    save_weights(
+        tmp_path / "w.safetensors", UNet(width=2, depth=1, prior=0.9), {"size": 32, "sources": ["a"], **header}
+    )
     (tmp_path / "films").mkdir()
     write_image(tmp_path / "films" / "good.png", films[0].image)
-    command = ["predict", str(tmp_path / "films"), "--out", str(tmp_path / "out"), "--weights", str(tmp_path / "w.safetensors"), "--raw", "--force"]
-    assert main(command) == 0 and f"no estimate of quality: {why}" in capsys.readouterr().out.replace("these weights ", "")
+    command = [
+        "predict",
+        str(tmp_path / "films"),
+        "--out",
+        str(tmp_path / "out"),
+        "--weights",
+        str(tmp_path / "w.safetensors"),
+        "--raw",
+        "--force",
+    ]
+    assert main(command) == 0 and f"no estimate of quality: {why}" in capsys.readouterr().out.replace(
+        "these weights ", ""
+    )
     row = pd.read_csv(tmp_path / "out" / "predictions.csv").iloc[0]
     assert row[["quality", "flag", "reasons"]].isna().all() and row["lung_px"] > 0
     assert row["notes"].endswith(why_no_estimate(header.get("quality")))
@@ -194,12 +231,20 @@ def test_shipped_weights_carry_the_estimate_that_was_measured():
 
 # --- the fit and its measures ----------------------------------------------------------------------------------------
 
+
 def made_up(n=400):
     """Dice that falls with one feature and nothing else."""
     rng = np.random.default_rng(0)
     table = pd.DataFrame({name: rng.normal(size=n) for name in REASONS})
     dice = 1 / (1 + np.exp(-(2 - 0.8 * table["shape"])))
-    return table.assign(name=[f"{k // 4}" for k in range(n)], source="a", damage=["none", "blur"] * (n // 2), strength=0, dice=dice, found=True)
+    return table.assign(
+        name=[f"{k // 4}" for k in range(n)],
+        source="a",
+        damage=["none", "blur"] * (n // 2),
+        strength=0,
+        dice=dice,
+        found=True,
+    )
 
 
 def test_fit_finds_the_feature_that_matters_and_none_that_raises_the_estimate():
@@ -251,8 +296,18 @@ class Blurring:
 
 def test_estimate_fitted_to_a_network_tells_its_better_masks_from_worse(films):
     """On lungs that are given, drawn in a gray that tells how well the network will find them."""
-    given = [Item(f"{film.name} {gray}", "a", "none", 0, resize_mask(film.mask, 64) * np.uint8(gray), resize_mask(film.mask, 64))
-             for film in films for gray in (255, 230, 200, 160, 110, 60)]
+    given = [
+        Item(
+            f"{film.name} {gray}",
+            "a",
+            "none",
+            0,
+            resize_mask(film.mask, 64) * np.uint8(gray),
+            resize_mask(film.mask, 64),
+        )
+        for film in films
+        for gray in (255, 230, 200, 160, 110, 60)
+    ]
     fit = fit_quality(given, Blurring())
     assert fit["films"] == 18 and fit["masks"] == 18 * 4 + 20 and fit["spearman"] > 0.5
     assert fit == fit_quality(given, Blurring())  # the same each time
@@ -272,7 +327,10 @@ def test_too_few_films_or_masks_give_no_estimate_and_the_reason(films):
 
 def test_estimate_that_is_no_better_than_one_number_is_none(films, monkeypatch):
     monkeypatch.setattr(quality_fit, "out_of_fold", lambda table: table.assign(estimate=1 - table["dice"]))
-    few = [Item(str(n), "a", "none", 0, resize_mask(films[0].mask, 64) * np.uint8(200), resize_mask(films[0].mask, 64)) for n in range(8)]
+    few = [
+        Item(str(n), "a", "none", 0, resize_mask(films[0].mask, 64) * np.uint8(200), resize_mask(films[0].mask, 64))
+        for n in range(8)
+    ]
     assert "no better than one number" in fit_quality(few, Blurring())["why_not"]
 
 
@@ -283,7 +341,9 @@ def test_second_view_of_what_moves_with_the_film_is_the_same(films):
         size, threshold, blind = 256, 0.5, False
 
         def probabilities(self, images, heads=None):
-            return np.stack([films[0].mask.astype(np.float32) if self.blind else image / np.float32(255) for image in images])
+            return np.stack(
+                [films[0].mask.astype(np.float32) if self.blind else image / np.float32(255) for image in images]
+            )
 
     network, probs = Fixed(), films[0].mask[None].astype(np.float32)
     assert np.exp(bench.differences(network, [255 * films[0].mask], probs, [""])[0]["change"]) < 0.02
@@ -292,7 +352,9 @@ def test_second_view_of_what_moves_with_the_film_is_the_same(films):
 
 
 def test_measures_of_made_up_rows():
-    table = pd.DataFrame({"dice": [0.95, 0.97, 0.5, 0.89], "estimate": [0.94, 0.96, 0.4, 0.95], "flag": ["ok", "ok", "reject", "ok"]})
+    table = pd.DataFrame(
+        {"dice": [0.95, 0.97, 0.5, 0.89], "estimate": [0.94, 0.96, 0.4, 0.95], "flag": ["ok", "ok", "reject", "ok"]}
+    )
     found = bench.measured(table)
     assert found["n"] == 4 and found["poor"] == 2 and found["auc"] == 0.75
     assert found["poor_flagged"] == 0.5 and found["good_flagged"] == 0 and found["useless_rejected"] == 1
@@ -310,7 +372,16 @@ def test_drawn_pictures_are_pictures_and_the_same_each_time(kind):
 def test_collected_table_is_kept(segmenter, films, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "RUNS", tmp_path)
     items = [Item(film.name, "montgomery", "none", 0, film.image, film.mask) for film in films[:2]]
-    items.append(Item("noise", "none", "noise", 0, resize_image(draw("noise", np.random.default_rng(0)), 64), np.zeros((64, 64), np.uint8)))
+    items.append(
+        Item(
+            "noise",
+            "none",
+            "noise",
+            0,
+            resize_image(draw("noise", np.random.default_rng(0)), 64),
+            np.zeros((64, 64), np.uint8),
+        )
+    )
     table = bench.collect("few", items, segmenter)
     assert (table["dice"][:2] > 0.9).all() and table["dice"][2] == 0
     monkeypatch.setattr(segmenter, "probabilities", None)

@@ -73,7 +73,7 @@ def wrong(text: str) -> list[str]:
             bad.append(row.text)
         found |= set(places)
     prose = re.sub(r"```.*?```|\]\([^)]*\)|`[^`]*`", lambda code: " " * len(code[0]), text)
-    return bad + [text[max(0, m.start() - 30):m.end() + 10] for m in NUMBER.finditer(prose) if m.start() not in found]
+    return bad + [text[max(0, m.start() - 30) : m.end() + 10] for m in NUMBER.finditer(prose) if m.start() not in found]
 
 
 def test_each_number_is_measured_or_says_what_else_it_is():
@@ -115,12 +115,15 @@ def test_pictures_are_those_that_code_draws():
 def test_links_lead_somewhere():
     files, sections = re.findall(r"\]\((?!http)([^)#]+)\)", README), re.findall(r"\]\(#([^)]+)\)", README)
     assert not [name for name in files if not (CLONE / name).exists()]
-    headings = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", README, re.M)}
+    headings = {
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", README, re.M)
+    }
     assert files and set(sections) <= headings
 
 
 def test_commands_exist():
     from kaggle_utils.cli import build_parser
+
     commands = set(re.findall(r"python -m kaggle_utils ([a-z][\w-]*)", README))
     known = next(action for action in build_parser()._actions if action.choices).choices
     assert len(commands) > 8 and commands <= set(known)

@@ -6,11 +6,12 @@ import pytest
 from matplotlib import pyplot as plt
 
 from benchmarks import robustness
-from kaggle_utils.quality.damages import DAMAGES, STRENGTHS, damaged
-from kaggle_utils.plots import figures as plot, robustness as plot_robustness
 from kaggle_utils.data import read_manifest
 from kaggle_utils.infer import LungSegmenter
 from kaggle_utils.model import UNet, save_weights
+from kaggle_utils.plots import figures as plot
+from kaggle_utils.plots import robustness as plot_robustness
+from kaggle_utils.quality.damages import DAMAGES, STRENGTHS, damaged
 from kaggle_utils.synthetic.model import AppearanceModel
 
 MOVING = ("rotation", "crop")
@@ -107,15 +108,31 @@ def test_table_has_a_row_a_network_set_and_setting(prepared, tmp_path):
 
 
 def test_header_says_how_a_network_was_trained(tmp_path):
-    save_weights(tmp_path / "w.safetensors", UNet(width=2, depth=2), {"size": 32, "sources": ["montgomery"], "config": {"augment": "none"}})
-    assert robustness.training(LungSegmenter(tmp_path / "w.safetensors")) == "python -m kaggle_utils train --augment none"
+    save_weights(
+        tmp_path / "w.safetensors",
+        UNet(width=2, depth=2),
+        {"size": 32, "sources": ["montgomery"], "config": {"augment": "none"}},
+    )
+    assert (
+        robustness.training(LungSegmenter(tmp_path / "w.safetensors")) == "python -m kaggle_utils train --augment none"
+    )
 
 
 def made_up(path):
-    rows = [{"network": network, "source": source, "damage": kind, "strength": strength, "n": n, "dice": dice - 0.1 * strength,
-             "value": DAMAGES[kind].values[strength - 1] if strength else None}
-            for network, dice in (("shipped", 0.98), ("plain", 0.9)) for source, n in (("a", 10), ("b", 30))
-            for kind, strength in robustness.SETTINGS]
+    rows = [
+        {
+            "network": network,
+            "source": source,
+            "damage": kind,
+            "strength": strength,
+            "n": n,
+            "dice": dice - 0.1 * strength,
+            "value": DAMAGES[kind].values[strength - 1] if strength else None,
+        }
+        for network, dice in (("shipped", 0.98), ("plain", 0.9))
+        for source, n in (("a", 10), ("b", 30))
+        for kind, strength in robustness.SETTINGS
+    ]
     pd.DataFrame(rows).to_csv(path, index=False)
     return path
 
@@ -124,14 +141,19 @@ def test_figure_has_a_panel_a_damage_and_a_curve_a_network(tmp_path):
     figure = plot.FIGURES["robustness.png"](tmp_path / "r.png", table=made_up(tmp_path / "r.csv"))
     assert [ax.get_title() for ax in figure.axes] == list(DAMAGES) == list(plot_robustness.UNITS)
     for ax in figure.axes:
-        np.testing.assert_allclose([line.get_ydata() for line in ax.lines], [[0.98 - 0.1 * s for s in range(6)], [0.9 - 0.1 * s for s in range(6)]])
+        np.testing.assert_allclose(
+            [line.get_ydata() for line in ax.lines],
+            [[0.98 - 0.1 * s for s in range(6)], [0.9 - 0.1 * s for s in range(6)]],
+        )
         assert ax.get_xticklabels()[0].get_text() == "none"
     assert figure.axes[5].get_xticklabels()[5].get_text() == "45"
     assert (tmp_path / "r.png").stat().st_size > 1000
 
 
 def test_films_of_all_sets_count_alike(tmp_path):
-    table = pd.DataFrame({"network": "shipped", "damage": "none", "strength": 0, "value": None, "n": [1, 3], "dice": [0.5, 0.9]})
+    table = pd.DataFrame(
+        {"network": "shipped", "damage": "none", "strength": 0, "value": None, "n": [1, 3], "dice": [0.5, 0.9]}
+    )
     assert plot_robustness.pooled(table)["dice"].tolist() == pytest.approx([0.8])
 
 

@@ -20,13 +20,14 @@ import pytest
 boto3 = pytest.importorskip("boto3")
 pytest.importorskip("moto.server")
 
-import kaggle_utils  # noqa: E402
-from kaggle_utils.scale import s3, s3_client, s3_zip  # noqa: E402
-from kaggle_utils.cli import main  # noqa: E402
-from kaggle_utils.files import LOCK, locked  # noqa: E402
 from phantoms import phantom, write_raw  # noqa: E402
 from s3_server import Fault, client, proxy, server  # noqa: E402, F401
 from three_at_once import at_once  # noqa: E402
+
+import kaggle_utils  # noqa: E402
+from kaggle_utils.cli import main  # noqa: E402
+from kaggle_utils.files import LOCK, locked  # noqa: E402
+from kaggle_utils.scale import s3, s3_client, s3_zip  # noqa: E402
 
 MB = 1 << 20
 
@@ -37,7 +38,9 @@ def contents(client, prefix: str = "") -> dict[str, bytes]:
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
 
 
 def noise(size: int, seed: int = 0) -> bytes:
@@ -47,7 +50,13 @@ def noise(size: int, seed: int = 0) -> bytes:
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """Small files, an empty one, odd names, and one of 2 parts and a bit."""
-    files = {"a.png": noise(1000), "ward 1/b+c.png": noise(2000, 1), "ward 1/ünïcode &?#%.txt": b"x", "empty": b"", "large.bin": noise(17 * MB, 2)}
+    files = {
+        "a.png": noise(1000),
+        "ward 1/b+c.png": noise(2000, 1),
+        "ward 1/ünïcode &?#%.txt": b"x",
+        "empty": b"",
+        "large.bin": noise(17 * MB, 2),
+    }
     for name, data in files.items():
         (tmp_path / "films" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "films" / name).write_bytes(data)
@@ -61,17 +70,26 @@ def unfinished(client) -> list:
 def start(*arguments) -> subprocess.Popen:
     """The command line in a process of its own, to be killed."""
     environment = {**os.environ, "PYTHONPATH": str(Path(kaggle_utils.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-m", "kaggle_utils", "s3", *map(str, arguments)], env=environment,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "kaggle_utils", "s3", *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 # --- there and back --------------------------------------------------------------------------------------------------
+
 
 def test_a_folder_goes_up_and_comes_back_byte_for_byte(folder, client, tmp_path):
     there, back = s3.upload(folder, "s3://bkt/set"), s3.download("s3://bkt/set/", tmp_path / "back")
     assert files_below(tmp_path / "back") == files_below(folder)
     assert contents(client) == {f"set/{name}": data for name, data in files_below(folder).items()}
-    assert (there.files, there.skipped) == (back.files, back.skipped) == (5, 0) and there.bytes == back.bytes == 17 * MB + 3001
+    assert (there.files, there.skipped) == (back.files, back.skipped) == (
+        5,
+        0,
+    ) and there.bytes == back.bytes == 17 * MB + 3001
 
 
 def test_the_second_run_moves_nothing(folder, proxy, tmp_path):
@@ -97,6 +115,7 @@ def test_what_changed_is_moved_even_where_size_and_time_are_the_same(folder, cli
 
 def test_objects_of_other_programs_are_told_by_their_etag(client, proxy, tmp_path):
     from boto3.s3.transfer import TransferConfig
+
     parts = TransferConfig(multipart_threshold=5 * MB, multipart_chunksize=6 * MB)
     client.upload_fileobj(io.BytesIO(noise(13 * MB)), "bkt", "set/parts", Config=parts)
     client.put_object(Bucket="bkt", Key="set/whole", Body=b"one piece")
@@ -134,8 +153,13 @@ def test_a_key_that_leads_out_of_the_folder_is_refused_before_anything_is_fetche
 
 # --- faults ----------------------------------------------------------------------------------------------------------
 
-FAULTS = {"500": dict(kind="status"), "503": dict(kind="status", status=503, code="SlowDown"), "reset": dict(kind="reset"),
-          "truncated": dict(kind="truncate"), "slow": dict(kind="slow", seconds=3)}
+FAULTS = {
+    "500": dict(kind="status"),
+    "503": dict(kind="status", status=503, code="SlowDown"),
+    "reset": dict(kind="reset"),
+    "truncated": dict(kind="truncate"),
+    "slow": dict(kind="slow", seconds=3),
+}
 
 
 @pytest.fixture
@@ -147,7 +171,9 @@ def impatient(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_breaks_in_each_kind_of_request_is_tried_again(fault, folder, proxy, client, tmp_path, impatient, monkeypatch):
+def test_what_breaks_in_each_kind_of_request_is_tried_again(
+    fault, folder, proxy, client, tmp_path, impatient, monkeypatch
+):
     monkeypatch.setattr(s3_client, "READ_S", 1.5 if fault == "slow" else 30)
     with zipfile.ZipFile(folder / "set.zip", "w") as archive:
         archive.writestr("one", noise(9 * MB))
@@ -156,14 +182,18 @@ def test_what_breaks_in_each_kind_of_request_is_tried_again(fault, folder, proxy
             proxy.faults.append(Fault(method=method, times=1 + (fault != "slow"), **FAULTS[fault]))
     s3.upload(folder, "s3://bkt/set")
     for method, path in (("GET", "/bkt/set/"), ("HEAD", "")):
-        proxy.faults.append(Fault(method=method, path=path, times=(method, fault) != ("HEAD", "truncated"), **FAULTS[fault]))
+        proxy.faults.append(
+            Fault(method=method, path=path, times=(method, fault) != ("HEAD", "truncated"), **FAULTS[fault])
+        )
     s3.download("s3://bkt/set", tmp_path / "back")
     proxy.faults += [Fault(method=method, path="/bkt/", times=1, **FAULTS[fault]) for method in ("GET", "PUT")]
     s3.unzip("s3://bkt/set/set.zip", "s3://bkt/out")
     assert not any(f.times for f in proxy.faults if f.method != "HEAD")
     assert files_below(tmp_path / "back") == files_below(folder)
     assert contents(client, "out/") == {"out/one": noise(9 * MB)}
-    s3.upload(folder, "s3://bkt/set")  # where an answer was lost the server began an upload twice: the next run drops the first
+    s3.upload(
+        folder, "s3://bkt/set"
+    )  # where an answer was lost the server began an upload twice: the next run drops the first
     assert not unfinished(client)
 
 
@@ -203,7 +233,9 @@ def test_an_object_that_is_replaced_while_it_is_fetched_comes_as_the_new_one(cli
     assert get and (tmp_path / "film").read_bytes() == noise(size + 5, 1)
 
 
-def test_a_failed_upload_leaves_no_parts_behind_and_the_next_one_sends_what_is_missing(folder, proxy, client, impatient):
+def test_a_failed_upload_leaves_no_parts_behind_and_the_next_one_sends_what_is_missing(
+    folder, proxy, client, impatient
+):
     proxy.faults.append(Fault("status", "PUT", "partNumber=2", times=100))
     with pytest.raises(OSError, match="InternalError"):
         s3.upload(folder, "s3://bkt/set")
@@ -216,6 +248,7 @@ def test_a_failed_upload_leaves_no_parts_behind_and_the_next_one_sends_what_is_m
 
 
 # --- kill -9 ---------------------------------------------------------------------------------------------------------
+
 
 def kill_and_repeat(proxy, arguments, wait, *, within, look=lambda: None):
     """Kills the command once a request of a kind was answered while those of another kind hang, looks at what is there, gives the
@@ -253,7 +286,13 @@ def test_killed_download_goes_on_with_what_is_missing(folder, proxy, tmp_path):
         left = {name: data for name, data in files_below(back).items() if not name.endswith((".part", LOCK))}
         assert left and "large.bin" not in left and left.items() <= whole.items()
 
-    kill_and_repeat(proxy, ["download", "s3://bkt/set", back], ("GET", r"/bkt/set/a\.png"), within=("GET", "large"), look=nothing_half_written)
+    kill_and_repeat(
+        proxy,
+        ["download", "s3://bkt/set", back],
+        ("GET", r"/bkt/set/a\.png"),
+        within=("GET", "large"),
+        look=nothing_half_written,
+    )
     assert files_below(back) == whole
     assert not proxy.asked("GET", r"/bkt/set/a\.png") and proxy.asked("GET", "large")
 
@@ -262,12 +301,15 @@ def test_killed_download_goes_on_with_what_is_missing(folder, proxy, tmp_path):
 def test_killed_unzip_goes_on_with_what_is_missing(proxy, client):
     members = {"a/small": noise(1000), "b/large": noise(18 * MB, 1), "c/small": noise(2000, 2)}
     client.put_object(Bucket="bkt", Key="set.zip", Body=packed(members))
-    kill_and_repeat(proxy, ["unzip", "s3://bkt/set.zip", "s3://bkt/out"], ("PUT", "out/a/small"), within=("PUT", "partNumber=2"))
+    kill_and_repeat(
+        proxy, ["unzip", "s3://bkt/set.zip", "s3://bkt/out"], ("PUT", "out/a/small"), within=("PUT", "partNumber=2")
+    )
     assert contents(client, "out/") == {f"out/{name}": data for name, data in members.items()}
     assert not proxy.asked("PUT", "out/a/small") and not unfinished(client)
 
 
 # --- archives --------------------------------------------------------------------------------------------------------
+
 
 def packed(members: dict, compression=zipfile.ZIP_DEFLATED) -> bytes:
     """An archive; names may be ZipInfo."""
@@ -283,7 +325,11 @@ def put_archive(client, data: bytes) -> str:
     return "s3://bkt/in/set.zip"
 
 
-@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA], ids=zipfile.compressor_names.get)
+@pytest.mark.parametrize(
+    "compression",
+    [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA],
+    ids=zipfile.compressor_names.get,
+)
 def test_an_archive_is_unpacked_byte_for_byte_and_once(compression, client, proxy):
     members = {"films/a.png": noise(500), "films/sub/b c.png": b"x" * 3 * MB, "films/": b"", "empty": b"", "ünï": b"1"}
     members["large"] = noise(9 * MB if compression <= zipfile.ZIP_DEFLATED else MB)  # the others are slow
@@ -333,7 +379,9 @@ def link(name: str) -> zipfile.ZipInfo:
     return info
 
 
-@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd", "\\\\host\\x", "C:/x", "c:x", "a\\..\\..\\x", ".."])
+@pytest.mark.parametrize(
+    "name", ["../x", "a/../../x", "/etc/passwd", "\\\\host\\x", "C:/x", "c:x", "a\\..\\..\\x", ".."]
+)
 def test_zip_slip_is_refused_whole(name, client):
     with pytest.raises(ValueError, match="leads out of the target; nothing was unpacked"):
         s3.unzip(put_archive(client, packed({"good": b"", name: b"evil"})), "s3://bkt/out")
@@ -362,15 +410,21 @@ def explosive() -> bytes:
     """Whose directory says that a kilobyte becomes 2 GB, as deflate can make it."""
     data = bytearray(packed({"a": bytes(1_000_000)}))
     at = data.index(b"PK\1\2") + 24
-    data[at:at + 4] = (2_000_000_000).to_bytes(4, "little")
+    data[at : at + 4] = (2_000_000_000).to_bytes(4, "little")
     return bytes(data)
 
 
-HOSTILE = {"explosive": (explosive, "2 GB in an archive of 0.0 MB, as in one made to explode"),
-           "link": (lambda: packed({link("a"): b"/etc/passwd"}), "symbolic link"), "encrypted": (encrypted, "encrypted"),
-           "truncated": (lambda: packed({"a": noise(50_000)})[:30_000], "not a zip file"), "no archive": (lambda: noise(5000), "not a zip file"),
-           "empty file": (lambda: b"", "not a zip file"), "overlapping": (overlapping, "overlap"),
-           "twice": (lambda: packed({"x/a": b"1", "x//a": b"2"}), "twice"), "itself": (lambda: packed({"set.zip": b""}), "own place")}
+HOSTILE = {
+    "explosive": (explosive, "2 GB in an archive of 0.0 MB, as in one made to explode"),
+    "link": (lambda: packed({link("a"): b"/etc/passwd"}), "symbolic link"),
+    "encrypted": (encrypted, "encrypted"),
+    "truncated": (lambda: packed({"a": noise(50_000)})[:30_000], "not a zip file"),
+    "no archive": (lambda: noise(5000), "not a zip file"),
+    "empty file": (lambda: b"", "not a zip file"),
+    "overlapping": (overlapping, "overlap"),
+    "twice": (lambda: packed({"x/a": b"1", "x//a": b"2"}), "twice"),
+    "itself": (lambda: packed({"set.zip": b""}), "own place"),
+}
 
 
 @pytest.mark.parametrize("case", HOSTILE)
@@ -379,7 +433,7 @@ def test_hostile_archive_is_one_line_and_nothing_is_unpacked(case, client, capfd
     archive = put_archive(client, make())
     before = contents(client)
     assert main(["s3", "unzip", archive, "s3://bkt/in"]) == 1
-    line, = capfd.readouterr().err.splitlines()
+    (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith(f"kaggle_utils s3: {archive}: ") and reason in line
     assert contents(client) == before
 
@@ -405,11 +459,12 @@ def test_a_damaged_member_never_appears(size, client):
 
 # --- errors ----------------------------------------------------------------------------------------------------------
 
+
 def one_line(capfd, *arguments, status: int = 1) -> str:
     """What the command says on stderr, a single line, and it ends within seconds."""
     begun = time.monotonic()
     assert main(["s3", *map(str, arguments)]) == status
-    line, = capfd.readouterr().err.splitlines()
+    (line,) = capfd.readouterr().err.splitlines()
     assert time.monotonic() - begun < 25
     return line.removeprefix("kaggle_utils s3: ")
 
@@ -418,7 +473,9 @@ def test_no_credentials(proxy, monkeypatch, folder, capfd):
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it keeps those of other tests
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    assert re.match("s3://bkt/x: no credentials: set AWS_ACCESS_KEY_ID", one_line(capfd, "upload", folder, "s3://bkt/x"))
+    assert re.match(
+        "s3://bkt/x: no credentials: set AWS_ACCESS_KEY_ID", one_line(capfd, "upload", folder, "s3://bkt/x")
+    )
 
 
 def test_no_such_bucket(proxy, folder, tmp_path, capfd):
@@ -427,13 +484,21 @@ def test_no_such_bucket(proxy, folder, tmp_path, capfd):
 
 
 def test_no_such_object(proxy, tmp_path, capfd):
-    assert one_line(capfd, "download", "s3://bkt/x", tmp_path / "back") == "s3://bkt/x: no such object, and none below it"
+    assert (
+        one_line(capfd, "download", "s3://bkt/x", tmp_path / "back") == "s3://bkt/x: no such object, and none below it"
+    )
     assert one_line(capfd, "unzip", "s3://bkt/x.zip", "s3://bkt/y") == "s3://bkt/x.zip: no such object"
 
 
-@pytest.mark.parametrize("status, code, said", [(403, "AccessDenied", "permission denied"), (403, "InvalidAccessKeyId", "credentials were refused"),
-                                                (400, "ExpiredToken", "credentials were refused"),
-                                                (403, "RequestTimeTooSkewed", "set this machine's clock")])
+@pytest.mark.parametrize(
+    "status, code, said",
+    [
+        (403, "AccessDenied", "permission denied"),
+        (403, "InvalidAccessKeyId", "credentials were refused"),
+        (400, "ExpiredToken", "credentials were refused"),
+        (403, "RequestTimeTooSkewed", "set this machine's clock"),
+    ],
+)
 def test_refusals_of_the_server(status, code, said, proxy, folder, capfd):
     proxy.faults.append(Fault("status", path="/bkt", status=status, code=code, times=100))
     assert said in one_line(capfd, "upload", folder, "s3://bkt/x")
@@ -441,7 +506,9 @@ def test_refusals_of_the_server(status, code, said, proxy, folder, capfd):
 
 def test_permission_to_write_denied(proxy, folder, capfd, client):
     proxy.faults.append(Fault("status", "PUT|POST", status=403, code="AccessDenied", times=100))
-    assert "s3://bkt/x: permission denied, these credentials may not call " in one_line(capfd, "upload", folder, "s3://bkt/x")
+    assert "s3://bkt/x: permission denied, these credentials may not call " in one_line(
+        capfd, "upload", folder, "s3://bkt/x"
+    )
 
 
 def test_who_may_not_list_uploads_may_upload(proxy, folder):
@@ -490,18 +557,28 @@ def test_a_link_that_lies_where_a_file_is_fetched_to_is_not_followed(client, tmp
 @pytest.mark.slow
 def test_disk_full_is_one_line_and_leaves_no_part(folder, proxy, tmp_path):
     s3.upload(folder, "s3://bkt/set")
-    limited = f"import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, " \
-              f"({4 * MB}, {4 * MB})); from kaggle_utils.cli import main; sys.exit(main(['s3', 'download', 's3://bkt/set', {str(tmp_path / 'back')!r}]))"
+    limited = (
+        f"import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, "
+        f"({4 * MB}, {4 * MB})); from kaggle_utils.cli import main; sys.exit(main(['s3', 'download', 's3://bkt/set', {str(tmp_path / 'back')!r}]))"
+    )
     environment = {**os.environ, "PYTHONPATH": str(Path(kaggle_utils.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", limited], env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 1 and "File too large" in done.stderr and "large.bin" in done.stderr and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 1
+        and "File too large" in done.stderr
+        and "large.bin" in done.stderr
+        and done.stderr.count("\n") == 1
+    )
     assert not [name for name in files_below(tmp_path / "back") if "large" in name]
 
 
 def test_no_space_is_said_with_the_file(proxy, folder, tmp_path, monkeypatch, capfd):
     s3.upload(folder / "a.png", "s3://bkt/set")
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(ENOSPC, "No space left on device")))
-    assert one_line(capfd, "download", "s3://bkt/set", tmp_path / "back") == f"{tmp_path / 'back' / 'a.png'}: No space left on device: make room there; the same command goes on"
+    assert (
+        one_line(capfd, "download", "s3://bkt/set", tmp_path / "back")
+        == f"{tmp_path / 'back' / 'a.png'}: No space left on device: make room there; the same command goes on"
+    )
     assert not files_below(tmp_path / "back")
 
 
@@ -513,8 +590,14 @@ def test_a_disk_too_small_is_said_before_anything_is_fetched(proxy, folder, tmp_
     assert not proxy.asked("GET", "/bkt/set/")
 
 
-@pytest.mark.parametrize("arguments, said", [(["upload", "nowhere", "s3://bkt/x"], "nowhere: no such folder"), (["download", "b/x", "y"], "b/x: not an address in S3"),
-                                             (["unzip", "s3:///x.zip", "s3://bkt"], "s3:///x.zip: not an address")])
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["upload", "nowhere", "s3://bkt/x"], "nowhere: no such folder"),
+        (["download", "b/x", "y"], "b/x: not an address in S3"),
+        (["unzip", "s3:///x.zip", "s3://bkt"], "s3:///x.zip: not an address"),
+    ],
+)
 def test_wrong_paths(arguments, said, proxy, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     assert one_line(capfd, *arguments).startswith(said)
@@ -533,6 +616,7 @@ def test_boto3_is_not_imported_without_an_address():
 
 # --- prep and predict ------------------------------------------------------------------------------------------------
 
+
 def test_what_is_fetched_mirrors_the_prefix_and_is_not_fetched_twice(client, proxy, tmp_path):
     for key in ("set/a", "set/sub/b", "other"):
         client.put_object(Bucket="bkt", Key=key, Body=key.encode())
@@ -547,7 +631,9 @@ def test_what_is_fetched_mirrors_the_prefix_and_is_not_fetched_twice(client, pro
 def test_prep_and_predict_take_addresses(client, tmp_path, monkeypatch, capsys):
     import pandas as pd
     import torch
+
     from kaggle_utils.model import UNet, save_weights
+
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(19)  # by chance a network that finds lungs
     save_weights(tmp_path / "w.safetensors", UNet(width=2, depth=2), {"size": 32, "sources": ["montgomery"]})
@@ -556,13 +642,35 @@ def test_prep_and_predict_take_addresses(client, tmp_path, monkeypatch, capsys):
         assert main(["s3", "upload", source, address]) == 0
     assert main(["prep", "--input", "s3://bkt/raw", "--size", "32", "--out", "prepared"]) == 0
     assert (tmp_path / "prepared" / "manifest.csv").exists()
-    assert main(["predict", "s3://bkt/raw", "--force", "--weights", "s3://bkt/models/w.safetensors", "--out", "s3://bkt/lungs", "--device", "cpu",
-                 "--format", "png", "coco"]) == 0
+    assert (
+        main(
+            [
+                "predict",
+                "s3://bkt/raw",
+                "--force",
+                "--weights",
+                "s3://bkt/models/w.safetensors",
+                "--out",
+                "s3://bkt/lungs",
+                "--device",
+                "cpu",
+                "--format",
+                "png",
+                "coco",
+            ]
+        )
+        == 0
+    )
     assert "1 masks in s3://bkt/lungs" in capsys.readouterr().out
     written = contents(client, "lungs/")
-    assert {"lungs/masks/MCUCXR_0001_0.png", "lungs/overlays/MCUCXR_0001_0.png", "lungs/measurements.csv"} < set(written)
+    assert {"lungs/masks/MCUCXR_0001_0.png", "lungs/overlays/MCUCXR_0001_0.png", "lungs/measurements.csv"} < set(
+        written
+    )
     row = pd.read_csv(io.BytesIO(written["lungs/predictions.csv"])).iloc[0]
-    assert row["path"] == "s3://bkt/raw/CXR_png/MCUCXR_0001_0.png" and row["mask"] == "s3://bkt/lungs/masks/MCUCXR_0001_0.png"
+    assert (
+        row["path"] == "s3://bkt/raw/CXR_png/MCUCXR_0001_0.png"
+        and row["mask"] == "s3://bkt/lungs/masks/MCUCXR_0001_0.png"
+    )
     lungs = pd.read_parquet(io.BytesIO(written["lungs/coco.parquet"]))
     assert set(lungs["path"]) == {row["path"]} and list(lungs["id"]) == list(range(1, len(lungs) + 1))
 
@@ -572,7 +680,9 @@ def test_prep_and_predict_take_addresses(client, tmp_path, monkeypatch, capsys):
 def test_results_below_the_films_in_s3_are_no_films(client, tmp_path, out):
     import pandas as pd
     import torch
+
     from kaggle_utils.model import UNet, save_weights
+
     torch.manual_seed(19)  # by chance a network that finds lungs
     save_weights(tmp_path / "w.safetensors", UNet(width=2, depth=2), {"size": 32, "sources": ["montgomery"]})
     film = write_raw(tmp_path / "film.png", phantom().image).read_bytes()
@@ -581,7 +691,22 @@ def test_results_below_the_films_in_s3_are_no_films(client, tmp_path, out):
         client.put_object(Bucket="bkt", Key=key, Body=film)
     client.put_object(Bucket="bkt", Key="raw/other run/predictions.csv", Body=b"name\n")
     for _ in range(2):
-        assert main(["predict", "s3://bkt/raw", "--force", "--weights", str(tmp_path / "w.safetensors"), "--out", out, "--device", "cpu"]) == 0
+        assert (
+            main(
+                [
+                    "predict",
+                    "s3://bkt/raw",
+                    "--force",
+                    "--weights",
+                    str(tmp_path / "w.safetensors"),
+                    "--out",
+                    out,
+                    "--device",
+                    "cpu",
+                ]
+            )
+            == 0
+        )
         written = client.get_object(Bucket="bkt", Key=f"{prefix}/predictions.csv")["Body"]
         assert pd.read_csv(written)["path"].tolist() == ["s3://bkt/raw/film.png"]
     with pytest.raises(FileNotFoundError, match="nothing there but what this package wrote"):
@@ -590,43 +715,98 @@ def test_results_below_the_films_in_s3_are_no_films(client, tmp_path, out):
 
 def test_screen_takes_addresses(client, tmp_path, monkeypatch, capsys):
     import pandas as pd
+
     from kaggle_utils.infer import DEFAULT_WEIGHTS
     from kaggle_utils.synthetic.model import AppearanceModel
     from kaggle_utils.tb.screening import TB_WEIGHTS
+
     monkeypatch.chdir(tmp_path)
     write_raw(tmp_path / "raw" / "film.png", AppearanceModel.load().sample(1, 0, size=256, acquire=False)[0].image)
-    for source, address in (("raw", "s3://bkt/raw"), (TB_WEIGHTS, "s3://bkt/models"), (DEFAULT_WEIGHTS, "s3://bkt/models")):
+    for source, address in (
+        ("raw", "s3://bkt/raw"),
+        (TB_WEIGHTS, "s3://bkt/models"),
+        (DEFAULT_WEIGHTS, "s3://bkt/models"),
+    ):
         assert main(["s3", "upload", str(source), address]) == 0
-    assert main(["screen", "s3://bkt/raw", "--out", "s3://bkt/tb", "--device", "cpu", "--weights", f"s3://bkt/models/{TB_WEIGHTS.name}",
-                 "--segmenter", f"s3://bkt/models/{DEFAULT_WEIGHTS.name}"]) == 0
+    assert (
+        main(
+            [
+                "screen",
+                "s3://bkt/raw",
+                "--out",
+                "s3://bkt/tb",
+                "--device",
+                "cpu",
+                "--weights",
+                f"s3://bkt/models/{TB_WEIGHTS.name}",
+                "--segmenter",
+                f"s3://bkt/models/{DEFAULT_WEIGHTS.name}",
+            ]
+        )
+        == 0
+    )
     assert "s3://bkt/tb/screening.csv" in capsys.readouterr().out
     written = contents(client, "tb/")
     row = pd.read_csv(io.BytesIO(written["tb/screening.csv"])).iloc[0]
-    assert (row["path"], row["overlay"]) == ("s3://bkt/raw/film.png", "s3://bkt/tb/overlays/film.png") and row["overlay"].removeprefix("s3://bkt/") in written
+    assert (row["path"], row["overlay"]) == ("s3://bkt/raw/film.png", "s3://bkt/tb/overlays/film.png") and row[
+        "overlay"
+    ].removeprefix("s3://bkt/") in written
 
 
 def test_films_keep_their_addresses_in_tables_and_messages_of_a_folder(client, tmp_path, capsys):
     import pandas as pd
+
     from kaggle_utils.image import encode_image
     from kaggle_utils.synthetic.model import AppearanceModel
-    client.put_object(Bucket="bkt", Key="raw/film.png", Body=encode_image(AppearanceModel.load().sample(1, 0, size=256, acquire=False)[0].image, ".png"))
+
+    client.put_object(
+        Bucket="bkt",
+        Key="raw/film.png",
+        Body=encode_image(AppearanceModel.load().sample(1, 0, size=256, acquire=False)[0].image, ".png"),
+    )
     client.put_object(Bucket="bkt", Key="raw/bad.png", Body=b"no film")
-    assert main(["predict", "s3://bkt/raw", "--out", str(tmp_path / "out"), "--device", "cpu", "--format", "png", "coco"]) == 3
+    assert (
+        main(["predict", "s3://bkt/raw", "--out", str(tmp_path / "out"), "--device", "cpu", "--format", "png", "coco"])
+        == 3
+    )
     table = pd.read_csv(tmp_path / "out/predictions.csv", keep_default_na=False)
-    assert list(table["path"]) == ["s3://bkt/raw/bad.png", "s3://bkt/raw/film.png"] and table["mask"][1] == str(tmp_path / "out/masks/film.png")
+    assert list(table["path"]) == ["s3://bkt/raw/bad.png", "s3://bkt/raw/film.png"] and table["mask"][1] == str(
+        tmp_path / "out/masks/film.png"
+    )
     assert set(pd.read_parquet(tmp_path / "out/coco.parquet")["path"]) == {"s3://bkt/raw/film.png"}
     assert table["error"][0].startswith("s3://bkt/raw/bad.png: ") and table["error"][0] in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["prep --input raw --out s3://bkt/set", "train --data set --out s3://bkt/run", "shards --data s3://bkt/set --out shards",
-                                     "evaluate --data s3://bkt/set", "synth --out s3://bkt/raw", "screen films --out out --device s3://x"])
-def test_an_address_where_a_folder_is_needed_is_refused_before_a_folder_of_that_name_is_made(command, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "command",
+    [
+        "prep --input raw --out s3://bkt/set",
+        "train --data set --out s3://bkt/run",
+        "shards --data s3://bkt/set --out shards",
+        "evaluate --data s3://bkt/set",
+        "synth --out s3://bkt/raw",
+        "screen films --out out --device s3://x",
+    ],
+)
+def test_an_address_where_a_folder_is_needed_is_refused_before_a_folder_of_that_name_is_made(
+    command, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     assert main(command.split()) == 1
-    assert re.search("(out|data|device) is a folder or a file of this machine, not s3://", capsys.readouterr().err) and not any(tmp_path.iterdir())
+    assert re.search(
+        "(out|data|device) is a folder or a file of this machine, not s3://", capsys.readouterr().err
+    ) and not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("address, key", [("s3://bkt/a/set.zip", "a/set.zip"), ("s3://bkt/a", "a/set.zip"), ("s3://bkt/a/", "a/set.zip"), ("s3://bkt", "set.zip")])
+@pytest.mark.parametrize(
+    "address, key",
+    [
+        ("s3://bkt/a/set.zip", "a/set.zip"),
+        ("s3://bkt/a", "a/set.zip"),
+        ("s3://bkt/a/", "a/set.zip"),
+        ("s3://bkt", "set.zip"),
+    ],
+)
 def test_a_file_has_the_key_that_its_address_ends_in_or_its_own_name_below(address, key, client, tmp_path):
     (tmp_path / "set.zip").write_bytes(b"zip")
     s3.upload(tmp_path / "set.zip", address)
@@ -639,6 +819,7 @@ def test_a_glob_in_s3_is_told_to_be_none(client):
 
 
 # --- keys and names that no file can have, results that can't be sent ------------------------------------------------
+
 
 def test_objects_that_can_be_no_files_are_named_and_the_others_are_fetched(client, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -683,11 +864,16 @@ def test_an_archive_with_backslashes_that_leads_out_is_refused(client):
 def test_who_may_not_write_results_is_told_before_the_work(proxy, tmp_path, monkeypatch, impatient):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     proxy.faults.append(Fault("status", "PUT", "", times=100, status=403, code="AccessDenied"))
-    with pytest.raises(PermissionError, match="s3://bkt/lungs: permission denied.*PutObject"), s3.results("s3://bkt/lungs"):
+    with (
+        pytest.raises(PermissionError, match="s3://bkt/lungs: permission denied.*PutObject"),
+        s3.results("s3://bkt/lungs"),
+    ):
         pytest.fail("the work began")
 
 
-def test_results_that_could_not_be_sent_are_kept_and_named_and_the_same_command_goes_on(client, proxy, tmp_path, monkeypatch, impatient, caplog):
+def test_results_that_could_not_be_sent_are_kept_and_named_and_the_same_command_goes_on(
+    client, proxy, tmp_path, monkeypatch, impatient, caplog
+):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(OSError), s3.results("s3://bkt/lungs") as out:
         assert not contents(client)  # the trial's object is gone
@@ -706,13 +892,18 @@ def test_results_that_could_not_be_sent_are_kept_and_named_and_the_same_command_
 
 # --- several runs at once --------------------------------------------------------------------------------------------
 
+
 @pytest.mark.slow
 def test_three_downloads_at_once_into_one_folder_end_with_whole_files(folder, proxy, tmp_path):
     s3.upload(folder, "s3://bkt/set")
-    ends, = at_once(tmp_path, [["s3", "download", "s3://bkt/set", "back"]], ["kaggle_utils.scale.s3"])
+    (ends,) = at_once(tmp_path, [["s3", "download", "s3://bkt/set", "back"]], ["kaggle_utils.scale.s3"])
     assert files_below(tmp_path / "back") == files_below(folder)
     assert 0 in [status for status, _ in ends]
-    assert all(re.fullmatch("kaggle_utils s3: back is being written by another run( \\(process .*\\))?; .*\n", said) for status, said in ends if status), ends
+    assert all(
+        re.fullmatch("kaggle_utils s3: back is being written by another run( \\(process .*\\))?; .*\n", said)
+        for status, said in ends
+        if status
+    ), ends
 
 
 @pytest.mark.slow
@@ -729,7 +920,10 @@ def test_runs_that_need_the_same_copies_wait_for_each_other(folder, proxy, tmp_p
 
 
 def test_results_in_one_place_of_s3_have_one_writer(proxy):
-    with s3.results("s3://bkt/out") as out, pytest.raises(BlockingIOError, match="^s3://bkt/out is being written by another run"):
+    with (
+        s3.results("s3://bkt/out") as out,
+        pytest.raises(BlockingIOError, match="^s3://bkt/out is being written by another run"),
+    ):
         (out / "predictions.csv").write_text("name\n")
         with s3.results("s3://bkt/out"):
             pass

@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-
-from kaggle_utils.scale import s3
-from kaggle_utils.config import TrainConfig
-from kaggle_utils.data import LungDataset, read_manifest
-from kaggle_utils.scale.shards import ShardedFilms, is_sharded, read_shards, stream_loader, write_shards
-from kaggle_utils.trainer import make_trainer
 from phantoms import write_prepared
 from s3_server import Fault, client, proxy, server  # noqa: F401
+
+from kaggle_utils.config import TrainConfig
+from kaggle_utils.data import LungDataset, read_manifest
+from kaggle_utils.scale import s3
+from kaggle_utils.scale.shards import ShardedFilms, is_sharded, read_shards, stream_loader, write_shards
+from kaggle_utils.trainer import make_trainer
 
 pytest.importorskip("webdataset")
 
@@ -47,7 +47,9 @@ def names(batches):
 def test_each_film_is_there_once_in_shards_of_at_most_so_many(prepared, sharded):
     frame = read_shards(sharded)
     assert sorted(frame["name"]) == sorted(read_manifest(prepared)["name"]) and frame["shard"].value_counts().max() == 4
-    assert sorted(p.name for p in sharded.glob("*.tar")) == [f"train-{n:05d}.tar" for n in range(6)] + [f"val-{n:05d}.tar" for n in range(2)]
+    assert sorted(p.name for p in sharded.glob("*.tar")) == [f"train-{n:05d}.tar" for n in range(6)] + [
+        f"val-{n:05d}.tar" for n in range(2)
+    ]
     assert is_sharded(sharded) and not is_sharded(prepared) and is_sharded("s3://films/shards")
 
 
@@ -55,8 +57,11 @@ def test_each_film_is_there_once_in_shards_of_at_most_so_many(prepared, sharded)
 def test_films_and_masks_are_those_of_the_prepared_set(prepared, sharded, threads):
     films = LungDataset(read_manifest(prepared).query("split == 'train'"), 32)
     expected = {item["name"]: item for item in (films[n] for n in range(len(films)))}
-    found = [(name, batch["image"][n], batch["mask"][n], batch["source"][n])
-             for batch in ShardedFilms(train_rows(sharded), 32, batch=5, threads=threads) for n, name in enumerate(batch["name"])]
+    found = [
+        (name, batch["image"][n], batch["mask"][n], batch["source"][n])
+        for batch in ShardedFilms(train_rows(sharded), 32, batch=5, threads=threads)
+        for n, name in enumerate(batch["name"])
+    ]
     assert sorted(name for name, *_ in found) == sorted(expected)
     for name, image, mask, source in found:
         torch.testing.assert_close(image, expected[name]["image"], rtol=0, atol=0)
@@ -85,7 +90,9 @@ def test_epoch_and_seed_decide_order_and_augmentation(sharded, workers):
     first, again, second, other = epoch(0), epoch(0), epoch(1), epoch(0, seed=1)
     assert names(first) == names(again) != names(second) and names(first) != names(other)
     assert sorted(names(first)) == sorted(names(second)) == sorted(train_rows(sharded)["name"])
-    torch.testing.assert_close(torch.cat([b["image"] for b in first]), torch.cat([b["image"] for b in again]), rtol=0, atol=0)
+    torch.testing.assert_close(
+        torch.cat([b["image"] for b in first]), torch.cat([b["image"] for b in again]), rtol=0, atol=0
+    )
     where = {name: batch["image"][n] for batch in second for n, name in enumerate(batch["name"])}
     assert any((where[name] != batch["image"][n]).any() for batch in first for n, name in enumerate(batch["name"]))
 
@@ -123,14 +130,20 @@ def bomb(member, data):
 
 DAMAGES = {
     "cut": lambda path: path.write_bytes(path.read_bytes()[:3000]),
-    "cut between films": lambda path: rewrite(path, lambda member, data: (member, data) if member.name < "00000004" else None),
+    "cut between films": lambda path: rewrite(
+        path, lambda member, data: (member, data) if member.name < "00000004" else None
+    ),
     "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
     "junk": lambda path: path.write_bytes(random.Random(0).randbytes(20000)),
     "empty": lambda path: path.write_bytes(b""),
     "gzip": lambda path: path.write_bytes(gzip.compress(path.read_bytes())),
     "a bomb inside": lambda path: rewrite(path, bomb),
-    "names of others": lambda path: rewrite(path, lambda member, data: (member.replace(name=f"film{member.name}"), data)),
-    "masks gone": lambda path: rewrite(path, lambda member, data: None if member.name.endswith("pbm") else (member, data)),
+    "names of others": lambda path: rewrite(
+        path, lambda member, data: (member.replace(name=f"film{member.name}"), data)
+    ),
+    "masks gone": lambda path: rewrite(
+        path, lambda member, data: None if member.name.endswith("pbm") else (member, data)
+    ),
 }
 
 
@@ -146,17 +159,25 @@ def test_flipped_bits_of_a_shard_bring_no_traceback(copy):
     data = path.read_bytes()
     for _ in range(60):
         at = chance.randrange(len(data))
-        path.write_bytes(data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1:])
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1 :])
         try:
             list(ShardedFilms(train_rows(copy), 32))
         except ValueError as error:
             assert "train-00001.tar: " in str(error) and "\n" not in str(error)
 
 
-@pytest.mark.parametrize("damage, message", [
-    (lambda text: "", "not a table as prep writes it"), (lambda text: text.replace("pixels", "other", 1), "no column pixels"),
-    (lambda text: text.replace("train-00001.tar", "../train-00001.tar"), "names the shard '../train-00001.tar', which is none"),
-    (lambda text: text.replace("train-00001.tar", ""), "names the shard nan, which is none")])
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda text: "", "not a table as prep writes it"),
+        (lambda text: text.replace("pixels", "other", 1), "no column pixels"),
+        (
+            lambda text: text.replace("train-00001.tar", "../train-00001.tar"),
+            "names the shard '../train-00001.tar', which is none",
+        ),
+        (lambda text: text.replace("train-00001.tar", ""), "names the shard nan, which is none"),
+    ],
+)
 def test_damaged_manifest_of_shards_is_one_line_that_names_it(copy, damage, message):
     path = copy / "manifest.csv"
     path.write_text(damage(path.read_text()))
@@ -171,7 +192,7 @@ def test_damaged_and_missing_shards_are_named(sharded, tmp_path):
     shard = tmp_path / "train-00002.tar"
     data = bytearray(shard.read_bytes())
     start = data.index(b"P5")
-    data[start:start + 8] = bytes(8)
+    data[start : start + 8] = bytes(8)
     shard.write_bytes(data)
     with pytest.raises(ValueError, match="train-00002.tar: film 0.* is damaged"):
         list(ShardedFilms(train_rows(tmp_path), 32))
@@ -187,7 +208,9 @@ def test_several_processes_share_the_shards_and_take_as_many_steps(sharded, monk
     found, steps = [], set()
     for rank in range(world):
         monkeypatch.setenv("RANK", str(rank))
-        films = ShardedFilms(train_rows(sharded), 32, batch=2 * world + world // 2, shuffle=True)  # not the same share for all
+        films = ShardedFilms(
+            train_rows(sharded), 32, batch=2 * world + world // 2, shuffle=True
+        )  # not the same share for all
         batches = list(films)
         steps.add(len(batches))
         assert len(films) == len(batches) and all("" not in batch["name"] or batch["name"] == [""] for batch in batches)
@@ -199,7 +222,18 @@ def test_several_processes_share_the_shards_and_take_as_many_steps(sharded, monk
 
 
 def test_training_from_shards_learns_and_resumes_to_the_same_weights(sharded, tmp_path):
-    config = TrainConfig(sources=("montgomery",), size=32, width=4, depth=2, patch=1, batch=6, epochs=3, device="cpu", precision="fp32", lr=1e-2)
+    config = TrainConfig(
+        sources=("montgomery",),
+        size=32,
+        width=4,
+        depth=2,
+        patch=1,
+        batch=6,
+        epochs=3,
+        device="cpu",
+        precision="fp32",
+        lr=1e-2,
+    )
     whole = make_trainer(sharded, None, config)
     history = whole.fit()
     assert history["val_dice"].iloc[-1] > 0.5
@@ -228,7 +262,13 @@ def test_shards_written_again_leave_none_of_the_old_and_all_of_others(prepared, 
     write_shards(prepared, tmp_path, films=4, size=16)
     (tmp_path / "backup-00001.tar").write_text("mine")
     write_shards(prepared, tmp_path, films=20, size=16)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["backup-00001.tar", "manifest.csv", "train-00000.tar", "train-00001.tar", "val-00000.tar"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "backup-00001.tar",
+        "manifest.csv",
+        "train-00000.tar",
+        "train-00001.tar",
+        "val-00000.tar",
+    ]
 
 
 def test_a_run_that_was_killed_writes_its_shards_again(prepared, tmp_path, monkeypatch):
@@ -262,6 +302,7 @@ def test_a_set_without_films_is_refused(sharded):
 
 # --- from S3 ---------------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def remote(sharded, proxy):
     """The shards' address, with a slash at its end as people give it."""
@@ -271,8 +312,14 @@ def remote(sharded, proxy):
 
 
 def test_shards_in_s3_are_those_of_the_disk_through_faults(sharded, remote, proxy):
-    proxy.faults[:] = [Fault("reset", "GET", "manifest"), Fault("truncate", "GET", "train-00001"), Fault("status", "GET", "train-00004")]
-    local, far = (list(ShardedFilms(train_rows(root), 32, "light", batch=5, shuffle=True)) for root in (sharded, remote))
+    proxy.faults[:] = [
+        Fault("reset", "GET", "manifest"),
+        Fault("truncate", "GET", "train-00001"),
+        Fault("status", "GET", "train-00004"),
+    ]
+    local, far = (
+        list(ShardedFilms(train_rows(root), 32, "light", batch=5, shuffle=True)) for root in (sharded, remote)
+    )
     assert not any(fault.times for fault in proxy.faults) and names(local) == names(far)
     for one, other in zip(local, far):
         torch.testing.assert_close(one["image"], other["image"], rtol=0, atol=0)

@@ -39,7 +39,9 @@ def markdown(text: str, slide_type: str | None = None):
 
 
 def code(text: str, *outputs, slide_type: str | None = None):
-    return new_code_cell(text, outputs=list(outputs), metadata={"slideshow": {"slide_type": slide_type}} if slide_type else {})
+    return new_code_cell(
+        text, outputs=list(outputs), metadata={"slideshow": {"slide_type": slide_type}} if slide_type else {}
+    )
 
 
 def printed(text: str, name: str = "stdout"):
@@ -47,7 +49,10 @@ def printed(text: str, name: str = "stdout"):
 
 
 def table(rows: int):
-    frame = pd.DataFrame({metric: [0.9] * rows for metric in ("dice", "iou", "hd95", "assd")}, index=[f"film_{row}" for row in range(rows)])
+    frame = pd.DataFrame(
+        {metric: [0.9] * rows for metric in ("dice", "iou", "hd95", "assd")},
+        index=[f"film_{row}" for row in range(rows)],
+    )
     return new_output("execute_result", {"text/html": frame.to_html(), "text/plain": str(frame)}, execution_count=1)
 
 
@@ -76,19 +81,25 @@ def starts(*cells) -> list[list[str]]:
 
 # --- cells to slides -------------------------------------------------------------------------------------------------
 
+
 def test_heading_starts_a_slide_and_code_stays_with_the_text_around_it():
-    assert starts(markdown("# Prep"), markdown("## Films?"), code("a"), markdown("So it is."), markdown("## Masks?"), code("b")) == [
-        ["# Prep"], ["## Films?", "a", "So it is."], ["## Masks?", "b"]]
+    assert starts(
+        markdown("# Prep"), markdown("## Films?"), code("a"), markdown("So it is."), markdown("## Masks?"), code("b")
+    ) == [["# Prep"], ["## Films?", "a", "So it is."], ["## Masks?", "b"]]
 
 
 def test_heading_in_the_middle_of_a_cell_starts_a_slide_but_none_in_a_fence():
-    assert starts(code("a"), markdown("So it is.\n\n## Masks?\n\n```\n# no heading\n```\n### Left\nand right"), code("b")) == [
-        ["a", "So it is.\n\n"], ["## Masks?\n\n```\n# no heading\n```\n"], ["### Left\nand right", "b"]]
+    assert starts(
+        code("a"), markdown("So it is.\n\n## Masks?\n\n```\n# no heading\n```\n### Left\nand right"), code("b")
+    ) == [["a", "So it is.\n\n"], ["## Masks?\n\n```\n# no heading\n```\n"], ["### Left\nand right", "b"]]
 
 
 def test_notebooks_first_slide_has_no_code():
     assert starts(markdown("# Prep\n\nReads films."), code("a"))[0] == ["# Prep\n\nReads films."]
-    assert starts(markdown("# Prep"), markdown("Where are we?"), code("a")) == [["# Prep"], ["## Prep", "Where are we?", "a"]]
+    assert starts(markdown("# Prep"), markdown("Where are we?"), code("a")) == [
+        ["# Prep"],
+        ["## Prep", "Where are we?", "a"],
+    ]
 
 
 def test_second_code_cell_starts_a_slide_that_repeats_the_heading():
@@ -97,17 +108,33 @@ def test_second_code_cell_starts_a_slide_that_repeats_the_heading():
 
 @pytest.mark.parametrize("before, together", [("And the masks?", "b"), ("The masks:", "b")])
 def test_text_that_introduces_code_goes_with_it(before, together):
-    assert starts(markdown("## Films?"), code("a"), markdown(before), code("b")) == [["## Films?", "a"], ["## Films?", before, together]]
-    assert starts(markdown("## Films?"), code("a"), markdown("So it is."), markdown("Next"), code("b"))[1] == ["## Films?", "Next", "b"]
+    assert starts(markdown("## Films?"), code("a"), markdown(before), code("b")) == [
+        ["## Films?", "a"],
+        ["## Films?", before, together],
+    ]
+    assert starts(markdown("## Films?"), code("a"), markdown("So it is."), markdown("Next"), code("b"))[1] == [
+        "## Films?",
+        "Next",
+        "b",
+    ]
 
 
 def test_text_that_ends_a_slide_stays_on_it():
-    assert starts(markdown("## Films?"), code("a"), markdown("So it is."), code("b")) == [["## Films?", "a", "So it is."], ["## Films?", "b"]]
+    assert starts(markdown("## Films?"), code("a"), markdown("So it is."), code("b")) == [
+        ["## Films?", "a", "So it is."],
+        ["## Films?", "b"],
+    ]
 
 
 def test_cells_own_slide_type_goes_first():
-    assert starts(markdown("## Films?"), code("a"), code("b", slide_type="-"), markdown("c", "subslide"), code("setup", slide_type="skip"),
-                  markdown("## Masks?", "-")) == [["## Films?", "a", "b"], ["## Films?", "c", "## Masks?"]]
+    assert starts(
+        markdown("## Films?"),
+        code("a"),
+        code("b", slide_type="-"),
+        markdown("c", "subslide"),
+        code("setup", slide_type="skip"),
+        markdown("## Masks?", "-"),
+    ) == [["## Films?", "a", "b"], ["## Films?", "c", "## Masks?"]]
 
 
 def test_slides_of_own_pictures_carry_them_and_those_of_a_server_are_refused(tmp_path):
@@ -116,7 +143,10 @@ def test_slides_of_own_pictures_carry_them_and_those_of_a_server_are_refused(tmp
     path = tmp_path / "notebooks/01.ipynb"
     path.parent.mkdir()
     assert base64.b64decode(embedded("../images/a%20b.png", path).removeprefix("data:image/png;base64,")) == png(1, 1)
-    html = to_html(split(new_notebook(cells=[markdown("![x](<../images/a b.png>)\n\n<img alt='y' src='../images/a%20b.png'>")])), path)
+    html = to_html(
+        split(new_notebook(cells=[markdown("![x](<../images/a b.png>)\n\n<img alt='y' src='../images/a%20b.png'>")])),
+        path,
+    )
     assert html.count("data:image/png;base64,") == 2 and "../images" not in html
     for source in ("https://example.org/badge.png", "../images/none.png"):
         with pytest.raises(ValueError, match=f"01.ipynb: its slides would load {source}"):
@@ -142,6 +172,7 @@ def test_notebook_with_nothing_to_show_is_named(tmp_path):
 
 
 # --- npm -------------------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def npm(tmp_path, monkeypatch):
@@ -200,27 +231,49 @@ PREP = [
 ]
 TRAINING = [
     markdown("# Training"),
-    markdown("## Why Dice?\n\nWith $p = \\sigma(z)$:\n\n$$1 - \\frac{2\\sum_i p_i y_i}{\\sum_i p_i + \\sum_i y_i}, \\quad \\mathbb{R} \\ni z, "
-             "\\boldsymbol{y}, \\mathcal{L}, \\mathfrak{B}$$"),
-    markdown("## Figure"), code("curves(history)", drawn(9, 3)),
-    markdown("## Tall figure"), code("\n".join(f"axis.plot(history[{n}])" for n in range(12)), drawn(5, 9)), markdown("Taller than a slide."),
-    markdown("## Long code"), code("\n".join(f"setting_{n} = {n}  # px" for n in range(28)), printed("\n".join(f"epoch {n}" for n in range(28)))),
-    markdown("## Wide code"), code("call(" + ", ".join(f"argument_{n}={n}" for n in range(9)) + ")"),
-    markdown("## Long table"), code("worst", table(18)),
+    markdown(
+        "## Why Dice?\n\nWith $p = \\sigma(z)$:\n\n$$1 - \\frac{2\\sum_i p_i y_i}{\\sum_i p_i + \\sum_i y_i}, \\quad \\mathbb{R} \\ni z, "
+        "\\boldsymbol{y}, \\mathcal{L}, \\mathfrak{B}$$"
+    ),
+    markdown("## Figure"),
+    code("curves(history)", drawn(9, 3)),
+    markdown("## Tall figure"),
+    code("\n".join(f"axis.plot(history[{n}])" for n in range(12)), drawn(5, 9)),
+    markdown("Taller than a slide."),
+    markdown("## Long code"),
+    code("\n".join(f"setting_{n} = {n}  # px" for n in range(28)), printed("\n".join(f"epoch {n}" for n in range(28)))),
+    markdown("## Wide code"),
+    code("call(" + ", ".join(f"argument_{n}={n}" for n in range(9)) + ")"),
+    markdown("## Long table"),
+    code("worst", table(18)),
 ]
-HEADINGS = ["Prep", "What lies there?", "What lies there?", "Training", "Why Dice?", "Figure", "Tall figure", "Long code", "Wide code", "Long table"]
+HEADINGS = [
+    "Prep",
+    "What lies there?",
+    "What lies there?",
+    "Training",
+    "Why Dice?",
+    "Figure",
+    "Tall figure",
+    "Long code",
+    "Wide code",
+    "Long table",
+]
 
 
 def watch(deck: Path, shots: Path) -> dict:
     """Steps through a deck in a browser without a network: each slide's report, what was asked for, and errors. Saves screenshots."""
     from playwright.sync_api import sync_playwright
+
     shots.mkdir()
     asked, errors, slides = [], [], []
     with sync_playwright() as play, play.chromium.launch(executable_path=CHROMIUM, timeout=120_000) as browser:
         page = browser.new_context(offline=True, viewport={"width": 1280, "height": 720}).new_page()
         page.set_default_timeout(120_000)
         page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None)
+        page.on(
+            "console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None
+        )
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(deck.as_uri())
         page.wait_for_function("window.Reveal?.isReady()")
@@ -230,9 +283,15 @@ def watch(deck: Path, shots: Path) -> dict:
             slides.append(page.evaluate(REPORT))
             page.screenshot(path=shots / f"{len(slides):03d}.png")
             assert len(slides) < 1000
-        return {"slides": slides, "errors": errors, "asked": [url for url in asked if not url.startswith("data:") and url.split("#")[0] != deck.as_uri()],
-                "notes": page.evaluate("[...document.querySelectorAll('aside.notes')].map(e => e.textContent.trim())"),
-                "links": page.evaluate("[...document.querySelectorAll('.slides a[href]')].map(a => a.getAttribute('href'))")}
+        return {
+            "slides": slides,
+            "errors": errors,
+            "asked": [url for url in asked if not url.startswith("data:") and url.split("#")[0] != deck.as_uri()],
+            "notes": page.evaluate("[...document.querySelectorAll('aside.notes')].map(e => e.textContent.trim())"),
+            "links": page.evaluate(
+                "[...document.querySelectorAll('.slides a[href]')].map(a => a.getAttribute('href'))"
+            ),
+        }
 
 
 @pytest.fixture(scope="module")
@@ -310,6 +369,10 @@ def test_committed_notebooks_make_a_deck_that_can_be_read(viewer, tmp_path):
     make_deck(NOTEBOOKS, tmp_path / "unet-lung.html")
     seen = viewer(tmp_path / "unet-lung.html", tmp_path / "shots")
     assert seen["asked"] == [] and seen["errors"] == []
-    small = {f"{n}: {slide['heading']}": slide["scale"] for n, slide in enumerate(seen["slides"], 1) if slide["scale"] < LEGIBLE}
+    small = {
+        f"{n}: {slide['heading']}": slide["scale"]
+        for n, slide in enumerate(seen["slides"], 1)
+        if slide["scale"] < LEGIBLE
+    }
     assert not small, f"too much for one slide, split these cells or take lines out: {small}"
     assert {n: slide["wrong"] for n, slide in enumerate(seen["slides"], 1) if slide["wrong"]} == {}

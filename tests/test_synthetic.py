@@ -6,19 +6,20 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
-import pytest
-from scipy.ndimage import binary_erosion, label
-
-from kaggle_utils.synthetic import acquire, fit as appearance
-from kaggle_utils.quality import outline
-from kaggle_utils.plots import figures as plot
-from kaggle_utils import image as files
-from kaggle_utils.synthetic import model as synthetic
-from kaggle_utils.cli import main
-from kaggle_utils.synthetic.fit import FitConfig
-from kaggle_utils.splits import SAME_PATIENT
-from kaggle_utils.synthetic.model import ASSET, AppearanceModel
 import phantoms
+import pytest
+from scipy.ndimage import label
+
+from kaggle_utils import image as files
+from kaggle_utils.cli import main
+from kaggle_utils.plots import figures as plot
+from kaggle_utils.quality import outline
+from kaggle_utils.splits import SAME_PATIENT
+from kaggle_utils.synthetic import acquire
+from kaggle_utils.synthetic import fit as appearance
+from kaggle_utils.synthetic import model as synthetic
+from kaggle_utils.synthetic.fit import FitConfig
+from kaggle_utils.synthetic.model import ASSET, AppearanceModel
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +36,12 @@ def films(model):
 def small(model):
     """A model fitted on 40 samples of the shipped one."""
     drawn = model.sample(40, 99, acquire=False)
-    return AppearanceModel.fit([f.image for f in drawn], [f.mask for f in drawn], [f.tb for f in drawn],
-                               FitConfig(shape=6, flow=6, texture=12, windows=60, linked=8))
+    return AppearanceModel.fit(
+        [f.image for f in drawn],
+        [f.mask for f in drawn],
+        [f.tb for f in drawn],
+        FitConfig(shape=6, flow=6, texture=12, windows=60, linked=8),
+    )
 
 
 def test_film_keeps_the_data_contract(films):
@@ -66,8 +71,11 @@ def test_lungs_are_darker_than_the_mediastinum(model):
     for film in model.sample(24, 1, acquire=False):
         rows = np.nonzero(film.mask.any(1))[0]
         middle = (rows[0] + 2 * rows[-1]) // 3
-        between = [film.image[y, np.nonzero(film.right[y])[0][-1] + 2 : np.nonzero(film.left[y])[0][0] - 1]
-                   for y in range(middle - 10, middle + 10) if film.left[y].any() and film.right[y].any()]
+        between = [
+            film.image[y, np.nonzero(film.right[y])[0][-1] + 2 : np.nonzero(film.left[y])[0][0] - 1]
+            for y in range(middle - 10, middle + 10)
+            if film.left[y].any() and film.right[y].any()
+        ]
         assert np.median(np.concatenate(between)) > np.median(film.image[film.mask > 0]) + 10
 
 
@@ -76,8 +84,9 @@ def test_mask_lies_on_the_lungs_edge(model):
     steps = np.zeros(9)
     for film in model.sample(40, 2, acquire=False):
         lung, rest = film.mask, 1 - film.mask
-        depth = np.where(lung, cv2.distanceTransform(lung, cv2.DIST_L2, 5) - 0.5,
-                         0.5 - cv2.distanceTransform(rest, cv2.DIST_L2, 5))
+        depth = np.where(
+            lung, cv2.distanceTransform(lung, cv2.DIST_L2, 5) - 0.5, 0.5 - cv2.distanceTransform(rest, cv2.DIST_L2, 5)
+        )
         level = [film.image[abs(depth - d) < 0.6].mean() for d in np.arange(-4.5, 5)]
         steps -= np.diff(level)
     assert abs(int(np.argmax(steps)) - 4) <= 1
@@ -97,16 +106,18 @@ def test_seeds_differ(model):
 
 # One film at every 32nd pixel, from the shipped asset; draw it again when the asset is fitted again:
 # AppearanceModel.load().film(2026, 0, acquire=False).image[16::32, 16::32]
-REFERENCE = np.array([
-    [ 32,  32, 100, 166,  93,  44,  41,  32],
-    [150, 150, 160, 190, 171, 157, 186, 209],
-    [179, 130, 100, 168, 174,  69, 178, 198],
-    [198, 105,  97, 196, 200, 105, 115, 170],
-    [180, 103, 100, 198, 224, 135,  97, 140],
-    [177, 206, 204, 215, 229, 205, 132,  61],
-    [191, 219, 226, 232, 236, 235, 225,  94],
-    [164, 228, 234, 239, 238, 240, 240, 171],
-])
+REFERENCE = np.array(
+    [
+        [32, 32, 100, 166, 93, 44, 41, 32],
+        [150, 150, 160, 190, 171, 157, 186, 209],
+        [179, 130, 100, 168, 174, 69, 178, 198],
+        [198, 105, 97, 196, 200, 105, 115, 170],
+        [180, 103, 100, 198, 224, 135, 97, 140],
+        [177, 206, 204, 215, 229, 205, 132, 61],
+        [191, 219, 226, 232, 236, 235, 225, 94],
+        [164, 228, 234, 239, 238, 240, 240, 171],
+    ]
+)
 REFERENCE_AREAS = (6474, 6130)  # px, right and left lung of film(2026, 1)
 
 
@@ -126,11 +137,13 @@ def test_share_of_tuberculosis(model):
 @pytest.mark.slow
 def test_classes_look_different(model):
     """Upper lung fields are denser in tuberculosis; the same draws are compared."""
+
     def upper(film):
         rows = np.nonzero(film.mask.any(1))[0]
         part = film.mask.copy()
         part[rows[0] + len(rows) // 3 :] = 0
         return film.image[part > 0].mean() - film.image[film.mask > 0].mean()
+
     pairs = zip(model.sample(30, 4, tb=0, acquire=False), model.sample(30, 4, tb=1, acquire=False), strict=True)
     assert np.mean([upper(ill) - upper(well) for well, ill in pairs]) > 1
 
@@ -201,8 +214,12 @@ def test_fit_drops_a_mask_that_is_no_pair_of_lungs(model):
     masks = [f.mask for f in drawn]
     masks[3] = np.zeros_like(masks[3])
     masks[4] = drawn[4].left
-    fitted = appearance.fit_arrays([f.image for f in drawn], masks, np.zeros(14, int),
-                                   FitConfig(shape=4, flow=4, texture=6, windows=20, linked=4, max_spread=9))
+    fitted = appearance.fit_arrays(
+        [f.image for f in drawn],
+        masks,
+        np.zeros(14, int),
+        FitConfig(shape=4, flow=4, texture=6, windows=20, linked=4, max_spread=9),
+    )
     assert int(fitted["films"]) <= 12
 
 
@@ -228,8 +245,12 @@ def test_bad_assets_say_how_to_get_one(tmp_path):
     whole = ASSET.read_bytes()
     with pytest.raises(FileNotFoundError, match="fit-synth"):
         AppearanceModel.load(tmp_path / "none.npz")
-    for name, data in {"empty": b"", "half": whole[: len(whole) // 2], "text": b"not a model",
-                       "flipped": whole[:200_000] + b"\0" * 1000 + whole[201_000:]}.items():
+    for name, data in {
+        "empty": b"",
+        "half": whole[: len(whole) // 2],
+        "text": b"not a model",
+        "flipped": whole[:200_000] + b"\0" * 1000 + whole[201_000:],
+    }.items():
         path = tmp_path / f"{name}.npz"
         path.write_bytes(data)
         with pytest.raises(ValueError, match="fit-synth") as error:
@@ -237,8 +258,9 @@ def test_bad_assets_say_how_to_get_one(tmp_path):
         assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("arrays", [{"version": np.array(99)}, {"something": np.zeros(3)},
-                                    {"version": np.array(synthetic.VERSION)}])
+@pytest.mark.parametrize(
+    "arrays", [{"version": np.array(99)}, {"something": np.zeros(3)}, {"version": np.array(synthetic.VERSION)}]
+)
 def test_asset_of_another_version_says_so(tmp_path, arrays):
     np.savez(tmp_path / "other.npz", **arrays)
     with pytest.raises(ValueError, match="fit-synth"):
@@ -268,8 +290,9 @@ def test_raw_layouts(tmp_path, model):
     names = sorted(p.stem for p in (montgomery / "CXR_png").iterdir())
     assert len(names) == 7 and all(n[:7] == "MCUCXR_" and n[-2:] in ("_0", "_1") for n in names)
     for name in names:
-        left, right = (files.read_mask(montgomery / "ManualMask" / side / f"{name}.png")
-                       for side in ("leftMask", "rightMask"))
+        left, right = (
+            files.read_mask(montgomery / "ManualMask" / side / f"{name}.png") for side in ("leftMask", "rightMask")
+        )
         assert np.nonzero(left)[1].mean() > np.nonzero(right)[1].mean()
         sex, age, finding = (montgomery / "ClinicalReadings" / f"{name}.txt").read_text().splitlines()
         assert sex in ("Patient's Sex: F", "Patient's Sex: M") and age.startswith("Patient's Age: 0")

@@ -10,7 +10,27 @@ import pytest
 from kaggle_utils.data import parse_manifest
 from kaggle_utils.tables import read_csv, to_csv
 
-NAMES = ["=1+1", "@SUM(A1)", "+49", "-1", "'=a", "''-b", "\tx", "NA", "nan", "null", "None", "007", "1e5", "True", "film 1", "O'Brien", "'quoted'", 'a,"b"', "ä"]
+NAMES = [
+    "=1+1",
+    "@SUM(A1)",
+    "+49",
+    "-1",
+    "'=a",
+    "''-b",
+    "\tx",
+    "NA",
+    "nan",
+    "null",
+    "None",
+    "007",
+    "1e5",
+    "True",
+    "film 1",
+    "O'Brien",
+    "'quoted'",
+    'a,"b"',
+    "ä",
+]
 
 
 def test_every_name_comes_back_and_none_is_a_formula():
@@ -33,7 +53,15 @@ def test_missing_number_is_missing_however_it_is_written(word):
 
 
 def test_film_called_na_and_one_called_as_a_formula_are_read_from_a_manifest(tmp_path):
-    table = pd.DataFrame({"name": ["NA", "=1+1", "007"], "source": "own", "split": "val", "tb": [0, 1, None], "pixels": ["1", "2e3", "03"]})
+    table = pd.DataFrame(
+        {
+            "name": ["NA", "=1+1", "007"],
+            "source": "own",
+            "split": "val",
+            "tb": [0, 1, None],
+            "pixels": ["1", "2e3", "03"],
+        }
+    )
     (tmp_path / "manifest.csv").write_bytes(to_csv(table))
     found = parse_manifest(tmp_path / "manifest.csv", "manifest.csv")
     assert list(found["name"]) == ["NA", "=1+1", "007"] and list(found["pixels"]) == ["1", "2e3", "03"]

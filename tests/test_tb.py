@@ -11,25 +11,39 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from damaged_headers import BAD_CLASSIFIER, BAD_SCREENER, each
+from phantoms import phantom, write_prepared
 from sklearn.metrics import roc_auc_score
 
 from kaggle_utils.cli import main
 from kaggle_utils.data import read_manifest
-from kaggle_utils.image import write_image
-from kaggle_utils.quality import check_film
-from kaggle_utils.infer import CheckedFilm, LungSegmenter, Segmented, Unsegmented
 from kaggle_utils.files import Journal
+from kaggle_utils.image import write_image
+from kaggle_utils.infer import CheckedFilm, LungSegmenter, Segmented, Unsegmented
 from kaggle_utils.model import UNet, save_weights
+from kaggle_utils.quality import check_film
 from kaggle_utils.quality.estimate import Quality
 from kaggle_utils.synthetic.model import AppearanceModel
-from kaggle_utils.tb.screening import COLUMNS, TB_WEIGHTS, TBScreener, draw_heat, screen, why_not
-from kaggle_utils.tb.data import (ARMS, Cuts, balance, batches, cut, folds, from_letter_box, letter_box, load_cuts, lung_box, lung_fields,
-                                  make_cuts, save_cuts, tb_frame, view)
+from kaggle_utils.tb.data import (
+    ARMS,
+    Cuts,
+    balance,
+    batches,
+    cut,
+    folds,
+    from_letter_box,
+    letter_box,
+    load_cuts,
+    lung_box,
+    lung_fields,
+    make_cuts,
+    save_cuts,
+    tb_frame,
+    view,
+)
 from kaggle_utils.tb.net import TBEnsemble, TBNet, grad_cam, load_tb
+from kaggle_utils.tb.screening import COLUMNS, TB_WEIGHTS, TBScreener, draw_heat, screen, why_not
 from kaggle_utils.tb.train import TBConfig, compare_arms, logits_of, read_off, train_tb
-
-from damaged_headers import BAD_CLASSIFIER, BAD_SCREENER, each
-from phantoms import phantom, write_prepared
 
 SIZE = 64
 
@@ -42,7 +56,7 @@ def spotted(n: int, size: int = SIZE, seed: int = 0) -> Cuts:
         image = film.image.copy()
         if k % 2:
             row, column = rng.integers(45, 75), rng.choice((36, 92))
-            image[row - 6:row + 6, column - 6:column + 6] = 230
+            image[row - 6 : row + 6, column - 6 : column + 6] = 230
         arrays.append(cut(image, film.mask, size))
     frame = pd.DataFrame({"name": [f"f{k}" for k in range(n)], "source": "montgomery", "tb": [k % 2 for k in range(n)]})
     return Cuts(frame, *map(np.stack, zip(*arrays)))
@@ -50,10 +64,13 @@ def spotted(n: int, size: int = SIZE, seed: int = 0) -> Cuts:
 
 @pytest.fixture(scope="module")
 def trained() -> TBNet:
-    return train_tb(spotted(32), TBConfig(size=SIZE, width=8, depth=2, epochs=15, batch=8, lr=4e-3, ema=0.9, device="cpu"))
+    return train_tb(
+        spotted(32), TBConfig(size=SIZE, width=8, depth=2, epochs=15, batch=8, lr=4e-3, ema=0.9, device="cpu")
+    )
 
 
 # ---- cuts
+
 
 def test_box_of_known_lungs():
     lungs = np.zeros((100, 200), np.uint8)
@@ -97,7 +114,8 @@ def test_cuts_survive_the_disk(tmp_path):
     save_cuts(tmp_path / "a" / "cuts.npz", cuts)
     again = load_cuts(tmp_path / "a" / "cuts.npz")
     assert list(again.frame["name"]) == ["f0", "f1", "f2"] and all(
-        np.array_equal(getattr(again, key), getattr(cuts, key)) for key in ("films", "lungs", "crops", "crop_lungs"))
+        np.array_equal(getattr(again, key), getattr(cuts, key)) for key in ("films", "lungs", "crops", "crop_lungs")
+    )
 
 
 def test_films_of_a_set_are_cut_by_the_segmenter_named_for_it_and_those_without_lungs_left_out(tmp_path):
@@ -119,7 +137,10 @@ def test_films_without_a_mask_count_and_those_without_a_label_do_not(tmp_path):
     write_prepared(tmp_path, {"unlabelled": 3}, source="shenzhen", first=50)
     write_prepared(tmp_path, {"train": 2}, source="jsrt", first=80)
     frame = tb_frame(tmp_path)
-    assert dict(frame.groupby("source")["part"].unique().map(list)) == {"montgomery": ["train", "test"], "shenzhen": ["train"]}
+    assert dict(frame.groupby("source")["part"].unique().map(list)) == {
+        "montgomery": ["train", "test"],
+        "shenzhen": ["train"],
+    }
     with pytest.raises(ValueError, match="no film of padchest"):
         tb_frame(tmp_path, ["padchest"])
 
@@ -136,6 +157,7 @@ def test_the_published_lists_of_this_task_decide_not_those_of_the_segmentation(t
 
 # ---- arms
 
+
 @pytest.fixture
 def pair() -> tuple[torch.Tensor, torch.Tensor]:
     film = phantom(64, 64)
@@ -149,8 +171,10 @@ def changed(arm: str, pair, where: torch.Tensor) -> bool:
     return not torch.equal(view(image, lungs, arm)[0], view(other, lungs, arm)[0])
 
 
-@pytest.mark.parametrize("arm, sees_lungs, sees_rest", [
-    ("whole", True, True), ("crop", True, True), ("masked", True, False), ("blanked", False, True)])
+@pytest.mark.parametrize(
+    "arm, sees_lungs, sees_rest",
+    [("whole", True, True), ("crop", True, True), ("masked", True, False), ("blanked", False, True)],
+)
 def test_an_arm_sees_what_it_should_and_nothing_else(arm, sees_lungs, sees_rest, pair):
     assert changed(arm, pair, pair[1]) == sees_lungs and changed(arm, pair, 1 - pair[1]) == sees_rest
 
@@ -183,8 +207,13 @@ def test_an_epoch_is_every_film_once_and_repeats(trained):
 
 def test_folds_are_stratified_and_keep_a_patient_together():
     names = ["MCUCXR_0162_1", "MCUCXR_0166_1", "MCUCXR_0170_1", "MCUCXR_0113_1", "MCUCXR_0117_1"]
-    frame = pd.DataFrame({"name": names + [f"x{k}" for k in range(95)], "source": ["montgomery"] * 40 + ["shenzhen"] * 60,
-                          "tb": [1] * 20 + [0] * 80})
+    frame = pd.DataFrame(
+        {
+            "name": names + [f"x{k}" for k in range(95)],
+            "source": ["montgomery"] * 40 + ["shenzhen"] * 60,
+            "tb": [1] * 20 + [0] * 80,
+        }
+    )
     fold = folds(frame, 5, seed=3)
     assert set(fold) == set(range(5)) and len(set(fold[:3])) == 1 and fold[3] == fold[4]
     assert all(abs(n - 12) <= 1 for n in pd.Series(fold[40:]).value_counts())
@@ -193,14 +222,20 @@ def test_folds_are_stratified_and_keep_a_patient_together():
 def test_blanked_lungs_hide_what_the_masked_arm_sees():
     cuts = spotted(48)
     cuts.frame["part"] = ["train"] * 32 + ["val"] * 8 + ["test"] * 8
-    films = compare_arms(cuts, TBConfig(size=SIZE, width=8, depth=2, epochs=15, batch=8, lr=4e-3, ema=0.9, device="cpu"),
-                         arms=("masked", "blanked"))
-    assert films.groupby("arm")["name"].agg(list).map(lambda names: sorted(names) == sorted(cuts.frame["name"][32:])).all()
+    films = compare_arms(
+        cuts,
+        TBConfig(size=SIZE, width=8, depth=2, epochs=15, batch=8, lr=4e-3, ema=0.9, device="cpu"),
+        arms=("masked", "blanked"),
+    )
+    assert (
+        films.groupby("arm")["name"].agg(list).map(lambda names: sorted(names) == sorted(cuts.frame["name"][32:])).all()
+    )
     by_arm = {arm: roc_auc_score(some["tb"], some["logit"]) for arm, some in films.groupby("arm")}
     assert by_arm["masked"] == 1 and by_arm["blanked"] < 0.8
 
 
 # ---- network and heat map
+
 
 def test_the_head_reads_only_the_region():
     torch.manual_seed(0)
@@ -243,7 +278,9 @@ def test_weights_come_back_as_they_were(tmp_path, trained):
     save_weights(tmp_path / "tb.safetensors", TBEnsemble([trained, deepcopy(trained)]), {"arm": "masked"})
     ensemble, cuts = load_tb(tmp_path / "tb.safetensors"), spotted(4)
     assert len(ensemble.members) == 2
-    assert np.allclose(logits_of(list(ensemble.members), cuts, "masked"), logits_of([trained], cuts, "masked"), atol=1e-3)
+    assert np.allclose(
+        logits_of(list(ensemble.members), cuts, "masked"), logits_of([trained], cuts, "masked"), atol=1e-3
+    )
 
 
 def test_other_weights_are_refused(tmp_path):
@@ -283,7 +320,11 @@ def test_architecture_that_no_classifier_has_is_refused_in_a_line(tmp_path, name
 
 @pytest.mark.parametrize("name", SCREENER)
 def test_header_that_lacks_a_key_is_refused_in_a_line(tmp_path, name):
-    save_weights(tmp_path / "tb.safetensors", TBEnsemble([TBNet(width=2, depth=1)]), {key: SCREENER[key] for key in SCREENER if key != name})
+    save_weights(
+        tmp_path / "tb.safetensors",
+        TBEnsemble([TBNet(width=2, depth=1)]),
+        {key: SCREENER[key] for key in SCREENER if key != name},
+    )
     refused(tmp_path / "tb.safetensors", f"no {name} in the header")
 
 
@@ -297,6 +338,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path, wrong):
 
 # ---- training's edges
 
+
 def test_one_class_is_nothing_to_learn_from():
     cuts = spotted(8)
     with pytest.raises(ValueError, match="0 and with 1"):
@@ -306,6 +348,7 @@ def test_one_class_is_nothing_to_learn_from():
 
 
 # ---- screening
+
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory, trained):
@@ -330,28 +373,54 @@ def test_screening_gives_a_probability_or_a_reason(folder, weights, tmp_path):
     table = screen([folder], tmp_path / "out", TBScreener(weights, device="cpu"), batch=3)
     assert tuple(table) == COLUMNS and list(table["name"]) == ["blank", "broken", "film0", "film1", "noise"]
     fine = table["name"].str.startswith("film")
-    assert table.loc[fine, "probability"].between(0, 1).all() and table.loc[fine, "label"].isin(["suspect", "not suspect"]).all()
+    assert (
+        table.loc[fine, "probability"].between(0, 1).all()
+        and table.loc[fine, "label"].isin(["suspect", "not suspect"]).all()
+    )
     assert table.loc[~fine, "probability"].isna().all() and (table.loc[~fine, "label"] == "").all()
-    assert (table.loc[fine, "flag"] == "ok").all() and (table.loc[fine, "reason"] == "").all() and (table.loc[~fine, "reason"] != "").all()
+    assert (
+        (table.loc[fine, "flag"] == "ok").all()
+        and (table.loc[fine, "reason"] == "").all()
+        and (table.loc[~fine, "reason"] != "").all()
+    )
     assert table["reason"][0].startswith("refused: blank") and table["reason"][1].startswith("the file is truncated")
     assert len(pd.read_csv(tmp_path / "out" / "screening.csv")) == 5
     assert sorted(path.name for path in (tmp_path / "out" / "overlays").iterdir()) == ["film0.png", "film1.png"]
 
 
 @pytest.mark.parametrize("how", ["Ctrl-C", "full disk"])
-def test_what_stops_a_screening_is_told_in_a_line_and_the_same_command_goes_on(folder, weights, tmp_path, how, ctrl_c, full_disk, monkeypatch, capfd):
-    command = ["screen", str(folder / "film*.png"), "--out", str(tmp_path / "out"), "--weights", str(weights), "--device", "cpu", "--batch", "1"]
+def test_what_stops_a_screening_is_told_in_a_line_and_the_same_command_goes_on(
+    folder, weights, tmp_path, how, ctrl_c, full_disk, monkeypatch, capfd
+):
+    command = [
+        "screen",
+        str(folder / "film*.png"),
+        "--out",
+        str(tmp_path / "out"),
+        "--weights",
+        str(weights),
+        "--device",
+        "cpu",
+        "--batch",
+        "1",
+    ]
     if how == "Ctrl-C":
         ctrl_c(Journal, "add", calls=1)
     else:
         full_disk(2)  # the journal and the first overlay
     assert main(command) == (130 if how == "Ctrl-C" else 1)
     said = capfd.readouterr().err
-    assert said.endswith("stopped; the same command goes on\n" if how == "Ctrl-C" else "No space left on device: make room there; the same command goes on\n")
+    assert said.endswith(
+        "stopped; the same command goes on\n"
+        if how == "Ctrl-C"
+        else "No space left on device: make room there; the same command goes on\n"
+    )
     assert said.count("\n") == 1 and (how == "Ctrl-C" or str(tmp_path / "out") in said)
     full_disk(None)
     seen, real = [], LungSegmenter.probabilities
-    monkeypatch.setattr(LungSegmenter, "probabilities", lambda self, films, *heads: seen.append(len(films)) or real(self, films, *heads))
+    monkeypatch.setattr(
+        LungSegmenter, "probabilities", lambda self, films, *heads: seen.append(len(films)) or real(self, films, *heads)
+    )
     assert main(command) == 0 and sum(seen) == 1
     assert pd.read_csv(tmp_path / "out" / "screening.csv")["probability"].notna().tolist() == [True, True]
 
@@ -362,7 +431,10 @@ def test_no_name_of_a_file_ends_a_run(odd_names, weights, tmp_path):
         path.write_bytes((tmp_path / "film.png").read_bytes())
     table = screen([tmp_path / "odd"], tmp_path / os.fsdecode(b"\xf6ut"), TBScreener(weights, device="cpu"))
     stored = pd.read_csv(tmp_path / os.fsdecode(b"\xf6ut") / "screening.csv", keep_default_na=False)
-    assert set(stored["name"]) == set(odd_names.values()) and (stored["overlay"] != "").sum() == table["probability"].notna().sum() == 3
+    assert (
+        set(stored["name"]) == set(odd_names.values())
+        and (stored["overlay"] != "").sum() == table["probability"].notna().sum() == 3
+    )
     assert all("\n" not in reason for reason in stored["reason"])
 
 
@@ -373,8 +445,15 @@ def test_no_lungs_no_probability(folder, weights, tmp_path, monkeypatch):
     assert table["probability"].isna().all() and table["reason"][0] == "no lung found" and table["flag"][0] == "reject"
 
 
-@pytest.mark.parametrize("estimate, error, expected", [
-    (0.95, "", ""), (0.8, "", ""), (0.69, "", "no lungs to speak of"), (None, "a.png: refused: blank", "refused: blank")])
+@pytest.mark.parametrize(
+    "estimate, error, expected",
+    [
+        (0.95, "", ""),
+        (0.8, "", ""),
+        (0.69, "", "no lungs to speak of"),
+        (None, "a.png: refused: blank", "refused: blank"),
+    ],
+)
 def test_masks_of_no_use_get_no_probability_and_doubtful_ones_do(estimate, error, expected):
     quality = Quality(estimate, ("no lungs to speak of",)) if estimate else None
     mask = np.ones((8, 8), np.uint8)
@@ -389,7 +468,9 @@ def test_the_heat_map_stays_inside_the_lungs(weights):
     assert heat.shape == film.image.shape and heat.max() <= 1
     assert not heat[lung_fields(film.mask, margin=0.02) == 0].any()
     drawn = draw_heat(film.image, film.mask, np.maximum(heat, film.mask * 0.5))
-    assert (drawn[lung_fields(film.mask, margin=0.02) == 0] == film.image[lung_fields(film.mask, margin=0.02) == 0][:, None]).all()
+    assert (
+        drawn[lung_fields(film.mask, margin=0.02) == 0] == film.image[lung_fields(film.mask, margin=0.02) == 0][:, None]
+    ).all()
 
 
 def test_a_heat_map_is_drawn_in_strips_that_take_little_memory_and_leave_no_seam(monkeypatch):
@@ -414,6 +495,12 @@ def test_the_weights_that_ship(folder, tmp_path):
 
 
 def test_command_line(folder, weights, tmp_path, capsys):
-    assert main(["screen", str(folder), "--out", str(tmp_path / "out"), "--weights", str(weights), "--device", "cpu"]) == 3
+    assert (
+        main(["screen", str(folder), "--out", str(tmp_path / "out"), "--weights", str(weights), "--device", "cpu"]) == 3
+    )
     said = capsys.readouterr()
-    assert "2 of 5 films have a probability" in said.out and "No medical device" in said.out and "broken: the file is truncated" in said.err
+    assert (
+        "2 of 5 films have a probability" in said.out
+        and "No medical device" in said.out
+        and "broken: the file is truncated" in said.err
+    )

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from phantoms import phantom, train_in_child, write_prepared
 from torch import nn
 
 from kaggle_utils import cli
@@ -25,15 +26,27 @@ from kaggle_utils.model import UNet, count_parameters, load_weights, read_header
 from kaggle_utils.quality.estimate import REASONS
 from kaggle_utils.splits import published_split, suspect_masks
 from kaggle_utils.trainer import TrainConfig, Trainer, check_batch, ema_with_warmup
-from phantoms import phantom, train_in_child, write_prepared
 
-TINY = TrainConfig(size=32, batch=3, width=2, depth=2, patch=1, epochs=3, lr=1e-2, precision="fp32", device="cpu", augment="light")
+TINY = TrainConfig(
+    size=32, batch=3, width=2, depth=2, patch=1, epochs=3, lr=1e-2, precision="fp32", device="cpu", augment="light"
+)
 
 
 def loaders(root, config):
     frame = read_manifest(root)
-    return [make_loader(LungDataset(frame[frame["split"] == split], config.size, config.augment if split == "train" else "none",
-                                    seed=config.seed), config.batch, shuffle=split == "train") for split in ("train", "val")]
+    return [
+        make_loader(
+            LungDataset(
+                frame[frame["split"] == split],
+                config.size,
+                config.augment if split == "train" else "none",
+                seed=config.seed,
+            ),
+            config.batch,
+            shuffle=split == "train",
+        )
+        for split in ("train", "val")
+    ]
 
 
 def trainer(root, out=None, **changes) -> Trainer:
@@ -56,6 +69,7 @@ def assert_bit_equal(left, right):
 
 # --- it learns -------------------------------------------------------------------------------------------------------
 
+
 # A patch of 2 px sees a 32 px film at 16 px: its outline is learned last.
 @pytest.mark.slow
 @pytest.mark.parametrize("norm, patch, dice", [("batch", 1, 0.95), ("group", 1, 0.95), ("batch", 2, 0.9)])
@@ -65,22 +79,42 @@ def test_overfits_one_batch(tmp_path, norm, patch, dice):
     films = LungDataset(frame, 32)
     config = replace(TINY, epochs=60 * patch, batch=4, width=8, norm=norm, ema=0.9, augment="none")
     torch.manual_seed(0)
-    fitted = Trainer(UNet(width=8, depth=2, norm=norm, patch=patch), make_loss("bce_dice"), make_loader(films, 4, shuffle=True),
-                     make_loader(films, 4), config)
+    fitted = Trainer(
+        UNet(width=8, depth=2, norm=norm, patch=patch),
+        make_loss("bce_dice"),
+        make_loader(films, 4, shuffle=True),
+        make_loader(films, 4),
+        config,
+    )
     assert fitted.fit()["val_dice"].max() > dice
 
 
 def test_history_has_a_row_an_epoch_with_the_documented_columns(prepared):
     history = trainer(prepared).fit()
-    assert list(history) == ["epoch", "lr", "train_loss", "val_loss", "val_dice", "val_iou", "val_accuracy", "val_foreground",
-                             "films_s", "seconds"]
+    assert list(history) == [
+        "epoch",
+        "lr",
+        "train_loss",
+        "val_loss",
+        "val_dice",
+        "val_iou",
+        "val_accuracy",
+        "val_foreground",
+        "films_s",
+        "seconds",
+    ]
     assert history["epoch"].tolist() == [0, 1, 2] and history["seconds"].is_monotonic_increasing
 
 
 def test_run_leaves_its_files(prepared, tmp_path):
     run = trainer(prepared, tmp_path / "run")
     history = run.fit()
-    assert {p.name for p in (tmp_path / "run").iterdir()} == {"last.pt", "best.safetensors", "history.csv", "config.json"}
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {
+        "last.pt",
+        "best.safetensors",
+        "history.csv",
+        "config.json",
+    }
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "run" / "history.csv"), history)
     assert TrainConfig.from_dict(json.loads((tmp_path / "run" / "config.json").read_text())) == run.config
 
@@ -91,7 +125,9 @@ def test_best_weights_are_those_of_the_best_epoch(prepared, tmp_path):
     header = read_header(tmp_path / "run" / "best.safetensors")
     best = history["val_dice"].idxmax()
     assert header["validation"] == {"dice": round(history["val_dice"][best], 5), "epoch": best}
-    assert run.validate(load_weights(tmp_path / "run" / "best.safetensors"))["val_dice"] == pytest.approx(history["val_dice"][best])
+    assert run.validate(load_weights(tmp_path / "run" / "best.safetensors"))["val_dice"] == pytest.approx(
+        history["val_dice"][best]
+    )
 
 
 def test_header_of_the_weights_says_what_a_user_must_know(prepared, tmp_path):
@@ -105,7 +141,11 @@ def test_run_ends_with_an_estimate_of_its_masks_or_the_reason_why_there_is_none(
     training.train(prepared, tmp_path / "run", replace(TINY, sources=("montgomery",), epochs=1))
     assert "4 validation films are too few" in read_header(tmp_path / "run" / "best.safetensors")["quality"]["why_not"]
     fit = {"bias": 2.5, "features": {name: [0.5, 1.0] for name in REASONS}}
-    monkeypatch.setattr(training, "fit_quality", lambda films, segmenter: fit if len(list(films)) == 4 and segmenter.size == 32 else None)
+    monkeypatch.setattr(
+        training,
+        "fit_quality",
+        lambda films, segmenter: fit if len(list(films)) == 4 and segmenter.size == 32 else None,
+    )
     training.train(prepared, tmp_path / "other", replace(TINY, sources=("montgomery",), epochs=1))
     assert read_header(tmp_path / "other" / "best.safetensors")["quality"] == fit
 
@@ -135,6 +175,7 @@ def test_same_seed_gives_the_same_weights_and_another_seed_others(prepared, tmp_
 
 
 # --- learning rate, EMA, gradient ------------------------------------------------------------------------------------
+
 
 def test_learning_rate_rises_then_falls_to_a_hundredth(prepared):
     run = trainer(prepared, lr=1.0, warmup=0.1)
@@ -177,6 +218,7 @@ def test_gradient_is_clipped(prepared, monkeypatch):
 
 
 # --- validation ------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
 def test_validation_does_not_depend_on_the_batch_size(tmp_path, batch):
@@ -223,14 +265,19 @@ def test_training_goes_on_in_training_mode_after_a_caller_left_it_in_evaluation_
 
 # --- resume is exact -------------------------------------------------------------------------------------------------
 
+
 class Killed(BaseException):
     """Stands for the signal: nothing in the code may catch it."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 3, 5, 8], ids=lambda s: f"step {s}")
-@pytest.mark.parametrize("precision, seconds", [("fp32", 300), ("bf16", 300), ("fp32", 0)], ids=["fp32", "bf16", "a checkpoint each step"])
-def test_run_stopped_in_any_step_resumes_to_bit_equal_weights(prepared, tmp_path, monkeypatch, step, precision, seconds):
+@pytest.mark.parametrize(
+    "precision, seconds", [("fp32", 300), ("bf16", 300), ("fp32", 0)], ids=["fp32", "bf16", "a checkpoint each step"]
+)
+def test_run_stopped_in_any_step_resumes_to_bit_equal_weights(
+    prepared, tmp_path, monkeypatch, step, precision, seconds
+):
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", seconds)
     trainer(prepared, tmp_path / "whole", precision=precision).fit()
     stopped = trainer(prepared, tmp_path / "stopped", precision=precision)
@@ -321,7 +368,9 @@ def test_run_killed_by_sigkill_again_and_again_ends_with_bit_equal_weights(forks
     for last_try in [False] * 3 + [True]:
         child = forkserver.Process(target=train_in_child, args=(str(root), str(out), values, True))
         child.start()
-        if not last_try:  # after one to three checkpoints, the one that was there included, and somewhere within an epoch
+        if (
+            not last_try
+        ):  # after one to three checkpoints, the one that was there included, and somewhere within an epoch
             stamps, written = chance.randint(1, 3), set()
             while child.is_alive() and len(written) < stamps:
                 written |= {checkpoint.stat().st_mtime_ns for checkpoint in out.glob("last.pt")}
@@ -339,8 +388,11 @@ def test_run_killed_by_sigkill_again_and_again_ends_with_bit_equal_weights(forks
     assert_bit_equal(*(load_weights(folder / "best.safetensors").state_dict() for folder in (whole, out)))
     assert read_header(whole / "best.safetensors") == read_header(out / "best.safetensors")
     clock = ["films_s", "seconds"]
-    pd.testing.assert_frame_equal(pd.read_csv(whole / "history.csv").drop(columns=clock),
-                                  pd.read_csv(out / "history.csv").drop(columns=clock), check_exact=True)
+    pd.testing.assert_frame_equal(
+        pd.read_csv(whole / "history.csv").drop(columns=clock),
+        pd.read_csv(out / "history.csv").drop(columns=clock),
+        check_exact=True,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -362,7 +414,9 @@ def refusal(run, path):
     return ""
 
 
-@pytest.mark.parametrize("damage", ["cut", "one byte short", "zeros", "junk", "empty", "a zip of something else", "a number"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "one byte short", "zeros", "junk", "empty", "a zip of something else", "a number"]
+)
 def test_damaged_checkpoint_is_refused_in_a_line_that_names_it(finished, tmp_path, damage):
     run, data, _ = finished
     path = tmp_path / "last.pt"
@@ -372,7 +426,15 @@ def test_damaged_checkpoint_is_refused_in_a_line_that_names_it(finished, tmp_pat
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("data.pkl", "no pickle")
     else:
-        path.write_bytes({"cut": data[:len(data) // 2], "one byte short": data[:-1], "zeros": bytes(len(data)), "junk": random.Random(0).randbytes(4000), "empty": b""}[damage])
+        path.write_bytes(
+            {
+                "cut": data[: len(data) // 2],
+                "one byte short": data[:-1],
+                "zeros": bytes(len(data)),
+                "junk": random.Random(0).randbytes(4000),
+                "empty": b"",
+            }[damage]
+        )
     assert "move it away to start anew" in refusal(run, path)
 
 
@@ -381,7 +443,7 @@ def test_a_flipped_bit_anywhere_is_refused(finished, tmp_path):
     path, chance = tmp_path / "last.pt", random.Random(0)
     # Of the directory at its end every byte: the entries' own checksums don't cover it.
     for at in [*(chance.randrange(len(data)) for _ in range(100)), *range(len(data) - 200, len(data) - 66)]:
-        path.write_bytes(data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1:])
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1 :])
         assert "move it away to start anew" in refusal(run, path), at
 
 
@@ -392,11 +454,13 @@ def test_checkpoint_without_a_checksum_is_taken_unless_an_entry_is_damaged(finis
     assert not refusal(run, path)
     data = path.read_bytes()
     at = data.index(state["rng"].numpy().tobytes())
-    path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1:])
+    path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
     assert "another checksum" in refusal(run, path)
 
 
-@pytest.mark.parametrize("part", ["config", "history", "step", "seconds", "begun", "about", "rng", "model", "ema", "optimizer", "scaler"])
+@pytest.mark.parametrize(
+    "part", ["config", "history", "step", "seconds", "begun", "about", "rng", "model", "ema", "optimizer", "scaler"]
+)
 def test_edited_checkpoint_is_refused_in_a_line_that_names_it(finished, tmp_path, part):
     run, _, state = finished
     path, rest = tmp_path / "last.pt", {key: value for key, value in state.items() if key != part}
@@ -413,7 +477,10 @@ def test_edited_checkpoint_is_refused_in_a_line_that_names_it(finished, tmp_path
 def test_checkpoint_of_another_network_is_refused(finished, tmp_path):
     run, _, state = finished
     other = UNet(width=4, depth=2).state_dict()
-    moments = {**state["optimizer"], "state": {n: {**one, "exp_avg": torch.zeros(7)} for n, one in state["optimizer"]["state"].items()}}
+    moments = {
+        **state["optimizer"],
+        "state": {n: {**one, "exp_avg": torch.zeros(7)} for n, one in state["optimizer"]["state"].items()},
+    }
     for part, value in (("model", other), ("ema", other), ("optimizer", moments)):
         torch.save({**state, part: value}, tmp_path / "last.pt")
         assert "its tensors aren't this network's" in refusal(run, tmp_path / "last.pt")
@@ -464,8 +531,6 @@ def write_other_dict(path):
     torch.save({"state_dict": {}}, path)
 
 
-
-
 @pytest.mark.parametrize("write", [write_text_file, pytest.param(write_pickle_of_code), pytest.param(write_other_dict)])
 def test_foreign_checkpoint_is_refused_with_its_name(prepared, tmp_path, write):
     write(tmp_path / "last.pt")
@@ -481,6 +546,7 @@ def test_folder_of_another_run_is_not_overwritten(prepared, tmp_path):
 
 
 # --- when it stops ---------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def clock(monkeypatch):
@@ -524,6 +590,7 @@ def test_early_stopping_counts_epochs_since_the_best(prepared, monkeypatch):
 
 # --- what goes wrong -------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_loss_that_is_not_finite_stops_with_the_films_names(prepared, value):
     class Broken(nn.Module):
@@ -532,29 +599,39 @@ def test_loss_that_is_not_finite_stops_with_the_films_names(prepared, value):
 
     run = trainer(prepared)
     run.loss = Broken()
-    with pytest.raises(FloatingPointError, match=rf"the loss is {value} at step 0, on (MONTGOMERY_\d{{4}}_\d(, )?){{3}}: "):
+    with pytest.raises(
+        FloatingPointError, match=rf"the loss is {value} at step 0, on (MONTGOMERY_\d{{4}}_\d(, )?){{3}}: "
+    ):
         run.fit()
 
 
 def good_batch():
     films = [phantom(32, 32, seed) for seed in range(3)]
     images = torch.stack([(torch.from_numpy(f.image[None]).float() - 128) / 50 for f in films])
-    return {"image": images, "mask": torch.stack([torch.from_numpy(f.mask[None]).float() for f in films]), "name": ["a", "b", "c"]}
+    return {
+        "image": images,
+        "mask": torch.stack([torch.from_numpy(f.mask[None]).float() for f in films]),
+        "name": ["a", "b", "c"],
+    }
 
 
 def test_good_batch_passes():
     check_batch(good_batch())
 
 
-@pytest.mark.parametrize("break_it, message", [
-    (lambda b: b.update(mask=b["mask"][:, 0]), r"masks \(3, 32, 32\); both should be \(B, 1, H, W\)"),
-    (lambda b: b.update(mask=b["mask"] * 255), r"masks hold \[0.0, 255.0\]"),
-    (lambda b: b.update(mask=b["mask"] * 0.5), r"masks hold \[0.0, 0.5\]"),
-    (lambda b: b.update(image=b["image"] * 100 + 128), "data.normalise"),
-    (lambda b: b["image"].fill_(math.nan), "films go from nan"),
-    (lambda b: b.update(mask=1 - b["mask"]), r"inverted, empty or paired with the wrong films\? \(a, b, c"),
-    (lambda b: b["mask"].zero_(), "lungs cover 0.0%")],
-    ids=["shape", "0/255", "soft", "not normalised", "nan", "inverted masks", "empty masks"])
+@pytest.mark.parametrize(
+    "break_it, message",
+    [
+        (lambda b: b.update(mask=b["mask"][:, 0]), r"masks \(3, 32, 32\); both should be \(B, 1, H, W\)"),
+        (lambda b: b.update(mask=b["mask"] * 255), r"masks hold \[0.0, 255.0\]"),
+        (lambda b: b.update(mask=b["mask"] * 0.5), r"masks hold \[0.0, 0.5\]"),
+        (lambda b: b.update(image=b["image"] * 100 + 128), "data.normalise"),
+        (lambda b: b["image"].fill_(math.nan), "films go from nan"),
+        (lambda b: b.update(mask=1 - b["mask"]), r"inverted, empty or paired with the wrong films\? \(a, b, c"),
+        (lambda b: b["mask"].zero_(), "lungs cover 0.0%"),
+    ],
+    ids=["shape", "0/255", "soft", "not normalised", "nan", "inverted masks", "empty masks"],
+)
 def test_batch_that_can_not_be_learned_from_is_refused_in_words(break_it, message):
     batch = good_batch()
     break_it(batch)
@@ -577,14 +654,22 @@ def test_several_prepared_sets_are_trained_on_and_the_first_one_validates(prepar
 
 
 def test_film_put_aside_in_one_set_may_not_be_trained_on_in_another(prepared, tmp_path):
-    other = write_prepared(tmp_path / "other", {"train": 14})  # the first set's films again, those to validate among them
+    other = write_prepared(
+        tmp_path / "other", {"train": 14}
+    )  # the first set's films again, those to validate among them
     with pytest.raises(ValueError, match="twice"):
         training.train([prepared, other], tmp_path / "run", replace(TINY, sources=("montgomery",), epochs=1))
 
 
 def test_a_choice_of_films_is_drawn_by_the_seed(prepared, tmp_path):
-    names = [training.train(prepared, tmp_path / str(i), replace(TINY, sources=("montgomery",), epochs=1, films=3, seed=seed)
-                            ).train_loader.dataset.frame["name"].tolist() for i, seed in enumerate((0, 0, 1))]
+    names = [
+        training.train(
+            prepared, tmp_path / str(i), replace(TINY, sources=("montgomery",), epochs=1, films=3, seed=seed)
+        )
+        .train_loader.dataset.frame["name"]
+        .tolist()
+        for i, seed in enumerate((0, 0, 1))
+    ]
     assert len(names[0]) == 3 and names[0] == names[1] != names[2]
 
 
@@ -602,14 +687,19 @@ def two_sources(tmp_path):
 def test_each_set_has_a_head_that_learns_its_masks_alone(two_sources, tmp_path):
     config = replace(TINY, sources=("montgomery", "shenzhen"), width=8, epochs=40, batch=4, augment="none")
     fitted = training.train(two_sources, tmp_path / "run", config)
-    assert fitted.best_dice > 0.85 and read_header(tmp_path / "run" / "best.safetensors")["heads"] == ["montgomery", "shenzhen"]
+    assert fitted.best_dice > 0.85 and read_header(tmp_path / "run" / "best.safetensors")["heads"] == [
+        "montgomery",
+        "shenzhen",
+    ]
     with torch.inference_mode():
         ours, theirs = (fitted.best_model(next(iter(fitted.val_loader))["image"]) > 0).float().mean((0, 2, 3))
     assert theirs > 1.2 * ours > 0
 
 
 def test_without_heads_all_sets_share_one_output(two_sources, tmp_path):
-    fitted = training.train(two_sources, tmp_path / "run", replace(TINY, sources=("montgomery", "shenzhen"), heads=False, epochs=1))
+    fitted = training.train(
+        two_sources, tmp_path / "run", replace(TINY, sources=("montgomery", "shenzhen"), heads=False, epochs=1)
+    )
     assert fitted.best_model.architecture["classes"] == 1
     assert read_header(tmp_path / "run" / "best.safetensors")["heads"] == []
 
@@ -618,7 +708,9 @@ def test_without_heads_all_sets_share_one_output(two_sources, tmp_path):
 def test_masks_known_to_be_bad_are_trained_on_only_if_asked_for(prepared, tmp_path, monkeypatch, suspects, films):
     bad = read_manifest(prepared)["name"].iloc[[0, 3, -1]]  # the last one is a test film
     monkeypatch.setattr(training, "suspect_masks", lambda: pd.DataFrame({"name": bad, "reason": "heart"}))
-    fitted = training.train(prepared, tmp_path / "run", replace(TINY, sources=("montgomery",), epochs=1, suspects=suspects))
+    fitted = training.train(
+        prepared, tmp_path / "run", replace(TINY, sources=("montgomery",), epochs=1, suspects=suspects)
+    )
     assert len(fitted.train_loader.dataset) == films
 
 
@@ -641,6 +733,7 @@ def test_files_of_others_are_not_replaced_by_a_run(prepared, tmp_path, name):
 
 # --- settings --------------------------------------------------------------------------------------------------------
 
+
 def test_unknown_setting_is_an_error_that_lists_the_known():
     with pytest.raises(ValueError, match="unknown setting learning_rate; there are sources, "):
         TrainConfig.from_dict({"learning_rate": 0.1})
@@ -650,25 +743,68 @@ def test_settings_survive_json():
     assert TrainConfig.from_dict(json.loads(json.dumps(asdict(TINY)))) == TINY
 
 
-@pytest.mark.parametrize("setting", [
-    {"size": 8}, {"batch": 0}, {"epochs": 0}, {"dice_weight": 2}, {"ema": 1.5}, {"minutes": -1}, {"warmup": 1.5}, {"warmup": -0.1},
-    {"lr": math.nan}, {"lr": math.inf}, {"workers": -2}, {"seed": -1}], ids=str)
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"size": 8},
+        {"batch": 0},
+        {"epochs": 0},
+        {"dice_weight": 2},
+        {"ema": 1.5},
+        {"minutes": -1},
+        {"warmup": 1.5},
+        {"warmup": -0.1},
+        {"lr": math.nan},
+        {"lr": math.inf},
+        {"workers": -2},
+        {"seed": -1},
+    ],
+    ids=str,
+)
 def test_setting_out_of_range_is_refused_by_name(setting):
     with pytest.raises(ValueError, match=f"{next(iter(setting))} is in"):
         TrainConfig(**setting)
 
 
-@pytest.mark.parametrize("setting", [
-    {"precision": "fp8"}, {"loss": "bogus"}, {"augment": "heavy"}, {"augment": "tb"}, {"norm": "layer"}, {"up": "nearest"}, {"conv": "dilated"},
-    {"device": "tpu"}, {"device": "cuda:"}, {"size": 64.0}, {"size": "64"}, {"size": None}, {"heads": 1}, {"epochs": True}, {"sources": ()},
-    {"sources": ("montgomery", 3)}, {"sources": "montgomery"}], ids=str)
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"precision": "fp8"},
+        {"loss": "bogus"},
+        {"augment": "heavy"},
+        {"augment": "tb"},
+        {"norm": "layer"},
+        {"up": "nearest"},
+        {"conv": "dilated"},
+        {"device": "tpu"},
+        {"device": "cuda:"},
+        {"size": 64.0},
+        {"size": "64"},
+        {"size": None},
+        {"heads": 1},
+        {"epochs": True},
+        {"sources": ()},
+        {"sources": ("montgomery", 3)},
+        {"sources": "montgomery"},
+    ],
+    ids=str,
+)
 def test_setting_that_makes_no_sense_is_refused_by_name(setting):
     with pytest.raises(ValueError, match=f"^{next(iter(setting))} (is|are) "):
         TrainConfig(**setting)
 
 
-@pytest.mark.parametrize("option, wrong", [("--loss", "bogus"), ("--augment", "tb"), ("--norm", "layer"), ("--up", "nearest"), ("--conv", "dilated"),
-                                           ("--precision", "fp8")])
+@pytest.mark.parametrize(
+    "option, wrong",
+    [
+        ("--loss", "bogus"),
+        ("--augment", "tb"),
+        ("--norm", "layer"),
+        ("--up", "nearest"),
+        ("--conv", "dilated"),
+        ("--precision", "fp8"),
+    ],
+)
 def test_words_that_are_no_choice_are_refused_by_the_command_line_with_the_choices(option, wrong, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(["train", "--out", "nowhere", option, wrong])
@@ -690,14 +826,23 @@ def test_choices_are_those_that_the_library_has():
 
 def test_default_network_has_at_most_2_million_parameters():
     config = TrainConfig()
-    assert count_parameters(UNet(width=config.width, depth=config.depth, norm=config.norm, up=config.up, patch=config.patch)) <= 2_000_000
+    assert (
+        count_parameters(
+            UNet(width=config.width, depth=config.depth, norm=config.norm, up=config.up, patch=config.patch)
+        )
+        <= 2_000_000
+    )
 
 
-@pytest.mark.parametrize("changed", [{}, {"minutes": 14.0, "sources": ("jsrt",)}, {"heads": False, "suspects": True, "weight_decay": 0.1}])
+@pytest.mark.parametrize(
+    "changed", [{}, {"minutes": 14.0, "sources": ("jsrt",)}, {"heads": False, "suspects": True, "weight_decay": 0.1}]
+)
 def test_command_of_a_run_makes_the_same_configuration(changed, prepared, monkeypatch, tmp_path):
     config, seen = TrainConfig(**changed), []
     monkeypatch.chdir(prepared.parent)
-    monkeypatch.setattr(training, "train", lambda data, out, config, resume: seen.append(config) or (_ for _ in ()).throw(ValueError))
+    monkeypatch.setattr(
+        training, "train", lambda data, out, config, resume: seen.append(config) or (_ for _ in ()).throw(ValueError)
+    )
     python, dash, package, *arguments = config.command.split()
     assert (python, dash, package) == ("python", "-m", "kaggle_utils")
     cli.main([*arguments, "--data", str(prepared), "--out", str(tmp_path / "run")])
@@ -709,6 +854,7 @@ def test_every_setting_explains_itself():
 
 
 # --- precision -------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_loss_and_weights_are_float32_in_any_precision(prepared, precision):

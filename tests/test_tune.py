@@ -16,20 +16,33 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from phantoms import phantom, write_prepared
 from torch import nn
 
-from kaggle_utils.tuning import mistakes, study, studies as tune
-from kaggle_utils.tuning import search as searching
 from kaggle_utils.cli import main
 from kaggle_utils.config import TrainConfig
 from kaggle_utils.loss import BCEDiceLoss, BCEWithLogitsLoss
+from kaggle_utils.trainer import make_trainer
+from kaggle_utils.tuning import mistakes, study
+from kaggle_utils.tuning import search as searching
+from kaggle_utils.tuning import studies as tune
 from kaggle_utils.tuning.mistakes import MISTAKES
 from kaggle_utils.tuning.study import COLUMNS, Run, read_table
-from kaggle_utils.trainer import make_trainer
-from phantoms import phantom, write_prepared
 
-TINY = TrainConfig(sources=("montgomery",), size=32, width=2, depth=2, patch=1, batch=4, epochs=2, lr=0.01, ema=0.0, augment="light",
-                   precision="fp32", device="cpu")
+TINY = TrainConfig(
+    sources=("montgomery",),
+    size=32,
+    width=2,
+    depth=2,
+    patch=1,
+    batch=4,
+    epochs=2,
+    lr=0.01,
+    ema=0.0,
+    augment="light",
+    precision="fp32",
+    device="cpu",
+)
 RUNS = [Run("default"), Run("width=4", {"width": 4}), Run("dice_weight=1.0", {"dice_weight": 1.0})]
 TRUTH = torch.from_numpy(np.stack([phantom(64, 64, seed).mask for seed in range(8)]))[:, None].float()
 SHARE = TRUTH.mean().item()  # of lung: p in the comments of test_twenty_bugs.py
@@ -59,11 +72,13 @@ def counted(monkeypatch):
     def counting(run, data, config, prune=None):
         trained.append((run.name, config.seed))
         return train_run(run, data, config, prune)
+
     monkeypatch.setattr(tune, "train_run", counting)
     return trained
 
 
 # --- kill and restart --------------------------------------------------------------------------------------------------
+
 
 def slowly(trainer):
     time.sleep(0.5)
@@ -100,6 +115,7 @@ def test_an_error_costs_the_run_under_way_alone(prepared, tmp_path, counted, mon
         if len(counted) == 2:
             raise OSError("disk full")
         return counting(run, data, config)
+
     monkeypatch.setattr(tune, "train_run", failing)
     with pytest.raises(OSError):
         do(prepared, tmp_path)
@@ -121,16 +137,24 @@ def test_processes_beside_each_other_write_the_same_rows(prepared, tmp_path):
 
 # --- what is recorded --------------------------------------------------------------------------------------------------
 
+
 def test_a_row_an_epoch_with_settings_scores_and_commit(prepared, tmp_path):
     write_prepared(prepared, {"test": 3}, source="jsrt", first=100)
     table = do(prepared, tmp_path, seeds=1)
     assert tuple(table) == COLUMNS and table.groupby("run").size().eq(2).all()
     wide = table[table["run"] == "width=4"]
-    assert wide["width"].eq(4).all() and wide["epochs"].eq(2).all() and wide["size"].eq(32).all() and wide["real"].eq(8).all()
+    assert (
+        wide["width"].eq(4).all()
+        and wide["epochs"].eq(2).all()
+        and wide["size"].eq(32).all()
+        and wide["real"].eq(8).all()
+    )
     assert wide["parameters"].iloc[0] > table["parameters"].iloc[0]
     assert table["reported"].equals(table["val_dice"]) and table["status"].eq("finished").all()
     last = table["epoch"] == 1
-    assert table.loc[last, ["dice_256", "jsrt_256"]].notna().all(axis=None) and table.loc[~last, ["dice_256", "jsrt_256"]].isna().all(axis=None)
+    assert table.loc[last, ["dice_256", "jsrt_256"]].notna().all(axis=None) and table.loc[
+        ~last, ["dice_256", "jsrt_256"]
+    ].isna().all(axis=None)
 
 
 def test_without_jsrt_its_score_is_empty(prepared, tmp_path):
@@ -144,12 +168,13 @@ def test_a_foreign_film_gets_the_first_sets_head(prepared):
         trainer.best_model.outc.bias.copy_(torch.tensor([20.0, -20.0]))  # the first head sees lung everywhere
     batch = next(iter(trainer.val_loader))
     sources = ["jsrt", "shenzhen", "montgomery", "jsrt", "shenzhen", "shenzhen"]
-    (logits, _), = trainer.outputs([{**batch, "image": batch["image"][[0] * 6], "source": sources}])
+    ((logits, _),) = trainer.outputs([{**batch, "image": batch["image"][[0] * 6], "source": sources}])
     assert (logits.mean((1, 2, 3)) > 0).tolist() == [source != "shenzhen" for source in sources]
 
 
 def test_test_films_are_not_opened(prepared, tmp_path, monkeypatch):
     from kaggle_utils import data
+
     opened, read = [], data.read_image
     monkeypatch.setattr(data, "read_image", lambda path: opened.append(str(path)) or read(path))
     do(prepared, tmp_path, seeds=1)
@@ -169,7 +194,9 @@ class NotANumber(BCEDiceLoss):
 
 
 def test_a_run_that_diverges_is_recorded_and_the_others_go_on(prepared, tmp_path, monkeypatch, counted):
-    monkeypatch.setitem(tune.STUDIES, "loss", [Run("breaks", {}, partial(mistakes.swap_loss, loss=NotANumber)), RUNS[0]])
+    monkeypatch.setitem(
+        tune.STUDIES, "loss", [Run("breaks", {}, partial(mistakes.swap_loss, loss=NotANumber)), RUNS[0]]
+    )
     table = do(prepared, tmp_path, seeds=1)
     broken = table[table["run"] == "breaks"]
     assert broken["status"].eq("diverged").all() and broken["epoch"].tolist() == [0, 1]
@@ -188,6 +215,7 @@ def test_summary_has_means_over_the_seeds_after_the_last_epoch(prepared, tmp_pat
 
 
 # --- bad input ---------------------------------------------------------------------------------------------------------
+
 
 def test_an_unknown_study_is_answered_with_the_list(prepared, tmp_path, capsys):
     assert main(["tune", "colour", "--data", str(prepared), "--out", str(tmp_path)]) == 1
@@ -214,6 +242,7 @@ def test_runs_of_other_settings_or_films_are_not_mixed(prepared, tmp_path):
 
 # --- the lists ---------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("name", tune.STUDIES)
 def test_studies_have_unique_runs_of_valid_settings_that_a_process_can_be_sent(name):
     runs = tune.STUDIES[name]
@@ -226,8 +255,12 @@ def test_studies_have_unique_runs_of_valid_settings_that_a_process_can_be_sent(n
 
 def test_the_command_runs_a_study_and_prints_its_summary(prepared, tmp_path, monkeypatch, capsys):
     run_study = tune.run_study
-    monkeypatch.setattr("kaggle_utils.tuning.run_study", lambda *names, config, **options: run_study(
-        *names, config=replace(TINY, size=config.size, epochs=config.epochs), **options))
+    monkeypatch.setattr(
+        "kaggle_utils.tuning.run_study",
+        lambda *names, config, **options: run_study(
+            *names, config=replace(TINY, size=config.size, epochs=config.epochs), **options
+        ),
+    )
     arguments = ["--data", prepared, "--out", tmp_path, "--seeds", 1, "--size", 32, "--epochs", 1, "--jobs", 1]
     assert main(["tune", "loss", *map(str, arguments)]) == 0
     assert all(run.name in capsys.readouterr().out for run in RUNS[:1])
@@ -236,12 +269,15 @@ def test_the_command_runs_a_study_and_prints_its_summary(prepared, tmp_path, mon
 
 # --- how many films ----------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def built_in(tmp_path):
     return write_prepared(tmp_path / "cache" / "built_in" / "segmentation", {"train": 4, "val": 2}, first=200)
 
 
-@pytest.mark.parametrize("real, drawn, films", [(4, 0, (4, 0)), (None, 0, (8, 0)), (0, 4, (0, 4)), (0, None, (0, 6)), (2, None, (2, 6))])
+@pytest.mark.parametrize(
+    "real, drawn, films", [(4, 0, (4, 0)), (None, 0, (8, 0)), (0, 4, (0, 4)), (0, None, (0, 6)), (2, None, (2, 6))]
+)
 def test_an_epoch_has_as_many_films_whatever_they_are_drawn_from(prepared, built_in, real, drawn, films):
     trainer = make_trainer(prepared, None, TINY)
     before = len(trainer.train_loader), len(trainer.train_loader.sampler)
@@ -273,11 +309,16 @@ def test_built_in_films_are_drawn_once_and_counted_as_such(prepared, tmp_path):
 
 # --- search ------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.slow
 def test_an_interrupted_search_goes_on(prepared, tmp_path, monkeypatch):
     table = do(prepared, tmp_path, "search", trials=2)
     assert table["run"].unique().tolist() == ["trial 0", "trial 1"]
-    assert table.loc[0, ["lr", "width", "dice_weight"]].tolist() == [TINY.lr, 8, TINY.dice_weight]  # the default comes first
+    assert table.loc[0, ["lr", "width", "dice_weight"]].tolist() == [
+        TINY.lr,
+        8,
+        TINY.dice_weight,
+    ]  # the default comes first
     with monkeypatch.context() as patch:
         patch.setattr(searching, "train_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -294,24 +335,57 @@ def test_pruned_and_diverged_trials_are_recorded(prepared, tmp_path, monkeypatch
     def odd(run, data, config, prune):
         if run.name == "trial 0":
             return train_run(run, data, config, lambda row: True)
-        return train_run(replace(run, change=partial(mistakes.swap_loss, loss=NotANumber)), data, replace(config, batch=4), prune)
+        return train_run(
+            replace(run, change=partial(mistakes.swap_loss, loss=NotANumber)), data, replace(config, batch=4), prune
+        )
+
     monkeypatch.setattr(searching, "train_run", odd)
     table = do(prepared, tmp_path, "search", trials=2)
     assert table["status"].tolist() == ["pruned", "diverged", "diverged"]
 
 
-@pytest.mark.parametrize("storage, said", [
-    ("garbage", "Could not parse SQLAlchemy URL"), ("sqlite:///nowhere/x.db", "unable to open database file"), ("sqlite:///notes.txt", "file is not a database"),
-    ("sqlite:///theirs.db", "a database of something else .its tables are invoices"), ("sqlite://me:secret@host/x", "Invalid SQLite URL")])
-def test_storage_that_is_none_is_told_in_a_line_and_left_as_it_is(prepared, tmp_path, storage, said, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "storage, said",
+    [
+        ("garbage", "Could not parse SQLAlchemy URL"),
+        ("sqlite:///nowhere/x.db", "unable to open database file"),
+        ("sqlite:///notes.txt", "file is not a database"),
+        ("sqlite:///theirs.db", "a database of something else .its tables are invoices"),
+        ("sqlite://me:secret@host/x", "Invalid SQLite URL"),
+    ],
+)
+def test_storage_that_is_none_is_told_in_a_line_and_left_as_it_is(
+    prepared, tmp_path, storage, said, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     Path("notes.txt").write_text("mine" * 999)
     with closing(sqlite3.connect("theirs.db")) as theirs:
         theirs.execute("CREATE TABLE invoices (id)")
     before = Path("theirs.db").read_bytes()
-    assert main(["tune", "search", "--data", str(prepared), "--storage", storage, "--out", "out", "--jobs", "1", "--trials", "1"]) == 1
+    assert (
+        main(
+            [
+                "tune",
+                "search",
+                "--data",
+                str(prepared),
+                "--storage",
+                storage,
+                "--out",
+                "out",
+                "--jobs",
+                "1",
+                "--trials",
+                "1",
+            ]
+        )
+        == 1
+    )
     said_so = capsys.readouterr().err
-    assert re.search(f"^kaggle_utils tune: storage sqlite.*{said}|^kaggle_utils tune: storage garbage: {said}", said_so) and said_so.count("\n") == 1
+    assert (
+        re.search(f"^kaggle_utils tune: storage sqlite.*{said}|^kaggle_utils tune: storage garbage: {said}", said_so)
+        and said_so.count("\n") == 1
+    )
     assert "secret" not in said_so
     assert Path("theirs.db").read_bytes() == before and Path("notes.txt").read_text() == "mine" * 999
 
@@ -323,6 +397,7 @@ def test_a_search_without_its_storage_does_not_overwrite_its_table(prepared, tmp
 
 
 # --- the mistakes ------------------------------------------------------------------------------------------------------
+
 
 def in_batches(logits, batch=4):
     return list(zip(logits.split(batch), TRUTH.split(batch)))
@@ -399,8 +474,15 @@ def test_pairs_are_scrambled_where_one_learns_and_where_one_reports(prepared):
     assert 0.6 < reported("scrambled pairs", PERFECT) < 0.97
 
 
-@pytest.mark.parametrize("name, logits, number", [
-    ("+1 on means", NOTHING, 1 / (1 + SHARE)), ("+1 on means", PERFECT, 1.0), ("sum / batches", PERFECT, 4.0), ("total / i + 1", PERFECT, 3.0)])
+@pytest.mark.parametrize(
+    "name, logits, number",
+    [
+        ("+1 on means", NOTHING, 1 / (1 + SHARE)),
+        ("+1 on means", PERFECT, 1.0),
+        ("sum / batches", PERFECT, 4.0),
+        ("total / i + 1", PERFECT, 3.0),
+    ],
+)
 def test_the_reported_number_is_the_bugs(name, logits, number):
     assert reported(name, logits) == pytest.approx(number, abs=0.01)
 
@@ -410,7 +492,9 @@ def test_broadcast_dice_grows_with_the_batch():
 
 
 def test_a_falsified_number_leaves_the_training_as_it_is(prepared, tmp_path, monkeypatch):
-    monkeypatch.setitem(tune.STUDIES, "bugs", [run for run in tune.STUDIES["bugs"] if run.name in ("no mistake", "sum / batches")])
+    monkeypatch.setitem(
+        tune.STUDIES, "bugs", [run for run in tune.STUDIES["bugs"] if run.name in ("no mistake", "sum / batches")]
+    )
     table = do(prepared, tmp_path, "bugs", seeds=1)
     right, wrong = (rows.reset_index() for _, rows in table.groupby("run", sort=False))
     assert right["val_dice"].equals(wrong["val_dice"]) and right["reported"].equals(right["val_dice"])

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from phantoms import phantom, write_prepared, write_raw
 from torch import nn
 
 from kaggle_utils import data, loss, metrics, prep
@@ -21,7 +22,6 @@ from kaggle_utils import image as files
 from kaggle_utils.data import LungDataset, make_loader, read_manifest
 from kaggle_utils.model import UNet
 from kaggle_utils.trainer import TrainConfig, Trainer
-from phantoms import phantom, write_prepared, write_raw
 
 LUNGS = np.stack([phantom(64, 64, seed).mask for seed in range(8)])  # uint8 (8, 64, 64)
 TRUTH = torch.from_numpy(LUNGS)[:, None].float()  # (8, 1, 64, 64)
@@ -39,8 +39,13 @@ def validated(root, batch, model=None):
     frame = read_manifest(root)
     loader = make_loader(LungDataset(frame[frame["split"] == "val"], 32), batch)
     torch.manual_seed(0)
-    trainer = Trainer(model or UNet(width=2, depth=2), LOSSES["bce_dice"], loader, loader,
-                      TrainConfig(size=32, precision="fp32", device="cpu"))
+    trainer = Trainer(
+        model or UNet(width=2, depth=2),
+        LOSSES["bce_dice"],
+        loader,
+        loader,
+        TrainConfig(size=32, precision="fp32", device="cpu"),
+    )
     return trainer, loader
 
 
@@ -83,7 +88,10 @@ def test_02_counts_of_a_large_mask_do_not_wrap_round():
 
 # 3. total / index + 1 instead of total / (index + 1): 2.11 for a mean of 0.95.
 @settings(max_examples=60, deadline=None)
-@given(pred=arrays(np.uint8, (6, 6), elements=st.integers(0, 1)), truth=arrays(np.uint8, (6, 6), elements=st.integers(0, 1)))
+@given(
+    pred=arrays(np.uint8, (6, 6), elements=st.integers(0, 1)),
+    truth=arrays(np.uint8, (6, 6), elements=st.integers(0, 1)),
+)
 def test_03_dice_stays_in_0_1(pred, truth):
     assert 0 <= dice(pred, truth) <= 1
 
@@ -104,8 +112,13 @@ def test_04_05_06_reported_dice_is_the_mean_over_films_in_batches_of_any_size(se
     trainer, loader = validated(seven_films, batch)
     trainer.model.eval()
     with torch.no_grad():
-        plain = [dice((trainer.model(item["image"][None])[0, 0] > 0).numpy().astype(np.uint8), item["mask"][0].numpy().astype(np.uint8))
-                 for item in loader.dataset]
+        plain = [
+            dice(
+                (trainer.model(item["image"][None])[0, 0] > 0).numpy().astype(np.uint8),
+                item["mask"][0].numpy().astype(np.uint8),
+            )
+            for item in loader.dataset
+        ]
     assert trainer.validate(trainer.model)["val_dice"] == pytest.approx(np.mean(plain), abs=1e-6)
 
 
@@ -132,7 +145,9 @@ def test_08_the_network_gives_logits_not_probabilities():
 
 # 9. (B, 1, H, W) against (B, H, W): broadcast to (B, B, H, W), Dice 7.15.
 @each_loss
-@pytest.mark.parametrize("truth", [TRUTH[:, 0], TRUTH[:1], TRUTH[..., :32]], ids=["no channel", "one film", "half a film"])
+@pytest.mark.parametrize(
+    "truth", [TRUTH[:, 0], TRUTH[:1], TRUTH[..., :32]], ids=["no channel", "one film", "half a film"]
+)
 def test_09_shapes_that_would_be_broadcast_are_refused(name, truth):
     with pytest.raises(ValueError, match=re.escape(f"truth is {tuple(truth.shape)}")):
         LOSSES[name](PERFECT, truth)
@@ -193,6 +208,7 @@ def test_12_the_dice_term_of_the_combination_has_its_share_of_the_gradient():
         logits = torch.zeros_like(TRUTH).requires_grad_()
         loss.BCEDiceLoss(weight)(logits, TRUTH).backward()
         return logits.grad
+
     assert not torch.allclose(gradient(0.9) / 0.1, gradient(0.0), rtol=1e-3)
 
 
@@ -204,7 +220,10 @@ def test_13_accuracy_and_dice_come_from_one_count(pred):
     counts = metrics.confusion(pred, truth)
     scores = metrics.overlap(counts)
     assert sum(counts.values()) == pred.size
-    assert scores["dice"] == pytest.approx(2 * counts["tp"] / max(2 * counts["tp"] + counts["fp"] + counts["fn"], 1)) or not (pred | truth).any()
+    assert (
+        scores["dice"] == pytest.approx(2 * counts["tp"] / max(2 * counts["tp"] + counts["fp"] + counts["fn"], 1))
+        or not (pred | truth).any()
+    )
     share, accuracy = truth.mean(), scores["accuracy"]
     if share:
         assert scores["dice"] <= 2 * share / (2 * share + 1 - accuracy) + 1e-9
@@ -224,8 +243,13 @@ def test_14_small_batches_train_and_evaluation_agrees_with_training(tmp_path, ba
     frame = read_manifest(write_prepared(tmp_path, {"train": 4}))
     films = LungDataset(frame, 32)
     torch.manual_seed(0)
-    trainer = Trainer(UNet(width=4, depth=2, norm="group"), LOSSES["bce_dice"], make_loader(films, batch, shuffle=True), make_loader(films, 4),
-                      TrainConfig(size=32, batch=batch, epochs=30, lr=0.01, ema=0.0, precision="fp32", device="cpu"))
+    trainer = Trainer(
+        UNet(width=4, depth=2, norm="group"),
+        LOSSES["bce_dice"],
+        make_loader(films, batch, shuffle=True),
+        make_loader(films, 4),
+        TrainConfig(size=32, batch=batch, epochs=30, lr=0.01, ema=0.0, precision="fp32", device="cpu"),
+    )
     history = trainer.fit()
     assert history["val_dice"].iloc[-1] > 0.9
     assert abs(history["val_loss"].iloc[-1] - history["train_loss"].iloc[-1]) < 0.1
@@ -291,14 +315,18 @@ def test_17_pairs_have_one_stem_whatever_the_order_of_the_directories(tmp_path):
         write_raw(tmp_path / "masks" / f"{name}_mask.png", phantom(20, 20).mask)
     films = prep.find_films(tmp_path)
     assert len(films) == 12
-    assert all(film.files["image"].stem == film.name and film.files["mask"].stem == f"{film.name}_mask" for film in films)
+    assert all(
+        film.files["image"].stem == film.name and film.files["mask"].stem == f"{film.name}_mask" for film in films
+    )
 
 
 def test_17_dataset_pairs_by_the_manifests_row(tmp_path):
     frame = read_manifest(write_prepared(tmp_path, {"train": 8})).iloc[random_order(8)]
     films = LungDataset(frame, 32)
     for index, row in enumerate(frame.itertuples()):
-        np.testing.assert_array_equal(films[index]["mask"][0], files.read_mask(tmp_path / "train" / "mask" / f"{row.name}.png"))
+        np.testing.assert_array_equal(
+            films[index]["mask"][0], files.read_mask(tmp_path / "train" / "mask" / f"{row.name}.png")
+        )
 
 
 def random_order(n):
@@ -336,9 +364,17 @@ def test_20_a_film_in_two_splits_is_refused(tmp_path, column):
 
 @pytest.mark.parametrize("split", ["published", "random"])
 def test_20_no_film_is_in_two_splits(split):
-    names = pd.concat([pd.read_csv(p) for p in (Path(prep.__file__).parent / "splits").glob("segmentation_*.csv")])["name"]
-    frame = pd.DataFrame({"name": names.to_numpy(), "source": np.where(names.str.startswith("M"), "montgomery", "shenzhen"), "tb": 0,
-                          "masked": True})
+    names = pd.concat([pd.read_csv(p) for p in (Path(prep.__file__).parent / "splits").glob("segmentation_*.csv")])[
+        "name"
+    ]
+    frame = pd.DataFrame(
+        {
+            "name": names.to_numpy(),
+            "source": np.where(names.str.startswith("M"), "montgomery", "shenzhen"),
+            "tb": 0,
+            "masked": True,
+        }
+    )
     parts = frame.groupby(prep.assign_splits(frame, split=split))["name"].agg(set)
     assert set(parts.index) == set(prep.SPLITS)
     assert sum(map(len, parts)) == len(set.union(*parts)) == len(frame)
@@ -347,8 +383,13 @@ def test_20_no_film_is_in_two_splits(split):
 def test_20_the_best_epoch_is_chosen_on_the_validation_films(tmp_path, monkeypatch):
     """Training doesn't so much as open a film of the test."""
     from kaggle_utils import trainer as training
+
     write_prepared(tmp_path / "set", {"train": 4, "val": 2, "test": 2})
     opened, read = [], data.read_image
     monkeypatch.setattr(data, "read_image", lambda path: opened.append(str(path)) or read(path))
-    training.train(tmp_path / "set", tmp_path / "run", TrainConfig(sources=("montgomery",), size=32, width=2, depth=2, patch=1, epochs=1, precision="fp32"))
+    training.train(
+        tmp_path / "set",
+        tmp_path / "run",
+        TrainConfig(sources=("montgomery",), size=32, width=2, depth=2, patch=1, epochs=1, precision="fp32"),
+    )
     assert len(opened) == 6 and not any(f"{os.sep}test{os.sep}" in path.removeprefix(str(tmp_path)) for path in opened)

@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from kaggle_utils.kaggle import workspace
 from kaggle_utils.data import read_manifest
+from kaggle_utils.kaggle import workspace
 from kaggle_utils.synthetic.model import write_raw
 
 
@@ -96,7 +96,10 @@ def test_on_kaggle_with_nothing_attached_films_are_drawn_into_the_output(kaggle)
     assert place.built_in and place.work == kaggle / "working/built_in"
 
 
-@pytest.mark.parametrize("mount", ["lung-unet-01-prep", "notebooks/somebody/lung-unet-01-prep", "notebooks/somebody/lung-unet-01-prep/built_in"])
+@pytest.mark.parametrize(
+    "mount",
+    ["lung-unet-01-prep", "notebooks/somebody/lung-unet-01-prep", "notebooks/somebody/lung-unet-01-prep/built_in"],
+)
 def test_an_earlier_kernels_output_is_found(kaggle, drawn, mount):
     place = workspace.Workspace(drawn, kaggle / "working", False, kaggle)
     with pytest.raises(FileNotFoundError, match="run 02_training first"):
@@ -104,7 +107,9 @@ def test_an_earlier_kernels_output_is_found(kaggle, drawn, mount):
     for folder in (kaggle / "input" / mount, place.work):
         (folder / "training").mkdir(parents=True)
         (folder / "training" / "best.safetensors").touch()
-        assert place.find("training/best.safetensors", made_by="02_training") == folder / "training" / "best.safetensors"
+        assert (
+            place.find("training/best.safetensors", made_by="02_training") == folder / "training" / "best.safetensors"
+        )
 
 
 def test_where_the_library_cannot_be_written_the_notebooks_folder_is_used(clone, drawn, tmp_path, monkeypatch):

@@ -18,13 +18,22 @@ N = 3
 def at_once(folder: Path, commands: list[list[str]], modules: list[str]) -> list[list[tuple[int, str]]]:
     """Of each command, status and stderr of three processes that begin together in a folder; the modules are loaded before that."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, __file__], cwd=folder, env=environment, check=True, timeout=300,
-                          input=json.dumps([modules, commands]), stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, __file__],
+        cwd=folder,
+        env=environment,
+        check=True,
+        timeout=300,
+        input=json.dumps([modules, commands]),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     return json.loads(done.stdout)
 
 
 def main() -> None:
     from kaggle_utils.cli import main as command
+
     modules, commands = json.load(sys.stdin)
     for name in modules:
         importlib.import_module(name)

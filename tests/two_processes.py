@@ -26,8 +26,20 @@ from kaggle_utils import trainer as training
 from kaggle_utils.config import TrainConfig
 from kaggle_utils.trainer import Trainer, make_trainer
 
-BASE = TrainConfig(sources=("montgomery",), size=32, batch=3, width=2, depth=2, patch=1, epochs=3, lr=1e-3, norm="group",
-                   precision="fp32", device="cpu", augment="light")
+BASE = TrainConfig(
+    sources=("montgomery",),
+    size=32,
+    batch=3,
+    width=2,
+    depth=2,
+    patch=1,
+    epochs=3,
+    lr=1e-3,
+    norm="group",
+    precision="fp32",
+    device="cpu",
+    augment="light",
+)
 EQUAL = {  # to one process's numbers; of 8 films in batches of 3 the last one holds 2, of 7 it holds 1
     "shares of 2 and 1": {},
     "no film for one process": {"films": 7, "norm": "instance"},
@@ -46,7 +58,11 @@ def weights(trainer: Trainer) -> str:
 def run(root: Path, out: Path, **changes: object) -> dict[str, object]:
     trainer = make_trainer(root, out, replace(BASE, **changes), resume=True)
     trainer.fit()
-    return {"weights": weights(trainer), "history": trainer.history, "validated": [n for batch in trainer.val_loader for n in batch["name"]]}
+    return {
+        "weights": weights(trainer),
+        "history": trainer.history,
+        "validated": [n for batch in trainer.val_loader for n in batch["name"]],
+    }
 
 
 def run_with_a_clock_of_its_own(root: Path, rank: int) -> list[dict[str, float]]:

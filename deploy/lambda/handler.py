@@ -22,12 +22,12 @@ import numpy as np
 import onnxruntime
 from botocore.exceptions import ClientError
 
-from kaggle_utils.pictures import header
-from kaggle_utils.scale import s3
-from kaggle_utils.infer import Segmented, Unsegmented, draw_overlay, finish_mask, segment_films
-from kaggle_utils.image import encode_image, resize_image
-from kaggle_utils.quality import measure
 from kaggle_utils.config import FORMAT, parse_header
+from kaggle_utils.image import encode_image, resize_image
+from kaggle_utils.infer import Segmented, Unsegmented, draw_overlay, finish_mask, segment_films
+from kaggle_utils.pictures import header
+from kaggle_utils.quality import measure
+from kaggle_utils.scale import s3
 
 MODEL = os.environ.get("MODEL", str(Path(__file__).with_name("lungs.onnx")))  # of `python -m kaggle_utils export`
 IN_PREFIX, OUT_PREFIX = os.environ.get("IN_PREFIX", "films/"), os.environ.get("OUT_PREFIX", "lungs/")
@@ -65,7 +65,9 @@ class Segmenter:
         return finish_mask(prob, shape, threshold=self.threshold)
 
 
-if "AWS_LAMBDA_FUNCTION_MEMORY_SIZE" in os.environ:  # a film too large becomes an error to tell of, instead of a killed process to try again
+if (
+    "AWS_LAMBDA_FUNCTION_MEMORY_SIZE" in os.environ
+):  # a film too large becomes an error to tell of, instead of a killed process to try again
     resource.setrlimit(resource.RLIMIT_DATA, (int(os.environ["AWS_LAMBDA_FUNCTION_MEMORY_SIZE"]) << 20,) * 2)
 SEGMENTER, S3 = Segmenter(MODEL), s3.connect()  # while Lambda starts, when it lends more of the CPU
 
@@ -93,7 +95,9 @@ def process(bucket: str, key: str) -> str:
     target = OUT_BUCKET or bucket
     folders = [f"{OUT_PREFIX}{kind}/" for kind in KINDS]
     if target == bucket and any(folder.startswith(IN_PREFIX) or IN_PREFIX.startswith(folder) for folder in folders):
-        raise ValueError(f"results below {OUT_PREFIX!r} would be films below {IN_PREFIX!r}, and segmented for ever: choose another OUT_PREFIX")
+        raise ValueError(
+            f"results below {OUT_PREFIX!r} would be films below {IN_PREFIX!r}, and segmented for ever: choose another OUT_PREFIX"
+        )
     if not key.startswith(IN_PREFIX) or key.endswith("/"):
         return "ignored"
     try:
@@ -105,7 +109,12 @@ def process(bucket: str, key: str) -> str:
         raise
     places = {kind: f"{OUT_PREFIX}{kind}/{key.removeprefix(IN_PREFIX)}{suffix}" for kind, suffix in KINDS.items()}
     for kind, data in made.items():  # the measurements last: where they are, the mask is
-        S3.put_object(Bucket=target, Key=places[kind], Body=data, ContentType="image/png" if KINDS[kind] == ".png" else "application/json")
+        S3.put_object(
+            Bucket=target,
+            Key=places[kind],
+            Body=data,
+            ContentType="image/png" if KINDS[kind] == ".png" else "application/json",
+        )
     for kind in places.keys() - made.keys():  # of another film of that name
         S3.delete_object(Bucket=target, Key=places[kind])
     return f"refused: {json.loads(made['errors'])['error']}" if "errors" in made else "segmented"
@@ -116,7 +125,11 @@ def _make(bucket: str, key: str, path: Path) -> dict[str, bytes]:
     head, address = S3.head_object(Bucket=bucket, Key=key), f"s3://{bucket}/{key}"
     report = {"film": address, "etag": head["ETag"].strip('"'), "model": SEGMENTER.version}
     if head["ContentLength"] > MAX_BYTES:
-        return {"errors": _json(report | {"error": f"{address}: {head['ContentLength']:,} bytes, more than {MAX_BYTES:,}: too large"})}
+        return {
+            "errors": _json(
+                report | {"error": f"{address}: {head['ContentLength']:,} bytes, more than {MAX_BYTES:,}: too large"}
+            )
+        }
     S3.download_file(bucket, key, str(path))
     try:
         found = next(segment_films([path], SEGMENTER, names=[key.removeprefix(IN_PREFIX)]))
@@ -125,17 +138,23 @@ def _make(bucket: str, key: str, path: Path) -> dict[str, bytes]:
     report |= {name: value for name, value in found.row.items() if name != "path"}
     if isinstance(found, Unsegmented):
         return {"errors": _json(report | {"error": found.error.replace(str(path), address)})}
-    return _pictures(found) | {"measurements": _json(report | {"measurements": measure(found.upright, found.film.spacing_mm)})}
+    return _pictures(found) | {
+        "measurements": _json(report | {"measurements": measure(found.upright, found.film.spacing_mm)})
+    }
 
 
 def _pictures(found: Segmented) -> dict[str, bytes]:
     """Mask and overlay, which lie as the film does."""
     mask = found.mask
-    return {"masks": encode_image(mask * np.uint8(255), ".png"), "overlays": encode_image(draw_overlay(found.film.image, mask), ".png")}
+    return {
+        "masks": encode_image(mask * np.uint8(255), ".png"),
+        "overlays": encode_image(draw_overlay(found.film.image, mask), ".png"),
+    }
 
 
 def _json(report: dict[str, object]) -> bytes:
     """JSON has no NaN: what is undefined is null."""
+
     def plain(value):
         if isinstance(value, dict):
             return {name: plain(each) for name, each in value.items()}

@@ -31,10 +31,28 @@ LUNGS = ("right lung", "left lung")
 _SNOMED = ("3341006", "44029006")  # of the lungs, in this order; SNOMED CT, as DICOM PS3.16 prefers
 # What a segmentation object has of its film's patient and study. The first may be empty, by the standard (type 2) and in many a film
 # that was made anonymous; the others may be missing.
-_MAY_BE_EMPTY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate", "StudyTime",
-                 "ReferringPhysicianName")
-_MAY_BE_MISSING = ("IssuerOfPatientID", "PatientAge", "PatientIdentityRemoved", "DeidentificationMethod", "StudyDescription",
-                   "LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod", "PatientOrientation")
+_MAY_BE_EMPTY = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+)
+_MAY_BE_MISSING = (
+    "IssuerOfPatientID",
+    "PatientAge",
+    "PatientIdentityRemoved",
+    "DeidentificationMethod",
+    "StudyDescription",
+    "LossyImageCompression",
+    "LossyImageCompressionRatio",
+    "LossyImageCompressionMethod",
+    "PatientOrientation",
+)
 _REQUIRED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 _VALIDATED = ("AS", "CS", "DA", "DS", "TM")  # VRs whose form counts; texts of any length are handed on as they are
 _ALLOWED = {"PatientSex": ("F", "M", "O"), "LossyImageCompression": ("00", "01")}
@@ -65,16 +83,27 @@ def annotate(lungs: tuple[np.ndarray, np.ndarray], name: str, path: str | Path) 
         run-length encoding), area in px, bbox (x, y, width, height in px), iscrowd.
     """
     from pycocotools import mask as coco
+
     rows = []
     for category, (label, lung) in enumerate(zip(LUNGS, lungs), 1):
         if not lung.any():
             continue
         rle = coco.encode(np.asfortranarray(lung, np.uint8))
         height, width = lung.shape
-        rows.append({
-            "name": name, "path": printable(path), "height": height, "width": width, "category_id": category, "category": label,
-            "segmentation": {"size": [height, width], "counts": rle["counts"].decode("ascii")},
-            "area": int(coco.area(rle)), "bbox": coco.toBbox(rle).tolist(), "iscrowd": 0})
+        rows.append(
+            {
+                "name": name,
+                "path": printable(path),
+                "height": height,
+                "width": width,
+                "category_id": category,
+                "category": label,
+                "segmentation": {"size": [height, width], "counts": rle["counts"].decode("ascii")},
+                "area": int(coco.area(rle)),
+                "bbox": coco.toBbox(rle).tolist(),
+                "iscrowd": 0,
+            }
+        )
     return rows
 
 
@@ -89,18 +118,37 @@ def write_coco(path: str | Path, annotations: Iterable[dict[str, object]]) -> No
     """
     import pyarrow as pa
     from pyarrow import parquet
+
     text, whole = pa.string(), pa.int64()
-    schema = pa.schema({
-        "id": whole, "image_id": whole, "name": text, "path": text, "height": whole, "width": whole, "category_id": whole, "category": text,
-        "segmentation": pa.struct({"size": pa.list_(whole), "counts": text}), "area": whole, "bbox": pa.list_(pa.float64()), "iscrowd": whole})
+    schema = pa.schema(
+        {
+            "id": whole,
+            "image_id": whole,
+            "name": text,
+            "path": text,
+            "height": whole,
+            "width": whole,
+            "category_id": whole,
+            "category": text,
+            "segmentation": pa.struct({"size": pa.list_(whole), "counts": text}),
+            "area": whole,
+            "bbox": pa.list_(pa.float64()),
+            "iscrowd": whole,
+        }
+    )
     images: dict[object, int] = {}
-    rows = [{"id": n, "image_id": images.setdefault(row["name"], len(images) + 1), **row} for n, row in enumerate(annotations, 1)]
+    rows = [
+        {"id": n, "image_id": images.setdefault(row["name"], len(images) + 1), **row}
+        for n, row in enumerate(annotations, 1)
+    ]
     buffer = BytesIO()
     parquet.write_table(pa.Table.from_pylist(rows, schema), buffer, compression="zstd")
     write_bytes(path, buffer.getvalue())
 
 
-def write_dicom_seg(path: str | Path, lungs: tuple[np.ndarray, np.ndarray], source: str | Path, *, version: str) -> tuple[str, ...]:
+def write_dicom_seg(
+    path: str | Path, lungs: tuple[np.ndarray, np.ndarray], source: str | Path, *, version: str
+) -> tuple[str, ...]:
     """Writes a DICOM segmentation object of a film that is a DICOM file: a segment a lung, pixel on pixel.
 
     It carries the film's patient and study, in a series of its own, and refers to the film's instance. An element of these
@@ -139,19 +187,46 @@ def write_dicom_seg(path: str | Path, lungs: tuple[np.ndarray, np.ndarray], sour
 def _segmentation(film: Dataset, kind: str, lungs: tuple[np.ndarray, np.ndarray], version: str) -> bytes:
     """The object's bytes; ``film`` and ``kind`` are of :func:`_read_tags`."""
     import highdicom as hd
-    from highdicom.seg import Segmentation, SegmentationTypeValues, SegmentAlgorithmTypeValues, SegmentDescription
+    from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
     from pydicom.sr.codedict import codes
     from pydicom.sr.coding import Code
-    algorithm = hd.AlgorithmIdentificationSequence("unet-lung", family=codes.cid7162.ArtificialIntelligence, version=version)
-    segments = [SegmentDescription(number, label, codes.cid7150.AnatomicalStructure, Code(code, "SCT", label.capitalize()),
-                                   SegmentAlgorithmTypeValues.AUTOMATIC, algorithm)
-                for number, (label, code) in enumerate(zip(LUNGS, _SNOMED), 1)]
+
+    algorithm = hd.AlgorithmIdentificationSequence(
+        "unet-lung", family=codes.cid7162.ArtificialIntelligence, version=version
+    )
+    segments = [
+        SegmentDescription(
+            number,
+            label,
+            codes.cid7150.AnatomicalStructure,
+            Code(code, "SCT", label.capitalize()),
+            SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm,
+        )
+        for number, (label, code) in enumerate(zip(LUNGS, _SNOMED), 1)
+    ]
     # Frames without a pixel stay: both segments are told of, and an object needs a frame.
     segmentation = Segmentation(
-        [film], np.stack(lungs, -1)[None], SegmentationTypeValues.BINARY, segments, hd.UID(), 300, hd.UID(), 1, "unet-lung", "unet-lung",
-        version, "none", omit_empty_frames=False, content_label="LUNGS", content_description="Lungs of a chest radiograph")
+        [film],
+        np.stack(lungs, -1)[None],
+        SegmentationTypeValues.BINARY,
+        segments,
+        hd.UID(),
+        300,
+        hd.UID(),
+        1,
+        "unet-lung",
+        "unet-lung",
+        version,
+        "none",
+        omit_empty_frames=False,
+        content_label="LUNGS",
+        content_description="Lungs of a chest radiograph",
+    )
     segmentation.SeriesDescription = "Lungs"
-    segmentation.PatientOrientation = film.get("PatientOrientation")  # required, if empty, where there is no place in the patient
+    segmentation.PatientOrientation = film.get(
+        "PatientOrientation"
+    )  # required, if empty, where there is no place in the patient
     for element in segmentation.iterall():
         if element.keyword == "ReferencedSOPClassUID":
             element.value = kind
@@ -163,6 +238,7 @@ def _segmentation(film: Dataset, kind: str, lungs: tuple[np.ndarray, np.ndarray]
 def _read_tags(source: str | Path, shape: tuple[int, int]) -> tuple[Dataset, str, list[str]]:
     """What a segmentation object copies and refers to, its film's SOP class, and the names of what can't be copied."""
     from pydicom import Dataset, uid
+
     data = unpack(Path(source).read_bytes())
     if not is_dicom(data[:HEAD]):
         raise ValueError("the film is no DICOM file")
@@ -176,7 +252,9 @@ def _read_tags(source: str | Path, shape: tuple[int, int]) -> tuple[Dataset, str
     tags.SpecificCharacterSet = "ISO_IR 192"  # UTF-8, whatever the film has; pydicom decodes that
     for name, text in uids.items():
         setattr(tags, name, text)
-    tags.SOPClassUID = uid.DigitalXRayImageStorageForPresentation  # highdicom copies the elements that it knows a class to have
+    tags.SOPClassUID = (
+        uid.DigitalXRayImageStorageForPresentation
+    )  # highdicom copies the elements that it knows a class to have
     for name in _MAY_BE_EMPTY + _MAY_BE_MISSING:
         try:
             value = _usable(film, name)
@@ -197,6 +275,7 @@ def _usable(film: Dataset, name: str) -> str | list[str] | None:
     from pydicom.charset import python_encoding
     from pydicom.datadict import dictionary_VM, dictionary_VR
     from pydicom.valuerep import PersonName
+
     values, vr, many = listed(film, name), dictionary_VR(name), dictionary_VM(name) != "1"
     if not any(map(str, values)):
         return None
@@ -216,6 +295,7 @@ def _check_text(text: str, vr: str) -> None:
     """Raises ValueError unless a text is one of its value representation."""
     from pydicom import config
     from pydicom.valuerep import DA, TM, validate_value
+
     if vr in _VALIDATED:
         validate_value(vr, text, config.RAISE)
     {"DA": DA, "TM": TM}.get(vr, str)(text)  # no 30th of February, and no span of days

@@ -61,7 +61,7 @@ def show(pixels: np.ndarray, ds: Dataset, notes: list[str]) -> np.ndarray:
     table = (table * ~padding).astype(np.uint8)
     gray = np.empty(stored.shape, np.uint8)
     for top in range(0, len(stored), _STRIP):
-        gray[top:top + _STRIP] = table[stored[top:top + _STRIP]]
+        gray[top : top + _STRIP] = table[stored[top : top + _STRIP]]
     return gray
 
 
@@ -83,7 +83,7 @@ def _through_luts(levels: np.ndarray, seen: np.ndarray, ds: Dataset, notes: list
         levels: the values that a pixel can have.
         seen: of the film's pixels, indices into ``levels``.
     """
-    seen = seen[::max(1, seen.size // _JUDGED)]
+    seen = seen[:: max(1, seen.size // _JUDGED)]
     least = LEAST_GRAY * _gray_share(levels[seen])
 
     def first_that_fits(values: np.ndarray, luts: Iterable[Lut]) -> tuple[np.ndarray, str]:
@@ -160,6 +160,7 @@ def _lut(values: np.ndarray, item: Dataset, ds: Dataset) -> np.ndarray:
 def _window(values: np.ndarray, center: object, width: object, ds: Dataset) -> np.ndarray:
     from pydicom import Dataset
     from pydicom.pixels import apply_windowing
+
     alone = Dataset()  # without what the window's own range doesn't depend on
     alone.PhotometricInterpretation, alone.BitsStored, alone.PixelRepresentation = "MONOCHROME2", ds.BitsStored, 0
     alone.WindowCenter, alone.WindowWidth = float(center), float(width)
@@ -170,7 +171,12 @@ def _window(values: np.ndarray, center: object, width: object, ds: Dataset) -> n
 def _padding(levels: np.ndarray, sample: np.ndarray, ds: Dataset, notes: list[str]) -> np.ndarray:
     """Which levels stand for no measurement (PixelPaddingValue, alone or up to PixelPaddingRangeLimit), by a sample of the pixels."""
     none = np.zeros(levels.shape, bool)
-    ends = [value for name in ("PixelPaddingValue", "PixelPaddingRangeLimit") for value in listed(ds, name) if isinstance(value, int)]
+    ends = [
+        value
+        for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")
+        for value in listed(ds, name)
+        if isinstance(value, int)
+    ]
     if not listed(ds, "PixelPaddingValue") or not ends:
         return none
     low = levels.min()
@@ -187,11 +193,18 @@ def _padding(levels: np.ndarray, sample: np.ndarray, ds: Dataset, notes: list[st
 def _inside(stored: np.ndarray, ds: Dataset, notes: list[str]) -> np.ndarray:
     """The part within a rectangular shutter or collimator; all of it where the tags name none, or next to nothing."""
     for name in ("Shutter", "Collimator"):
-        edges = [value for edge in ("UpperHorizontal", "LowerHorizontal", "LeftVertical", "RightVertical")
-                 for value in listed(ds, f"{name}{edge}Edge")]
-        if "RECTANGULAR" in listed(ds, f"{name}Shape") and len(edges) == 4 and all(isinstance(edge, int) for edge in edges):
+        edges = [
+            value
+            for edge in ("UpperHorizontal", "LowerHorizontal", "LeftVertical", "RightVertical")
+            for value in listed(ds, f"{name}{edge}Edge")
+        ]
+        if (
+            "RECTANGULAR" in listed(ds, f"{name}Shape")
+            and len(edges) == 4
+            and all(isinstance(edge, int) for edge in edges)
+        ):
             top, bottom, left, right = edges
-            part = stored[max(top, 0):max(bottom, 0), max(left, 0):max(right, 0)]
+            part = stored[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
             if stored.size > part.size >= stored.size / 4:
                 notes.append(f"gray range from within the {name.lower()} (rows {top}-{bottom}, columns {left}-{right})")
                 return part

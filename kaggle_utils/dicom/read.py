@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .gray import listed, show
-from .tags import INSTALL, NotAFilm, has_pixels, import_pydicom, read_pixels, read_tags
 from ..pictures.complaints import DAMAGED, complaint_in
 from ..pictures.header import check_size
+from .gray import listed, show
+from .tags import INSTALL, NotAFilm, has_pixels, import_pydicom, read_pixels, read_tags
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -51,7 +51,12 @@ class Lie:
     quarters: int = 0
 
     def __str__(self) -> str:
-        return " and ".join(filter(None, ("mirrored" if self.mirrored else "", ("", "on its side", "upside down", "on its side")[self.quarters])))
+        return " and ".join(
+            filter(
+                None,
+                ("mirrored" if self.mirrored else "", ("", "on its side", "upside down", "on its side")[self.quarters]),
+            )
+        )
 
     def put_right(self, image: np.ndarray) -> np.ndarray:
         """A film or mask ``(H, W)`` of the file, upright: no pixel changes, they only move."""
@@ -64,8 +69,16 @@ class Lie:
 
 
 # By what rows run to and what columns run to: the patient's left or right, head or feet (PatientOrientation, PS3.3 C.7.6.1.1.1).
-_LIES = {"LF": Lie(), "HL": Lie(False, 1), "RH": Lie(False, 2), "FR": Lie(False, 3),
-         "RF": Lie(True), "FL": Lie(True, 1), "LH": Lie(True, 2), "HR": Lie(True, 3)}
+_LIES = {
+    "LF": Lie(),
+    "HL": Lie(False, 1),
+    "RH": Lie(False, 2),
+    "FR": Lie(False, 3),
+    "RF": Lie(True),
+    "FL": Lie(True, 1),
+    "LH": Lie(True, 2),
+    "HR": Lie(True, 3),
+}
 
 
 @dataclass(frozen=True)
@@ -102,7 +115,14 @@ def read_dicom(data: bytes) -> Film:
         spacing = _spacing(ds, notes)
         lie = _lie(ds)
         notes += _remarks(ds, lie)
-        return Film(gray, spacing, tuple(note.replace(";", ",") for note in notes), pixels if pixels.ndim == 3 else None, lie, _age(ds))
+        return Film(
+            gray,
+            spacing,
+            tuple(note.replace(";", ",") for note in notes),
+            pixels if pixels.ndim == 3 else None,
+            lie,
+            _age(ds),
+        )
     except NotAFilm:
         raise
     except MemoryError:
@@ -141,6 +161,7 @@ def _parse(data: bytes) -> Dataset:
 def _check(ds: Dataset, has_image: bool) -> None:
     """Refuses what is no film, with a reason."""
     from pydicom.pixels import get_decoder
+
     kind = " ".join(getattr(sop_class, "name", "") for sop_class in listed(ds, "SOPClassUID")) or "of no known class"
     syntax = ds.file_meta.TransferSyntaxUID
     if not has_image:
@@ -166,9 +187,15 @@ def _check(ds: Dataset, has_image: bool) -> None:
     gray = photometric in ("MONOCHROME1", "MONOCHROME2") and ds.SamplesPerPixel == 1
     colour = photometric.startswith(("RGB", "YBR_")) and ds.SamplesPerPixel == 3 and ds.BitsAllocated == 8
     if not gray and not colour:
-        raise NotAFilm(f"DICOM of {ds.SamplesPerPixel} samples a pixel, {photometric or 'of no photometric interpretation'}: "
-                         "MONOCHROME1, MONOCHROME2 and 8-bit RGB are read")
-    if ds.BitsAllocated not in (8, 16) or not 1 <= ds.BitsStored <= ds.BitsAllocated or ds.PixelRepresentation not in (0, 1):
+        raise NotAFilm(
+            f"DICOM of {ds.SamplesPerPixel} samples a pixel, {photometric or 'of no photometric interpretation'}: "
+            "MONOCHROME1, MONOCHROME2 and 8-bit RGB are read"
+        )
+    if (
+        ds.BitsAllocated not in (8, 16)
+        or not 1 <= ds.BitsStored <= ds.BitsAllocated
+        or ds.PixelRepresentation not in (0, 1)
+    ):
         raise NotAFilm(f"DICOM of {ds.BitsStored} bits in {ds.BitsAllocated} ({kind}): up to 16 in 8 or 16 are read")
 
 
@@ -176,13 +203,16 @@ def _decode(ds: Dataset) -> np.ndarray:
     """The stored values, (H, W) or (H, W, 3)."""
     from pydicom import uid
     from pydicom.pixels import get_decoder, pixel_array
+
     syntax = ds.file_meta.TransferSyntaxUID
     if syntax.is_encapsulated:
         decoder = get_decoder(syntax)
         if not decoder.is_available:
             raise NotAFilm(f"DICOM with {syntax.name} needs a decoder: {INSTALL}")
         if syntax == uid.JPEGExtended12Bit and ds.BitsStored > 8 and "pylibjpeg" not in decoder.available_plugins:
-            raise NotAFilm("DICOM with JPEG Extended of 12 bits: a decoder under the GPL reads it, pip install pylibjpeg pylibjpeg-libjpeg")
+            raise NotAFilm(
+                "DICOM with JPEG Extended of 12 bits: a decoder under the GPL reads it, pip install pylibjpeg pylibjpeg-libjpeg"
+            )
     # Bits that are not stored are dealt with in dicom_gray, which knows of HighBit.
     return pixel_array(ds, correct_unused_bits=False)
 
@@ -195,6 +225,7 @@ def _codestream(ds: Dataset) -> int:
             which decoders make room for before they see it.
     """
     from pydicom.encaps import generate_frames
+
     _check_fragments(ds.PixelData)
     if "JPEG" not in ds.file_meta.TransferSyntaxUID.name:
         return ds.BitsStored
@@ -226,7 +257,7 @@ def _codestream(ds: Dataset) -> int:
 def _check_fragments(pixels: bytes) -> None:
     at = fragments = 0
     while at + 8 <= len(pixels) and fragments <= _MOST_FRAGMENTS:
-        at += 8 + int.from_bytes(pixels[at + 4:at + 8], "little")
+        at += 8 + int.from_bytes(pixels[at + 4 : at + 8], "little")
         fragments += 1
     if fragments > _MOST_FRAGMENTS:
         raise ValueError(f"its image lies in more than {_MOST_FRAGMENTS:,} pieces")
@@ -234,7 +265,9 @@ def _check_fragments(pixels: bytes) -> None:
 
 def _check_image(ds: Dataset, rows: int, columns: int, samples: int) -> None:
     if max(rows, 0) * columns * samples > ds.Rows * ds.Columns * ds.SamplesPerPixel:
-        raise ValueError(f"its image has {columns} x {rows} x {samples} values, its tags say {ds.Columns} x {ds.Rows} x {ds.SamplesPerPixel}")
+        raise ValueError(
+            f"its image has {columns} x {rows} x {samples} values, its tags say {ds.Columns} x {ds.Rows} x {ds.SamplesPerPixel}"
+        )
 
 
 def _correct_bits(ds: Dataset) -> list[str]:
@@ -252,8 +285,13 @@ def _decode_apart(data: bytes, notes: list[str]) -> np.ndarray:
     # With many cores the stacks of unused threads would be a good part of the address space.
     env = {**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     try:
-        done = subprocess.run([sys.executable, "-m", "kaggle_utils.dicom.read"], input=data, capture_output=True, env=env,
-                              timeout=DECODE_SECONDS)
+        done = subprocess.run(
+            [sys.executable, "-m", "kaggle_utils.dicom.read"],
+            input=data,
+            capture_output=True,
+            env=env,
+            timeout=DECODE_SECONDS,
+        )
     except subprocess.TimeoutExpired:
         raise ValueError(f"its image was not decoded in {DECODE_SECONDS} s") from None
     if done.returncode in (1, 2) and done.stdout:
@@ -292,6 +330,7 @@ def _limit_memory(most: int) -> None:
     if sys.platform == "win32":
         return
     import resource
+
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     limit = most if hard == resource.RLIM_INFINITY else min(hard, most)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -304,6 +343,7 @@ def _in_one_line(error: Exception) -> str:
 
 def _luminance(pixels: np.ndarray) -> np.ndarray:
     import cv2  # not needed by the process that decodes
+
     return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
 
 
@@ -320,7 +360,11 @@ def _spacing(ds: Dataset, notes: list[str]) -> tuple[float, float] | None:
             notes.append(f"spacing from {name}")
             return row, column
         wrong += [name] * bool(values)
-    notes.append(f"no spacing: {' and '.join(wrong)} {'are' if len(wrong) > 1 else 'is'} not that of a film" if wrong else "no spacing")
+    notes.append(
+        f"no spacing: {' and '.join(wrong)} {'are' if len(wrong) > 1 else 'is'} not that of a film"
+        if wrong
+        else "no spacing"
+    )
     return None
 
 

@@ -17,12 +17,41 @@ if TYPE_CHECKING:
     from pydicom.tag import BaseTag
 
 INSTALL = "pip install pydicom python-gdcm"
-TAGS = ("SOPClassUID", "Modality", "NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
-        "SamplesPerPixel", "PlanarConfiguration", "PhotometricInterpretation", "PixelSpacing", "ImagerPixelSpacing",
-        "NominalScannedPixelSpacing", "PatientAge", "PatientOrientation", "ViewPosition", "BurnedInAnnotation", "ModalityLUTSequence",
-        "RescaleSlope", "RescaleIntercept", "VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction", "PixelPaddingValue",
-        "PixelPaddingRangeLimit", *(f"{name}{part}" for name in ("Shutter", "Collimator") for part in (
-            "Shape", "UpperHorizontalEdge", "LowerHorizontalEdge", "LeftVerticalEdge", "RightVerticalEdge")))
+TAGS = (
+    "SOPClassUID",
+    "Modality",
+    "NumberOfFrames",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "SamplesPerPixel",
+    "PlanarConfiguration",
+    "PhotometricInterpretation",
+    "PixelSpacing",
+    "ImagerPixelSpacing",
+    "NominalScannedPixelSpacing",
+    "PatientAge",
+    "PatientOrientation",
+    "ViewPosition",
+    "BurnedInAnnotation",
+    "ModalityLUTSequence",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "VOILUTSequence",
+    "WindowCenter",
+    "WindowWidth",
+    "VOILUTFunction",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    *(
+        f"{name}{part}"
+        for name in ("Shutter", "Collimator")
+        for part in ("Shape", "UpperHorizontalEdge", "LowerHorizontalEdge", "LeftVerticalEdge", "RightVerticalEdge")
+    ),
+)
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _CHARACTER_SET, _PIXELS = 0x00080005, (0x7FE00010, 0x7FE00009, 0x7FE00008)  # of whole numbers; the others of fractions
 _UNDEFINED = 0xFFFFFFFF  # as a length
@@ -107,6 +136,7 @@ def read_tags(data: bytes, names: Iterable[str] = TAGS) -> tuple[Dataset, DicomF
     from pydicom import uid
     from pydicom.datadict import tag_for_keyword
     from pydicom.filereader import read_dataset, read_partial
+
     file, wanted = DicomFile(data), list(map(tag_for_keyword, names))
 
     def stop(tag: BaseTag, _: str | None, length: int) -> bool:
@@ -129,14 +159,21 @@ def read_tags(data: bytes, names: Iterable[str] = TAGS) -> tuple[Dataset, DicomF
             raise ValueError(f"it has a sequence of more than {_MOST_ITEMS:,} items")
     if "TransferSyntaxUID" not in ds.file_meta:
         implicit, little = ds.original_encoding
-        ds.file_meta.TransferSyntaxUID = (uid.ImplicitVRLittleEndian if implicit else
-                                          uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian)
+        ds.file_meta.TransferSyntaxUID = (
+            uid.ImplicitVRLittleEndian
+            if implicit
+            else uid.ExplicitVRLittleEndian
+            if little
+            else uid.ExplicitVRBigEndian
+        )
     return ds, file
 
 
 def has_pixels(ds: Dataset, file: DicomFile) -> bool:
     """Says whether a file that :func:`read_tags` has read goes on with an image."""
-    return file.data[file.tell():file.tell() + 4] == (b"\xe0\x7f\x10\0" if ds.original_encoding[1] else b"\x7f\xe0\0\x10")
+    return file.data[file.tell() : file.tell() + 4] == (
+        b"\xe0\x7f\x10\0" if ds.original_encoding[1] else b"\x7f\xe0\0\x10"
+    )
 
 
 def read_pixels(ds: Dataset, file: DicomFile) -> None:
@@ -146,9 +183,12 @@ def read_pixels(ds: Dataset, file: DicomFile) -> None:
         ValueError: truncated, or much more than the film's size needs.
     """
     from pydicom.filereader import read_dataset
+
     need = ds.Rows * ds.Columns * ds.SamplesPerPixel * ds.BitsAllocated // 8
     file.allow(2 * need + (1 << 20), f"of pixels, where {ds.Columns} x {ds.Rows} need {need:,}")
-    found = read_dataset(file, *ds.original_encoding, specific_tags=[_PIXELS[0]], stop_when=lambda tag, *_: tag != _PIXELS[0])
+    found = read_dataset(
+        file, *ds.original_encoding, specific_tags=[_PIXELS[0]], stop_when=lambda tag, *_: tag != _PIXELS[0]
+    )
     if _PIXELS[0] not in found:  # as pydicom leaves it where an element ends beyond the file's end
         raise ValueError("it is truncated")
     ds[_PIXELS[0]] = found[_PIXELS[0]]
@@ -157,6 +197,7 @@ def read_pixels(ds: Dataset, file: DicomFile) -> None:
 def _check_length(tag: BaseTag, length: int, wanted: bool) -> None:
     """Raises ValueError where an element that would be read is longer than any film's."""
     from pydicom.datadict import dictionary_has_tag, dictionary_VR
+
     if not wanted or length == _UNDEFINED:
         return
     most = _MOST_TABLES if dictionary_has_tag(tag) and dictionary_VR(tag) == "SQ" else _MOST_VALUE

@@ -15,12 +15,18 @@ from tqdm import tqdm
 
 HOME = Path("notebooks", "kaggle")  # in the clone: a folder for each notebook and each dataset
 OWNER = "INSERT_OWNER_HERE"  # in the files there, in place of a name on Kaggle
-DATASETS = {"code": ("kaggle_utils", "results", "LICENSE"),
-            "weights": ("kaggle_utils/weights/lungs.safetensors", "kaggle_utils/weights/README.md")}
+DATASETS = {
+    "code": ("kaggle_utils", "results", "LICENSE"),
+    "weights": ("kaggle_utils/weights/lungs.safetensors", "kaggle_utils/weights/README.md"),
+}
 INSTALL = "pip install 'kaggle>=2.2.4,<3' six, with Python 3.11 or newer"
-LOGIN = ("Kaggle got no credentials, or refused them: make a token at https://www.kaggle.com/settings/api and put it into "
-         "KAGGLE_API_TOKEN or ~/.kaggle/access_token")
-POLL = 20  # seconds before each question for a status; also, the server needs a moment until it speaks of the new version
+LOGIN = (
+    "Kaggle got no credentials, or refused them: make a token at https://www.kaggle.com/settings/api and put it into "
+    "KAGGLE_API_TOKEN or ~/.kaggle/access_token"
+)
+POLL = (
+    20  # seconds before each question for a status; also, the server needs a moment until it speaks of the new version
+)
 PATIENCE = 5  # questions that may fail in a row: one bad gateway shouldn't end the wait for hours of training
 LOG_LINES = 20  # shown of a notebook that failed
 ENDED = ("COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED")  # of kagglesdk's KernelWorkerStatus
@@ -51,7 +57,9 @@ def publish(owner: str, *, folder: str | Path = ".") -> Iterator[str]:
             _, before = _status(api, ref)
             with _explained(ref):
                 if before:
-                    told = api.dataset_create_version(str(stage), "unet-lung kaggle publish", quiet=True, dir_mode="zip")
+                    told = api.dataset_create_version(
+                        str(stage), "unet-lung kaggle publish", quiet=True, dir_mode="zip"
+                    )
                 else:
                     told = api.dataset_create_new(str(stage), quiet=True, dir_mode="zip")
         if told.error:
@@ -66,8 +74,14 @@ def publish(owner: str, *, folder: str | Path = ".") -> Iterator[str]:
         yield f"{ref}: version {before + 1} ready, https://www.kaggle.com/datasets/{ref}"
 
 
-def push(notebooks: Sequence[str], owner: str, *, folder: str | Path = ".", out: str | Path = "runs/kaggle",
-         wait: bool = True) -> Iterator[str]:
+def push(
+    notebooks: Sequence[str],
+    owner: str,
+    *,
+    folder: str | Path = ".",
+    out: str | Path = "runs/kaggle",
+    wait: bool = True,
+) -> Iterator[str]:
     """Pushes notebooks one after the other, each when those that it reads have run, and fetches their outputs.
 
     Args:
@@ -96,14 +110,18 @@ def push(notebooks: Sequence[str], owner: str, *, folder: str | Path = ".", out:
         if told.error:
             raise OSError(f"{name}: {told.error}")
         if missing:
-            raise OSError(f"{name} was pushed, but Kaggle doesn't know {', '.join(missing)}: `kaggle publish` comes first")
+            raise OSError(
+                f"{name} was pushed, but Kaggle doesn't know {', '.join(missing)}: `kaggle publish` comes first"
+            )
         yield f"{name}: version {told.versionNumber} pushed, {told.url}"
         if wait:
             start = time.monotonic()
             status = _wait(name, lambda ref=ref: api.kernels_status(ref).status.name, ENDED)
             if status != "COMPLETE":
                 yield _log(api, ref)
-                raise OSError(f"https://www.kaggle.com/code/{ref} ended with {status}; the last lines of its log are above")
+                raise OSError(
+                    f"https://www.kaggle.com/code/{ref} ended with {status}; the last lines of its log are above"
+                )
             yield f"{name}: complete after {(time.monotonic() - start) / 60:.1f} min, fetching its outputs"
             _fetch(api, ref, Path(out) / name)
             yield f"{name}: outputs in {Path(out) / name}"
@@ -121,7 +139,9 @@ def choose(wanted: Sequence[str], folder: str | Path = ".") -> list[str]:
         raise FileNotFoundError(f"{Path(folder) / HOME}: no notebook's metadata; run this in the folder of the clone")
     unknown = set(wanted) - {"all", *(name[:2] for name in there)}
     if unknown:
-        raise ValueError(f"no notebook {', '.join(sorted(unknown))}: choose of {', '.join(name[:2] for name in there)} or all")
+        raise ValueError(
+            f"no notebook {', '.join(sorted(unknown))}: choose of {', '.join(name[:2] for name in there)} or all"
+        )
     return there if "all" in wanted else [name for name in there if name[:2] in wanted]
 
 
@@ -171,6 +191,7 @@ def _connect():
     try:
         with redirect_stdout(StringIO()):  # it explains itself in a page of text
             from kaggle.api.kaggle_api_extended import KaggleApi
+
             api = KaggleApi()
             api.authenticate()
     except ImportError as error:
@@ -184,6 +205,7 @@ def _connect():
 def _explained(what: str) -> Iterator[None]:
     """Kaggle's refusals in one line, without what its package prints."""
     from requests import HTTPError
+
     try:
         with redirect_stdout(StringIO()):
             yield
@@ -203,6 +225,7 @@ def _message(error) -> str:
 def _status(api, ref: str) -> tuple[str, int]:
     """Of a dataset, and the number of its newest version; 0 where there is none."""
     from requests import HTTPError
+
     try:
         told = json.loads(api.dataset_status(ref, format="json"))
     except HTTPError:  # as Kaggle's package does: what can't be asked for isn't there, and creating it tells the reason

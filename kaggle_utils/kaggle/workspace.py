@@ -1,8 +1,8 @@
 """Where a notebook finds its films, and what the notebooks before it wrote: on Kaggle, in a clone, or with nothing at all.
 
-    UNET_LUNG_INPUT=DIR    a folder with the raw sets, wherever it is
-    /kaggle/input          what is attached to a kernel, in Kaggle's old and nested layouts
-    neither                built-in films, drawn in seconds
+UNET_LUNG_INPUT=DIR    a folder with the raw sets, wherever it is
+/kaggle/input          what is attached to a kernel, in Kaggle's old and nested layouts
+neither                built-in films, drawn in seconds
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ class Workspace:
         here = self.work / name
         found = here if here.exists() else _find_attached(self.kaggle, name)
         if found is None:
-            raise FileNotFoundError(f"{name} is neither in {self.work} nor attached: run {made_by} first, on Kaggle attach its output")
+            raise FileNotFoundError(
+                f"{name} is neither in {self.work} nor attached: run {made_by} first, on Kaggle attach its output"
+            )
         return found
 
     def prepared(self) -> Path:
@@ -98,7 +100,9 @@ def open_workspace(*, films: int = 60, kaggle: str | Path = KAGGLE) -> Workspace
             (work / "drawn").touch()
         return Workspace(raw, work, True, kaggle)
     if work != kaggle / "working":
-        work = work / f"{raw.name}-{hashlib.sha256(str(raw).encode()).hexdigest()[:6]}"  # other sets may lie in a folder of that name
+        work = (
+            work / f"{raw.name}-{hashlib.sha256(str(raw).encode()).hexdigest()[:6]}"
+        )  # other sets may lie in a folder of that name
     work.mkdir(parents=True, exist_ok=True)
     return Workspace(raw, work, False, kaggle)
 

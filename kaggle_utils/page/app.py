@@ -21,19 +21,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from .uploads import MAX_UPLOAD, MOST_FILMS, Gate, Uploads
 from ..image import encode_image, resize_image, resize_mask, write_image
 from ..infer import Unsegmented, draw_overlay, segment_films
 from ..quality import MEASUREMENTS, measure
 from ..synthetic import AppearanceModel
 from ..tables import to_csv
 from ..tb import CLEAR, SUSPECT, TBScreener, why_not
+from .uploads import MAX_UPLOAD, MOST_FILMS, Gate, Uploads
 
 if TYPE_CHECKING:
     import gradio
 
 SHOWN = 1024  # px, the longer side of the picture in a report; the mask has the film's own size
-EXAMPLES = ((2, 5, 0), (1, 4, 0), (4, 1, 1))  # films to try: seed, index and tuberculosis or not, see AppearanceModel.film
+EXAMPLES = (
+    (2, 5, 0),
+    (1, 4, 0),
+    (4, 1, 1),
+)  # films to try: seed, index and tuberculosis or not, see AppearanceModel.film
 POLICY = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
 CAUTION = "This is not a medical device: not for diagnosis, nor for any decision about a patient."
 _CSS = Path(__file__).parents[1] / "assets" / "app.css"
@@ -58,6 +62,7 @@ def serve(screener: TBScreener, *, host: str = "127.0.0.1", port: int = 7860) ->
     _import_gradio()
     from starlette.middleware import Middleware  # which gradio brings
     from starlette.middleware.trustedhost import TrustedHostMiddleware
+
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="unet-lung-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
@@ -65,10 +70,23 @@ def serve(screener: TBScreener, *, host: str = "127.0.0.1", port: int = 7860) ->
         placeholder.touch()
         page, look = build_page(screener, draw_examples(folder), uploads)
         page.queue(max_size=MOST_FILMS, api_open=False)
-        guards = [Middleware(_Policy), Middleware(TrustedHostMiddleware, allowed_hosts=_names(host)),
-                  Middleware(Gate, uploads=uploads, placeholder=placeholder, examples=len(EXAMPLES))]
-        page.launch(server_name=host, server_port=port, share=False, quiet=True, max_file_size=MAX_UPLOAD, ssr_mode=False,
-                    enable_monitoring=False, prevent_thread_lock=True, app_kwargs={"middleware": guards}, **look)
+        guards = [
+            Middleware(_Policy),
+            Middleware(TrustedHostMiddleware, allowed_hosts=_names(host)),
+            Middleware(Gate, uploads=uploads, placeholder=placeholder, examples=len(EXAMPLES)),
+        ]
+        page.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            quiet=True,
+            max_file_size=MAX_UPLOAD,
+            ssr_mode=False,
+            enable_monitoring=False,
+            prevent_thread_lock=True,
+            app_kwargs={"middleware": guards},
+            **look,
+        )
         print(f"http://{host}:{port}, until Ctrl-C. {CAUTION}", flush=True)
         page.block_thread()
 
@@ -82,16 +100,30 @@ def build_page(screener: TBScreener, examples: list[Path], uploads: Uploads) -> 
         uploads: has the films that are dropped.
     """
     gr = _import_gradio()
-    theme = gr.themes.Base(primary_hue="orange", neutral_hue="slate", font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace"))
+    theme = gr.themes.Base(
+        primary_hue="orange",
+        neutral_hue="slate",
+        font=("system-ui", "sans-serif"),
+        font_mono=("ui-monospace", "monospace"),
+    )
     look = {"theme": theme, "css_paths": [_CSS]}
     early, late = (look, {}) if int(gr.__version__.split(".")[0]) < 6 else ({}, look)  # Gradio 6 takes them at launch
     with gr.Blocks(title="Lungs in a chest radiograph", analytics_enabled=False, **early) as page:
-        gr.HTML(f"<h1>Lungs in a chest radiograph</h1><p>Drop a frontal film: PNG, JPEG, TIFF or DICOM, up to {MAX_UPLOAD // 10**6} MB. "
-                "A U-Net outlines the lungs, and they are measured. The film is in memory alone, until it is read.</p>"
-                f"<p class='caution'>{CAUTION}</p>", elem_id="head")
+        gr.HTML(
+            f"<h1>Lungs in a chest radiograph</h1><p>Drop a frontal film: PNG, JPEG, TIFF or DICOM, up to {MAX_UPLOAD // 10**6} MB. "
+            "A U-Net outlines the lungs, and they are measured. The film is in memory alone, until it is read.</p>"
+            f"<p class='caution'>{CAUTION}</p>",
+            elem_id="head",
+        )
         film = gr.File(label="Film", elem_id="drop", height=150)
-        shelf = gr.Dataset(components=[gr.Image(visible=False)], samples=[[str(path)] for path in examples], type="index", layout="gallery",
-                           label="Or one of these, of nobody: drawn from a statistical model", elem_id="examples")
+        shelf = gr.Dataset(
+            components=[gr.Image(visible=False)],
+            samples=[[str(path)] for path in examples],
+            type="index",
+            layout="gallery",
+            label="Or one of these, of nobody: drawn from a statistical model",
+            elem_id="examples",
+        )
         result = gr.HTML(elem_id="result")
 
         def dropped(sent: dict) -> tuple[str, None]:
@@ -127,7 +159,9 @@ def report(path: Path, screener: TBScreener, *, data: bytes | None = None) -> st
     """
     found = next(segment_films([data or path], screener.segmenter, names=[path.name]))
     if isinstance(found, Unsegmented):
-        reason = found.error.replace(f"{path}: ", "").replace(str(path), path.name)  # where it lies on the server is no one's business
+        reason = found.error.replace(f"{path}: ", "").replace(
+            str(path), path.name
+        )  # where it lies on the server is no one's business
         reason = reason.removeprefix(f"{path.name}: ")
         return f"<p class='refusal' role='alert'>{escape(path.name)}: {escape(reason)}</p>"
     film = found.film
@@ -160,12 +194,17 @@ def report(path: Path, screener: TBScreener, *, data: bytes | None = None) -> st
 def _lungs(found: dict[str, float], spacing_mm: tuple[float, float] | None) -> str:
     """What was measured of each lung, in mm where the film has a spacing."""
     unit, area, scale = ("mm", "area_mm2", 0.01) if spacing_mm else ("px", "area_px", 1)
-    lines = {f"Area, {'cm²' if spacing_mm else 'px'}": lambda side: _number(scale * found[f"{side}_{area}"], ",.0f"),
-             f"Height, {unit}": lambda side: _number(found[f"{side}_height_{unit}"], ",.0f"),
-             f"Width, {unit}": lambda side: _number(found[f"{side}_width_{unit}"], ",.0f"),
-             "Apex at row, column": lambda side: _place(found, f"{side}_apex"),
-             "Costophrenic angle at": lambda side: _place(found, f"{side}_costophrenic")}
-    body = "".join(f"<tr><th scope='row'>{name}</th><td>{value('right')}</td><td>{value('left')}</td></tr>" for name, value in lines.items())
+    lines = {
+        f"Area, {'cm²' if spacing_mm else 'px'}": lambda side: _number(scale * found[f"{side}_{area}"], ",.0f"),
+        f"Height, {unit}": lambda side: _number(found[f"{side}_height_{unit}"], ",.0f"),
+        f"Width, {unit}": lambda side: _number(found[f"{side}_width_{unit}"], ",.0f"),
+        "Apex at row, column": lambda side: _place(found, f"{side}_apex"),
+        "Costophrenic angle at": lambda side: _place(found, f"{side}_costophrenic"),
+    }
+    body = "".join(
+        f"<tr><th scope='row'>{name}</th><td>{value('right')}</td><td>{value('left')}</td></tr>"
+        for name, value in lines.items()
+    )
     return f"<table><thead><tr><td></td><th scope='col'>Right lung</th><th scope='col'>Left lung</th></tr></thead><tbody>{body}</tbody></table>"
 
 
@@ -206,8 +245,10 @@ def _check_address(host: str, port: int) -> None:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except (OSError, UnicodeError) as error:  # UnicodeError: a name that can't be one
-        known = {errno.EADDRINUSE: f"--port {port}: it is in use: choose another one",
-                 errno.EACCES: f"--port {port}: it is the system's: choose one above 1023"}
+        known = {
+            errno.EADDRINUSE: f"--port {port}: it is in use: choose another one",
+            errno.EACCES: f"--port {port}: it is the system's: choose one above 1023",
+        }
         unknown = f"--host {host}: no address of this machine: 127.0.0.1 is for this machine alone, 0.0.0.0 for all who reach it"
         raise OSError(known.get(getattr(error, "errno", None), unknown)) from None
 

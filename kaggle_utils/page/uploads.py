@@ -19,9 +19,13 @@ KEPT_SECONDS = 300  # the longest that a film is kept which nobody asks to be re
 SENDING_SECONDS = 120  # the longest that sending one may take
 _ROOM = 10_000  # bytes of a request besides its film
 # What Gradio's page asks for; of its other addresses (proxies, calls without the page, recordings, source files) none is open.
-_OPEN = {"GET": re.compile(r"/|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/(assets|static)/.*"
-                           r"|/gradio_api/(info/?|queue/data|heartbeat/\w+|startup-events|theme\.css)"),
-         "POST": re.compile(r"/gradio_api/(upload|queue/join|cancel|reset)/?")}
+_OPEN = {
+    "GET": re.compile(
+        r"/|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/(assets|static)/.*"
+        r"|/gradio_api/(info/?|queue/data|heartbeat/\w+|startup-events|theme\.css)"
+    ),
+    "POST": re.compile(r"/gradio_api/(upload|queue/join|cancel|reset)/?"),
+}
 _OPEN["HEAD"] = _OPEN["GET"]
 
 
@@ -42,6 +46,7 @@ class Uploads:
     async def receive(self, request):
         """Answers a request that sends a film: with its ticket, as Gradio's page expects a path, or why it isn't taken."""
         from starlette.responses import JSONResponse
+
         size = _length(request)
         too_large = _refusal(413, f"a film has up to {MAX_UPLOAD // 10**6} MB")
         if size is None or size > MAX_UPLOAD + _ROOM:
@@ -84,6 +89,7 @@ class Gate:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         from starlette.requests import Request
+
         request = Request(scope, receive)
         origin, path = request.headers.get("origin"), scope["path"]
         if origin and urlsplit(origin).netloc != request.headers.get("host"):
@@ -132,9 +138,10 @@ class Gate:
 
 async def _film(request) -> tuple[str, bytes]:
     from starlette.exceptions import HTTPException
+
     try:
         async with request.form(max_files=1, max_fields=0) as form:
-            film, = form.values()
+            (film,) = form.values()
             name = Path(film.filename.replace("\\", "/")).name
             return printable(name)[-200:] or "film", await film.read()
     except (HTTPException, AttributeError) as error:  # no form, more than a film, no file
@@ -149,6 +156,7 @@ def _length(request) -> int | None:
 
 def _refusal(status: int, reason: str):
     from starlette.responses import PlainTextResponse
+
     return PlainTextResponse(reason, status)
 
 

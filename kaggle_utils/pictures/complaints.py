@@ -19,7 +19,9 @@ SECONDS = 120  # of decoding alone; a film of 64 megapixels takes 2, a machine m
 _COMPRESSION, _STRIPS, _TILES = 259, (273, 279), (324, 325)  # TIFF's tags
 _JPEG, _DEFLATE = 7, (8, 32946)
 # OpenCV 4.12 calls libtiff's errors warnings.
-_COMPLAINTS = re.compile(r"(?:Corrupt JPEG data: |\[ERROR\S* global grfmt_tiff\S* \w+ |OpenCV TIFF: \w+Decode: Warning, )([^\n;]*)")
+_COMPLAINTS = re.compile(
+    r"(?:Corrupt JPEG data: |\[ERROR\S* global grfmt_tiff\S* \w+ |OpenCV TIFF: \w+Decode: Warning, )([^\n;]*)"
+)
 warnings.filterwarnings("ignore", module=r"PIL\.")  # about tags
 _DECODE = """import sys, cv2, numpy
 page = int(sys.argv[1])
@@ -35,7 +37,9 @@ def complaint_alone(data: bytes, page: int = 0) -> str:
     # OpenCV tells of libtiff's errors where its log is open.
     env = {**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1", "OPENCV_LOG_LEVEL": "DEBUG"}
     try:
-        done = subprocess.run([sys.executable, "-c", _DECODE, str(page)], input=data, capture_output=True, timeout=SECONDS, env=env)
+        done = subprocess.run(
+            [sys.executable, "-c", _DECODE, str(page)], input=data, capture_output=True, timeout=SECONDS, env=env
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return complaint_in(done.stderr)
@@ -58,12 +62,13 @@ def damage_of_tiff(data: bytes, page: int, most: int) -> str:
         most: bytes of the page's pixels; of a strip that has more nothing is said.
     """
     from PIL import Image
+
     try:
         with Image.open(BytesIO(data), formats=["TIFF"]) as picture:
             picture.seek(page)
             tags = picture.tag_v2
             packing = tags.get(_COMPRESSION)
-            if packing in _DEFLATE and not all(_is_whole(data[at:at + size], most) for at, size in _strips(tags)):
+            if packing in _DEFLATE and not all(_is_whole(data[at : at + size], most) for at, size in _strips(tags)):
                 return "a checksum of its pixels is wrong"
             if packing != _JPEG:  # of which Pillow, too, fills up what is damaged
                 picture.load()

@@ -18,8 +18,16 @@ JSRT_SIDE = 2048  # px
 JSRT_BYTES = 2 * JSRT_SIDE**2
 _JSRT_TOP = 4095
 # What EXIF's orientation says to do with stored pixels: exchange rows and columns, turn over the rows' order, the columns'.
-_PLACED = {1: (False, False, False), 2: (False, False, True), 3: (False, True, True), 4: (False, True, False),
-           5: (True, False, False), 6: (True, False, True), 7: (True, True, True), 8: (True, True, False)}
+_PLACED = {
+    1: (False, False, False),
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
 
 
 def decode(data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -49,7 +57,11 @@ def decode(data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
     if kind == "PNG":
         check_png(data)
     with listening() as heard:
-        damage = damage_of_tiff(data, declared.page, declared.rows * declared.columns * declared.pixel) if kind == "TIFF" else ""
+        damage = (
+            damage_of_tiff(data, declared.page, declared.rows * declared.columns * declared.pixel)
+            if kind == "TIFF"
+            else ""
+        )
         pixels = _opencv(data, declared.page)
         doubtful = kind == "JPEG" and heard()
     if doubtful:
@@ -100,7 +112,7 @@ def _opencv(data: bytes, page: int) -> np.ndarray:
 
 def _place(pixels: np.ndarray, exchange: bool, upside_down: bool, mirror: bool) -> np.ndarray:
     pixels = np.swapaxes(pixels, 0, 1) if exchange else pixels
-    return np.ascontiguousarray(pixels[::-1 if upside_down else 1, ::-1 if mirror else 1])
+    return np.ascontiguousarray(pixels[:: -1 if upside_down else 1, :: -1 if mirror else 1])
 
 
 def _jsrt(data: bytes) -> np.ndarray:

@@ -20,17 +20,77 @@ from .header import HEAD, is_dicom, looks_like_image
 log = logging.getLogger(__name__)
 
 # Files that claim by their suffix to be films: where one is damaged, or of a kind that is not read here, that is said of it.
-FILM_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".dib", ".gif", ".webp", ".jp2", ".j2k", ".jpf", ".jpx",
-                 ".heic", ".heif", ".avif", ".jxl", ".dcm", ".dicom", ".dic", ".ima", ".nii", ".img", ".mha", ".nrrd")
+FILM_SUFFIXES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".tif",
+    ".tiff",
+    ".bmp",
+    ".dib",
+    ".gif",
+    ".webp",
+    ".jp2",
+    ".j2k",
+    ".jpf",
+    ".jpx",
+    ".heic",
+    ".heif",
+    ".avif",
+    ".jxl",
+    ".dcm",
+    ".dicom",
+    ".dic",
+    ".ima",
+    ".nii",
+    ".img",
+    ".mha",
+    ".nrrd",
+)
 # What lies beside films without being taken for one; other files that are left out are named.
-_BESIDE = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml", ".md", ".html", ".htm", ".pdf", ".doc", ".docx", ".xls", ".xlsx",
-           ".parquet", ".py", ".ipynb", ".log", ".db", ".ini", ".inf", ".exe", ".dll", ".safetensors", ".onnx")
+_BESIDE = (
+    ".txt",
+    ".csv",
+    ".tsv",
+    ".json",
+    ".jsonl",
+    ".xml",
+    ".yaml",
+    ".yml",
+    ".toml",
+    ".md",
+    ".html",
+    ".htm",
+    ".pdf",
+    ".doc",
+    ".docx",
+    ".xls",
+    ".xlsx",
+    ".parquet",
+    ".py",
+    ".ipynb",
+    ".log",
+    ".db",
+    ".ini",
+    ".inf",
+    ".exe",
+    ".dll",
+    ".safetensors",
+    ".onnx",
+)
 _INDICES = ("dicomdir",)
 # The pictures that this package writes, by the file that is in their folder's parent: none of them is a film.
-OUTPUTS = {"predictions.csv": ("masks", "overlays", "dicom-seg"), "screening.csv": ("overlays",),
-           "prep.json": ("train/mask", "val/mask", "test/mask")}
+OUTPUTS = {
+    "predictions.csv": ("masks", "overlays", "dicom-seg"),
+    "screening.csv": ("overlays",),
+    "prep.json": ("train/mask", "val/mask", "test/mask"),
+}
 _PICTURES = OUTPUTS["predictions.csv"]
-NAME_BYTES = 220  # of the 255 that a file's name may have; the rest is for a suffix, a number and what a temporary file adds
+NAME_BYTES = (
+    220  # of the 255 that a file's name may have; the rest is for a suffix, a number and what a temporary file adds
+)
 _RESERVED = re.compile(r"\.*|(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.I)  # no names of files, on Windows or anywhere
 
 
@@ -56,7 +116,9 @@ def find_files(patterns: Iterable[str | Path], *, out: str | Path | None = None)
     for pattern in patterns:
         films = _find(Path(pattern), written)
         if not films and _find(Path(pattern), set()):
-            raise ValueError(f"{printable(pattern)}: results would be written where these films lie: choose another folder to write")
+            raise ValueError(
+                f"{printable(pattern)}: results would be written where these films lie: choose another folder to write"
+            )
         if not films:
             raise FileNotFoundError(_nothing(pattern))
         for path in films:  # a folder that is reached in two ways is one; two links to one file are two names
@@ -142,7 +204,7 @@ def without_suffix(name: str) -> str:
     """A file's name without what says that it is a film: ``.png``, ``.dcm.gz``; the end of a UID, ``.2``, stays."""
     stem = name[:-3] if name.lower().endswith(".gz") else name
     suffix = next((s for s in FILM_SUFFIXES if stem.lower().endswith(s) and len(stem) > len(s)), "")
-    return stem[:-len(suffix)] if suffix else name
+    return stem[: -len(suffix)] if suffix else name
 
 
 def unique_names(files: list[Path]) -> list[str]:
@@ -170,12 +232,18 @@ def _find(pattern: Path, written: set[str]) -> list[Path]:
         return _search(pattern, written)
     if os.path.lexists(pattern):
         if _is_below(pattern, written):
-            raise ValueError(f"{printable(pattern)}: results would be written to this film's folder: choose another folder to write")
+            raise ValueError(
+                f"{printable(pattern)}: results would be written to this film's folder: choose another folder to write"
+            )
         return [pattern]
     ours = cache(_is_ours)
     paths = [path for path in _expand(pattern) if not ours(path if path.is_dir() else path.parent)]
     folders = [film for path in paths if path.is_dir() for film in _search(path, written)]
-    files = {path for path in paths if path.is_file() and claims_film(path.name) is not False and not _is_below(path, written)}
+    files = {
+        path
+        for path in paths
+        if path.is_file() and claims_film(path.name) is not False and not _is_below(path, written)
+    }
     return sorted(files.union(folders))
 
 
@@ -212,8 +280,14 @@ def _search(folder: Path, written: set[str]) -> list[Path]:
         (films if _counts(path) else others).append(path)
     others = sorted(printable(path.relative_to(folder)) for path in others if claims_film(path.name) is None)
     if others:
-        log.warning("%s: %d %s left out, as no film: %s%s", printable(folder), len(others), "files" if len(others) > 1 else "file",
-                    ", ".join(others[:3]), ", …" if len(others) > 3 else "")
+        log.warning(
+            "%s: %d %s left out, as no film: %s%s",
+            printable(folder),
+            len(others),
+            "files" if len(others) > 1 else "file",
+            ", ".join(others[:3]),
+            ", …" if len(others) > 3 else "",
+        )
     return sorted(films)
 
 
@@ -228,12 +302,22 @@ def _is_below(path: Path, folders: set[str]) -> bool:
 def _is_ours(folder: Path) -> bool:
     """Whether pictures in a folder are those that this package wrote."""
     lineage = (folder, *folder.parents)
-    return any(above / below in lineage and (above / marker).is_file()
-               for marker, folders in OUTPUTS.items() for below in folders for above in lineage)
+    return any(
+        above / below in lineage and (above / marker).is_file()
+        for marker, folders in OUTPUTS.items()
+        for below in folders
+        for above in lineage
+    )
 
 
 def _nothing(pattern: str | Path) -> str:
-    what = "no film in it" if Path(pattern).is_dir() else "no film among what it names" if _expand(Path(pattern)) else "no such file"
+    what = (
+        "no film in it"
+        if Path(pattern).is_dir()
+        else "no film among what it names"
+        if _expand(Path(pattern))
+        else "no such file"
+    )
     return f"{printable(pattern)}: {what}; films are PNG, JPEG, TIFF, BMP, GIF, WebP, JPEG 2000 and DICOM files"
 
 
@@ -258,4 +342,4 @@ def _file_name(text: str) -> str:
     data = name.encode()
     if len(data) <= NAME_BYTES:
         return name
-    return f"{data[:NAME_BYTES - 9].decode(errors='ignore')}_{hashlib.sha256(data).hexdigest()[:8]}"
+    return f"{data[: NAME_BYTES - 9].decode(errors='ignore')}_{hashlib.sha256(data).hexdigest()[:8]}"

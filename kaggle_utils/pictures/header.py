@@ -27,13 +27,37 @@ _AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _MOST_PARTS = 1_000_000  # chunks, blocks or segments; a film of 64 megapixels as a GIF has some 200,000
 _MOST_PAGES = 100  # of a TIFF that are looked at
 _PAGE_KIND, _OLD_PAGE_KIND, _WIDTH, _LENGTH, _BITS, _ORIENTATION, _SAMPLES, _TILE_WIDTH, _TILE_LENGTH = _TAGS = (
-    254, 255, 256, 257, 258, 274, 277, 322, 323)
+    254,
+    255,
+    256,
+    257,
+    258,
+    274,
+    277,
+    322,
+    323,
+)
 _LEAST_TILE = 1 << 20  # pixels that a TIFF's tile may have in any film
-_PNG_SAMPLES = {0: 1, 2: 3, 3: 3}  # that OpenCV makes of a colour type; 4 of all others, and where a colour is transparent
-_KINDS = {kind: re.compile(magic, re.DOTALL) for kind, magic in {
-    "PNG": rb"\x89PNG\r\n\x1a\n", "JPEG": rb"\xff\xd8\xff", "TIFF": rb"II[*+]\0|MM\0[*+]", "GIF": rb"GIF8",
-    "WebP": rb"RIFF.{4}WEBP", "BMP": rb"BM.{12}[\x0c(48@l|]\0{3}", "JP2": rb"\0{3}\x0cjP  \r\n\x87\n",
-    "J2K": rb"\xff\x4f\xff\x51", "gzip": rb"\x1f\x8b", "NIfTI": rb".{344}n\+1\0|.{4}n\+2\0"}.items()}
+_PNG_SAMPLES = {
+    0: 1,
+    2: 3,
+    3: 3,
+}  # that OpenCV makes of a colour type; 4 of all others, and where a colour is transparent
+_KINDS = {
+    kind: re.compile(magic, re.DOTALL)
+    for kind, magic in {
+        "PNG": rb"\x89PNG\r\n\x1a\n",
+        "JPEG": rb"\xff\xd8\xff",
+        "TIFF": rb"II[*+]\0|MM\0[*+]",
+        "GIF": rb"GIF8",
+        "WebP": rb"RIFF.{4}WEBP",
+        "BMP": rb"BM.{12}[\x0c(48@l|]\0{3}",
+        "JP2": rb"\0{3}\x0cjP  \r\n\x87\n",
+        "J2K": rb"\xff\x4f\xff\x51",
+        "gzip": rb"\x1f\x8b",
+        "NIfTI": rb".{344}n\+1\0|.{4}n\+2\0",
+    }.items()
+}
 # HEIC and AVIF, PGM and its like, OpenEXR, NRRD
 _NOT_READ = re.compile(rb".{4}ftyp(?:hei[cx]|mif1|avif)|P[1-6]\s+[#\d]|v/1\x01|NRRD000", re.DOTALL)
 
@@ -76,7 +100,10 @@ def is_dicom(head: bytes) -> bool:
         return True
     if len(head) < 16 or head[:2] not in _GROUPS or head[3]:
         return False
-    return head[4:6] in (b"UL", b"CS", b"UI", b"OB", b"DA", b"TM", b"SH", b"LO") or 0 < int.from_bytes(head[4:8], "little") <= 64
+    return (
+        head[4:6] in (b"UL", b"CS", b"UI", b"OB", b"DA", b"TM", b"SH", b"LO")
+        or 0 < int.from_bytes(head[4:8], "little") <= 64
+    )
 
 
 def looks_like_image(head: bytes) -> bool:
@@ -89,9 +116,13 @@ def check_size(rows: int, columns: int, pixel: int = 1) -> None:
     if rows < 1 or columns < 1:
         raise ValueError(f"it declares {columns} x {rows} pixels")
     if rows * columns > MAX_PIXELS:
-        raise ValueError(f"it declares {columns} x {rows} pixels, more than {MAX_PIXELS / 1e6:.0f} million: too large for a film")
+        raise ValueError(
+            f"it declares {columns} x {rows} pixels, more than {MAX_PIXELS / 1e6:.0f} million: too large for a film"
+        )
     if rows * columns * pixel > 8 * MAX_PIXELS:
-        raise ValueError(f"it declares {columns} x {rows} pixels of {pixel} bytes, more than {8 * MAX_PIXELS / 1e6:.0f} million in all: too large for a film")
+        raise ValueError(
+            f"it declares {columns} x {rows} pixels of {pixel} bytes, more than {8 * MAX_PIXELS / 1e6:.0f} million in all: too large for a film"
+        )
 
 
 def read_header(data: bytes) -> Header:
@@ -118,7 +149,10 @@ def check_png(data: bytes) -> None:
     at, kind, view = 8, b"", memoryview(data)
     while kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", data, at)
-        if kind in (b"IHDR", b"PLTE", b"IDAT") and zlib.crc32(view[at + 4:at + 8 + length]) != struct.unpack_from(">I", data, at + 8 + length)[0]:
+        if (
+            kind in (b"IHDR", b"PLTE", b"IDAT")
+            and zlib.crc32(view[at + 4 : at + 8 + length]) != struct.unpack_from(">I", data, at + 8 + length)[0]
+        ):
             raise ValueError("the file is damaged in the middle: a checksum of its pixels is wrong")
         at += 12 + length
 
@@ -128,15 +162,15 @@ def _png(data: bytes) -> Header:
     at, orientation, pictures = 8, 1, 1
     # OpenCV makes room for a chunk of any length before it sees that the file ends: 2 GB, and seconds.
     for _ in _parts():
-        if (kind := data[at + 4:at + 8]) == b"IEND":
+        if (kind := data[at + 4 : at + 8]) == b"IEND":
             break
-        length, = struct.unpack_from(">I", data, at)
+        (length,) = struct.unpack_from(">I", data, at)
         if kind == b"eXIf":
-            orientation = _exif(data[at + 8:at + 8 + length])
+            orientation = _exif(data[at + 8 : at + 8 + length])
         elif kind == b"tRNS":
             colour = -1
         elif kind == b"acTL":  # animated
-            pictures, = struct.unpack_from(">I", data, at + 8)
+            (pictures,) = struct.unpack_from(">I", data, at + 8)
         at += 12 + length
     struct.unpack_from(">I", data, at + 8)  # the last checksum
     return Header(rows, columns, orientation, pictures, pixel=_PNG_SAMPLES.get(colour, 4) * (2 if depth > 8 else 1))
@@ -153,11 +187,11 @@ def _jpeg(data: bytes) -> Header:
         if marker == 0xFF or marker in _ALONE:
             at += 1 if marker == 0xFF else 2  # fill bytes before a marker
             continue
-        length, = struct.unpack_from(">H", data, at + 2)
+        (length,) = struct.unpack_from(">H", data, at + 2)
         if marker in _SOF:
             size.setdefault("declared", struct.unpack_from(">HHB", data, at + 5))
-        elif marker == 0xE1 and data[at + 4:at + 10] == b"Exif\0\0":
-            orientation = _exif(data[at + 10:at + 2 + length])
+        elif marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+            orientation = _exif(data[at + 10 : at + 2 + length])
         at += 2 + length
         if marker == 0xDA:  # a scan, which has no length
             at = found.start() if (found := _AFTER_SCAN.search(data, at)) else len(data)
@@ -169,10 +203,18 @@ def _tiff(data: bytes) -> Header:
     whole = [n for n, page in enumerate(pages) if not page.get(_PAGE_KIND, 0) & 0b101 and page.get(_OLD_PAGE_KIND) != 2]
     film = whole[0] if whole else 0
     page = pages[film]
-    if page.get(_TILE_WIDTH, 1) * page.get(_TILE_LENGTH, 1) > max(_LEAST_TILE, 4 * page[_WIDTH] * page[_LENGTH]):  # which are decoded whole
+    if page.get(_TILE_WIDTH, 1) * page.get(_TILE_LENGTH, 1) > max(
+        _LEAST_TILE, 4 * page[_WIDTH] * page[_LENGTH]
+    ):  # which are decoded whole
         raise ValueError(f"its tiles of {page[_TILE_WIDTH]} x {page[_TILE_LENGTH]} pixels are larger than the film")
-    return Header(page[_LENGTH], page[_WIDTH], page.get(_ORIENTATION, 1), max(len(whole), 1), film,
-                  page.get(_SAMPLES, 1) * -(-page.get(_BITS, 1) // 8))
+    return Header(
+        page[_LENGTH],
+        page[_WIDTH],
+        page.get(_ORIENTATION, 1),
+        max(len(whole), 1),
+        film,
+        page.get(_SAMPLES, 1) * -(-page.get(_BITS, 1) // 8),
+    )
 
 
 def _pages(data: bytes) -> list[dict[int, int]]:
@@ -181,20 +223,20 @@ def _pages(data: bytes) -> list[dict[int, int]]:
     big = data[2:4] in (b"\x2b\x00", b"\x00\x2b")  # BigTIFF: 8-byte offsets and counts
     offset, number, size, value = ("Q", "Q", 20, 12) if big else ("I", "H", 12, 8)
     pages: dict[int, dict[int, int]] = {}
-    start, = struct.unpack_from(order + offset, data, 8 if big else 4)
+    (start,) = struct.unpack_from(order + offset, data, 8 if big else 4)
     while start and start not in pages and len(pages) < _MOST_PAGES:
-        count, = struct.unpack_from(order + number, data, start)
+        (count,) = struct.unpack_from(order + number, data, start)
         first = start + struct.calcsize(order + number)
         tags = pages[start] = {}
         for at in range(first, first + min(count, 4096) * size, size):
             tag, kind = struct.unpack_from(order + "HH", data, at)
             form = {1: "B", 3: "H", 4: "I", 16: "Q"}.get(kind)
             if tag in _TAGS and form:
-                times, = struct.unpack_from(order + offset, data, at + 4)
+                (times,) = struct.unpack_from(order + offset, data, at + 4)
                 there = times * struct.calcsize(form) <= struct.calcsize(offset)  # else where the entry points to
                 place = at + value if there else struct.unpack_from(order + offset, data, at + value)[0]
                 tags.setdefault(tag, *struct.unpack_from(order + form, data, place))  # the first counts, as for libtiff
-        link = data[first + count * size:][:struct.calcsize(order + offset)]
+        link = data[first + count * size :][: struct.calcsize(order + offset)]
         start = int.from_bytes(link, "little" if order == "<" else "big")  # some writers leave out the last one
     return list(pages.values())
 
@@ -253,14 +295,14 @@ def _webp(data: bytes) -> Header:
             break
         kind, length = struct.unpack_from("<4sI", data, at)
         if kind == b"VP8X":
-            size.setdefault("declared", [1 + int.from_bytes(data[at + n:at + n + 3], "little") for n in (15, 12)])
+            size.setdefault("declared", [1 + int.from_bytes(data[at + n : at + n + 3], "little") for n in (15, 12)])
         elif kind == b"VP8L":
-            bits, = struct.unpack_from("<I", data, at + 9)
+            (bits,) = struct.unpack_from("<I", data, at + 9)
             size.setdefault("declared", (1 + (bits >> 14 & 0x3FFF), 1 + (bits & 0x3FFF)))
         elif kind == b"VP8 ":
             size.setdefault("declared", [side & 0x3FFF for side in struct.unpack_from("<HH", data, at + 14)[::-1]])
         elif kind == b"EXIF":
-            orientation = _exif(data[at + 8:at + 8 + length])
+            orientation = _exif(data[at + 8 : at + 8 + length])
         pictures += kind in (b"VP8 ", b"VP8L", b"ANMF")
         at += 8 + length + length % 2
     return Header(*size["declared"], orientation, pictures)
@@ -274,7 +316,7 @@ def _jp2(data: bytes) -> Header:
         if kind == b"jp2c":
             return _j2k(data, at + head)
         if length == 1:
-            length, = struct.unpack_from(">Q", data, at + 8)
+            (length,) = struct.unpack_from(">Q", data, at + 8)
         if length < head:
             raise IndexError
         at += length
@@ -282,15 +324,15 @@ def _jp2(data: bytes) -> Header:
 
 def _j2k(data: bytes, at: int = 0) -> Header:
     right, bottom, left, top = struct.unpack_from(">IIII", data, at + 8)
-    channels, = struct.unpack_from(">H", data, at + 40)
+    (channels,) = struct.unpack_from(">H", data, at + 40)
     if channels > 4:
         raise ValueError(f"it declares {channels} channels: no film")
     at += 2
     for _ in _parts():
-        if (marker := data[at:at + 2]) == b"\xff\xd9":
+        if (marker := data[at : at + 2]) == b"\xff\xd9":
             break
         if marker == b"\xff\x90":  # a tile's part, which says how long it is, or 0: up to the end
-            length, = struct.unpack_from(">I", data, at + 6)
+            (length,) = struct.unpack_from(">I", data, at + 6)
             at = at + length if length else _find(data, b"\xff\xd9", at)
         else:
             at += 2 + struct.unpack_from(">H", data, at + 2)[0]
@@ -301,9 +343,9 @@ def _nifti(data: bytes) -> Header:
     order = "<" if data[0] else ">"
     form, at = ("8q", 16) if data[4:8] == b"n+2\0" else ("8h", 40)
     number, *sizes = struct.unpack_from(order + form, data, at)
-    axes = [size for size in sizes[:max(number, 0)] if size != 1]
+    axes = [size for size in sizes[: max(number, 0)] if size != 1]
     columns, rows, *others = axes + [1] * (2 - len(axes))
-    bits, = struct.unpack_from(order + "H", data, 14 if data[4:8] == b"n+2\0" else 72)
+    (bits,) = struct.unpack_from(order + "H", data, 14 if data[4:8] == b"n+2\0" else 72)
     return Header(rows, columns, pictures=prod(others), pixel=max(1, bits // 8))
 
 
@@ -325,5 +367,13 @@ def _find(data: bytes, what: bytes, at: int) -> int:
 
 
 _READERS: dict[str, Callable[[bytes], Header]] = {
-    "PNG": _png, "JPEG": _jpeg, "TIFF": _tiff, "BMP": _bmp, "GIF": _gif, "WebP": _webp, "JP2": _jp2, "J2K": _j2k,
-    "NIfTI": _nifti}
+    "PNG": _png,
+    "JPEG": _jpeg,
+    "TIFF": _tiff,
+    "BMP": _bmp,
+    "GIF": _gif,
+    "WebP": _webp,
+    "JP2": _jp2,
+    "J2K": _j2k,
+    "NIfTI": _nifti,
+}

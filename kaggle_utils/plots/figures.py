@@ -11,13 +11,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from .save import check_replaceable, saved  # noqa: F401 (this module is the face of the first)
 from ..quality import SIDES, measure, split_lungs
+from ..synthetic import AppearanceModel, Film
 from .robustness import draw_robustness
+from .save import check_replaceable, saved  # noqa: F401 (this module is the face of the first)
 from .tb import FIGURES as TB
 from .tuning import FIGURES as TUNING
 from .unet import draw_unet
-from ..synthetic import AppearanceModel, Film
 
 RESULTS = Path(__file__).parents[2] / "results"
 # Okabe and Ito's colours, which the colour-blind tell apart; the last two on gray too.
@@ -104,8 +104,11 @@ def measured_film(image: np.ndarray, mask: np.ndarray, *, ax=None):
     height, slope = len(image), np.tan(np.radians(found["tilt_deg"]))
     midline = [found["midline_column"] + slope * height / 2 * end for end in (1, -1)]
     ax.plot(midline, [0, height], color="white", linewidth=1.2, path_effects=HALO)
-    ax.set_title(f"left/right area {found['left_right_ratio']:.2f}, symmetry {found['symmetry']:.2f}, "
-                 f"tilt {found['tilt_deg']:+.1f}°, lung share {found['lung_share']:.2f}", fontsize=9)
+    ax.set_title(
+        f"left/right area {found['left_right_ratio']:.2f}, symmetry {found['symmetry']:.2f}, "
+        f"tilt {found['tilt_deg']:+.1f}°, lung share {found['lung_share']:.2f}",
+        fontsize=9,
+    )
     ax.set(xlim=(0, image.shape[1] - 1), ylim=(height - 1, 0))
     ax.set_axis_off()
     return ax
@@ -146,17 +149,41 @@ def draw_time_to_dice(path: str | Path | None = None, *, table: str | Path = RES
     curves = dict(zip(OKABE_ITO, frame.groupby("contestant", sort=False)))
     height = 0.97
     for colour, (name, rows) in sorted(curves.items(), key=lambda curve: curve[1][1]["seconds"].max()):
-        ax.plot(rows["seconds"], rows["val_dice"], color=colour, marker="o", markersize=3, linewidth=2.5 if name == "ours" else 1.3)
+        ax.plot(
+            rows["seconds"],
+            rows["val_dice"],
+            color=colour,
+            marker="o",
+            markersize=3,
+            linewidth=2.5 if name == "ours" else 1.3,
+        )
         last = rows.iloc[-1]
         end, y, axes = (last["seconds"], last["val_dice"]), last["val_dice"], "data"
-        if y > 0.85:  # such curves end close together: labels stand above them, the first to end the highest, and don't meet
+        if (
+            y > 0.85
+        ):  # such curves end close together: labels stand above them, the first to end the highest, and don't meet
             y, axes, height = height, ("data", "axes fraction"), height - 0.055
-        ax.annotate(f"  {name.removesuffix(' bf16')}, {last['parameters'] / 1e6:.1f}M, {last['precision']}", end, (end[0], y),
-                    textcoords=axes, color=colour, fontsize=9, va="center",
-                    arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 0})
+        ax.annotate(
+            f"  {name.removesuffix(' bf16')}, {last['parameters'] / 1e6:.1f}M, {last['precision']}",
+            end,
+            (end[0], y),
+            textcoords=axes,
+            color=colour,
+            fontsize=9,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 0},
+        )
     ax.axhline(0.95, color="0.6", linewidth=0.8, linestyle="--")
-    ax.set(xscale="log", yscale="logit", yticks=ticks, yticklabels=map(str, ticks), xlabel="seconds of training",
-           ylabel="validation Dice", xlim=(None, 5 * frame["seconds"].max()), ylim=(low, 0.998))
+    ax.set(
+        xscale="log",
+        yscale="logit",
+        yticks=ticks,
+        yticklabels=map(str, ticks),
+        xlabel="seconds of training",
+        ylabel="validation Dice",
+        xlim=(None, 5 * frame["seconds"].max()),
+        ylim=(low, 0.998),
+    )
     ax.spines["left"].set_bounds(low, 0.97)
     ax.minorticks_off()
     return saved(figure, path)
@@ -180,27 +207,67 @@ def draw_pareto(path: str | Path | None = None, *, table: str | Path = RESULTS /
     ax.plot(front["ms"], front["val_dice"], color="0.7", linewidth=1, zorder=0)
     colours = dict(zip(sorted(frame["size"].unique()), OKABE_ITO))
     for size, rows in frame.groupby("size"):
-        ax.scatter(rows["ms"], rows["val_dice"], rows["parameters"] / 8e3, color=colours[size], alpha=0.6, label=f"{size} px")
+        ax.scatter(
+            rows["ms"], rows["val_dice"], rows["parameters"] / 8e3, color=colours[size], alpha=0.6, label=f"{size} px"
+        )
     for k, row in frame.iterrows():
-        label = f"p{row['patch']} w{row['width']} d{row['depth']}" + (" separable" if row["conv"] == "separable" else "")
-        ax.annotate(label, (row["ms"], row["val_dice"]), (0, 9 if k % 2 else -13), textcoords="offset points", fontsize=7, ha="center")
+        label = f"p{row['patch']} w{row['width']} d{row['depth']}" + (
+            " separable" if row["conv"] == "separable" else ""
+        )
+        ax.annotate(
+            label,
+            (row["ms"], row["val_dice"]),
+            (0, 9 if k % 2 else -13),
+            textcoords="offset points",
+            fontsize=7,
+            ha="center",
+        )
     error = frame["standard_error"].median()
-    ax.set(xscale="log", xlabel="milliseconds a film, PyTorch", ylabel="validation Dice",
-           xticks=(ticks := [5, 7, 10, 15, 20]), xticklabels=map(str, ticks))
+    ax.set(
+        xscale="log",
+        xlabel="milliseconds a film, PyTorch",
+        ylabel="validation Dice",
+        xticks=(ticks := [5, 7, 10, 15, 20]),
+        xticklabels=map(str, ticks),
+    )
     ax.minorticks_off()
-    ax.set_title(f"p patch, w width, d depth; area: parameters; standard error of a Dice {error:.4f}, of a difference less",
-                 fontsize=9, loc="left")
+    ax.set_title(
+        f"p patch, w width, d depth; area: parameters; standard error of a Dice {error:.4f}, of a difference less",
+        fontsize=9,
+        loc="left",
+    )
     ax.legend(frameon=False, loc="lower right", markerscale=0.5)
     return saved(figure, path)
 
 
 def _draw_length(start: tuple[float, float], end: tuple[float, float], text: str, colour: str, ax) -> None:
     """An arrow with two heads between x, y and x, y, its text upon it."""
-    ax.annotate("", start, end, arrowprops={"arrowstyle": "<->", "color": colour, "shrinkA": 0, "shrinkB": 0, "path_effects": HALO})
-    ax.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2, text, color=colour, rotation=90 if start[0] == end[0] else 0,
-            ha="center", va="center", fontsize=9, bbox={"facecolor": "black", "edgecolor": "none", "pad": 1.5})
+    ax.annotate(
+        "",
+        start,
+        end,
+        arrowprops={"arrowstyle": "<->", "color": colour, "shrinkA": 0, "shrinkB": 0, "path_effects": HALO},
+    )
+    ax.text(
+        (start[0] + end[0]) / 2,
+        (start[1] + end[1]) / 2,
+        text,
+        color=colour,
+        rotation=90 if start[0] == end[0] else 0,
+        ha="center",
+        va="center",
+        fontsize=9,
+        bbox={"facecolor": "black", "edgecolor": "none", "pad": 1.5},
+    )
 
 
 FIGURES = {  # what `python -m kaggle_utils plots` makes
-    "measurements.png": draw_measurements, "pareto.png": draw_pareto, "robustness.png": draw_robustness, "synthetic.png": draw_synthetic,
-    "time_to_dice.png": draw_time_to_dice, "unet.png": draw_unet, **TB, **TUNING}
+    "measurements.png": draw_measurements,
+    "pareto.png": draw_pareto,
+    "robustness.png": draw_robustness,
+    "synthetic.png": draw_synthetic,
+    "time_to_dice.png": draw_time_to_dice,
+    "unet.png": draw_unet,
+    **TB,
+    **TUNING,
+}

@@ -19,8 +19,14 @@ from ..image import read_image, read_mask, resize_image, resize_mask
 TRUTH, PRED = "#56B4E9", "#E69F00"  # Okabe and Ito's sky blue and orange: told apart by the colour-blind, and on gray
 
 
-def show_film(image: np.ndarray, *, truth: np.ndarray | None = None, pred: np.ndarray | None = None, title: str = "",
-              ax: Axes | None = None) -> Axes:
+def show_film(
+    image: np.ndarray,
+    *,
+    truth: np.ndarray | None = None,
+    pred: np.ndarray | None = None,
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
     """A film with the outlines of the truth (blue) and of a prediction (orange).
 
     Args:
@@ -43,8 +49,14 @@ def show_film(image: np.ndarray, *, truth: np.ndarray | None = None, pred: np.nd
     return ax
 
 
-def show_films(images: Sequence[np.ndarray], *, truths: Sequence[np.ndarray] = (), preds: Sequence[np.ndarray] = (),
-               titles: Sequence[str] = (), columns: int = 6) -> Figure:
+def show_films(
+    images: Sequence[np.ndarray],
+    *,
+    truths: Sequence[np.ndarray] = (),
+    preds: Sequence[np.ndarray] = (),
+    titles: Sequence[str] = (),
+    columns: int = 6,
+) -> Figure:
     """Films in rows, see :func:`show_film`; there are as many masks and titles as films, or none.
 
     Raises:
@@ -59,8 +71,13 @@ def show_films(images: Sequence[np.ndarray], *, truths: Sequence[np.ndarray] = (
     for k, ax in enumerate(axes.flat):
         ax.set_axis_off()
         if k < len(images):
-            show_film(images[k], ax=ax, truth=truths[k] if len(truths) else None, pred=preds[k] if len(preds) else None,
-                      title=titles[k] if len(titles) else "")
+            show_film(
+                images[k],
+                ax=ax,
+                truth=truths[k] if len(truths) else None,
+                pred=preds[k] if len(preds) else None,
+                title=titles[k] if len(titles) else "",
+            )
     plt.close(figure)  # a notebook shows what a cell returns, and would show an open one a second time
     return figure
 
@@ -74,8 +91,12 @@ def show_prepared(frame: pd.DataFrame, *, size: int = 192, columns: int = 8) -> 
         columns: films in a row.
     """
     masks = [resize_mask(read_mask(path), size) if path else np.zeros((size, size), np.uint8) for path in frame["mask"]]
-    return show_films([resize_image(read_image(path), size) for path in frame["image"]], truths=masks,
-                      titles=list(frame["name"]), columns=columns)
+    return show_films(
+        [resize_image(read_image(path), size) for path in frame["image"]],
+        truths=masks,
+        titles=list(frame["name"]),
+        columns=columns,
+    )
 
 
 def show_ranked(scores: pd.DataFrame, frame: pd.DataFrame, segmenter) -> Figure:
@@ -91,7 +112,10 @@ def show_ranked(scores: pd.DataFrame, frame: pd.DataFrame, segmenter) -> Figure:
     images = [read_image(path) for path in films["image"]]
     heads = [source if source in segmenter.heads else segmenter.head for source in films["source"]]
     preds = [segmenter.finish(prob, image.shape) for prob, image in zip(segmenter.probabilities(images, heads), images)]
-    titles = [f"{rank}: {name}, Dice {dice:.3f}" for rank, name, dice in zip(("best", "median", "worst"), ranked["name"], ranked["dice"])]
+    titles = [
+        f"{rank}: {name}, Dice {dice:.3f}"
+        for rank, name, dice in zip(("best", "median", "worst"), ranked["name"], ranked["dice"])
+    ]
     figure = show_films(images, truths=[read_mask(path) for path in films["mask"]], preds=preds, titles=titles)
     figure.set_size_inches(9, 3.3)
     return figure

@@ -14,9 +14,18 @@ from .tuning import BLUE, ORANGE
 
 TABLE = Path(__file__).parents[2] / "results" / "robustness.csv"
 NETWORKS = {"shipped": ("shipped weights", BLUE, "o"), "plain": ("trained alike without augmentation", ORANGE, "s")}
-UNITS = {"gamma": "exponent, or 1/it", "contrast": "times as steep, clipped", "noise": "sd, gray levels", "blur": "sd, share of side",
-         "JPEG": "quality", "rotation": "degrees", "crop": "share of sides lost", "occlusion": "share hidden",
-         "inversion": "share of grays inverted", "down-sampling": "px a side"}
+UNITS = {
+    "gamma": "exponent, or 1/it",
+    "contrast": "times as steep, clipped",
+    "noise": "sd, gray levels",
+    "blur": "sd, share of side",
+    "JPEG": "quality",
+    "rotation": "degrees",
+    "crop": "share of sides lost",
+    "occlusion": "share hidden",
+    "inversion": "share of grays inverted",
+    "down-sampling": "px a side",
+}
 
 
 def draw_robustness(path: str | Path | None = None, *, table: str | Path = TABLE) -> Figure:
@@ -45,7 +54,11 @@ def draw_robustness(path: str | Path | None = None, *, table: str | Path = TABLE
 def pooled(table: pd.DataFrame) -> pd.DataFrame:
     """Mean Dice over the films of all sets together: network, damage, strength, value, dice."""
     by = ["network", "damage", "strength"]
-    total = table.assign(dice=table["dice"] * table["n"]).groupby(by, sort=False).agg(dice=("dice", "sum"), n=("n", "sum"), value=("value", "first"))
+    total = (
+        table.assign(dice=table["dice"] * table["n"])
+        .groupby(by, sort=False)
+        .agg(dice=("dice", "sum"), n=("n", "sum"), value=("value", "first"))
+    )
     return total.assign(dice=total["dice"] / total["n"]).reset_index()
 
 

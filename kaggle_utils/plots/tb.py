@@ -12,17 +12,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from ..tb import calibrated, reliability
-from .save import saved
 from .films import show_film
+from .save import saved
 
 FILMS = Path(__file__).parents[2] / "results" / "tb_films.csv"
 ARMS = {  # what is drawn of each: a name, and a colour of Okabe and Ito's
-    "whole": ("whole film", "#0072B2"), "crop": ("lungs cut out", "#009E73"), "masked": ("lungs alone", "#D55E00"),
-    "blanked": ("lungs blanked out", "#999999")}
+    "whole": ("whole film", "#0072B2"),
+    "crop": ("lungs cut out", "#009E73"),
+    "masked": ("lungs alone", "#D55E00"),
+    "blanked": ("lungs blanked out", "#999999"),
+}
 
 
 def read_tb(path: str | Path = FILMS, protocol: str = "both") -> pd.DataFrame:
@@ -47,19 +49,29 @@ def draw_tb_arms(path: str | Path | None = None, *, films: pd.DataFrame | None =
     films = read_tb() if films is None else films
     test = films[films["part"] == "test"]
     sources = sorted(test["source"].unique())
-    figure, axes = plt.subplots(1, len(sources), figsize=(4.2 * len(sources), 3.2), sharey=True, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(sources), figsize=(4.2 * len(sources), 3.2), sharey=True, squeeze=False, layout="constrained"
+    )
     for source, ax in zip(sources, axes[0]):
         for k, (arm, (name, colour)) in enumerate(ARMS.items()):
-            runs = [roc_auc_score(run["tb"], run["logit"])
-                    for _, run in test[(test["arm"] == arm) & (test["source"] == source)].groupby("seed")]
+            runs = [
+                roc_auc_score(run["tb"], run["logit"])
+                for _, run in test[(test["arm"] == arm) & (test["source"] == source)].groupby("seed")
+            ]
             if runs:
                 ax.bar(k, np.mean(runs), 0.65, color=colour, alpha=0.55)
                 ax.plot(np.full(len(runs), k), runs, "o", color=colour, markersize=4)
-                ax.annotate(f"{np.mean(runs):.3f}", (k, max(runs)), (0, 5), textcoords="offset points", ha="center", fontsize=9)
+                ax.annotate(
+                    f"{np.mean(runs):.3f}", (k, max(runs)), (0, 5), textcoords="offset points", ha="center", fontsize=9
+                )
         ax.axhline(0.5, color="0.3", linewidth=0.8, linestyle="--")
         count = test.loc[test["source"] == source, "name"].nunique()
-        ax.set(title=f"{source.capitalize()}, {count} test films", xticks=range(len(ARMS)), ylim=(0.4, 1.02),
-               xticklabels=[name.replace(" ", "\n", 1) for name, _ in ARMS.values()])
+        ax.set(
+            title=f"{source.capitalize()}, {count} test films",
+            xticks=range(len(ARMS)),
+            ylim=(0.4, 1.02),
+            xticklabels=[name.replace(" ", "\n", 1) for name, _ in ARMS.values()],
+        )
     axes[0, 0].set_ylabel("area under the ROC curve")
     plt.close(figure)
     return saved(figure, path)
@@ -71,8 +83,13 @@ def draw_tb_transfer(path: str | Path | None = None) -> Figure:
     Args:
         path: where to save it, if at all.
     """
-    foreign = [films[films["source"] == source] for films, source in ((read_tb(protocol="shenzhen"), "montgomery"),
-                                                                      (read_tb(protocol="montgomery"), "shenzhen"))]
+    foreign = [
+        films[films["source"] == source]
+        for films, source in (
+            (read_tb(protocol="shenzhen"), "montgomery"),
+            (read_tb(protocol="montgomery"), "shenzhen"),
+        )
+    ]
     figure = draw_tb_arms(films=pd.concat(foreign))
     figure.suptitle("trained on the other set", fontsize=10)
     return saved(figure, path)
@@ -91,16 +108,28 @@ def draw_tb_roc(path: str | Path | None = None, *, films: pd.DataFrame | None = 
         prob, truth = test["prob"].to_numpy(), test["tb"].to_numpy()
         false_positives, sensitivity, _ = roc_curve(truth, prob, drop_intermediate=False)
         name, colour = ARMS[arm]
-        ax.step(false_positives, sensitivity, where="post", color=colour, label=f"{name}, {roc_auc_score(truth, prob):.3f}")
-        ax.plot(test.loc[test["tb"] == 0, "suspect"].mean(), test.loc[test["tb"] == 1, "suspect"].mean(), "o", color=colour)
+        ax.step(
+            false_positives, sensitivity, where="post", color=colour, label=f"{name}, {roc_auc_score(truth, prob):.3f}"
+        )
+        ax.plot(
+            test.loc[test["tb"] == 0, "suspect"].mean(), test.loc[test["tb"] == 1, "suspect"].mean(), "o", color=colour
+        )
     ax.plot([0, 1], [0, 1], color="0.7", linewidth=0.8, linestyle="--")
     ax.set(xlabel="normal films called suspect", ylabel="films with tuberculosis called suspect", aspect="equal")
-    ax.legend(frameon=False, loc="lower right", title="area under the curve; dot: operating point", title_fontsize=8, fontsize=9)
+    ax.legend(
+        frameon=False,
+        loc="lower right",
+        title="area under the curve; dot: operating point",
+        title_fontsize=8,
+        fontsize=9,
+    )
     plt.close(figure)
     return saved(figure, path)
 
 
-def draw_tb_reliability(path: str | Path | None = None, *, films: pd.DataFrame | None = None, arm: str = "masked") -> Figure:
+def draw_tb_reliability(
+    path: str | Path | None = None, *, films: pd.DataFrame | None = None, arm: str = "masked"
+) -> Figure:
     """Makes ``images/tb_reliability.png``: of the test films with about that probability, how many have tuberculosis.
 
     Args:
@@ -115,12 +144,20 @@ def draw_tb_reliability(path: str | Path | None = None, *, films: pd.DataFrame |
     ax.plot(bins["prob"], bins["share"], "o-", color=ARMS[arm][1])
     for n, prob, share in zip(*(bins[key] for key in ("n", "prob", "share"))):
         ax.annotate(f"{n} films", (prob, share), (6, -10), textcoords="offset points", fontsize=8)
-    ax.set(xlabel="probability of tuberculosis, calibrated", ylabel="share that has it", xlim=(0, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    ax.set(
+        xlabel="probability of tuberculosis, calibrated",
+        ylabel="share that has it",
+        xlim=(0, 1.02),
+        ylim=(-0.02, 1.02),
+        aspect="equal",
+    )
     plt.close(figure)
     return saved(figure, path)
 
 
-def show_heat(images: Sequence[np.ndarray], masks: Sequence[np.ndarray], heats: Sequence[np.ndarray], titles: Sequence[str] = ()) -> Figure:
+def show_heat(
+    images: Sequence[np.ndarray], masks: Sequence[np.ndarray], heats: Sequence[np.ndarray], titles: Sequence[str] = ()
+) -> Figure:
     """Films above, and below them the same with what raised the probability.
 
     Args:
@@ -143,4 +180,9 @@ def mean_logits(films: pd.DataFrame) -> pd.DataFrame:
     return films.groupby(["arm", "name", "source", "tb", "part"], as_index=False)["logit"].mean()
 
 
-FIGURES = {"tb_arms.png": draw_tb_arms, "tb_transfer.png": draw_tb_transfer, "tb_roc.png": draw_tb_roc, "tb_reliability.png": draw_tb_reliability}
+FIGURES = {
+    "tb_arms.png": draw_tb_arms,
+    "tb_transfer.png": draw_tb_transfer,
+    "tb_roc.png": draw_tb_roc,
+    "tb_reliability.png": draw_tb_reliability,
+}

@@ -60,7 +60,12 @@ def draw_impossible(path: str | Path | None = None) -> Figure:
     # 5th and 95th percentile of read_mask(path).mean() over the 492 published training films of Montgomery and Shenzhen.
     ax.axvspan(0.158, 0.347, color="0.94", label="nine in ten of the training films' lungs")
     for accuracy, dice, name, colour in ((0.70, 0.80, "without", ORANGE), (0.7832, 0.90, "with", BLUE)):
-        ax.plot(share, 2 * share / (2 * share + 1 - accuracy), color=colour, label=f"the most that accuracy {100 * accuracy:g} % allows")
+        ax.plot(
+            share,
+            2 * share / (2 * share + 1 - accuracy),
+            color=colour,
+            label=f"the most that accuracy {100 * accuracy:g} % allows",
+        )
         ax.axhline(dice, color=colour, linestyle="--", label=f"reported {name} albumentations: {dice:.2f}")
     ax.set(xlabel="share of the film that is lung", ylabel="Dice", xlim=(share[0], share[-1]), ylim=(0.35, 1))
     ax.legend(frameon=False, fontsize=8, loc="lower right")
@@ -81,8 +86,21 @@ def draw_bugs(path: str | Path | None = None, *, tables: str | Path = TABLES) ->
     right = table[table["run"] == "no mistake"].groupby("epoch")["val_dice"].mean()
     table = table.rename(columns={"val_dice": "the masks' Dice"})
     both = table.melt(["run", "epoch"], ["the masks' Dice", "reported"], "number", "Dice")
-    grid = sns.relplot(both, x="epoch", y="Dice", hue="number", style="number", palette=[BLUE, ORANGE], errorbar=RANGE, kind="line",
-                       col="run", col_wrap=5, height=1.8, aspect=1.2, facet_kws={"sharey": False})
+    grid = sns.relplot(
+        both,
+        x="epoch",
+        y="Dice",
+        hue="number",
+        style="number",
+        palette=[BLUE, ORANGE],
+        errorbar=RANGE,
+        kind="line",
+        col="run",
+        col_wrap=5,
+        height=1.8,
+        aspect=1.2,
+        facet_kws={"sharey": False},
+    )
     diverged = set(table.loc[table["status"] == "diverged", "run"])
     for run, ax in grid.axes_dict.items():
         numbers = both.loc[both["run"] == run, "Dice"]
@@ -104,16 +122,29 @@ def draw_augmentation(path: str | Path | None = None, *, tables: str | Path = TA
     """
     table = pd.concat([read_study("augmentation", tables), read_study("longer", tables)])
     scores = scores_of(table)
-    figure, (curves, *ends) = plt.subplots(1, 1 + len(scores), figsize=(11, 3.6), layout="constrained",
-                                           width_ratios=(2, *[1] * len(scores)))
+    figure, (curves, *ends) = plt.subplots(
+        1, 1 + len(scores), figsize=(11, 3.6), layout="constrained", width_ratios=(2, *[1] * len(scores))
+    )
     colours = dict(zip(("none", "light", "full"), (ORANGE, GREEN, BLUE)))
-    sns.lineplot(table, x="epoch", y="val_dice", hue="augment", style="epochs", palette=colours, errorbar=RANGE, ax=curves)
+    sns.lineplot(
+        table, x="epoch", y="val_dice", hue="augment", style="epochs", palette=colours, errorbar=RANGE, ax=curves
+    )
     curves.set(ylabel=DICE, ylim=(table.loc[table["epoch"] > 2, "val_dice"].min(), None))
     curves.xaxis.set_major_locator(MaxNLocator(integer=True))
     curves.legend(frameon=False, fontsize=8)
     for ax, (score, label) in zip(ends, scores.items()):
         last = pd.concat([last_epochs(study) for _, study in table.groupby("study")])
-        sns.stripplot(last, x="epochs", y=score, hue="augment", hue_order=list(colours), palette=colours, dodge=True, legend=False, ax=ax)
+        sns.stripplot(
+            last,
+            x="epochs",
+            y=score,
+            hue="augment",
+            hue_order=list(colours),
+            palette=colours,
+            dodge=True,
+            legend=False,
+            ax=ax,
+        )
         ax.set(ylabel=label)
     return saved(figure, path)
 
@@ -128,11 +159,20 @@ def draw_loss(path: str | Path | None = None, *, tables: str | Path = TABLES) ->
     figure, axes = plt.subplots(1, len(scores), figsize=(5 * len(scores), 3.8), layout="constrained", squeeze=False)
     sweep = last[last["run"].str.startswith("dice_weight=")]
     for ax, (score, label) in zip(axes.flat, scores.items()):
-        sns.lineplot(sweep, x="dice_weight", y=score, errorbar=RANGE, marker="o", color=BLUE, label="(1 - w) BCE + w Dice", ax=ax)
+        sns.lineplot(
+            sweep, x="dice_weight", y=score, errorbar=RANGE, marker="o", color=BLUE, label="(1 - w) BCE + w Dice", ax=ax
+        )
         others = last[~last["run"].isin(sweep["run"])].groupby("run", sort=False)[score].agg(["mean", "min", "max"])
         for colour, x, run in zip((ORANGE, GREEN, RED), (1.1, 1.2, 10 / 11), others.itertuples()):
-            ax.errorbar(x, run.mean, [[run.mean - run.min], [run.max - run.mean]], color=colour, marker="D", linestyle="",
-                        label=run.Index.removeprefix("loss="))
+            ax.errorbar(
+                x,
+                run.mean,
+                [[run.mean - run.min], [run.max - run.mean]],
+                color=colour,
+                marker="D",
+                linestyle="",
+                label=run.Index.removeprefix("loss="),
+            )
         ax.set(xlabel="weight w of Dice in the loss", ylabel=label, xticks=(0, 0.25, 0.5, 0.75, 1))
         ax.legend(frameon=False, fontsize=8)
     return saved(figure, path)
@@ -148,14 +188,28 @@ def draw_capacity(path: str | Path | None = None, *, tables: str | Path = TABLES
     spread = last.groupby("run")["dice_256"].agg(["min", "max"])
     figure, ax = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for setting, colour in zip(("width", "depth", "patch", "size"), (BLUE, ORANGE, GREEN, RED)):
-        varied = last[last["run"].str.startswith(f"{setting}=") | (last["run"] == "default")].sort_values(setting)["run"].unique()
+        varied = (
+            last[last["run"].str.startswith(f"{setting}=") | (last["run"] == "default")]
+            .sort_values(setting)["run"]
+            .unique()
+        )
         line = runs.loc[varied]
         ax.plot(line["seconds"], line["dice_256"], color=colour, linewidth=1, label=setting)
         ax.scatter(line["seconds"], line["dice_256"], line["parameters"] / 1e4, color=colour, alpha=0.5)
         ax.vlines(line["seconds"], spread.loc[varied, "min"], spread.loc[varied, "max"], color=colour, linewidth=1)
     for run in runs.itertuples():
-        ax.annotate(run.Index, (run.seconds, run.dice_256), (6, -12 if run.Index == "default" else 5), textcoords="offset points", fontsize=8)
-    ax.set(xscale="log", xlabel="seconds of training, one thread beside others; area: parameters", ylabel=AT_256["dice_256"])
+        ax.annotate(
+            run.Index,
+            (run.seconds, run.dice_256),
+            (6, -12 if run.Index == "default" else 5),
+            textcoords="offset points",
+            fontsize=8,
+        )
+    ax.set(
+        xscale="log",
+        xlabel="seconds of training, one thread beside others; area: parameters",
+        ylabel=AT_256["dice_256"],
+    )
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_formatter("{x:g}")
     ax.legend(frameon=False, title="varied")
@@ -175,8 +229,18 @@ def draw_data(path: str | Path | None = None, *, tables: str | Path = TABLES) ->
     scores = scores_of(last)
     figure, axes = plt.subplots(1, len(scores), figsize=(5 * len(scores), 3.8), layout="constrained", squeeze=False)
     for ax, (score, label) in zip(axes.flat, scores.items()):
-        sns.lineplot(last, x="n", y=score, hue="films", style="films", markers=True, dashes=False, errorbar=RANGE,
-                     palette=[BLUE, ORANGE, GREEN], ax=ax)
+        sns.lineplot(
+            last,
+            x="n",
+            y=score,
+            hue="films",
+            style="films",
+            markers=True,
+            dashes=False,
+            errorbar=RANGE,
+            palette=[BLUE, ORANGE, GREEN],
+            ax=ax,
+        )
         ticks = last.loc[last["films"] == "real", "n"].unique()
         ax.set(xscale="log", xlabel="films trained on, without those added", ylabel=label)
         ax.set_xticks(ticks, [f"{n:g}" for n in ticks])
@@ -223,7 +287,9 @@ def draw_search(path: str | Path | None = None, *, tables: str | Path = TABLES) 
         else:
             ax.set_xscale("linear" if setting == "dice_weight" else "log")
         ax.scatter(x[~finished], last.loc[~finished, "val_dice"], 14, color="0.7", marker="x")
-        points = ax.scatter(x[finished], last.loc[finished, "val_dice"], 18, last.loc[finished, "trial"], cmap="viridis")
+        points = ax.scatter(
+            x[finished], last.loc[finished, "val_dice"], 18, last.loc[finished, "trial"], cmap="viridis"
+        )
         ax.set(xlabel=setting)
     # What failed at once would press all others together.
     low, high = last.loc[finished, "val_dice"].quantile([0.1, 1])
@@ -238,7 +304,9 @@ def draw_check(path: str | Path | None = None, *, tables: str | Path = TABLES) -
     Args and Raises: as :func:`draw_bugs`.
     """
     large = last_epochs(read_study("check", tables))
-    small = pd.concat([last_epochs(read_study(name, tables)) for name in ("augmentation", "loss", "capacity", "optimisation")])
+    small = pd.concat(
+        [last_epochs(read_study(name, tables)) for name in ("augmentation", "loss", "capacity", "optimisation")]
+    )
     small = small.drop_duplicates(["run", "seed"])
     means = {size: frame.groupby("run")["dice_256"].mean() for size, frame in (("small", small), ("large", large))}
     both = pd.DataFrame(means).dropna()
@@ -247,12 +315,26 @@ def draw_check(path: str | Path | None = None, *, tables: str | Path = TABLES) -
     for run in both.itertuples():
         ax.annotate(run.Index, (run.small, run.large), (6, -3), textcoords="offset points", fontsize=8)
     ranks = both.corr("spearman").iloc[0, 1]
-    ax.set(xlabel=f"{AT_256['dice_256']}, trained at {small['size'].mode()[0]} px", ylabel="the same, trained at 256 px")
+    ax.set(
+        xlabel=f"{AT_256['dice_256']}, trained at {small['size'].mode()[0]} px", ylabel="the same, trained at 256 px"
+    )
     ax.set_title(f"rank correlation {ranks:.2f}", fontsize=9)
     ax.margins(x=0.4)
     ax.xaxis.set_major_locator(MaxNLocator(5))
     return saved(figure, path)
 
 
-FIGURES = {f"tuning_{draw.__name__.removeprefix('draw_')}.png": draw for draw in (
-    draw_impossible, draw_bugs, draw_augmentation, draw_loss, draw_capacity, draw_data, draw_optimisation, draw_search, draw_check)}
+FIGURES = {
+    f"tuning_{draw.__name__.removeprefix('draw_')}.png": draw
+    for draw in (
+        draw_impossible,
+        draw_bugs,
+        draw_augmentation,
+        draw_loss,
+        draw_capacity,
+        draw_data,
+        draw_optimisation,
+        draw_search,
+        draw_check,
+    )
+}

@@ -11,5 +11,22 @@ from .checks import MASK, NO_CHEST, Checked, check_film, check_lungs, is_mask, i
 from .estimate import Quality, check_fit, estimate_quality, save_shape, why_no_estimate
 from .measurements import MEASUREMENTS, SIDES, check_height, measure, split_lungs
 
-__all__ = ["MASK", "MEASUREMENTS", "NO_CHEST", "SIDES", "Checked", "Quality", "check_film", "check_fit", "check_height", "check_lungs", "estimate_quality",
-           "is_mask", "is_negative", "measure", "save_shape", "split_lungs", "why_no_estimate"]
+__all__ = [
+    "MASK",
+    "MEASUREMENTS",
+    "NO_CHEST",
+    "SIDES",
+    "Checked",
+    "Quality",
+    "check_film",
+    "check_fit",
+    "check_height",
+    "check_lungs",
+    "estimate_quality",
+    "is_mask",
+    "is_negative",
+    "measure",
+    "save_shape",
+    "split_lungs",
+    "why_no_estimate",
+]

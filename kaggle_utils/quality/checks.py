@@ -28,7 +28,10 @@ STRIDES = {"0": 4, "2": 2, "4": 2}  # of the convolutions of benchmarks.fit_chec
 OUTLINE = 256  # px a side of the mask whose outline is compared
 LEAST_SIDE = 64  # px of the film's shorter side: validation films shrunk so far lose 0.005 Dice, at 48 px 0.011
 LEAST_CONTRAST = 8  # gray levels between the 1st and the 99th percentile
-TWO_LEVELS, NEAR = 0.95, 8  # share of a mask's pixels that are within so many levels of its lowest or highest; real films have .68 and less
+TWO_LEVELS, NEAR = (
+    0.95,
+    8,
+)  # share of a mask's pixels that are within so many levels of its lowest or highest; real films have .68 and less
 COLOURED = 0.1  # share of pixels; a coloured mark or a letter on a film has less
 # Log odds, in nats. The lowest of 70 validation films had 6.1; of the same taken otherwise, one in a hundred had 0.1 or less.
 CHEST, DOUBTFUL = 0.0, 4.0
@@ -40,8 +43,12 @@ NO_CHEST = "no frontal chest film: a lateral view, another body part, a small pa
 MASK = "a mask or a drawing, not a radiograph: nearly all of it has one of two or three gray levels"
 NO_PHOTO = "a colour photograph, no chest film"
 OBEYED = "put right as its file says"
-TURNED = ((), ("lay on its side: turned by 90° counter-clockwise",), ("upside down: turned by 180°",),
-          ("lay on its side: turned by 90° clockwise",))  # by quarters of np.rot90
+TURNED = (
+    (),
+    ("lay on its side: turned by 90° counter-clockwise",),
+    ("upside down: turned by 180°",),
+    ("lay on its side: turned by 90° clockwise",),
+)  # by quarters of np.rot90
 
 
 @dataclass(frozen=True)
@@ -106,8 +113,11 @@ def check_film(image: np.ndarray, colour: np.ndarray | None = None, lie: Lie | N
     negative, quarters, sure = _position(odds)
     if said != Lie() and quarters:
         seen = check_film(said.undo(image), colour)
-        return replace(seen, notes=("doesn't lie as its file says: put right by what is seen alone", *seen.notes),
-                       sides=seen.sides and not said.mirrored)
+        return replace(
+            seen,
+            notes=("doesn't lie as its file says: put right by what is seen alone", *seen.notes),
+            sides=seen.sides and not said.mirrored,
+        )
     doubtful = bool(chest < DOUBTFUL)
     notes += ("hardly like a frontal chest film",) * doubtful
     mirrored = bool(odds[negative, 1, quarters] - odds[negative, 0, quarters] > MIRRORED)
@@ -119,8 +129,14 @@ def check_film(image: np.ndarray, colour: np.ndarray | None = None, lie: Lie | N
         notes = (OBEYED, *notes)
     notes = ("a negative: inverted",) * negative + TURNED[quarters] + notes
     upright = Lie(quarters=quarters).put_right(image)
-    return Checked(255 - upright if negative else upright, Lie(said.mirrored, (said.quarters + quarters) % 4), bool(negative), notes=notes,
-                   doubtful=doubtful, sides=sure and not mirrored)
+    return Checked(
+        255 - upright if negative else upright,
+        Lie(said.mirrored, (said.quarters + quarters) % 4),
+        bool(negative),
+        notes=notes,
+        doubtful=doubtful,
+        sides=sure and not mirrored,
+    )
 
 
 def is_negative(image: np.ndarray) -> bool:
@@ -262,7 +278,9 @@ def _conv(films: np.ndarray, weight: np.ndarray, bias: np.ndarray, stride: int) 
     """A convolution, padded as in :func:`benchmarks.fit_checks.make_network`, and ReLU; ``(B, C, H, W)``."""
     edge = weight.shape[-1] // 2
     padded = np.pad(films, ((0, 0), (0, 0), (edge, edge), (edge, edge)))
-    patches = sliding_window_view(padded, weight.shape[2:], axis=(2, 3))[:, :, ::stride, ::stride].transpose(0, 1, 4, 5, 2, 3)
+    patches = sliding_window_view(padded, weight.shape[2:], axis=(2, 3))[:, :, ::stride, ::stride].transpose(
+        0, 1, 4, 5, 2, 3
+    )
     batch, rows = len(films), patches.shape[-2]
     # A product for each view: so small that BLAS starts no threads, which would wait for each other on a busy machine.
     found = weight.reshape(len(weight), -1) @ patches.reshape(batch, -1, rows * patches.shape[-1])

@@ -44,17 +44,21 @@ def damaged(image: np.ndarray, truth: np.ndarray, kind: str, strength: int, *, s
     if strength == 0:
         return image, truth
     digest = hashlib.sha256(f"{kind} {seed}".encode()).digest()
-    return DAMAGES[kind].apply(image, truth, DAMAGES[kind].values[strength - 1], np.random.default_rng(list(digest[:8])))
+    return DAMAGES[kind].apply(
+        image, truth, DAMAGES[kind].values[strength - 1], np.random.default_rng(list(digest[:8]))
+    )
 
 
 def draw(kind: str, rng: np.random.Generator, side: int = 256) -> np.ndarray:
     """A picture of a kind of :data:`DRAWN`, which is no film, ``uint8 (side, side)``."""
-    y, x = np.mgrid[-1:1:side * 1j, -1:1:side * 1j]
+    y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
     canvas = np.full((side, side), int(rng.integers(256)), np.uint8)
     if kind == "noise":
         return rng.integers(0, 256, (side, side), np.uint8)
     if kind == "gradient":
-        return _stretched(np.cos(angle := rng.uniform(0, 2 * np.pi)) * x + np.sin(angle) * y + rng.uniform(0, 2) * x * y)
+        return _stretched(
+            np.cos(angle := rng.uniform(0, 2 * np.pi)) * x + np.sin(angle) * y + rng.uniform(0, 2) * x * y
+        )
     if kind.endswith("clouds"):
         clouds = cv2.GaussianBlur(rng.standard_normal((side, side)), (0, 0), rng.uniform(5, 40))
         return _stretched(clouds + clouds[:, ::-1] if kind.startswith("mirrored") else clouds)
@@ -69,7 +73,15 @@ def draw(kind: str, rng: np.random.Generator, side: int = 256) -> np.ndarray:
         elif kind == "rectangles":
             cv2.rectangle(canvas, at, [at[0] + size, at[1] + int(rng.integers(8, side // 2))], gray, -1)
         else:
-            cv2.putText(canvas, "".join(map(chr, rng.integers(65, 91, 6))), at, cv2.FONT_HERSHEY_SIMPLEX, rng.uniform(0.5, 3), gray, 2)
+            cv2.putText(
+                canvas,
+                "".join(map(chr, rng.integers(65, 91, 6))),
+                at,
+                cv2.FONT_HERSHEY_SIMPLEX,
+                rng.uniform(0.5, 3),
+                gray,
+                2,
+            )
     return canvas
 
 
@@ -98,22 +110,29 @@ def _jpeg(image, truth, value, rng) -> Moved:
 def _rotation(image, truth, value, rng) -> Moved:
     height, width = image.shape
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), value * rng.choice((-1, 1)), 1)
-    return (cv2.warpAffine(image, matrix, (width, height)), cv2.warpAffine(truth, matrix, (width, height), flags=cv2.INTER_NEAREST))
+    return (
+        cv2.warpAffine(image, matrix, (width, height)),
+        cv2.warpAffine(truth, matrix, (width, height), flags=cv2.INTER_NEAREST),
+    )
 
 
 def _crop(image, truth, value, rng) -> Moved:
     height, width = image.shape
     top, left = (round(rng.random() * value * side) for side in image.shape)
-    box = np.s_[top:top + round((1 - value) * height), left:left + round((1 - value) * width)]
+    box = np.s_[top : top + round((1 - value) * height), left : left + round((1 - value) * width)]
     return resize_image(image[box], image.shape), resize_mask(truth[box], image.shape)
 
 
 def _occlusion(image, truth, value, rng) -> Moved:
-    aspect, at, gray = rng.uniform(0.6, 1.6), rng.random(2), rng.choice((0, 255))  # drawn in this order at every strength
+    aspect, at, gray = (
+        rng.uniform(0.6, 1.6),
+        rng.random(2),
+        rng.choice((0, 255)),
+    )  # drawn in this order at every strength
     box = np.minimum(np.sqrt(value * np.array([aspect, 1 / aspect])), 1) * image.shape
     (top, left), (high, wide) = np.round(at * (image.shape - box)).astype(int), np.round(box).astype(int)
     hidden = image.copy()
-    hidden[top:top + high, left:left + wide] = gray
+    hidden[top : top + high, left : left + wide] = gray
     return hidden, truth
 
 
@@ -141,7 +160,11 @@ DAMAGES = {
     "JPEG": Damage("quality", (40, 20, 10, 5, 2), _jpeg),
     "rotation": Damage("degrees, either way", (5, 10, 20, 30, 45), _rotation),
     "crop": Damage("share of each side lost, anywhere", (0.1, 0.2, 0.3, 0.4, 0.5), _crop),
-    "occlusion": Damage("share of the film behind a black or white plate, anywhere", (0.02, 0.05, 0.1, 0.2, 0.3), _occlusion),
-    "inversion": Damage("share of the gray scale turned over from white on; 1 is the negative", (0.2, 0.4, 0.6, 0.8, 1), _inversion),
+    "occlusion": Damage(
+        "share of the film behind a black or white plate, anywhere", (0.02, 0.05, 0.1, 0.2, 0.3), _occlusion
+    ),
+    "inversion": Damage(
+        "share of the gray scale turned over from white on; 1 is the negative", (0.2, 0.4, 0.6, 0.8, 1), _inversion
+    ),
     "down-sampling": Damage("side in px before it is enlarged again", (128, 64, 48, 32, 16), _downsampling),
 }

@@ -20,7 +20,9 @@ import numpy as np
 from ..image import resize_mask, resize_prob, write_bytes
 from .outline import landmarks, move, similarity
 
-SHAPE = Path(__file__).parents[1] / "assets" / "shape.npz"  # of the built-in films' model what an outline is judged by, a hundredth of it
+SHAPE = (
+    Path(__file__).parents[1] / "assets" / "shape.npz"
+)  # of the built-in films' model what an outline is judged by, a hundredth of it
 SIDE = 256  # px a side at which masks are looked at
 OK, REJECT = 0.90, 0.70  # estimated Dice from which on a mask is ok, and below which it is probably of no use
 LEAST = 0.3  # logits by which a feature must lower the estimate to be a reason
@@ -51,7 +53,9 @@ class Quality:
         return "ok" if self.estimate >= OK else "check" if self.estimate >= REJECT else "reject"
 
 
-def estimate_quality(prob: np.ndarray, mask: np.ndarray, fit: Mapping[str, object] | None, threshold: float = 0.5) -> Quality | None:
+def estimate_quality(
+    prob: np.ndarray, mask: np.ndarray, fit: Mapping[str, object] | None, threshold: float = 0.5
+) -> Quality | None:
     """Estimates the quality of a mask that was made of a network's probabilities.
 
     Args:
@@ -86,9 +90,16 @@ def check_fit(fit: object) -> None:
         raise ValueError(f"quality has the features {', '.join(REASONS)}, not {features!r:.60}")
     for name, value in {"bias": [fit.get("bias")] * 2, **features}.items():
         # More of a feature never makes a mask better.
-        if not isinstance(value, list) or len(value) != 2 or not all(map(_is_finite, value)) or (name in REASONS and value[1] < 0):
-            raise ValueError(f"{name} of quality is {'a usual value and a weight of 0 or more' if name in REASONS else 'a number'}, "
-                             f"not {value if name in REASONS else value[0]!r:.60}")
+        if (
+            not isinstance(value, list)
+            or len(value) != 2
+            or not all(map(_is_finite, value))
+            or (name in REASONS and value[1] < 0)
+        ):
+            raise ValueError(
+                f"{name} of quality is {'a usual value and a weight of 0 or more' if name in REASONS else 'a number'}, "
+                f"not {value if name in REASONS else value[0]!r:.60}"
+            )
 
 
 def observe(prob: np.ndarray, mask: np.ndarray, threshold: float = 0.5) -> dict[str, float] | None:
@@ -98,7 +109,9 @@ def observe(prob: np.ndarray, mask: np.ndarray, threshold: float = 0.5) -> dict[
     area = raw.sum()
     if not mask.any() or not area:
         return None
-    expected = 2 * prob[raw].sum() / (prob.sum() + area)  # Dice, were the probabilities right and the pixels independent
+    expected = (
+        2 * prob[raw].sum() / (prob.sum() + area)
+    )  # Dice, were the probabilities right and the pixels independent
     return {
         "doubt": _log(1 - expected),
         "pieces": _log((raw ^ (mask > 0)).sum() / area),
@@ -117,12 +130,17 @@ def judge(features: Mapping[str, float] | None, fit: Mapping[str, object] | None
     if why_no_estimate(fit):
         return None
     # By so many logits each feature lowers the estimate against a median film; what is undefined does not.
-    lowers = {name: float(np.nan_to_num(weight * (features[name] - usual))) for name, (usual, weight) in fit["features"].items()}
+    lowers = {
+        name: float(np.nan_to_num(weight * (features[name] - usual)))
+        for name, (usual, weight) in fit["features"].items()
+    }
     found = Quality(float(logistic(fit["bias"] - sum(lowers.values()))))
     if found.flag == "ok":
         return found
     ranked = sorted(lowers, key=lowers.get, reverse=True)
-    return Quality(found.estimate, tuple(REASONS[name] for name in ranked if lowers[name] > LEAST) or (REASONS[ranked[0]],))
+    return Quality(
+        found.estimate, tuple(REASONS[name] for name in ranked if lowers[name] > LEAST) or (REASONS[ranked[0]],)
+    )
 
 
 def logistic(x: float | np.ndarray) -> float | np.ndarray:
@@ -138,7 +156,13 @@ def save_shape(arrays: Mapping[str, np.ndarray]) -> None:
     """
     modes = arrays["shape_modes"]
     buffer = BytesIO()
-    np.savez_compressed(buffer, mean=arrays["shape_mean"], centre=arrays["shape_centre"], modes=modes, sd=arrays["code_sd"][:len(modes)])
+    np.savez_compressed(
+        buffer,
+        mean=arrays["shape_mean"],
+        centre=arrays["shape_centre"],
+        modes=modes,
+        sd=arrays["code_sd"][: len(modes)],
+    )
     write_bytes(SHAPE, buffer.getvalue())
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from .damages import DAMAGES, DRAWN, STRENGTHS, damaged, draw
 from ..image import resize_image, resize_mask
 from ..metrics import confusion, overlap
+from .damages import DAMAGES, DRAWN, STRENGTHS, damaged, draw
 from .estimate import OK, REASONS, REJECT, SIDE, logistic, observe
 
 FEWEST, MOST, COPIES = 8, 48, 3  # films to fit by, and damaged copies of each
@@ -58,25 +58,45 @@ def fit_quality(films: Iterable[Item], segmenter) -> dict[str, object]:
     unseen = unseen[unseen["source"] != "none"]
     error = (unseen["estimate"] - unseen["dice"]).abs()
     if error.mean() >= (unseen["dice"] - unseen["dice"].median()).abs().mean():
-        return {"why_not": "on validation films that it was not fitted to, an estimate was no better than one number for all"}
-    measures = {"spearman": unseen["dice"].corr(unseen["estimate"], method="spearman"), "mean_error": error.mean(),
-                "mean_error_untouched": error[unseen["damage"] == "none"].mean()}
-    return regress(table) | {"films": len(films), "masks": len(table)} | {name: round(float(value), 4) for name, value in measures.items()}
+        return {
+            "why_not": "on validation films that it was not fitted to, an estimate was no better than one number for all"
+        }
+    measures = {
+        "spearman": unseen["dice"].corr(unseen["estimate"], method="spearman"),
+        "mean_error": error.mean(),
+        "mean_error_untouched": error[unseen["damage"] == "none"].mean(),
+    }
+    return (
+        regress(table)
+        | {"films": len(films), "masks": len(table)}
+        | {name: round(float(value), 4) for name, value in measures.items()}
+    )
 
 
 def with_copies(films: Sequence[Item], copies: int) -> list[Item]:
     """Each film as it is, and damaged in so many ways, kinds and strengths drawn at a fixed seed."""
     rng, found = np.random.default_rng(0), []
     for film in films:
-        settings = [("none", 0), *((kind, int(rng.choice(STRENGTHS))) for kind in rng.permutation(list(DAMAGES))[:copies])]
-        found += [Item(film.name, film.source, kind, strength, *damaged(film.image, film.truth, kind, strength, seed=film.name))
-                  for kind, strength in settings]
+        settings = [
+            ("none", 0),
+            *((kind, int(rng.choice(STRENGTHS))) for kind in rng.permutation(list(DAMAGES))[:copies]),
+        ]
+        found += [
+            Item(
+                film.name, film.source, kind, strength, *damaged(film.image, film.truth, kind, strength, seed=film.name)
+            )
+            for kind, strength in settings
+        ]
     return found
 
 
 def drawn(kinds: Sequence[str], n: int) -> list[Item]:
     """Pictures of no chest, ``n`` of each kind."""
-    return [no_film(f"{kind} {seed}", kind, draw(kind, np.random.default_rng([seed, *kind.encode()]))) for kind in kinds for seed in range(n)]
+    return [
+        no_film(f"{kind} {seed}", kind, draw(kind, np.random.default_rng([seed, *kind.encode()])))
+        for kind in kinds
+        for seed in range(n)
+    ]
 
 
 def no_film(name: str, kind: str, image: np.ndarray) -> Item:
@@ -88,8 +108,10 @@ def observed(items: Sequence[Item], segmenter) -> pd.DataFrame:
     """One row a picture: name, source, damage, strength, dice, the features of :func:`quality.observe`, and found: whether any lung was."""
     rows = []
     for at in tqdm(range(0, len(items), BATCH), desc="quality", disable=None, leave=False):
-        batch = items[at:at + BATCH]
-        probs = segmenter.probabilities([resize_image(item.image, segmenter.size) for item in batch], heads_of(batch, segmenter))
+        batch = items[at : at + BATCH]
+        probs = segmenter.probabilities(
+            [resize_image(item.image, segmenter.size) for item in batch], heads_of(batch, segmenter)
+        )
         rows += [observed_one(item, prob, segmenter) for item, prob in zip(batch, probs)]
     return pd.DataFrame(rows)
 
@@ -105,13 +127,21 @@ def observed_one(item: Item, prob: np.ndarray, segmenter) -> dict[str, object]:
     found = observe(prob, mask, segmenter.threshold)
     dice = overlap(confusion(mask, resize_mask(item.truth, SIDE)))["dice"]
     # No lung found in a picture of none is right, and still nothing to go on with.
-    return {"name": item.name, "source": item.source, "damage": item.damage, "strength": item.strength,
-            "dice": dice if item.truth.any() else 0.0, **(found or dict.fromkeys(REASONS, np.nan)), "found": found is not None}
+    return {
+        "name": item.name,
+        "source": item.source,
+        "damage": item.damage,
+        "strength": item.strength,
+        "dice": dice if item.truth.any() else 0.0,
+        **(found or dict.fromkeys(REASONS, np.nan)),
+        "found": found is not None,
+    }
 
 
 def regress(table: pd.DataFrame, features: Sequence[str] = (*REASONS,)) -> dict[str, object]:
     """Ridge regression of the logit of Dice on the features, none of which may raise it; rows without a mask are left out."""
     from scipy.optimize import lsq_linear
+
     table = table[table["found"]]
     x = table[[*features]]
     # What no mask has, such as the shape of two lungs where there is never a second, says nothing.
@@ -121,8 +151,12 @@ def regress(table: pd.DataFrame, features: Sequence[str] = (*REASONS,)) -> dict[
     penalty = np.c_[np.zeros(z.shape[1]), np.sqrt(RIDGE) * np.eye(z.shape[1])]
     bounds = np.r_[-np.inf, np.zeros(z.shape[1])], np.full(z.shape[1] + 1, np.inf)
     found = lsq_linear(np.r_[np.c_[np.ones(len(z)), -z], penalty], np.r_[y, np.zeros(len(penalty))], bounds).x
-    return {"bias": round(float(found[0]), 4),
-            "features": {name: [round(float(u), 4), round(float(w), 4)] for name, u, w in zip(features, usual, found[1:] / scale)}}
+    return {
+        "bias": round(float(found[0]), 4),
+        "features": {
+            name: [round(float(u), 4), round(float(w), 4)] for name, u, w in zip(features, usual, found[1:] / scale)
+        },
+    }
 
 
 def judged(table: pd.DataFrame, fit: dict) -> pd.DataFrame:
@@ -130,13 +164,17 @@ def judged(table: pd.DataFrame, fit: dict) -> pd.DataFrame:
     usual, weights = np.array([*fit["features"].values()]).T
     lowers = np.nan_to_num((table[[*fit["features"]]].to_numpy() - usual) * weights).sum(1)
     estimate = np.where(table["found"], logistic(fit["bias"] - lowers), 0.0)
-    return table.assign(estimate=estimate, flag=np.select([estimate >= OK, estimate >= REJECT], ["ok", "check"], "reject"))
+    return table.assign(
+        estimate=estimate, flag=np.select([estimate >= OK, estimate >= REJECT], ["ok", "check"], "reject")
+    )
 
 
 def out_of_fold(table: pd.DataFrame, features: Sequence[str] = (*REASONS,)) -> pd.DataFrame:
     """Each row judged by a fit on other films."""
     fold = table["name"].map({name: k % FOLDS for k, name in enumerate(sorted(set(table["name"])))})
-    return pd.concat([judged(table[fold == k], regress(table[fold != k], features)) for k in range(FOLDS) if (fold == k).any()])
+    return pd.concat(
+        [judged(table[fold == k], regress(table[fold != k], features)) for k in range(FOLDS) if (fold == k).any()]
+    )
 
 
 def _logit(dice: np.ndarray) -> np.ndarray:

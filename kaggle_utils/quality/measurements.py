@@ -18,8 +18,18 @@ from ..image import check_mask
 
 SIDES = ("right", "left")
 _FILM = ("lungs", "lung_share", "left_right_ratio", "symmetry", "tilt_deg", "midline_column")
-_LUNG = ("area_px", "area_mm2", "height_px", "height_mm", "width_px", "width_mm", "apex_row", "apex_column",
-         "costophrenic_row", "costophrenic_column")
+_LUNG = (
+    "area_px",
+    "area_mm2",
+    "height_px",
+    "height_mm",
+    "width_px",
+    "width_mm",
+    "apex_row",
+    "apex_column",
+    "costophrenic_row",
+    "costophrenic_column",
+)
 MEASUREMENTS = (*_FILM, *(f"{side}_{name}" for side in SIDES for name in _LUNG))  # the keys of measure(), in order
 
 _DUST = 0.02  # of the largest component's area: what is smaller is no part of a lung
@@ -82,14 +92,24 @@ def measure(mask: np.ndarray, spacing_mm: tuple[float, float] | None = None) -> 
         ValueError: no mask in {0, 1}, or a spacing that is not two positive numbers.
     """
     if spacing_mm is not None and not (len(spacing_mm) == 2 and all(isfinite(s) and s > 0 for s in spacing_mm)):
-        raise ValueError(f"spacing_mm is the distance between rows and between columns in mm, both above 0, not {spacing_mm}")
+        raise ValueError(
+            f"spacing_mm is the distance between rows and between columns in mm, both above 0, not {spacing_mm}"
+        )
     lungs = dict(zip(SIDES, split_lungs(mask)))
     each = {side: _measure_lung(lung, side, spacing_mm) for side, lung in lungs.items()}
     areas = [found["area_px"] for found in each.values()]
     line = find_midline(*lungs.values(), spacing_mm)
-    film = (sum(map(bool, areas)), sum(areas) / mask.size if mask.size else nan, areas[1] / areas[0] if all(areas) else nan,
-            line.symmetry, line.tilt_deg, line.column)
-    return dict(zip(_FILM, film)) | {f"{side}_{name}": value for side, found in each.items() for name, value in found.items()}
+    film = (
+        sum(map(bool, areas)),
+        sum(areas) / mask.size if mask.size else nan,
+        areas[1] / areas[0] if all(areas) else nan,
+        line.symmetry,
+        line.tilt_deg,
+        line.column,
+    )
+    return dict(zip(_FILM, film)) | {
+        f"{side}_{name}": value for side, found in each.items() for name, value in found.items()
+    }
 
 
 def check_height(mask: np.ndarray, spacing_mm: tuple[float, float] | None, age: float | None = None) -> tuple[str, ...]:
@@ -181,7 +201,7 @@ def find_midline(right: np.ndarray, left: np.ndarray, spacing_mm: tuple[float, f
     x, y, width, height = cv2.boundingRect(both)
     scale = np.array(spacing_mm or (1.0, 1.0)) * (height, width)
     rows, columns = np.maximum(1, np.rint(scale * _MIDLINE_SIDE / scale.max())).astype(int)
-    pair = _thumbnail(both[y:y + height, x:x + width], rows, columns)
+    pair = _thumbnail(both[y : y + height, x : x + width], rows, columns)
     middle, total = ((columns - 1) / 2, (rows - 1) / 2), float(pair.sum())
     if not total:  # specks that fell between the samples
         return Midline()
@@ -193,10 +213,16 @@ def find_midline(right: np.ndarray, left: np.ndarray, spacing_mm: tuple[float, f
         image = cv2.warpAffine(pair, mirror, pair.shape[::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
         return 1 - cv2.norm(cv2.min(pair, image), cv2.NORM_L1) / total
 
-    found = minimize(unlike, (0, 0), method="Nelder-Mead", options={
-        "initial_simplex": [(0, 0), (4, 0), (0, 4)], "xatol": 0.02, "fatol": 1e-5})  # degrees, px
+    found = minimize(
+        unlike,
+        (0, 0),
+        method="Nelder-Mead",
+        options={"initial_simplex": [(0, 0), (4, 0), (0, 4)], "xatol": 0.02, "fatol": 1e-5},
+    )  # degrees, px
     tilt, offset = radians(found.x[0]), found.x[1]
-    row = ((len(right) / 2 - y) * rows / height - 0.5 - middle[1]) * sin(tilt)  # the film's middle row, along the normal
+    row = ((len(right) / 2 - y) * rows / height - 0.5 - middle[1]) * sin(
+        tilt
+    )  # the film's middle row, along the normal
     column = middle[0] + (offset - row) / cos(tilt)
     return Midline(float(x + (column + 0.5) * width / columns - 0.5), float(found.x[0]), float(1 - found.fun))
 
@@ -207,23 +233,39 @@ def _measure_lung(lung: np.ndarray, side: str, spacing_mm: tuple[float, float] |
     if not area:
         return dict.fromkeys(_LUNG, nan) | {"area_px": 0, "area_mm2": 0 * by_row}
     x, y, width, height = cv2.boundingRect(lung)
-    box = lung[y:y + height, x:x + width]
+    box = lung[y : y + height, x : x + width]
     columns, rows = np.concatenate(cv2.findContours(box, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0])[:, 0].T
     outwards = (columns if side == "left" else -columns) * (by_column / by_row if spacing_mm else 1)
     angle = np.argmax(rows + outwards)
-    top = np.nonzero(box[:max(1, round(height / 100))])[1]
-    return dict(zip(_LUNG, (area, area * by_row * by_column, height, height * by_row, width, width * by_column, y,
-                            x + float(top.mean()), y + int(rows[angle]), x + int(columns[angle])), strict=True))
+    top = np.nonzero(box[: max(1, round(height / 100))])[1]
+    return dict(
+        zip(
+            _LUNG,
+            (
+                area,
+                area * by_row * by_column,
+                height,
+                height * by_row,
+                width,
+                width * by_column,
+                y,
+                x + float(top.mean()),
+                y + int(rows[angle]),
+                x + int(columns[angle]),
+            ),
+            strict=True,
+        )
+    )
 
 
 def _find_seam(mask: np.ndarray) -> np.ndarray | None:
     """Column of the seam between the lungs in each row, ``float (H,)``; None where the mask is a lone lung."""
     x, y, width, height = cv2.boundingRect(mask)
     columns = max(2, round(width * _SEAM_ROWS / height))
-    small = _thumbnail(mask[y:y + height, x:x + width], _SEAM_ROWS, columns)
+    small = _thumbnail(mask[y : y + height, x : x + width], _SEAM_ROWS, columns)
     right, left = _two_means(small.sum(0, dtype=float))
     first = int(right)
-    band = small[:, first:int(left) + 2]
+    band = small[:, first : int(left) + 2]
     # Between lungs that lie apart the seam keeps away from both: enlarged, it would clip them otherwise.
     aside = abs(np.arange(first, first + band.shape[1]) - (right + left) / 2) / columns
     path = _cheapest_path(band + 0.02 * cv2.blur(band, (5, 5)) + 1e-4 * aside)
@@ -251,7 +293,7 @@ def _cheapest_path(cost: np.ndarray) -> np.ndarray:
     path = np.empty(len(cost), int)
     at = path[-1] = total[-1].argmin()
     for row in range(len(cost) - 2, -1, -1):
-        at = path[row] = at - 1 + total[row, at - 1:at + 2].argmin()
+        at = path[row] = at - 1 + total[row, at - 1 : at + 2].argmin()
     return path - 1
 
 
@@ -264,4 +306,3 @@ def _thumbnail(mask: np.ndarray, rows: int, columns: int) -> np.ndarray:
     """Share of lung in each cell of a coarse grid, ``float32 (rows, columns)``, of 16 pixels a cell: enough, and quick."""
     sampled = cv2.resize(mask * np.uint8(255), (4 * int(columns), 4 * int(rows)), interpolation=cv2.INTER_NEAREST_EXACT)
     return cv2.resize(sampled, (int(columns), int(rows)), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-

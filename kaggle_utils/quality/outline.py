@@ -139,6 +139,7 @@ def warp_field(source: np.ndarray, target: np.ndarray, size: int) -> np.ndarray:
     axis = np.linspace(0, 1, _GRID)
     nodes = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
     from scipy.interpolate import RBFInterpolator
+
     field = RBFInterpolator(source, target, kernel="thin_plate_spline", smoothing=_STIFFNESS)(nodes)
     return upsample(field.reshape(_GRID, _GRID, 2).astype(np.float32), size)
 
@@ -152,6 +153,7 @@ def upsample(nodes: np.ndarray, size: int) -> np.ndarray:
 @lru_cache(maxsize=8)
 def _weights(count: int, size: int) -> np.ndarray:
     from scipy.interpolate import CubicSpline
+
     at = (np.arange(size) + 0.5) / size * (count - 1)
     return CubicSpline(np.arange(count), np.eye(count))(at).astype(np.float32)
 
@@ -168,6 +170,7 @@ def smooth(side: np.ndarray, *, times: int = 5) -> np.ndarray:
 @lru_cache(maxsize=8)
 def _natural(count: int, times: int) -> np.ndarray:
     from scipy.interpolate import CubicSpline
+
     spline = CubicSpline(np.arange(count + 1), np.eye(count + 1), bc_type="natural")
     return spline(np.arange(count * times) / times)
 

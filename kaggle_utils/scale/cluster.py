@@ -33,9 +33,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from .cluster_work import STOPS, Network, Settings, Whole, explained, finish_films, open_store, read_films
-from ..pictures.find import claims_film, find_files, unique_names, without_outputs
 from ..infer import DEFAULT_WEIGHTS, LungSegmenter
+from ..pictures.find import claims_film, find_files, unique_names, without_outputs
+from .cluster_work import STOPS, Network, Settings, Whole, explained, finish_films, open_store, read_films
 from .s3 import is_address
 
 if TYPE_CHECKING:
@@ -48,12 +48,24 @@ SHARD = 1000  # films a file: what a stopped run may have to do again is about o
 BLOCK = 4  # batches a task: what is done again after a kill, and how often the bar moves
 WINDOW = 20_000  # films that Ray is told of at a time: what it remembers of each is some KB in this process
 TRIES = 5  # of a task whose process dies; more would hide a film that kills each of them
-_PLACE = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION")  # no secrets: a cluster's dashboard shows what is sent
+_PLACE = (
+    "AWS_ENDPOINT_URL",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+)  # no secrets: a cluster's dashboard shows what is sent
 _NEEDED = {"ray[data]>=2.60,<2.64": "ray", "pyarrow": "pyarrow", "pycocotools": "pycocotools"}
 
 
-def predict(patterns: Iterable[str | Path], out: str | Path, settings: Settings = Settings(), *, weights: str | Path | None = None,
-            device: str = "auto", address: str = "local", shard: int = SHARD) -> dict[str, object]:
+def predict(
+    patterns: Iterable[str | Path],
+    out: str | Path,
+    settings: Settings = Settings(),
+    *,
+    weights: str | Path | None = None,
+    device: str = "auto",
+    address: str = "local",
+    shard: int = SHARD,
+) -> dict[str, object]:
     """Segments and measures films on a Ray cluster; one that can't be read, or is refused, is a row with the reason.
 
     Args:
@@ -85,14 +97,21 @@ def predict(patterns: Iterable[str | Path], out: str | Path, settings: Settings 
     with explained(out):
         store, root = open_store(out)
         missing = _start(store, root, manifest, address)
-    bar = tqdm(total=len(films), initial=len(films) - sum(manifest["shards"][n]["rows"] for n in missing), desc="predict", unit="film",
-               disable=None)
+    bar = tqdm(
+        total=len(films),
+        initial=len(films) - sum(manifest["shards"][n]["rows"] for n in missing),
+        desc="predict",
+        unit="film",
+        disable=None,
+    )
     if missing:
         with bar, _cluster(address):
             few = max(1, WINDOW // shard)
             for start in range(0, len(missing), few):
-                blocks = _blocks(films, missing[start:start + few], shard, BLOCK * settings.batch)
-                for number, table in _shards(_pipeline(blocks, settings, weights, segmenter, device), manifest, shard, bar):
+                blocks = _blocks(films, missing[start : start + few], shard, BLOCK * settings.batch)
+                for number, table in _shards(
+                    _pipeline(blocks, settings, weights, segmenter, device), manifest, shard, bar
+                ):
                     _write(store, f"{root}/{manifest['shards'][number]['file']}", _parquet(table))
     manifest["result"] = _summarise(store, root, manifest)
     _write(store, f"{root}/{MANIFEST}", json.dumps(manifest, indent=1).encode())
@@ -101,6 +120,7 @@ def predict(patterns: Iterable[str | Path], out: str | Path, settings: Settings 
 
 # --- what there is to do ---------------------------------------------------------------------------------------------
 
+
 def list_films(patterns: Iterable[str | Path], out: str | Path | None = None) -> pa.Table:
     """Every film that files, folders, globs and ``s3://`` addresses name: number, name and path (absolute, as bytes, since some are not UTF-8), sorted, each once.
 
@@ -108,23 +128,31 @@ def list_films(patterns: Iterable[str | Path], out: str | Path | None = None) ->
     they are no films, and what this package wrote there.
     """
     import pyarrow as pa
+
     patterns = list(map(str, patterns))
     local = [pattern for pattern in patterns if not is_address(pattern)]
     paths = {path for pattern in patterns if is_address(pattern) for path in _list_objects(pattern)}
-    paths = sorted(paths.union(str(path.absolute()) for path in find_files(local, out=None if is_address(out) else out)))
+    paths = sorted(
+        paths.union(str(path.absolute()) for path in find_files(local, out=None if is_address(out) else out))
+    )
     names = unique_names(list(map(Path, paths)))
     return pa.table({"number": range(len(paths)), "name": names, "path": list(map(os.fsencode, paths))})
 
 
 def _list_objects(address: str) -> list[str]:
     from pyarrow import fs
+
     with explained(address):
         store, root = open_store(address)
         if store.get_file_info(root.partition("/")[0]).type == fs.FileType.NotFound:
             raise FileNotFoundError(f"{address}: no such bucket")
         if store.get_file_info(root).is_file:
             return [f"s3://{root}"]
-        there = [info.path for info in store.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=True)) if info.is_file]
+        there = [
+            info.path
+            for info in store.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=True))
+            if info.is_file
+        ]
     found = [f"s3://{path}" for path in without_outputs(there) if claims_film(path.rpartition("/")[2]) is not False]
     if not found:
         raise FileNotFoundError(f"{address}: no object that could be a film")
@@ -135,21 +163,29 @@ def _plan(paths: list[bytes], version: str, settings: Settings, shard: int) -> d
     """The manifest before the first film."""
     digest = hashlib.sha256(b"\n".join(paths)).hexdigest()
     rows = [min(shard, len(paths) - start) for start in range(0, len(paths), shard)]
-    return {"films": len(paths), "films_sha256": digest, "weights": version, "settings": asdict(settings),
-            "shards": [{"file": f"films-{n:05d}.parquet", "rows": count} for n, count in enumerate(rows)]}
+    return {
+        "films": len(paths),
+        "films_sha256": digest,
+        "weights": version,
+        "settings": asdict(settings),
+        "shards": [{"file": f"films-{n:05d}.parquet", "rows": count} for n, count in enumerate(rows)],
+    }
 
 
 def _start(store: fs.FileSystem, root: str, manifest: dict[str, object], address: str) -> list[int]:
     """The shards that are missing; writes the manifest, or raises ValueError where the folder has another one."""
     from pyarrow import fs
+
     there = {info.base_name for info in store.get_file_info(fs.FileSelector(root, allow_not_found=True))}
     if MANIFEST in there:
         with store.open_input_file(f"{root}/{MANIFEST}") as file:
             old = json.loads(file.read())
         for key in manifest:
             if old.get(key) != manifest[key]:
-                raise ValueError(f"{root}: what is there was made with other {key.replace('_', ' ')}: "
-                                 f"{_short(old.get(key))} there, {_short(manifest[key])} now; choose another folder")
+                raise ValueError(
+                    f"{root}: what is there was made with other {key.replace('_', ' ')}: "
+                    f"{_short(old.get(key))} there, {_short(manifest[key])} now; choose another folder"
+                )
     elif any(shard["file"] in there for shard in manifest["shards"]):
         raise ValueError(f"{root}: shards without {MANIFEST}, nobody knows of which films: choose another folder")
     else:
@@ -161,6 +197,7 @@ def _start(store: fs.FileSystem, root: str, manifest: dict[str, object], address
 
 # --- on the cluster --------------------------------------------------------------------------------------------------
 
+
 @contextmanager
 def _cluster(address: str) -> Iterator[None]:
     """A connection to a Ray cluster; a local one has its files in a folder that goes with it, and listens to this machine alone."""
@@ -171,11 +208,17 @@ def _cluster(address: str) -> Iterator[None]:
         os.environ.setdefault("RAY_AUTH_TOKEN", token_hex(32))  # else Ray leaves one in the home folder
     import ray
     from ray.util.annotations import RayDeprecationWarning
+
     warnings.simplefilter("ignore", RayDeprecationWarning)  # max_task_retries has no other name yet
     with TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
         if address == "local":
             # Workers' temporary files too: one that is ended while it starts leaves its own.
-            options = {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "_temp_dir": folder, "runtime_env": {"env_vars": {"TMPDIR": folder}}}
+            options = {
+                "include_dashboard": False,
+                "_node_ip_address": "127.0.0.1",
+                "_temp_dir": folder,
+                "runtime_env": {"env_vars": {"TMPDIR": folder}},
+            }
         else:  # the nodes need Ray and what requirements.txt names, not this code
             _check_address(address)
             variables = {name: os.environ[name] for name in _PLACE if name in os.environ}
@@ -211,8 +254,11 @@ def _no_stderr() -> Iterator[None]:
         os.close(null)
 
 
-def _pipeline(blocks: list[pa.Table], settings: Settings, weights: Path, segmenter: LungSegmenter, device: str) -> Dataset:
+def _pipeline(
+    blocks: list[pa.Table], settings: Settings, weights: Path, segmenter: LungSegmenter, device: str
+) -> Dataset:
     import ray
+
     found = ray.cluster_resources()
     cpus, gpus = int(found.get("CPU", 1)), int(found.get("GPU", 0))
     if device not in ("auto", "cpu", "cuda") or device == "cuda" and not gpus:
@@ -222,18 +268,24 @@ def _pipeline(blocks: list[pa.Table], settings: Settings, weights: Path, segment
     ray.data.DataContext.get_current().enable_progress_bars = False  # there is one of ours
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     films, size = ray.data.from_arrow(blocks), settings.batch
-    network = {"compute": ray.data.ActorPoolStrategy(size=min(gpus or cpus, len(blocks))), "batch_size": size,
-               "fn_constructor_args": (settings, weights.name, weights.read_bytes(), "auto" if gpus else "cpu"),
-               "max_task_retries": TRIES}
+    network = {
+        "compute": ray.data.ActorPoolStrategy(size=min(gpus or cpus, len(blocks))),
+        "batch_size": size,
+        "fn_constructor_args": (settings, weights.name, weights.read_bytes(), "auto" if gpus else "cpu"),
+        "max_task_retries": TRIES,
+    }
     if not gpus:
         return films.map_batches(Whole, num_cpus=1, **network)
     read = films.map_batches(read_films, batch_size=size, fn_args=(segmenter.size, settings.force))
     judge = copy(segmenter)
     judge.model = None  # finishing needs none, and not every backend's can travel
-    return read.map_batches(Network, num_gpus=1, **network).map_batches(finish_films, batch_size=size, fn_args=(judge, settings.force))
+    return read.map_batches(Network, num_gpus=1, **network).map_batches(
+        finish_films, batch_size=size, fn_args=(judge, settings.force)
+    )
 
 
 # --- what comes back -------------------------------------------------------------------------------------------------
+
 
 def _blocks(films: pa.Table, missing: list[int], shard: int, size: int) -> list[pa.Table]:
     """The films of the missing shards, in tables of one task each."""
@@ -244,6 +296,7 @@ def _blocks(films: pa.Table, missing: list[int], shard: int, size: int) -> list[
 def _shards(results: Dataset, manifest: dict[str, object], shard: int, bar: tqdm) -> Iterator[tuple[int, pa.Table]]:
     """Shards in the order in which they become whole; those under way wait in memory."""
     import pyarrow as pa
+
     waiting = defaultdict(list)
     for part in results.iter_batches(batch_size=None, batch_format="pyarrow"):
         failed = next((error for error in part.column("error").to_pylist() if error.endswith(STOPS)), None)
@@ -259,18 +312,26 @@ def _shards(results: Dataset, manifest: dict[str, object], shard: int, bar: tqdm
 
 def _summarise(store: fs.FileSystem, root: str, manifest: dict[str, object]) -> dict[str, object]:
     from pyarrow import parquet
+
     counts, errors = Counter(), []
     for shard in manifest["shards"]:
-        rows = parquet.read_table(f"{root}/{shard['file']}", columns=["height", "flag", "error"], filesystem=store).to_pandas()
+        rows = parquet.read_table(
+            f"{root}/{shard['file']}", columns=["height", "flag", "error"], filesystem=store
+        ).to_pandas()
         failed, read = rows["error"] != "", rows["height"].notna()
-        counts.update(masks=int((~failed).sum()), unreadable=int((failed & ~read).sum()), refused=int((failed & read).sum()),
-                      doubtful=int(rows["flag"].isin(("check", "reject")).sum()))
-        errors += rows["error"][failed].tolist()[:5 - len(errors)]
+        counts.update(
+            masks=int((~failed).sum()),
+            unreadable=int((failed & ~read).sum()),
+            refused=int((failed & read).sum()),
+            doubtful=int(rows["flag"].isin(("check", "reject")).sum()),
+        )
+        errors += rows["error"][failed].tolist()[: 5 - len(errors)]
     return {**counts, "errors": errors}
 
 
 def _parquet(table: pa.Table) -> bytes:
     from pyarrow import parquet
+
     buffer = BytesIO()
     parquet.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
@@ -291,4 +352,6 @@ def _short(value: object) -> str:
 def _check_installed() -> None:
     missing = [package for package, module in _NEEDED.items() if find_spec(module) is None]
     if missing:
-        raise ImportError(f"a cluster needs {' and '.join(missing)}: pip install {' '.join(f'{name!r}' for name in missing)}")
+        raise ImportError(
+            f"a cluster needs {' and '.join(missing)}: pip install {' '.join(f'{name!r}' for name in missing)}"
+        )

@@ -48,7 +48,9 @@ class Settings:
     backend: str = "torch"  # torch, onnxruntime or openvino
 
     def open(self, weights: str | Path, device: str) -> LungSegmenter:
-        return LungSegmenter(weights, device=device, flip=self.flip, clean=self.clean, backend=self.backend, head=self.head)
+        return LungSegmenter(
+            weights, device=device, flip=self.flip, clean=self.clean, backend=self.backend, head=self.head
+        )
 
 
 class Network:
@@ -81,6 +83,7 @@ class Whole(Network):
 
 def read_films(batch: dict[str, np.ndarray], size: int, force: bool) -> dict[str, np.ndarray]:
     """Films by their name and path, checked, without their pixels; and thumbnails ``uint8 (B, size, size)`` for the network."""
+
     def read(path: bytes, name: str) -> tuple[CheckedFilm | Unsegmented, np.ndarray]:
         film = _read_film(os.fsdecode(path), name, force)
         if isinstance(film, Unsegmented):
@@ -101,7 +104,9 @@ def read_films(batch: dict[str, np.ndarray], size: int, force: bool) -> dict[str
 def _read_film(path: str, name: str, force: bool) -> CheckedFilm | Unsegmented:
     if not is_address(path):
         if not Path(path).parent.exists():
-            return Unsegmented(name, path, f"{path}: a node doesn't see this folder, which must be there on all of them{STOPS}")
+            return Unsegmented(
+                name, path, f"{path}: a node doesn't see this folder, which must be there on all of them{STOPS}"
+            )
         with room(film_bytes(path)):
             return read_checked(Path(path), name, force=force)
     for wait in (*WAITS, None):
@@ -123,8 +128,14 @@ def _read_film(path: str, name: str, force: bool) -> CheckedFilm | Unsegmented:
 def finish_films(batch: dict[str, np.ndarray], segmenter: LungSegmenter, force: bool) -> pa.Table:
     """Rows of films by their probabilities."""
     import pyarrow as pa
-    found = (segment(film, prob, segmenter, force=force) if isinstance(film, CheckedFilm) else film for film, prob in zip(batch["film"], batch["prob"]))
-    return pa.Table.from_pylist([_row(film) | {"number": number} for film, number in zip(found, batch["number"])], schema())
+
+    found = (
+        segment(film, prob, segmenter, force=force) if isinstance(film, CheckedFilm) else film
+        for film, prob in zip(batch["film"], batch["prob"])
+    )
+    return pa.Table.from_pylist(
+        [_row(film) | {"number": number} for film, number in zip(found, batch["number"])], schema()
+    )
 
 
 def _row(found: Segmented | Unsegmented) -> dict[str, object]:
@@ -132,22 +143,34 @@ def _row(found: Segmented | Unsegmented) -> dict[str, object]:
         return found.row
     film, lungs = found.film, (found.right, found.left)
     outlines = {f"{side}_lung": None for side in SIDES} | {
-        row["category"].replace(" ", "_"): row["segmentation"] for row in annotate(lungs, film.name, film.path)}
+        row["category"].replace(" ", "_"): row["segmentation"] for row in annotate(lungs, film.name, film.path)
+    }
     return measure(found.upright, film.spacing_mm) | outlines | found.row
 
 
 def schema() -> pa.Schema:
     import pyarrow as pa
+
     lung = pa.struct({"size": pa.list_(pa.int64()), "counts": pa.string()})
-    said = {name: pa.int64() if name in _WHOLE else pa.string() if name in _TEXT else pa.float64() for name in COLUMNS
-            if name not in ("mask", "overlay")}
-    return pa.schema({"number": pa.int64(), **said, **dict.fromkeys(MEASUREMENTS, pa.float64()),
-                      **{f"{side}_lung": lung for side in SIDES}})
+    said = {
+        name: pa.int64() if name in _WHOLE else pa.string() if name in _TEXT else pa.float64()
+        for name in COLUMNS
+        if name not in ("mask", "overlay")
+    }
+    return pa.schema(
+        {
+            "number": pa.int64(),
+            **said,
+            **dict.fromkeys(MEASUREMENTS, pa.float64()),
+            **{f"{side}_lung": lung for side in SIDES},
+        }
+    )
 
 
 def open_store(address: str | Path) -> tuple[fs.FileSystem, str]:
     """The file system of a folder or an ``s3://`` address, and the path there."""
     from pyarrow import fs
+
     if not is_address(address):
         return fs.LocalFileSystem(), str(Path(address).absolute())
     path = str(address).removeprefix("s3://").rstrip("/")
@@ -157,6 +180,7 @@ def open_store(address: str | Path) -> tuple[fs.FileSystem, str]:
 @lru_cache
 def _bucket(name: str) -> fs.FileSystem:
     from pyarrow import fs
+
     return fs.FileSystem.from_uri(f"s3://{name}")[0]  # asks for the bucket's region, where no server is named
 
 
@@ -172,7 +196,9 @@ def explained(address: str | Path) -> Iterator[None]:
             raise
         said = str(error)
         if "ACCESS_DENIED" in said or "credentials" in said.lower():
-            raise PermissionError(f"{address}: permission denied, or no credentials: every node needs them where AWS's tools find them") from None
+            raise PermissionError(
+                f"{address}: permission denied, or no credentials: every node needs them where AWS's tools find them"
+            ) from None
         if "not found" in said:
             raise FileNotFoundError(f"{address}: no such bucket") from None
         raise OSError(f"{address}: the store failed, or the network is broken ({said[:300]})") from None

@@ -22,15 +22,43 @@ from secrets import token_hex
 
 from ..files import FULL, LOCK, locked, printable, write_bytes
 from ..pictures.find import without_outputs
-from .s3_client import (ATTEMPTS, CRC, Moved, abort_leftovers, connect, crc32, explained, has_size, is_same,
-                        leads_out, list_objects, parse, run, settings)
+from .s3_client import (
+    ATTEMPTS,
+    CRC,
+    Moved,
+    abort_leftovers,
+    connect,
+    crc32,
+    explained,
+    has_size,
+    is_same,
+    leads_out,
+    list_objects,
+    parse,
+    run,
+    settings,
+)
 from .s3_zip import unzip
 
-__all__ = ["Moved", "as_addresses", "connect", "download", "explained", "fetch", "is_address", "parse", "results", "unzip", "upload"]
+__all__ = [
+    "Moved",
+    "as_addresses",
+    "connect",
+    "download",
+    "explained",
+    "fetch",
+    "is_address",
+    "parse",
+    "results",
+    "unzip",
+    "upload",
+]
 log = logging.getLogger(__name__)
 SCHEME = "s3://"
 PART_BYTES = 249  # of a key between two slashes, if it is to be a file's name: 255, and 6 for that of its copy while it is fetched
-UNFINISHED = re.compile(rf"\..+\.part|.*{re.escape(LOCK)}", re.DOTALL)  # what this package calls a file that isn't whole, and a lock
+UNFINISHED = re.compile(
+    rf"\..+\.part|.*{re.escape(LOCK)}", re.DOTALL
+)  # what this package calls a file that isn't whole, and a lock
 
 
 def upload(source: str | Path, address: str) -> Moved:
@@ -53,7 +81,11 @@ def upload(source: str | Path, address: str) -> Moved:
     paths = [source] if source.is_file() else [path for path in sorted(source.rglob("*")) if path.is_file()]
     whole = [path for path in paths if path == source or not UNFINISHED.fullmatch(path.name)]
     if len(whole) < len(paths):
-        log.warning("%s: %d left out, as a command that was killed left them: .NAME.part", printable(source), len(paths) - len(whole))
+        log.warning(
+            "%s: %d left out, as a command that was killed left them: .NAME.part",
+            printable(source),
+            len(paths) - len(whole),
+        )
     files = {prefix + path.relative_to(root).as_posix(): path for path in whole}
     if not files:
         raise FileNotFoundError(f"{source}: no such folder, or no file in it")
@@ -106,7 +138,11 @@ def fetch(path: str | Path | None, out: str | Path | None = None) -> str | Path 
     with explained(str(path)), locked(_cache() / f".{bucket}{LOCK}", path, wait=True):
         s3 = connect()
         found = _find(s3, str(path))
-        films = set(without_outputs([f"{bucket}/{key}" for key in found], str(out).removeprefix(SCHEME) if is_address(out) else None))
+        films = set(
+            without_outputs(
+                [f"{bucket}/{key}" for key in found], str(out).removeprefix(SCHEME) if is_address(out) else None
+            )
+        )
         found = {key: value for key, value in found.items() if f"{bucket}/{key}" in films}
         if not found:
             raise FileNotFoundError(f"{path}: nothing there but what this package wrote")
@@ -138,7 +174,12 @@ def results(out: str | Path) -> Iterator[Path]:
             upload(folder, address)
         except BaseException:
             if any(folder.iterdir()):
-                log.warning("what was done is kept in %s: the same command goes on, or: python -m kaggle_utils s3 upload %s %s", folder, folder, address)
+                log.warning(
+                    "what was done is kept in %s: the same command goes on, or: python -m kaggle_utils s3 upload %s %s",
+                    folder,
+                    folder,
+                    address,
+                )
             raise
         shutil.rmtree(folder)
 
@@ -150,6 +191,7 @@ def _try_to_write(address: str) -> None:
     with explained(address):
         s3 = connect()
         from botocore.exceptions import ClientError
+
         s3.put_object(Bucket=bucket, Key=key, Body=b"")
         with suppress(ClientError):  # who may write may not always delete
             s3.delete_object(Bucket=bucket, Key=key)
@@ -171,11 +213,14 @@ def _name_films(folder: Path, address: str | None = None) -> None:
     if lungs.exists():
         import pyarrow as pa
         from pyarrow import parquet
+
         rows = parquet.read_table(pa.BufferReader(lungs.read_bytes()))  # pyarrow takes no path that is not UTF-8
         paths = pa.array([as_addresses(path) for path in rows["path"].to_pylist()], pa.string())
         if not paths.equals(rows["path"].combine_chunks()):
             buffer = pa.BufferOutputStream()
-            parquet.write_table(rows.set_column(rows.schema.get_field_index("path"), "path", paths), buffer, compression="zstd")
+            parquet.write_table(
+                rows.set_column(rows.schema.get_field_index("path"), "path", paths), buffer, compression="zstd"
+            )
             write_bytes(lungs, buffer.getvalue().to_pybytes())
 
 
@@ -191,9 +236,12 @@ def _find(s3, address: str) -> dict[str, tuple[str, int]]:
     if prefix in found:
         return {prefix: (prefix.rsplit("/", 1)[-1], found[prefix])}
     below = parse(address, folder=True)[1]
-    named = {key: (key[len(below):], size) for key, size in found.items() if key.startswith(below)}
+    named = {key: (key[len(below) :], size) for key, size in found.items() if key.startswith(below)}
     if not named:
-        raise FileNotFoundError(f"{address}: no such object, and none below it" + "; there are no globs in S3, only prefixes" * ("*" in address))
+        raise FileNotFoundError(
+            f"{address}: no such object, and none below it"
+            + "; there are no globs in S3, only prefixes" * ("*" in address)
+        )
     named = _possible(address, named)
     paths = Counter(os.path.normpath(name) for name, _ in named.values())
     bad = next((key for key, (name, _) in named.items() if leads_out(name) or paths[os.path.normpath(name)] > 1), None)
@@ -209,11 +257,16 @@ def _possible(address: str, named: dict[str, tuple[str, int]]) -> dict[str, tupl
         ValueError: there is none.
     """
     folders = {str(parent) for name, _ in named.values() for parent in PurePosixPath(name).parents}
-    bad = [key for key, (name, _) in named.items()
-           if name in folders or max(len(part.encode()) for part in name.split("/")) > PART_BYTES]
+    bad = [
+        key
+        for key, (name, _) in named.items()
+        if name in folders or max(len(part.encode()) for part in name.split("/")) > PART_BYTES
+    ]
     if bad:
-        said = (f"{address}: {len(bad)} of {len(named)} objects can't be files, as their keys are other objects' folders or have parts of over "
-                f"{PART_BYTES} bytes: {', '.join(key if len(key) < 100 else f'{key[:100]} …' for key in bad[:3])}{', …' if len(bad) > 3 else ''}")
+        said = (
+            f"{address}: {len(bad)} of {len(named)} objects can't be files, as their keys are other objects' folders or have parts of over "
+            f"{PART_BYTES} bytes: {', '.join(key if len(key) < 100 else f'{key[:100]} …' for key in bad[:3])}{', …' if len(bad) > 3 else ''}"
+        )
         if len(bad) == len(named):
             raise ValueError(said)
         log.warning("%s", printable(said))
@@ -232,11 +285,14 @@ def _make_way(home: Path, paths: Iterable[Path]) -> None:
 
 def _download(s3, bucket: str, found: dict[str, tuple[str, int]], folder: Path) -> Moved:
     from s3transfer.exceptions import S3DownloadFailedError  # comes with boto3
+
     paths = {key: folder / name for key, (name, _) in found.items()}
     folder.mkdir(parents=True, exist_ok=True)
     needed = sum(size for key, (_, size) in found.items() if not has_size(paths[key], size))
     if needed > shutil.disk_usage(folder).free:
-        raise OSError(ENOSPC, f"{needed / 1e9:.1f} GB to fetch, {shutil.disk_usage(folder).free / 1e9:.1f} GB free", str(folder))
+        raise OSError(
+            ENOSPC, f"{needed / 1e9:.1f} GB to fetch, {shutil.disk_usage(folder).free / 1e9:.1f} GB free", str(folder)
+        )
 
     def get(key: str, progress: Callable[[int], None]) -> bool:
         path = paths[key]
@@ -246,7 +302,9 @@ def _download(s3, bucket: str, found: dict[str, tuple[str, int]], folder: Path) 
         part = path.with_name(f".{path.name}.part")  # always the same: what a kill leaves is replaced by the next run
         try:
             for _ in range(ATTEMPTS):
-                with suppress(S3DownloadFailedError):  # it was replaced meanwhile: the new one is fetched, as where its checksum is another
+                with suppress(
+                    S3DownloadFailedError
+                ):  # it was replaced meanwhile: the new one is fetched, as where its checksum is another
                     part.unlink(missing_ok=True)
                     with part.open("xb") as file:  # a link of that name isn't followed
                         s3.download_fileobj(bucket, key, file, None, progress, settings())

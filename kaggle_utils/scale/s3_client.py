@@ -54,8 +54,16 @@ def connect():
     import_boto3()
     import boto3
     from botocore.config import Config
-    return boto3.client("s3", config=Config(connect_timeout=CONNECT_S, read_timeout=READ_S, max_pool_connections=WORKERS**2,
-                                            retries={"mode": "standard", "total_max_attempts": ATTEMPTS}))
+
+    return boto3.client(
+        "s3",
+        config=Config(
+            connect_timeout=CONNECT_S,
+            read_timeout=READ_S,
+            max_pool_connections=WORKERS**2,
+            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+        ),
+    )
 
 
 def parse(address: str | Path, *, folder: bool = False) -> tuple[str, str]:
@@ -75,7 +83,12 @@ def leads_out(name: str) -> bool:
 def list_objects(s3, bucket: str, prefix: str) -> dict[str, int]:
     """Sizes of the objects whose keys begin so; what stands for a folder is none."""
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-    return {each["Key"]: each["Size"] for page in pages for each in page.get("Contents", ()) if not each["Key"].endswith("/")}
+    return {
+        each["Key"]: each["Size"]
+        for page in pages
+        for each in page.get("Contents", ())
+        if not each["Key"].endswith("/")
+    }
 
 
 def run(work: Callable[[str, Callable[[int], None]], bool], sizes: dict[str, int], about: str) -> Moved:
@@ -83,6 +96,7 @@ def run(work: Callable[[str, Callable[[int], None]], bool], sizes: dict[str, int
     stopped, moved = threading.Event(), []
     bar = tqdm(total=sum(sizes.values()), desc=about, unit="B", unit_scale=True, disable=None)
     with ThreadPoolExecutor(WORKERS) as pool, bar:
+
         def progress(count: int) -> None:
             if stopped.is_set():  # in the middle of a file
                 raise InterruptedError("stopped")
@@ -148,6 +162,7 @@ def has_size(path: Path, size: int) -> bool:
 def abort_leftovers(s3, bucket: str, prefix: str, keys: Collection[str]) -> None:
     """Drops the parts that a killed run of the same command left: they are no objects, but they cost money."""
     from botocore.exceptions import ClientError
+
     try:
         for page in s3.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix):
             for left in page.get("Uploads", ()):
@@ -161,17 +176,25 @@ def abort_leftovers(s3, bucket: str, prefix: str, keys: Collection[str]) -> None
 def settings(part: int = PART, *, threads: bool = True):
     """A TransferConfig with parts of this many bytes, sent and fetched by threads of their own or by the caller's."""
     from boto3.s3.transfer import TransferConfig
-    return TransferConfig(multipart_threshold=part, multipart_chunksize=part, max_concurrency=WORKERS, use_threads=threads,
-                          num_download_attempts=ATTEMPTS, preferred_transfer_client="classic")
+
+    return TransferConfig(
+        multipart_threshold=part,
+        multipart_chunksize=part,
+        max_concurrency=WORKERS,
+        use_threads=threads,
+        num_download_attempts=ATTEMPTS,
+        preferred_transfer_client="classic",
+    )
 
 
 @contextmanager
 def explained(address: str) -> Iterator[None]:
     """boto3's many exceptions as OSErrors of one line about the address."""
     import_boto3()
-    from botocore import exceptions as found
     from boto3.exceptions import Boto3Error
+    from botocore import exceptions as found
     from s3transfer.exceptions import RetriesExceededError
+
     try:
         yield
     except (found.BotoCoreError, found.ClientError, Boto3Error, RetriesExceededError) as error:
@@ -180,6 +203,7 @@ def explained(address: str) -> Iterator[None]:
 
 def _explain(address: str, error: BaseException) -> OSError:
     from botocore import exceptions as found
+
     if type(error).__name__ == "S3UploadFailedError":
         error = error.__context__
     if isinstance(error, found.ClientError):
@@ -187,9 +211,13 @@ def _explain(address: str, error: BaseException) -> OSError:
         if code in ("NoSuchBucket", "NoSuchKey", "404"):
             return FileNotFoundError(f"{address}: {'no such bucket' if code == 'NoSuchBucket' else 'no such object'}")
         if code in DENIED:
-            return PermissionError(f"{address}: permission denied, these credentials may not call {error.operation_name}")
+            return PermissionError(
+                f"{address}: permission denied, these credentials may not call {error.operation_name}"
+            )
         if code == "RequestTimeTooSkewed":
-            return PermissionError(f"{address}: the server's clock and this machine's differ too much: set this machine's clock")
+            return PermissionError(
+                f"{address}: the server's clock and this machine's differ too much: set this machine's clock"
+            )
         if code in REFUSED:
             return PermissionError(f"{address}: the credentials were refused ({code}): {CREDENTIALS}")
         if code in ("PreconditionFailed", "412"):

@@ -13,12 +13,28 @@ from functools import lru_cache, partial
 from io import BufferedReader, RawIOBase
 from types import SimpleNamespace
 
-from .s3_client import (ATTEMPTS, CRC, PART, WORKERS, Moved, abort_leftovers, connect, explained, leads_out,
-                        list_objects, parse, run, settings)
+from .s3_client import (
+    ATTEMPTS,
+    CRC,
+    PART,
+    WORKERS,
+    Moved,
+    abort_leftovers,
+    connect,
+    explained,
+    leads_out,
+    list_objects,
+    parse,
+    run,
+    settings,
+)
 
 MAX_PARTS = 10_000  # of an object, S3's limit
 TAIL = 70_000  # bytes in which an archive's end record and its comment lie
-MOST_RATIO, MOST_FREELY = 100, 1_000_000_000  # what an archive may unpack to, in its own sizes; in any case so many bytes
+MOST_RATIO, MOST_FREELY = (
+    100,
+    1_000_000_000,
+)  # what an archive may unpack to, in its own sizes; in any case so many bytes
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 
 
@@ -43,7 +59,10 @@ def unzip(archive: str, address: str) -> Moved:
         with explained(archive):
             s3 = connect()
             file = RangedFile(s3, archive)
-        for position in (file.size - TAIL, file.size - 1):  # zipfile takes an error there for an archive that ends too early
+        for position in (
+            file.size - TAIL,
+            file.size - 1,
+        ):  # zipfile takes an error there for an archive that ends too early
             file.seek(max(0, position))
             file.read(1)
         zipped = zipfile.ZipFile(BufferedReader(file))
@@ -57,9 +76,14 @@ def unzip(archive: str, address: str) -> Moved:
             def extract(key: str, progress: Callable[[int], None]) -> bool:
                 info = members[key]
                 crc = f"{info.CRC:08x}"
-                if there.get(key) == info.file_size and s3.head_object(Bucket=target, Key=key)["Metadata"].get(CRC) == crc:
+                if (
+                    there.get(key) == info.file_size
+                    and s3.head_object(Bucket=target, Key=key)["Metadata"].get(CRC) == crc
+                ):
                     return False
-                _put_member(s3, zipped, info, {"Bucket": target, "Key": key, "ExtraArgs": {"Metadata": {CRC: crc}}}, progress)
+                _put_member(
+                    s3, zipped, info, {"Bucket": target, "Key": key, "ExtraArgs": {"Metadata": {CRC: crc}}}, progress
+                )
                 return True
 
             return run(extract, {key: info.file_size for key, info in members.items()}, "unzip")
@@ -82,6 +106,7 @@ class RangedFile(RawIOBase):
 
     def _fetch(self, number: int) -> bytes:
         from s3transfer.utils import S3_RETRYABLE_DOWNLOAD_ERRORS  # comes with boto3
+
         for attempt in range(ATTEMPTS):
             try:
                 return self._get(Range=f"bytes={number * PART}-{(number + 1) * PART - 1}")["Body"].read()
@@ -107,20 +132,23 @@ class RangedFile(RawIOBase):
             return 0
         start = self.position % PART
         with explained(self.address):
-            piece = memoryview(self._block(self.position // PART))[start:start + len(buffer)]
-        buffer[:len(piece)] = piece
+            piece = memoryview(self._block(self.position // PART))[start : start + len(buffer)]
+        buffer[: len(piece)] = piece
         self.position += len(piece)
         return len(piece)
 
 
-def _put_member(s3, zipped: zipfile.ZipFile, info: zipfile.ZipInfo, target: dict[str, object],
-                progress: Callable[[int], None]) -> None:
+def _put_member(
+    s3, zipped: zipfile.ZipFile, info: zipfile.ZipInfo, target: dict[str, object], progress: Callable[[int], None]
+) -> None:
     """Streams a member into an object; zipfile compares its checksum before the last part is sent, so a damaged one never appears."""
     part = max(PART, -(-info.file_size // MAX_PARTS))
     try:
         with zipped.open(info) as member:
             # boto3 would seek to the end of what it can seek in, decompressing all of it.
-            s3.upload_fileobj(SimpleNamespace(read=member.read), **target, Callback=progress, Config=settings(part, threads=False))
+            s3.upload_fileobj(
+                SimpleNamespace(read=member.read), **target, Callback=progress, Config=settings(part, threads=False)
+            )
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise ValueError(f"{info.filename}: damaged ({error})") from None
 
@@ -136,7 +164,9 @@ def _members(zipped: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
     infos = [info for info in zipped.infolist() if not _name(info).endswith("/")]
     names = [posixpath.normpath(_name(info)) for info in infos]
     objections = {
-        "its name leads out of the target": lambda info: leads_out(info.orig_filename) or posixpath.normpath(_name(info)) == ".",
+        "its name leads out of the target": lambda info: (
+            leads_out(info.orig_filename) or posixpath.normpath(_name(info)) == "."
+        ),
         "is encrypted": lambda info: info.flag_bits & 1,
         "is a symbolic link": lambda info: stat.S_ISLNK(info.external_attr >> 16),
         "is compressed in a way that Python's zipfile can't read": lambda info: info.compress_type not in METHODS,
@@ -150,7 +180,9 @@ def _members(zipped: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
         raise ValueError(f"{twice[0]!r} is in it twice; nothing was unpacked")
     unpacked = sum(info.file_size for info in infos)
     if unpacked > max(MOST_FREELY, MOST_RATIO * size):
-        raise ValueError(f"{unpacked / 1e9:,.0f} GB in an archive of {size / 1e6:,.1f} MB, as in one made to explode; nothing was unpacked")
+        raise ValueError(
+            f"{unpacked / 1e9:,.0f} GB in an archive of {size / 1e6:,.1f} MB, as in one made to explode; nothing was unpacked"
+        )
     if sum(info.compress_size for info in infos) > size:
         raise ValueError("its members overlap, as in an archive made to explode; nothing was unpacked")
     return dict(zip(names, infos))

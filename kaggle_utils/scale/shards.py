@@ -31,15 +31,20 @@ from ..data import augmentation, make_item, parse_manifest, read_manifest, read_
 from ..distributed import batch_share, share, world_size
 from ..files import check_ours, write_bytes
 from ..image import decode_pnm, encode_image, resize_image, resize_mask
-from .s3 import connect, explained, is_address, parse
 from ..tables import to_csv
+from .s3 import connect, explained, is_address, parse
 
-FILMS, SHARDS = 100, 8  # films of a shard at most and shards of a split at least, where nobody says otherwise: enough for 8 processes
+FILMS, SHARDS = (
+    100,
+    8,
+)  # films of a shard at most and shards of a split at least, where nobody says otherwise: enough for 8 processes
 MEMBER_BYTES = 256 << 20  # of a file in a shard at most, 8192 px a side have a quarter of it
 BUFFER = 1000  # films (0.3 MB each at 512 px) from which the next one is drawn
 
 
-def write_shards(data: str | Path, out: str | Path, *, films: int | None = None, size: int | None = None, seed: int = 0) -> pd.DataFrame:
+def write_shards(
+    data: str | Path, out: str | Path, *, films: int | None = None, size: int | None = None, seed: int = 0
+) -> pd.DataFrame:
     """Packs a prepared set into shards, the films of each split dealt out at random.
 
     Args:
@@ -74,7 +79,13 @@ def write_shards(data: str | Path, out: str | Path, *, films: int | None = None,
                 image, mask = read_pair(row.image, row.mask)
                 if size:
                     image, mask = resize_image(image, size), resize_mask(mask, size)
-                writer.write({"__key__": f"{row.Index:08d}", "film.pgm": encode_image(image, ".pgm"), "mask.pbm": encode_image(mask * np.uint8(255), ".pbm")})
+                writer.write(
+                    {
+                        "__key__": f"{row.Index:08d}",
+                        "film.pgm": encode_image(image, ".pgm"),
+                        "mask.pbm": encode_image(mask * np.uint8(255), ".pbm"),
+                    }
+                )
                 shards[row.Index] = Path(writer.fname).name
                 bar.update()
     bar.close()
@@ -126,14 +137,22 @@ def read_shards(root: str | Path) -> pd.DataFrame:
         with _open(path) as file:
             frame = parse_manifest(file, path)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}; training streams sets in shards, which `python -m kaggle_utils shards` writes") from None
+        raise FileNotFoundError(
+            f"{error}; training streams sets in shards, which `python -m kaggle_utils shards` writes"
+        ) from None
     if "shard" not in frame:
-        raise ValueError(f"{path} is that of a set without shards: write them (python -m kaggle_utils shards), or download the set")
+        raise ValueError(
+            f"{path} is that of a set without shards: write them (python -m kaggle_utils shards), or download the set"
+        )
     wrong = frame["shard"][~frame["shard"].astype(str).str.fullmatch(r"\w+-\d{5}\.tar")]
     if len(wrong):
-        raise ValueError(f"{path}: line {wrong.index[0] + 2} names the shard {wrong.iloc[0]!r}, which is none: write the shards again")
+        raise ValueError(
+            f"{path}: line {wrong.index[0] + 2} names the shard {wrong.iloc[0]!r}, which is none: write the shards again"
+        )
     frame["row"], frame["shard"] = frame.index, f"{root}/" + frame["shard"]
-    gone = next((shard for shard in frame["shard"].unique() if not is_address(shard) and not Path(shard).exists()), None)
+    gone = next(
+        (shard for shard in frame["shard"].unique() if not is_address(shard) and not Path(shard).exists()), None
+    )
     if gone:
         raise FileNotFoundError(f"{gone} is in {path} but not on the disk: write the shards again")
     return frame
@@ -157,8 +176,18 @@ class ShardedFilms(IterableDataset):
         ImportError: webdataset is not installed.
     """
 
-    def __init__(self, frame: pd.DataFrame, size: int = 256, augment: str = "none", *, batch: int = 8, shuffle: bool = False,
-                 buffer: int = BUFFER, threads: int = 0, seed: int = 0):
+    def __init__(
+        self,
+        frame: pd.DataFrame,
+        size: int = 256,
+        augment: str = "none",
+        *,
+        batch: int = 8,
+        shuffle: bool = False,
+        buffer: int = BUFFER,
+        threads: int = 0,
+        seed: int = 0,
+    ):
         if frame.empty:
             raise ValueError("no film to load: the choice of split and source left nothing of the manifest")
         _webdataset()
@@ -169,7 +198,9 @@ class ShardedFilms(IterableDataset):
         self.films = dict(zip(frame["row"], zip(frame["name"], frame["source"])))
         self.epoch = 0
         if len(self.shards) < world_size():
-            raise ValueError(f"{len(self.shards)} shards are too few for {world_size()} processes: write them again with --films {len(frame) // world_size()} or fewer")
+            raise ValueError(
+                f"{len(self.shards)} shards are too few for {world_size()} processes: write them again with --films {len(frame) // world_size()} or fewer"
+            )
 
     def __len__(self) -> int:
         """Batches of an epoch: in training those of the process that has most, so that all take the same steps."""
@@ -193,7 +224,11 @@ class ShardedFilms(IterableDataset):
 
     def _order(self) -> list[str]:
         shards = sorted(self.shards)
-        return [shards[k] for k in np.random.default_rng([self.seed, self.epoch]).permutation(len(shards))] if self.shuffle else shards
+        return (
+            [shards[k] for k in np.random.default_rng([self.seed, self.epoch]).permutation(len(shards))]
+            if self.shuffle
+            else shards
+        )
 
     def _items(self) -> Iterator[dict[str, object]]:
         """This process's films, a few decoded ahead of the network where threads do it."""
@@ -217,7 +252,9 @@ class ShardedFilms(IterableDataset):
         samples = self._unpacked()
         if not self.shuffle:
             return samples
-        return wds.filters.shuffle(self.buffer, initial=self.buffer, rng=random.Random(f"{self.seed} {self.epoch}"))(samples)
+        return wds.filters.shuffle(self.buffer, initial=self.buffer, rng=random.Random(f"{self.seed} {self.epoch}"))(
+            samples
+        )
 
     def _unpacked(self) -> Iterator[dict[str, object]]:
         """The films of this process's shards, each with its files' bytes; of a damaged shard none is left out in silence."""
@@ -228,15 +265,21 @@ class ShardedFilms(IterableDataset):
                     films += 1
                     yield sample
             except (ValueError, tarfile.TarError, EOFError) as error:
-                raise ValueError(f"{shard}: a damaged shard ({' '.join(str(error).split())[:200]}): write the shards again") from None
+                raise ValueError(
+                    f"{shard}: a damaged shard ({' '.join(str(error).split())[:200]}): write the shards again"
+                ) from None
             if films != self.shards[shard]:
-                raise ValueError(f"{shard}: a damaged shard: it holds {films} of its {self.shards[shard]} films: write the shards again")
+                raise ValueError(
+                    f"{shard}: a damaged shard: it holds {films} of its {self.shards[shard]} films: write the shards again"
+                )
 
     def _decode(self, sample: dict[str, object]) -> tuple[int, np.ndarray, np.ndarray]:
         try:
             image, mask = decode_pnm(sample["film.pgm"]), decode_pnm(sample["mask.pbm"])
         except (KeyError, ValueError) as error:
-            raise ValueError(f"{sample['__url__']}: film {sample['__key__']} is damaged ({error}): write the shards again") from None
+            raise ValueError(
+                f"{sample['__url__']}: film {sample['__key__']} is damaged ({error}): write the shards again"
+            ) from None
         return int(sample["__key__"]), resize_image(image, self.size), resize_mask(mask // 255, self.size)
 
 

@@ -9,7 +9,9 @@ import pandas as pd
 # Montgomery's clinical texts and films show that these are one person each. The published lists put MCUCXR_0166_1 into the
 # test and the other two into training, and MCUCXR_0113_1 into training and 0117 into validation.
 SAME_PATIENT = (("MCUCXR_0113_1", "MCUCXR_0117_1"), ("MCUCXR_0162_1", "MCUCXR_0166_1", "MCUCXR_0170_1"))
-BUILT_IN = r"(MCUCXR|CHNCXR)_(9\d{3}|\d{5,6})_[01]"  # names of built-in films: numbers that no film of the public sets has
+BUILT_IN = (
+    r"(MCUCXR|CHNCXR)_(9\d{3}|\d{5,6})_[01]"  # names of built-in films: numbers that no film of the public sets has
+)
 LICENCES = {
     "montgomery": "Montgomery: research use with acknowledgement (Jaeger et al. 2014, Candemir et al. 2014)",
     "shenzhen": "Shenzhen masks: CC BY-NC-SA 4.0 (Stirenko et al. 2018)",

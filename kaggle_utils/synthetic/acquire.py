@@ -72,8 +72,9 @@ def place(outlines: np.ndarray, rng: np.random.Generator, settings: Acquisition 
     return {"a": a, "b": b, "outlines": outline.move(outlines, a, b)}
 
 
-def take(image: np.ndarray, placed: dict, rng: np.random.Generator,
-         settings: Acquisition = Acquisition()) -> np.ndarray:
+def take(
+    image: np.ndarray, placed: dict, rng: np.random.Generator, settings: Acquisition = Acquisition()
+) -> np.ndarray:
     """Exposes the film, adds grain and borders, prints on it.
 
     Args:

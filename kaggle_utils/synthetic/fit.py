@@ -25,9 +25,13 @@ FLOW_NODES = 33
 MAX_SHARE = 0.2  # a window's mode with more of its squared scores in one film is that film's detail, and left out
 # Shenzhen masks that take in the heart or the stomach, or are crude: seen by eye, not by the spread of the outline.
 # The asset was fitted without these; training leaves out those of splits/suspect_masks.csv.
-LOOSE_MASKS = tuple(f"CHNCXR_{name}" for name in (
-    "0513_1 0297_0 0511_1 0339_1 0294_0 0295_0 0059_0 0178_0 0635_1 0002_0 0243_0 0253_0 0028_0 0242_0 0020_0 0289_0 "
-    "0292_0 0475_1 0281_0 0361_1 0043_0 0622_1 0155_0 0610_1 0522_1").split())
+LOOSE_MASKS = tuple(
+    f"CHNCXR_{name}"
+    for name in (
+        "0513_1 0297_0 0511_1 0339_1 0294_0 0295_0 0059_0 0178_0 0635_1 0002_0 0243_0 0253_0 0028_0 0242_0 0020_0 0289_0 "
+        "0292_0 0475_1 0281_0 0361_1 0043_0 0622_1 0155_0 0610_1 0522_1"
+    ).split()
+)
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,9 @@ class FitConfig:
     max_spread: float = 1.6  # sd, rms over shape modes: beyond are masks with half a lung out or the heart in
 
 
-def fit_arrays(images: list[np.ndarray], masks: list[np.ndarray], tb: np.ndarray,
-               config: FitConfig = FitConfig()) -> dict[str, np.ndarray]:
+def fit_arrays(
+    images: list[np.ndarray], masks: list[np.ndarray], tb: np.ndarray, config: FitConfig = FitConfig()
+) -> dict[str, np.ndarray]:
     """Fits every part of the model.
 
     Args:
@@ -70,25 +75,39 @@ def fit_modes(aligned: dict, tones, density, flows, tb, config: FitConfig) -> di
     """Principal modes of aligned shapes, flows and registered textures, and the Gaussians of their scores."""
     count, mean = len(tb), density.mean(0)
     half = np.stack([_resize(film - mean, SIZE // 2) for film in density]).reshape(count, -1)
-    parts = {"shape": pca((aligned["aligned"] - aligned["mean"]).reshape(count, -1), config.shape),
-             "flow": pca(flows.reshape(count, -1), config.flow),
-             "global": pca(half, config.texture, centre=False)}
+    parts = {
+        "shape": pca((aligned["aligned"] - aligned["mean"]).reshape(count, -1), config.shape),
+        "flow": pca(flows.reshape(count, -1), config.flow),
+        "global": pca(half, config.texture, centre=False),
+    }
     told = (parts["global"]["scores"] @ parts["global"]["modes"]).reshape(count, SIZE // 2, SIZE // 2)
     rest = density - mean - np.stack([_resize(film, SIZE) for film in told])
     windows = window_pca(rest, config.windows)
     scores = windows["scores"] / windows["sd"]
     parts["linked"] = pca(scores, config.linked)
     noise = rest - window_sum(windows["scores"], windows, count)
-    codes = [parts["shape"]["scores"], aligned["pose"], tones,
-             *(parts[kind]["scores"] for kind in ("flow", "global", "linked"))]
+    codes = [
+        parts["shape"]["scores"],
+        aligned["pose"],
+        tones,
+        *(parts[kind]["scores"] for kind in ("flow", "global", "linked")),
+    ]
     return {
-        "shape_mean": aligned["mean"], "shape_centre": parts["shape"]["mean"], "flow_centre": parts["flow"]["mean"],
-        "texture_mean": mean, **{f"{name}_modes": part["modes"] for name, part in parts.items()},
-        "window_at": windows["at"], "window_modes": windows["modes"], "window_sd": windows["sd"],
+        "shape_mean": aligned["mean"],
+        "shape_centre": parts["shape"]["mean"],
+        "flow_centre": parts["flow"]["mean"],
+        "texture_mean": mean,
+        **{f"{name}_modes": part["modes"] for name, part in parts.items()},
+        "window_at": windows["at"],
+        "window_modes": windows["modes"],
+        "window_sd": windows["sd"],
         "unlinked_sd": (scores - parts["linked"]["scores"] @ parts["linked"]["modes"]).std(0),
-        "noise_sd": _resize(np.sqrt(_blur(noise.var(0), 4)), 64), "noise_spectrum": _spectrum(noise),
-        **_classes(np.hstack(codes), tb), "sizes": np.array([code.shape[1] for code in codes]),
-        "share": np.array([_share(part["scores"]) for part in (*parts.values(), windows)]), "films": np.array(count),
+        "noise_sd": _resize(np.sqrt(_blur(noise.var(0), 4)), 64),
+        "noise_spectrum": _spectrum(noise),
+        **_classes(np.hstack(codes), tb),
+        "sizes": np.array([code.shape[1] for code in codes]),
+        "share": np.array([_share(part["scores"]) for part in (*parts.values(), windows)]),
+        "films": np.array(count),
     }
 
 
@@ -130,8 +149,13 @@ def _mean_frame_films(images, shapes, frame):
 
 def _sample(image: np.ndarray, field: np.ndarray) -> np.ndarray:
     height, width = image.shape
-    return cv2.remap(image, field[..., 0] * width - 0.5, field[..., 1] * height - 0.5, cv2.INTER_CUBIC,
-                     borderMode=cv2.BORDER_REPLICATE)
+    return cv2.remap(
+        image,
+        field[..., 0] * width - 0.5,
+        field[..., 1] * height - 0.5,
+        cv2.INTER_CUBIC,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
 
 
 def _mediastinum(frame: np.ndarray) -> np.ndarray:
@@ -370,7 +394,7 @@ def _spectrum(noise: np.ndarray) -> np.ndarray:
 
     Only detail below 16 px: a broader random texture looks like hair, and the modes explain that range well.
     """
-    power = np.mean(np.abs(np.fft.fft2(noise[: 200])) ** 2, 0)
+    power = np.mean(np.abs(np.fft.fft2(noise[:200])) ** 2, 0)
     f = np.fft.fftfreq(SIZE)
     radius = np.minimum(np.hypot(f[:, None], f[None]) * SIZE, SIZE // 2 - 1).astype(int)
     spectrum = np.sqrt(np.bincount(radius.ravel(), power.ravel()) / np.bincount(radius.ravel()))

@@ -21,11 +21,11 @@ import numpy as np
 from scipy.ndimage import map_coordinates
 from tqdm import tqdm
 
+from .. import image
+from ..files import manifest_path
+from ..quality import outline
 from . import acquire as acquisition
 from . import fit as appearance
-from .. import image
-from ..quality import outline
-from ..files import manifest_path
 
 ASSET = Path(__file__).parents[1] / "assets" / "appearance.npz"
 VERSION = 1
@@ -72,12 +72,14 @@ class AppearanceModel:
     def __init__(self, arrays: dict[str, np.ndarray]):
         self.arrays = arrays
         ends = np.cumsum(arrays["sizes"])
-        self._slices = {name: slice(end - size, end) for name, end, size in
-                        zip(_PARTS, ends, arrays["sizes"], strict=True)}
+        self._slices = {
+            name: slice(end - size, end) for name, end, size in zip(_PARTS, ends, arrays["sizes"], strict=True)
+        }
         self._least_scale = abs(outline.similarity(arrays["shape_mean"], arrays["frame"])[0])
         at = arrays["window_at"]
-        self._windows = [(row, column, np.flatnonzero((at == (row, column)).all(1))) for row, column in
-                         np.unique(at, axis=0)]
+        self._windows = [
+            (row, column, np.flatnonzero((at == (row, column)).all(1))) for row, column in np.unique(at, axis=0)
+        ]
         self._fade = appearance.window_fade()
         edge = np.clip(np.arange(appearance.SIZE) / 12, 0, 1).astype(np.float32)
         self._sharp = np.minimum.outer(np.minimum(edge, edge[::-1]), np.minimum(edge, edge[::-1]))
@@ -204,8 +206,14 @@ class AppearanceModel:
         a, side = self.arrays, appearance.SIZE
         texture = self._texture(code, rng)
         flow = (a["flow_centre"] + code["flow"] @ a["flow_modes"]).astype(np.float32)
-        flow = cv2.resize(flow.reshape(appearance.FLOW_NODES, appearance.FLOW_NODES, 2), (side, side),
-                          interpolation=cv2.INTER_CUBIC) * self._free
+        flow = (
+            cv2.resize(
+                flow.reshape(appearance.FLOW_NODES, appearance.FLOW_NODES, 2),
+                (side, side),
+                interpolation=cv2.INTER_CUBIC,
+            )
+            * self._free
+        )
         at = outline.warp_field(shape, a["frame"], size) * side - 0.5
         start = at
         for _ in range(3):  # the flow is given where it ends; going back is a fixed point
@@ -237,16 +245,26 @@ def fit_prepared(root: str | Path, config: appearance.FitConfig = appearance.Fit
 def _training_films(root: str | Path) -> dict:
     from ..splits import published_split
     from ..tables import read_csv
+
     root = Path(root)
     table = read_csv(manifest_path(root))
     # By the published lists, whatever the set's own split: no film of a validation or test list may get in.
-    table = table[(published_split(table) == "train") & table.source.isin(["montgomery", "shenzhen"])].sort_values("name")
+    table = table[(published_split(table) == "train") & table.source.isin(["montgomery", "shenzhen"])].sort_values(
+        "name"
+    )
     table = table[~table.name.isin(appearance.LOOSE_MASKS)]
     read = tqdm(table.name, desc="read", disable=None)
     folders = root / table.split
-    pairs = [(image.read_image(folder / "image" / f"{name}.png"),
-              image.read_mask(folder / "mask" / f"{name}.png")) for folder, name in zip(folders, read, strict=True)]
-    return {"names": list(table.name), "images": [p[0] for p in pairs], "masks": [p[1] for p in pairs], "tb": table.tb.to_numpy(int)}
+    pairs = [
+        (image.read_image(folder / "image" / f"{name}.png"), image.read_mask(folder / "mask" / f"{name}.png"))
+        for folder, name in zip(folders, read, strict=True)
+    ]
+    return {
+        "names": list(table.name),
+        "images": [p[0] for p in pairs],
+        "masks": [p[1] for p in pairs],
+        "tb": table.tb.to_numpy(int),
+    }
 
 
 def check_privacy(model: AppearanceModel, root: str | Path, *, n: int = 500, seed: int = 0) -> dict:
@@ -269,6 +287,7 @@ def check_privacy(model: AppearanceModel, root: str | Path, *, n: int = 500, see
         the two most alike films are to each other, and no share reaches a half.
     """
     from ..splits import SAME_PATIENT
+
     films = _training_films(root)
     again = {name for _, *others in SAME_PATIENT for name in others}  # one person's films may well be alike
     kept = [k for k, name in enumerate(films["names"]) if name not in again]
@@ -279,13 +298,19 @@ def check_privacy(model: AppearanceModel, root: str | Path, *, n: int = 500, see
     among = appearance.distances(train, train)
     np.fill_diagonal(among, np.inf)
     near = {"train_to_train": among.min(1), "sample_to_train": appearance.distances(samples, train).min(1)}
-    result = {key: {name: round(float(np.percentile(value, q)), 4) for name, q in
-                    (("min", 0), ("p1", 1), ("p5", 5), ("median", 50))} for key, value in near.items()}
+    result = {
+        key: {
+            name: round(float(np.percentile(value, q)), 4)
+            for name, q in (("min", 0), ("p1", 1), ("p5", 5), ("median", 50))
+        }
+        for key, value in near.items()
+    }
     kinds = ("shape", "flow", "global", "linked", "window")
     result["mode_share"] = {k: round(float(s), 3) for k, s in zip(kinds, model.arrays["share"], strict=True)}
     result |= {"films": len(train), "samples": len(samples)}
-    result["passed"] = bool(near["sample_to_train"].min() >= near["train_to_train"].min()
-                            and max(result["mode_share"].values()) < 0.5)
+    result["passed"] = bool(
+        near["sample_to_train"].min() >= near["train_to_train"].min() and max(result["mode_share"].values()) < 0.5
+    )
     return result
 
 
@@ -295,7 +320,9 @@ def check_replaceable(path: str | Path) -> None:
         try:
             AppearanceModel.load(path)
         except ValueError:
-            raise ValueError(f"{path}: it is there, and no model of built-in films: choose another file to write") from None
+            raise ValueError(
+                f"{path}: it is there, and no model of built-in films: choose another file to write"
+            ) from None
 
 
 def write_raw(out: str | Path, n: int, seed: int, *, model: AppearanceModel | None = None, size: int = 512) -> None:
@@ -318,8 +345,15 @@ def write_raw(out: str | Path, n: int, seed: int, *, model: AppearanceModel | No
     base = Path(out) / "pulmonary-chest-xray-abnormalities"
     montgomery, shenzhen = base / "Montgomery/MontgomerySet", base / "ChinaSet_AllFiles/ChinaSet_AllFiles"
     masks = Path(out) / "shcxr-lung-mask/mask/mask"
-    for folder in (montgomery / "CXR_png", montgomery / "ManualMask/leftMask", montgomery / "ManualMask/rightMask",
-                   montgomery / "ClinicalReadings", shenzhen / "CXR_png", shenzhen / "ClinicalReadings", masks):
+    for folder in (
+        montgomery / "CXR_png",
+        montgomery / "ManualMask/leftMask",
+        montgomery / "ManualMask/rightMask",
+        montgomery / "ClinicalReadings",
+        shenzhen / "CXR_png",
+        shenzhen / "ClinicalReadings",
+        masks,
+    ):
         folder.mkdir(parents=True, exist_ok=True)
     films = model.stream(n, seed, size=size)
     for index, film in enumerate(tqdm(films, total=n, desc="synth", disable=None)):
@@ -343,5 +377,8 @@ def write_raw(out: str | Path, n: int, seed: int, *, model: AppearanceModel | No
 
 def _patient(seed: int, index: int, tb: int) -> dict:
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index, 1])))
-    return {"sex": ("male", "female")[int(rng.random() < 0.4)], "age": int(np.clip(rng.normal(42, 15), 16, 89)),
-            "finding": "bilateral pulmonary tuberculosis" if tb else "normal"}
+    return {
+        "sex": ("male", "female")[int(rng.random() < 0.4)],
+        "age": int(np.clip(rng.normal(42, 15), 16, 89)),
+        "finding": "bilateral pulmonary tuberculosis" if tb else "normal",
+    }

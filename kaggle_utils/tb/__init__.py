@@ -12,5 +12,20 @@ from .data import ARMS, make_cuts, tb_frame, view
 from .screening import CLEAR, SUSPECT, TBScreener, draw_heat, screen, why_not
 from .train import TBConfig, compare_arms
 
-__all__ = ["ARMS", "CLEAR", "SUSPECT", "TBConfig", "TBScreener", "calibrated", "compare_arms", "draw_heat", "make_cuts", "reliability", "score_tb", "screen",
-           "tb_frame", "view", "why_not"]
+__all__ = [
+    "ARMS",
+    "CLEAR",
+    "SUSPECT",
+    "TBConfig",
+    "TBScreener",
+    "calibrated",
+    "compare_arms",
+    "draw_heat",
+    "make_cuts",
+    "reliability",
+    "score_tb",
+    "screen",
+    "tb_frame",
+    "view",
+    "why_not",
+]

@@ -14,7 +14,9 @@ from scipy.special import expit
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
-SENSITIVITY = 0.9  # what WHO asks of a triage test for tuberculosis, with a specificity of 0.7 (target product profiles, 2014)
+SENSITIVITY = (
+    0.9  # what WHO asks of a triage test for tuberculosis, with a specificity of 0.7 (target product profiles, 2014)
+)
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -22,6 +24,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
     Source: Guo, Pleiss, Sun & Weinberger 2017, On calibration of modern neural networks.
     """
+
     def loss(log_temperature: float) -> float:
         signed = np.where(labels == 1, -1, 1) * logits / math.exp(log_temperature)
         return float(np.logaddexp(0, signed).mean())
@@ -58,16 +61,24 @@ def score_tb(prob: np.ndarray, labels: np.ndarray, suspect: np.ndarray, *, seed:
     draws = [np.concatenate([rng.choice(part, len(part)) for part in (sick, well)]) for _ in range(2000)]
     low, high = np.percentile([roc_auc_score(labels[draw], prob[draw]) for draw in draws], (2.5, 97.5))
     bins = reliability(prob, labels)
-    return {"n": len(labels), "auc": float(roc_auc_score(labels, prob)), "low": float(low), "high": float(high),
-            "sensitivity": float(suspect[sick].mean()), "specificity": float(1 - suspect[well].mean()),
-            "brier": float(brier_score_loss(labels, prob)),
-            "ece": float((bins["n"] * abs(bins["prob"] - bins["share"])).sum() / len(labels))}
+    return {
+        "n": len(labels),
+        "auc": float(roc_auc_score(labels, prob)),
+        "low": float(low),
+        "high": float(high),
+        "sensitivity": float(suspect[sick].mean()),
+        "specificity": float(1 - suspect[well].mean()),
+        "brier": float(brier_score_loss(labels, prob)),
+        "ece": float((bins["n"] * abs(bins["prob"] - bins["share"])).sum() / len(labels)),
+    }
 
 
 def reliability(prob: np.ndarray, labels: np.ndarray, bins: int = 10) -> dict[str, np.ndarray]:
     """Of each bin of probability that holds films: how many (n), their mean probability (prob), the share of sick ones (share)."""
     share, mean = calibration_curve(labels, prob, n_bins=bins)
-    which = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], prob)  # as scikit-learn, which keeps the numbers to itself
+    which = np.searchsorted(
+        np.linspace(0, 1, bins + 1)[1:-1], prob
+    )  # as scikit-learn, which keeps the numbers to itself
     count = np.bincount(which, minlength=bins)
     return {"n": count[count > 0], "prob": mean, "share": share}
 

@@ -67,8 +67,10 @@ class Cuts:
     def __getitem__(self, keep: np.ndarray | pd.Series) -> Cuts:
         """Some of the films, by a boolean array or by positions."""
         keep = np.asarray(keep)
-        return Cuts(self.frame[keep] if keep.dtype == bool else self.frame.iloc[keep],
-                    *(array[keep] for array in (self.films, self.lungs, self.crops, self.crop_lungs)))
+        return Cuts(
+            self.frame[keep] if keep.dtype == bool else self.frame.iloc[keep],
+            *(array[keep] for array in (self.films, self.lungs, self.crops, self.crop_lungs)),
+        )
 
     def of(self, arm: str) -> tuple[np.ndarray, np.ndarray]:
         """Images and lungs that an arm starts from, each ``uint8 (N, size, size)``."""
@@ -96,7 +98,12 @@ def lung_box(lungs: np.ndarray, margin: float = MARGIN) -> tuple[int, int, int, 
         raise ValueError("no lung to cut out")
     (top, bottom), (left, right) = (np.flatnonzero(lungs.any(axis))[[0, -1]] + (0, 1) for axis in (1, 0))
     extra = round(margin * max(bottom - top, right - left))
-    return max(top - extra, 0), min(bottom + extra, len(lungs)), max(left - extra, 0), min(right + extra, lungs.shape[1])
+    return (
+        max(top - extra, 0),
+        min(bottom + extra, len(lungs)),
+        max(left - extra, 0),
+        min(right + extra, lungs.shape[1]),
+    )
 
 
 def lung_fields(lungs: np.ndarray, margin: float = 0.02) -> np.ndarray:
@@ -130,7 +137,7 @@ def letter_box(image: np.ndarray, box: tuple[int, int, int, int], size: int) -> 
     shape = tuple(max(1, round(side * size / max(height, width))) for side in (height, width))
     row, column = ((size - side) // 2 for side in shape)
     square = np.zeros((size, size), np.uint8)
-    square[row:row + shape[0], column:column + shape[1]] = resize_image(image[top:bottom, left:right], shape)
+    square[row : row + shape[0], column : column + shape[1]] = resize_image(image[top:bottom, left:right], shape)
     return square
 
 
@@ -141,7 +148,9 @@ def from_letter_box(square: np.ndarray, box: tuple[int, int, int, int], shape: t
     inner = tuple(max(1, round(side * size / max(height, width))) for side in (height, width))
     row, column = ((size - side) // 2 for side in inner)
     whole = np.zeros(shape, np.float32)
-    whole[top:bottom, left:right] = resize_prob(square[row:row + inner[0], column:column + inner[1]], (height, width))
+    whole[top:bottom, left:right] = resize_prob(
+        square[row : row + inner[0], column : column + inner[1]], (height, width)
+    )
     return whole
 
 
@@ -176,7 +185,7 @@ def make_cuts(frame: pd.DataFrame, segmenter, size: int, *, batch: int = 16) -> 
         for source, films in frame.groupby("source", sort=False):
             finder = segmenter[source] if isinstance(segmenter, dict) else segmenter
             for start in range(0, len(films), batch):
-                some = films.iloc[start:start + batch]
+                some = films.iloc[start : start + batch]
                 images = list(pool.map(read_image, some["image"]))
                 masks = finder.masks(images)
                 kept = [k for k, mask in enumerate(masks) if mask.any()]
@@ -240,7 +249,9 @@ def balance(frame: pd.DataFrame) -> np.ndarray:
     return (sets("size") / (sets("nunique") * both)).to_numpy(np.float32)
 
 
-def batches(cuts: Cuts, arm: str, *, batch: int, seed: int, epoch: int, preset: str = "tb") -> Iterator[tuple[torch.Tensor, ...]]:
+def batches(
+    cuts: Cuts, arm: str, *, batch: int, seed: int, epoch: int, preset: str = "tb"
+) -> Iterator[tuple[torch.Tensor, ...]]:
     """An epoch of augmented views in an order that seed and epoch alone decide: images, region and positions in the cuts."""
     images, lungs = cuts.of(arm)
     augment = augmentation(preset)
@@ -248,7 +259,12 @@ def batches(cuts: Cuts, arm: str, *, batch: int, seed: int, epoch: int, preset: 
     augment.set_random_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]))
     for some in np.array_split(order, max(1, round(len(order) / batch))):
         moved = [augment(image=images[k], mask=lungs[k]) for k in some]
-        yield *view(*(torch.from_numpy(np.stack([film[key] for film in moved])[:, None]) for key in ("image", "mask")), arm), some
+        yield (
+            *view(
+                *(torch.from_numpy(np.stack([film[key] for film in moved])[:, None]) for key in ("image", "mask")), arm
+            ),
+            some,
+        )
 
 
 def folds(frame: pd.DataFrame, n: int, seed: int = 0) -> np.ndarray:

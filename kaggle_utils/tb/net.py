@@ -59,7 +59,9 @@ class TBNet(nn.Module):
         Raises:
             ValueError: it has another width, depth or patch.
         """
-        mine, other = ({key: a[key] for key in ("width", "depth", "patch")} for a in (self.architecture, unet.architecture))
+        mine, other = (
+            {key: a[key] for key in ("width", "depth", "patch")} for a in (self.architecture, unet.architecture)
+        )
         if mine != other:
             raise ValueError(f"the segmenter has {other}, the classifier {mine}")
         self.inc.load_state_dict(unet.inc.state_dict())
@@ -114,6 +116,6 @@ def grad_cam(nets: Sequence[TBNet], images: torch.Tensor, region: torch.Tensor) 
             features = net.features(images)
         with torch.enable_grad():
             features = features.detach().requires_grad_()
-            gradient, = torch.autograd.grad(net.classify(features, region).sum(), features)
+            (gradient,) = torch.autograd.grad(net.classify(features, region).sum(), features)
         maps.append((gradient * features.detach()).sum(1, keepdim=True).relu())
     return F.interpolate(torch.stack(maps).mean(0), images.shape[-2:], mode="bilinear").squeeze(1)

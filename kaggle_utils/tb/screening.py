@@ -19,13 +19,12 @@ import torch
 from scipy.special import expit
 from tqdm import tqdm
 
-from ..files import printable, start_results
-from ..pictures.find import find_files, unique_names
+from ..files import Journal, printable, start_results
 from ..hardware import choose_device
 from ..image import resize_mask, write_bytes, write_image
 from ..infer import LungSegmenter, Segmented, Unsegmented, draw_overlay, segment_batches
-from ..files import Journal
 from ..model import read_header
+from ..pictures.find import find_files, unique_names
 from ..tables import to_csv
 from .data import FILM, Cuts, cut, from_letter_box, lung_box, lung_fields, view
 from .net import grad_cam, load_tb
@@ -53,14 +52,20 @@ class TBScreener:
         ValueError: damaged weights, or weights of another network.
     """
 
-    def __init__(self, weights: str | Path | None = None, *, segmenter: LungSegmenter | None = None, device: str = "auto"):
+    def __init__(
+        self, weights: str | Path | None = None, *, segmenter: LungSegmenter | None = None, device: str = "auto"
+    ):
         path = Path(weights or TB_WEIGHTS)
         self.header = read_header(path, members=True)
         self.version = hashlib.sha256(path.read_bytes()).hexdigest()[:16]  # weights are told apart by their content
         missing = {"arm", "size", "temperature", "threshold"} - set(self.header)
         if missing:
-            raise ValueError(f"{path}: not weights of the tuberculosis classifier, perhaps a segmenter's (no {' and no '.join(sorted(missing))} in the header)")
-        self.arm, self.size, self.temperature, self.threshold = (self.header[k] for k in ("arm", "size", "temperature", "threshold"))
+            raise ValueError(
+                f"{path}: not weights of the tuberculosis classifier, perhaps a segmenter's (no {' and no '.join(sorted(missing))} in the header)"
+            )
+        self.arm, self.size, self.temperature, self.threshold = (
+            self.header[k] for k in ("arm", "size", "temperature", "threshold")
+        )
         self.net = load_tb(path).to(choose_device(device), memory_format=torch.channels_last)
         self.segmenter = segmenter or LungSegmenter(device=device)
 
@@ -139,7 +144,10 @@ def screen(patterns: Iterable[str | Path], out: str | Path, screener: TBScreener
     rows = {name: row for file, name in zip(files, names) if (row := journal.find(file, name))}
     todo = [(file, name) for file, name in zip(files, names) if name not in rows]
     try:
-        with ThreadPoolExecutor() as pool, tqdm(total=len(files), initial=len(rows), desc="screen", unit="film", disable=None) as bar:
+        with (
+            ThreadPoolExecutor() as pool,
+            tqdm(total=len(files), initial=len(rows), desc="screen", unit="film", disable=None) as bar,
+        ):
             for results in segment_batches(todo, screener.segmenter, pool, batch=batch):
                 for result in results:
                     journal.remove(result.name, [f"overlays/{result.name}.png"])
@@ -194,6 +202,9 @@ def _screen(results: list[Segmented | Unsegmented], out: Path, screener: TBScree
     for (result, row), image, mask, probability in zip(fit, images, masks, probabilities):
         path = out / "overlays" / f"{result.name}.png"
         write_image(path, draw_heat(image, mask, screener.heat(image, mask), float(probability)))
-        row |= {"probability": round(float(probability), 4), "overlay": printable(path),
-                "label": SUSPECT if probability >= screener.threshold else CLEAR}
+        row |= {
+            "probability": round(float(probability), 4),
+            "overlay": printable(path),
+            "label": SUSPECT if probability >= screener.threshold else CLEAR,
+        }
     return rows

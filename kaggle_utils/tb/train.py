@@ -17,9 +17,10 @@ from torch.optim.swa_utils import AveragedModel
 from ..config import setting
 from ..hardware import choose_device, choose_precision, keep_memory
 from ..model import UNet
+from ..trainer import ema_with_warmup
 from .data import ARMS, Cuts, balance, batches, check_arm, view
 from .net import TBNet
-from ..trainer import ema_with_warmup
+
 
 @dataclass(frozen=True)
 class TBConfig:
@@ -44,8 +45,9 @@ class TBConfig:
         check_arm(self.arm)
 
 
-def train_tb(cuts: Cuts, config: TBConfig, encoder: UNet | None = None,
-             on_epoch: Callable[[int, float], object] | None = None) -> TBNet:
+def train_tb(
+    cuts: Cuts, config: TBConfig, encoder: UNet | None = None, on_epoch: Callable[[int, float], object] | None = None
+) -> TBNet:
     """Trains a classifier on labelled films.
 
     No film decides when to stop: validation films are left for the temperature and the threshold alone.
@@ -77,15 +79,27 @@ def train_tb(cuts: Cuts, config: TBConfig, encoder: UNet | None = None,
     optimizer = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     steps = config.epochs * len(cuts) / config.batch
     rising = max(1, 0.1 * steps)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step / rising if step < rising else max(
-        0.01, (1 + math.cos(math.pi * (step - rising) / (steps - rising))) / 2))
-    truth, weight = (torch.from_numpy(a.astype(np.float32)).to(device) for a in (cuts.frame["tb"].to_numpy(), balance(cuts.frame)))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: (
+            step / rising
+            if step < rising
+            else max(0.01, (1 + math.cos(math.pi * (step - rising) / (steps - rising))) / 2)
+        ),
+    )
+    truth, weight = (
+        torch.from_numpy(a.astype(np.float32)).to(device) for a in (cuts.frame["tb"].to_numpy(), balance(cuts.frame))
+    )
     truth = truth * (1 - config.smoothing) + config.smoothing / 2
     for epoch in range(config.epochs):
         net.train()
         losses = []
         for images, region, films in batches(cuts, config.arm, batch=config.batch, seed=config.seed, epoch=epoch):
-            images, region, target = images.to(device, memory_format=torch.channels_last), region.to(device), truth[films]
+            images, region, target = (
+                images.to(device, memory_format=torch.channels_last),
+                region.to(device),
+                truth[films],
+            )
             if config.mixup:
                 images, region, target = mix(images, region, target, config.mixup)
             with _autocast(device):
@@ -124,9 +138,11 @@ def logits_of(nets: Sequence[TBNet], cuts: Cuts, arm: str, *, batch: int = 32, f
     device = next(nets[0].parameters()).device
     found = []
     for start in range(0, len(cuts), batch):
-        seen, region = view(*(torch.from_numpy(a[start:start + batch][:, None]).to(device) for a in (images, lungs)), arm)
+        seen, region = view(
+            *(torch.from_numpy(a[start : start + batch][:, None]).to(device) for a in (images, lungs)), arm
+        )
         seen = seen.contiguous(memory_format=torch.channels_last)
-        both = [(seen, region), (seen.flip(-1), region.flip(-1))][:1 + flip]
+        both = [(seen, region), (seen.flip(-1), region.flip(-1))][: 1 + flip]
         with _autocast(device):
             found.append(torch.stack([net(*one).float() for net in nets for one in both]).mean(0).cpu())
     return torch.cat(found).numpy()

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..loss import BCEDiceLoss, BCEWithLogitsLoss, DiceLoss
-from .study import Outputs
 from ..trainer import Trainer
+from .study import Outputs
 
 
 class MasksOf255(nn.Module):
@@ -93,6 +93,7 @@ def stay_in_evaluation(trainer: Trainer) -> None:
         model.eval()
         model.train = lambda mode=True: model
         return scores
+
     trainer.validate = validate_and_stay
 
 
@@ -143,13 +144,17 @@ def dice_of_second_sigmoid(outputs: Outputs) -> float:
 def dice_broadcast(outputs: Outputs) -> float:
     """9. ``(B, 1, H, W)`` times ``(B, H, W)`` is ``(B, B, H, W)``: each prediction meets each truth, up to the batch size."""
     pairs = [(_mask(logits), truth[:, 0]) for logits, truth in outputs]
-    return float(np.mean([(2 * (pred * truth).sum() / (pred.sum() + truth.sum() + 1e-6)).item() for pred, truth in pairs]))
+    return float(
+        np.mean([(2 * (pred * truth).sum() / (pred.sum() + truth.sum() + 1e-6)).item() for pred, truth in pairs])
+    )
 
 
 def smoothed_means(outputs: Outputs) -> float:
     """10. One added to means instead of sums: finding nothing scores 1 / (1 + p), 0.78 where lungs cover 28 %."""
     pairs = [(_mask(logits), truth) for logits, truth in outputs]
-    return float(np.mean([((2 * (pred * truth).mean() + 1) / (pred.mean() + truth.mean() + 1)).item() for pred, truth in pairs]))
+    return float(
+        np.mean([((2 * (pred * truth).mean() + 1) / (pred.mean() + truth.mean() + 1)).item() for pred, truth in pairs])
+    )
 
 
 def dice_of_scrambled_pairs(outputs: Outputs) -> float:

@@ -10,8 +10,8 @@ import pandas as pd
 from ..data import read_manifest
 from ..files import LOCK, check_table, locked, write_bytes
 from ..infer import LungSegmenter
-from ..predictions import evaluate
 from ..metrics import summarise
+from ..predictions import evaluate
 from ..tables import read_csv, to_csv
 from ..trainer import TrainConfig, train
 
@@ -24,8 +24,17 @@ PROTOCOLS = {  # name: the sets whose training lists are trained on
 GROUPS = ["trained_on", "source", "protocol", "size"]
 
 
-def run_protocol(name: str, data: str | Path, out: str | Path, *, steps: int = 3000, config: TrainConfig | None = None,
-                 raw: str | Path | None = None, flip: bool = True, results: str | Path = "results") -> pd.DataFrame:
+def run_protocol(
+    name: str,
+    data: str | Path,
+    out: str | Path,
+    *,
+    steps: int = 3000,
+    config: TrainConfig | None = None,
+    raw: str | Path | None = None,
+    flip: bool = True,
+    results: str | Path = "results",
+) -> pd.DataFrame:
     """Trains on the training lists of some sets and tests on the test lists of all, and on the whole of foreign sets.
 
     The weights are chosen on the validation lists of the sets trained on; the test films are looked at once, after that.

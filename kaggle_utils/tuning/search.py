@@ -34,8 +34,9 @@ def suggest(trial: Trial) -> dict[str, object]:
     }
 
 
-def search(data: str | Path, config: TrainConfig, path: str | Path, *, storage: str, trials: int = 60,
-           jobs: int = 1) -> pd.DataFrame:
+def search(
+    data: str | Path, config: TrainConfig, path: str | Path, *, storage: str, trials: int = 60, jobs: int = 1
+) -> pd.DataFrame:
     """Searches until there are so many trials; the first one is the default.
 
     Args:
@@ -53,12 +54,19 @@ def search(data: str | Path, config: TrainConfig, path: str | Path, *, storage: 
     done = ended(study)
     lost = set(read_table(path)["run"]) - {_name(trial) for trial in done}
     if lost:
-        raise ValueError(f"{path} has {len(lost)} trials of another storage, or of other films, size or epochs: "
-                         "name that storage, or move the table away to start anew")
-    default = {name: getattr(config, name) for name in ("lr", "weight_decay", "dice_weight", "ema", "batch", "width", "augment")}
+        raise ValueError(
+            f"{path} has {len(lost)} trials of another storage, or of other films, size or epochs: "
+            "name that storage, or move the table away to start anew"
+        )
+    default = {
+        name: getattr(config, name)
+        for name in ("lr", "weight_decay", "dice_weight", "ema", "batch", "width", "augment")
+    }
     study.enqueue_trial(default, skip_if_exists=True)
     tasks = [(data, config, storage, trials)] * (trials - len(done))
-    for _ in tqdm(beside(run_trial, tasks, jobs), "search", max(trials, len(done)), initial=len(done), unit="trial", disable=None):
+    for _ in tqdm(
+        beside(run_trial, tasks, jobs), "search", max(trials, len(done)), initial=len(done), unit="trial", disable=None
+    ):
         write_rows(path, [{"study": "search", **row} for trial in ended(study) for row in trial.user_attrs["rows"]])
     return read_table(path)
 
@@ -94,13 +102,21 @@ def open_study(data: str | Path, config: TrainConfig, storage: str) -> optuna.St
     try:
         there = set(inspect(create_engine(storage)).get_table_names())
         if there and "studies" not in there:
-            raise ValueError(f"storage {shown}: a database of something else (its tables are {', '.join(sorted(there)[:3])}): name another one")
+            raise ValueError(
+                f"storage {shown}: a database of something else (its tables are {', '.join(sorted(there)[:3])}): name another one"
+            )
         return optuna.create_study(
-            study_name=f"{config.size} px, {config.epochs} epochs, films {fingerprint(data)}", storage=storage, load_if_exists=True,
-            direction="maximize", sampler=optuna.samplers.TPESampler(constant_liar=True),  # others' running trials count as bad
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=8, n_warmup_steps=1))
+            study_name=f"{config.size} px, {config.epochs} epochs, films {fingerprint(data)}",
+            storage=storage,
+            load_if_exists=True,
+            direction="maximize",
+            sampler=optuna.samplers.TPESampler(constant_liar=True),  # others' running trials count as bad
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=8, n_warmup_steps=1),
+        )
     except (SQLAlchemyError, OptunaError) as error:
-        raise ValueError(f"storage {shown}: {str(error).splitlines()[0]}; expected is a URL of SQLAlchemy's, such as sqlite:///search.db") from None
+        raise ValueError(
+            f"storage {shown}: {str(error).splitlines()[0]}; expected is a URL of SQLAlchemy's, such as sqlite:///search.db"
+        ) from None
 
 
 def ended(study: optuna.Study) -> list[FrozenTrial]:

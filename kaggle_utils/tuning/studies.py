@@ -21,14 +21,16 @@ from tqdm import tqdm
 from ..config import TrainConfig
 from ..data import EpochSampler, LungDataset, read_manifest
 from ..files import LOCK, locked
-from .mistakes import MISTAKES, TenfoldDice, swap_loss
 from ..prep import prepare
-from .search import search
-from .study import SETTINGS, Run, beside, fingerprint, read_table, train_run, write_rows
 from ..synthetic import write_raw
 from ..trainer import Trainer
+from .mistakes import MISTAKES, TenfoldDice, swap_loss
+from .search import search
+from .study import SETTINGS, Run, beside, fingerprint, read_table, train_run, write_rows
 
-BASE = TrainConfig(size=128, epochs=8, augment="full", dice_weight=0.5)  # the default before there were studies; runs differ from it
+BASE = TrainConfig(
+    size=128, epochs=8, augment="full", dice_weight=0.5
+)  # the default before there were studies; runs differ from it
 CACHE = Path("runs/tuning")  # built-in films, and the search's storage
 FILMS = (10, 25, 50, 100, 200, None)  # to learn from; None is all
 
@@ -85,10 +87,14 @@ def choose_films(trainer: Trainer, real: int | None, built_in: int | None) -> No
     halves = []
     for frame, n in ((films, real), (drawn, built_in)):
         if n != 0:
-            some = frame.groupby("source").sample(frac=min(1.0, (n or len(frame)) / len(frame)), random_state=config.seed)
+            some = frame.groupby("source").sample(
+                frac=min(1.0, (n or len(frame)) / len(frame)), random_state=config.seed
+            )
             halves.append(pd.concat([some] * -(-len(films) // len(some))).head(max(len(films), len(some))))
     dataset = LungDataset(pd.concat(halves), config.size, config.augment, seed=config.seed)
-    trainer.train_loader = DataLoader(dataset, config.batch, sampler=FixedEpochSampler(len(dataset), config.seed, len(films)))
+    trainer.train_loader = DataLoader(
+        dataset, config.batch, sampler=FixedEpochSampler(len(dataset), config.seed, len(films))
+    )
 
 
 STUDIES: dict[str, list[Run]] = {
@@ -96,21 +102,39 @@ STUDIES: dict[str, list[Run]] = {
     "augmentation": each(augment=("none", "light", "full")),
     # Augmentation is paid back in long runs, if at all.
     "longer": [Run(run.name, {**run.settings, "epochs": 32}) for run in each(augment=("none", "light", "full"))],
-    "loss": [*each(dice_weight=(0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0), loss=("tversky", "focal")),
-             Run("BCE + 10 Dice", {}, partial(swap_loss, loss=TenfoldDice))],
+    "loss": [
+        *each(dice_weight=(0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0), loss=("tversky", "focal")),
+        Run("BCE + 10 Dice", {}, partial(swap_loss, loss=TenfoldDice)),
+    ],
     "capacity": [Run("default"), *each(width=(8, 32), depth=(2, 4), patch=(4,), size=(64, 192))],
-    "optimisation": [Run("default"), *each(lr=(5e-4, 1e-3, 4e-3, 8e-3), batch=(4, 16), epochs=(4, 16), ema=(0.0,),
-                                           weight_decay=(0.0, 1e-1))],
-    "data": [Run(f"{n or 'all'} {kind}", {}, partial(choose_films, real=real, built_in=built_in)) for n in FILMS
-             for kind, real, built_in in (("real", n, 0), ("built-in", 0, n), ("real, built-in added", n, None))],
+    "optimisation": [
+        Run("default"),
+        *each(lr=(5e-4, 1e-3, 4e-3, 8e-3), batch=(4, 16), epochs=(4, 16), ema=(0.0,), weight_decay=(0.0, 1e-1)),
+    ],
+    "data": [
+        Run(f"{n or 'all'} {kind}", {}, partial(choose_films, real=real, built_in=built_in))
+        for n in FILMS
+        for kind, real, built_in in (("real", n, 0), ("built-in", 0, n), ("real, built-in added", n, None))
+    ],
     # Some of the other studies' runs at a size nearer to the shipped network's: does their ranking hold?
-    "check": [Run(run.name, {**run.settings, "size": 256}) for run in [
-        Run("default"), *each(augment=("none", "light"), dice_weight=(0.0,))]],
+    "check": [
+        Run(run.name, {**run.settings, "size": 256})
+        for run in [Run("default"), *each(augment=("none", "light"), dice_weight=(0.0,))]
+    ],
 }
 
 
-def run_study(name: str, data: str | Path, *, seeds: int = 3, config: TrainConfig = BASE, jobs: int | None = None,
-              trials: int = 60, storage: str | None = None, out: str | Path = "results/tuning") -> pd.DataFrame:
+def run_study(
+    name: str,
+    data: str | Path,
+    *,
+    seeds: int = 3,
+    config: TrainConfig = BASE,
+    jobs: int | None = None,
+    trials: int = 60,
+    storage: str | None = None,
+    out: str | Path = "results/tuning",
+) -> pd.DataFrame:
     """Does those runs of a study that are still to be done.
 
     Args:
@@ -139,13 +163,18 @@ def run_study(name: str, data: str | Path, *, seeds: int = 3, config: TrainConfi
         CACHE.mkdir(parents=True, exist_ok=True)
         storage = storage or f"sqlite:///{CACHE / 'search.db'}?timeout=60"
         return search(data, config, path, storage=storage, trials=trials, jobs=jobs)
-    plan = {(run.name, seed): (run, data, replace(config, **run.settings, seed=seed))
-            for seed in range(seeds) for run in STUDIES[name]}
+    plan = {
+        (run.name, seed): (run, data, replace(config, **run.settings, seed=seed))
+        for seed in range(seeds)
+        for run in STUDIES[name]
+    }
     ended = _check_same(path, plan, fingerprint(data))
     tasks = [task for key, task in plan.items() if key not in ended]
     if name == "data" and tasks:
         built_in_films()  # before the processes start, which would all draw them
-    for rows in tqdm(beside(train_run, tasks, jobs), name, len(plan), initial=len(plan) - len(tasks), unit="run", disable=None):
+    for rows in tqdm(
+        beside(train_run, tasks, jobs), name, len(plan), initial=len(plan) - len(tasks), unit="run", disable=None
+    ):
         write_rows(path, [{"study": name, **row} for row in rows], append=True)
     return read_table(path)
 
@@ -166,7 +195,11 @@ def _check_same(path: Path, plan: dict[tuple[str, int], tuple], data: str) -> se
     for key in plan.keys() & set(runs.index):
         planned = {name: getattr(plan[key][2], name) for name in SETTINGS} | {"data": data}
         recorded = runs.loc[key]
-        changed = [f"{name} was {recorded[name]}, is {value}" for name, value in planned.items() if recorded[name] != value]
+        changed = [
+            f"{name} was {recorded[name]}, is {value}" for name, value in planned.items() if recorded[name] != value
+        ]
         if changed:
-            raise ValueError(f"{path}: run {key[0]!r} was another: {'; '.join(changed)}; name another --out or move the table away")
+            raise ValueError(
+                f"{path}: run {key[0]!r} was another: {'; '.join(changed)}; name another --out or move the table away"
+            )
     return set(runs.index)

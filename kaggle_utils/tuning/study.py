@@ -31,9 +31,45 @@ from ..splits import BUILT_IN
 from ..trainer import Trainer, make_trainer
 
 Outputs = list[tuple[torch.Tensor, torch.Tensor]]  # logits and truth of each validation batch, float32 (B, 1, H, W)
-SETTINGS = ("augment", "width", "depth", "patch", "size", "loss", "dice_weight", "batch", "epochs", "lr", "weight_decay", "ema")
-MEASURES = ("train_loss", "val_loss", "val_dice", "val_iou", "val_accuracy", "reported", "dice_256", "jsrt_256", "seconds")
-COLUMNS = ("study", "run", *SETTINGS, "seed", "real", "built_in", "parameters", "epoch", *MEASURES, "status", "data", "commit")
+SETTINGS = (
+    "augment",
+    "width",
+    "depth",
+    "patch",
+    "size",
+    "loss",
+    "dice_weight",
+    "batch",
+    "epochs",
+    "lr",
+    "weight_decay",
+    "ema",
+)
+MEASURES = (
+    "train_loss",
+    "val_loss",
+    "val_dice",
+    "val_iou",
+    "val_accuracy",
+    "reported",
+    "dice_256",
+    "jsrt_256",
+    "seconds",
+)
+COLUMNS = (
+    "study",
+    "run",
+    *SETTINGS,
+    "seed",
+    "real",
+    "built_in",
+    "parameters",
+    "epoch",
+    *MEASURES,
+    "status",
+    "data",
+    "commit",
+)
 
 
 @dataclass(frozen=True)
@@ -53,8 +89,9 @@ class Run:
     report: Callable[[Outputs], float] | None = None
 
 
-def train_run(run: Run, data: str | Path, config: TrainConfig,
-              prune: Callable[[dict], bool] | None = None) -> list[dict[str, object]]:
+def train_run(
+    run: Run, data: str | Path, config: TrainConfig, prune: Callable[[dict], bool] | None = None
+) -> list[dict[str, object]]:
     """Trains once.
 
     Args:
@@ -85,13 +122,26 @@ def train_run(run: Run, data: str | Path, config: TrainConfig,
             status = "pruned"
         if status == "finished" and not prune:
             frame = read_manifest(data)
-            foreign = frame[(frame["source"] == "jsrt") & (frame["split"] != "unlabelled") & ("jsrt" not in config.sources)]
-            rows[-1] |= {"dice_256": dice_at(trainer, trainer.val_loader.dataset.frame), "jsrt_256": dice_at(trainer, foreign)}
+            foreign = frame[
+                (frame["source"] == "jsrt") & (frame["split"] != "unlabelled") & ("jsrt" not in config.sources)
+            ]
+            rows[-1] |= {
+                "dice_256": dice_at(trainer, trainer.val_loader.dataset.frame),
+                "jsrt_256": dice_at(trainer, foreign),
+            }
     names = trainer.train_loader.dataset.frame["name"].drop_duplicates()
     built_in = int(names.str.fullmatch(BUILT_IN).sum())
-    common = {"run": run.name, **{name: getattr(config, name) for name in SETTINGS}, "seed": config.seed,
-              "real": len(names) - built_in, "built_in": built_in, "parameters": count_parameters(trainer.model),
-              "status": status, "data": fingerprint(data), "commit": trainer.commit}
+    common = {
+        "run": run.name,
+        **{name: getattr(config, name) for name in SETTINGS},
+        "seed": config.seed,
+        "real": len(names) - built_in,
+        "built_in": built_in,
+        "parameters": count_parameters(trainer.model),
+        "status": status,
+        "data": fingerprint(data),
+        "commit": trainer.commit,
+    }
     return [common | {name: row[name] for name in ("epoch", *MEASURES) if name in row} for row in rows]
 
 
@@ -102,13 +152,21 @@ def dice_at(trainer: Trainer, frame: pd.DataFrame, size: int = 256) -> float | N
     batches = trainer.outputs(make_loader(LungDataset(frame, trainer.config.size), 32))
     probs = (prob for logits, _ in batches for prob in logits.float().sigmoid().cpu().numpy()[:, 0])
     masks = (resize_mask(read_mask(path), size) for path in frame["mask"])
-    return float(np.mean([overlap(confusion((resize_prob(prob, size) > 0.5).astype(np.uint8), mask))["dice"]
-                          for prob, mask in zip(probs, masks, strict=True)]))
+    return float(
+        np.mean(
+            [
+                overlap(confusion((resize_prob(prob, size) > 0.5).astype(np.uint8), mask))["dice"]
+                for prob, mask in zip(probs, masks, strict=True)
+            ]
+        )
+    )
 
 
 def fingerprint(data: str | Path) -> str:
     """Of a prepared set's films and splits, 12 hexadecimal digits."""
-    return hashlib.sha256(read_manifest(data)[["name", "split", "pixels"]].to_csv(index=False).encode()).hexdigest()[:12]
+    return hashlib.sha256(read_manifest(data)[["name", "split", "pixels"]].to_csv(index=False).encode()).hexdigest()[
+        :12
+    ]
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
@@ -125,7 +183,9 @@ def read_table(path: str | Path) -> pd.DataFrame:
         table = pd.DataFrame()
     if tuple(table) != COLUMNS:
         odd = ", ".join(sorted(set(table) ^ set(COLUMNS))[:5])
-        raise ValueError(f"{path} was written by another version ({odd or 'other order of columns'}): move it away to start anew")
+        raise ValueError(
+            f"{path} was written by another version ({odd or 'other order of columns'}): move it away to start anew"
+        )
     return table
 
 
@@ -152,7 +212,9 @@ def beside(function: Callable, tasks: list[tuple], jobs: int) -> Iterator:
 
 def _start() -> None:
     torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()  # when it is killed, its processes would go on with what nobody writes down
+    parent = (
+        multiprocessing.parent_process()
+    )  # when it is killed, its processes would go on with what nobody writes down
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 

@@ -24,7 +24,9 @@ def differences(saved: NotebookNode, again: NotebookNode) -> list[str]:
         tags = old.metadata.get("tags", ())
         if old.cell_type == "code" and "timing" not in tags:
             pairs = zip_longest(_texts(old), _texts(new), fillvalue="nothing")
-            found += [f"cell {k}: {line}" for pair in pairs for line in text_differences(*pair, numbers="varies" not in tags)]
+            found += [
+                f"cell {k}: {line}" for pair in pairs for line in text_differences(*pair, numbers="varies" not in tags)
+            ]
     return found
 
 

@@ -1,7 +1,6 @@
 """Every notebook is run again, and its cells must print what was saved, within the limits of ``compare.py``."""
 
 import importlib.util
-import os
 import re
 import shutil
 from copy import deepcopy
@@ -66,7 +65,9 @@ def code_cells(path: Path) -> list:
 
 
 def test_there_are_notebooks_in_order():
-    assert [path.stem[:2] for path in NOTEBOOKS] == [f"{n:02d}" for n in range(1, len(NOTEBOOKS) + 1)] and len(NOTEBOOKS) >= 4
+    assert [path.stem[:2] for path in NOTEBOOKS] == [f"{n:02d}" for n in range(1, len(NOTEBOOKS) + 1)] and len(
+        NOTEBOOKS
+    ) >= 4
 
 
 @by_name
@@ -83,14 +84,21 @@ def test_outputs_and_pictures_are_there(path):
 def test_cells_are_short_and_define_nothing(path):
     for cell in code_cells(path):
         lines = [line for line in cell.source.splitlines() if line.strip()]
-        assert len(lines) <= 10 and not re.search(r"^\s*(class|def|!|%pip)\b|pip install(?!\s+onnx)", cell.source, re.M), cell.source
+        assert len(lines) <= 10 and not re.search(
+            r"^\s*(class|def|!|%pip)\b|pip install(?!\s+onnx)", cell.source, re.M
+        ), cell.source
 
 
 @by_name
 def test_the_first_cell_asks_and_the_last_one_knows(path):
     cells = nbformat.read(path, 4).cells
     assert cells[0].cell_type == cells[-1].cell_type == "markdown"
-    assert "**" in cells[0].source and "?" in cells[0].source and "| reads |" in cells[0].source and "| writes |" in cells[0].source
+    assert (
+        "**" in cells[0].source
+        and "?" in cells[0].source
+        and "| reads |" in cells[0].source
+        and "| writes |" in cells[0].source
+    )
     assert "## What we now know" in cells[-1].source
 
 
@@ -103,24 +111,48 @@ def test_it_names_a_kernel_and_no_folder_of_the_machine_it_ran_on(path):
 
 # --- the comparison notices ------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("old, new", [
-    ("mean Dice 0.91", "mean Dice 0.92"), ("-0.0", "0.0"), ("20,944 px", "20,950 px"), ("a  9.99  b", "a  10.00  b"), ("1e-5", "2e-5"),
-    ("[0.1, 0.2]", "[0.1,  0.2]")])
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("mean Dice 0.91", "mean Dice 0.92"),
+        ("-0.0", "0.0"),
+        ("20,944 px", "20,950 px"),
+        ("a  9.99  b", "a  10.00  b"),
+        ("1e-5", "2e-5"),
+        ("[0.1, 0.2]", "[0.1,  0.2]"),
+    ],
+)
 def test_numbers_within_the_limit_are_the_same(old, new):
     assert not list(text_differences(old, new))
 
 
-@pytest.mark.parametrize("old, new", [
-    ("mean Dice 0.91", "mean Dice 0.93"), ("mean Dice 0.91", "mean IoU 0.91"), ("0.5", "-0.5"), ("20,944 px", "21,200 px"), ("60 films", "61 films"),
-    ("MCUCXR_0001_0", "MCUCXR_0002_0"), ("1.0", "nan"), ("[0.1]", "[0.1, 0.1]"), ("256x256", "256x255"), ("1 failed", "")])
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("mean Dice 0.91", "mean Dice 0.93"),
+        ("mean Dice 0.91", "mean IoU 0.91"),
+        ("0.5", "-0.5"),
+        ("20,944 px", "21,200 px"),
+        ("60 films", "61 films"),
+        ("MCUCXR_0001_0", "MCUCXR_0002_0"),
+        ("1.0", "nan"),
+        ("[0.1]", "[0.1, 0.1]"),
+        ("256x256", "256x255"),
+        ("1 failed", ""),
+    ],
+)
 def test_another_text_or_number_is_noticed(old, new):
     assert len(list(text_differences(old, new))) == 1
 
 
 def test_of_what_varies_the_text_is_compared_and_of_what_is_timed_nothing():
     def printed(text, *tags):
-        cell = nbformat.v4.new_code_cell("", metadata={"tags": [*tags]}, outputs=[nbformat.v4.new_output("stream", text=text)])
+        cell = nbformat.v4.new_code_cell(
+            "", metadata={"tags": [*tags]}, outputs=[nbformat.v4.new_output("stream", text=text)]
+        )
         return nbformat.v4.new_notebook(cells=[cell])
+
     assert not differences(printed("loss 0.1", "varies"), printed("loss 0.9", "varies"))
     assert differences(printed("loss 0.1", "varies"), printed("Dice 0.1", "varies"))
     assert not differences(printed("3 ms", "timing"), printed("a while", "timing"))
@@ -131,7 +163,9 @@ def test_a_number_changed_in_a_saved_output_is_noticed():
     changed = deepcopy(saved)
     cell = next(cell for cell in changed.cells if "px of lung" in str(cell.get("outputs")))
     number = re.search(r"[\d,]+(?= px of lung)", cell.outputs[0].text)[0]
-    cell.outputs[0].text = cell.outputs[0].text.replace(number, f"{int(number.replace(',', '')) * (1 + 2 * RELATIVE) + ABSOLUTE:,.0f}")
+    cell.outputs[0].text = cell.outputs[0].text.replace(
+        number, f"{int(number.replace(',', '')) * (1 + 2 * RELATIVE) + ABSOLUTE:,.0f}"
+    )
     assert not differences(saved, saved)
     assert [line.split("\n")[0].split(": ")[1].split()[0] for line in differences(saved, changed)] == [number]
 
@@ -155,8 +189,11 @@ def test_the_first_notebook_finds_sets_in_kaggles_old_and_nested_layouts(tmp_pat
     attached, drawn = tmp_path / "kaggle" / "input", tmp_path / "drawn"
     write_raw(drawn, 24, seed=3, size=64)
     chest = "pulmonary-chest-xray-abnormalities"
-    for made, mounted in ((f"{chest}/Montgomery", f"{chest}/Montgomery"), (f"{chest}/ChinaSet_AllFiles", f"datasets/kmader/{chest}/ChinaSet_AllFiles"),
-                          ("shcxr-lung-mask", "datasets/yoctoman/shcxr-lung-mask")):
+    for made, mounted in (
+        (f"{chest}/Montgomery", f"{chest}/Montgomery"),
+        (f"{chest}/ChinaSet_AllFiles", f"datasets/kmader/{chest}/ChinaSet_AllFiles"),
+        ("shcxr-lung-mask", "datasets/yoctoman/shcxr-lung-mask"),
+    ):
         shutil.copytree(drawn / made, attached / mounted)
     monkeypatch.setenv("UNET_LUNG_INPUT", str(attached))
     clone = lay_out(tmp_path / "clone")
