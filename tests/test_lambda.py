@@ -387,6 +387,7 @@ def test_the_image_has_all_that_the_handler_imports_and_nothing_that_it_does_not
         "numpy",
         "scipy",
         "opencv-python-headless",
+        "pillow",
         "onnxruntime",
         "boto3",
         "tqdm",
