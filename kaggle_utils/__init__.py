@@ -1,7 +1,8 @@
 """Lung segmentation in chest radiographs with a U-Net: raw public sets in, masks for new radiographs out.
 
-The core, in the order to read it: ``config data model loss metrics trainer infer predictions prep image``; beside it ``files hardware distributed
-export tables cli``. Rooms with doors: ``pictures dicom quality tb synthetic tuning plots scale page kaggle``, each with its face in ``__init__``.
+The core, in the order to read it: ``config data model loss metrics trainer infer predictions prep image``; beside it
+``files hardware distributed export tables cli``. Rooms with doors: ``pictures dicom quality tb synthetic tuning plots
+scale page kaggle``, each with its face in ``__init__``.
 """
 
 from importlib import import_module

@@ -8,7 +8,7 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import __version__, files
 
@@ -20,7 +20,9 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """The default after each option that has one worth saying."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        return action.help if action.default is None or action.default is False else super()._get_help_string(action)
+        if action.default is None or action.default is False:
+            return action.help or ""
+        return super()._get_help_string(action) or ""
 
 
 def prep(args: argparse.Namespace) -> int:
@@ -60,7 +62,8 @@ def train(args: argparse.Namespace) -> int:
     trainer = train(args.data, args.out, config, resume=args.resume)
     if is_main():
         print(
-            f"{len(trainer.history)} epochs in {trainer.seconds / 60:.1f} min, {trainer.precision} on {trainer.device}; "
+            f"{len(trainer.history)} epochs in {trainer.seconds / 60:.1f} min, {trainer.precision} on "
+            f"{trainer.device}; "
             f"best validation Dice {trainer.best_dice:.4f}; weights: {Path(args.out) / 'best.safetensors'}"
         )
     return 0
@@ -129,8 +132,8 @@ def predict(args: argparse.Namespace) -> int:
     failed = table[table["error"] != ""]
     refused = int(failed["height"].notna().sum())
     print(
-        f"{len(table) - len(failed)} masks in {args.out}, {len(failed) - refused} files could not be read, {refused} {'film' if refused == 1 else 'films'} refused"
-        + " (--force segments them)" * bool(refused)
+        f"{len(table) - len(failed)} masks in {args.out}, {len(failed) - refused} files could not be read, {refused} "
+        f"{'film' if refused == 1 else 'films'} refused" + " (--force segments them)" * bool(refused)
     )
     without = why_no_estimate(segmenter.quality)
     if without:
@@ -154,11 +157,12 @@ def _predict_on_cluster(args: argparse.Namespace) -> int:
     settings = Settings(
         batch=args.batch, force=args.force, flip=args.flip, clean=not args.raw, head=args.head, backend=args.backend
     )
-    result = predict(args.path, args.out, settings, weights=fetch(args.weights), device=args.device, address=args.ray)[
-        "result"
-    ]
+    weights = fetch(args.weights)
+    manifest = predict(args.path, args.out, settings, weights=weights, device=args.device, address=args.ray)
+    result: Any = manifest["result"]
     print(
-        f"{result['masks']} masks in {args.out}, {result['unreadable']} files could not be read, {result['refused']} films refused"
+        f"{result['masks']} masks in {args.out}, {result['unreadable']} files could not be read, {result['refused']} "
+        "films refused"
         + " (--force segments them)" * bool(result["refused"])
         + f"; {result['doubtful']} masks to look at: flag and reasons there"
     )
@@ -197,7 +201,8 @@ def screen(args: argparse.Namespace) -> int:
         table = screen([fetch(path, args.out) for path in args.path], out, screener, batch=args.batch)
     without = table[table["probability"].isna()]
     print(
-        f"{len(table) - len(without)} of {len(table)} films have a probability, {(table['label'] == SUSPECT).sum()} of them are suspect: "
+        f"{len(table) - len(without)} of {len(table)} films have a probability, {(table['label'] == SUSPECT).sum()} "
+        "of them are suspect: "
         f"{args.out}/screening.csv. No medical device"
     )
     for film in without.head(5).itertuples():
@@ -222,7 +227,8 @@ def synth(args: argparse.Namespace) -> int:
 
     write_raw(args.out, n=args.n, seed=args.seed, size=args.size)
     print(
-        f"{args.n} built-in films in {args.out}, in the layout of the raw sets, with their masks: prep them next, or predict '{args.out}/**/CXR_png/*.png'"
+        f"{args.n} built-in films in {args.out}, in the layout of the raw sets, with their masks: prep them next, or "
+        f"predict '{args.out}/**/CXR_png/*.png'"
     )
     return 0
 
@@ -314,7 +320,7 @@ def plots(args: argparse.Namespace) -> int:
         check_replaceable(Path(args.out) / name)
     for name, draw in FIGURES.items():
         try:
-            draw(Path(args.out) / name)
+            draw(Path(args.out) / name)  # type: ignore[operator]
             print(Path(args.out) / name)
         except FileNotFoundError as error:  # of results that were not made
             print(f"{name} left as it is: {error}")
@@ -377,7 +383,10 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--size", type=_side, help="px, side of the films in the shards; as prepared if not given")
 
     sub = command(train, "train a U-Net on a prepared folder")
-    sub.epilog = "On several GPUs: torchrun --standalone --nproc-per-node 2 -m kaggle_utils train ...; see kaggle_utils/distributed.py."
+    sub.epilog = (
+        "On several GPUs: torchrun --standalone --nproc-per-node 2 -m kaggle_utils train ...; "
+        "see kaggle_utils/distributed.py."
+    )
     sub.add_argument(
         "--data",
         nargs="+",
@@ -428,7 +437,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "path",
         nargs="+",
-        help="files, folders (searched below, through links) and globs: PNG, JPEG, TIFF, BMP, GIF, WebP, JPEG 2000, NIfTI of "
+        help="files, folders (searched below, through links) and globs: PNG, JPEG, TIFF, BMP, GIF, WebP, JPEG 2000, "
+        "NIfTI of "
         "one slice and DICOM, also gzip'd, under any name; and s3:// addresses of objects and prefixes, without globs",
     )
     sub.add_argument("--out", default="predictions", help="folder to write, or s3://bucket/prefix")
@@ -442,7 +452,8 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("png", "coco", "dicom-seg"),
         default=["png"],
         metavar="FORMAT",
-        help="png, coco, dicom-seg, one or more: masks and overlays as PNG; COCO run lengths of both lungs in OUT/coco.parquet; a DICOM "
+        help="png, coco, dicom-seg, one or more: masks and overlays as PNG; COCO run lengths of both lungs in "
+        "OUT/coco.parquet; a DICOM "
         "segmentation object for each film that is DICOM",
     )
     sub.add_argument(
@@ -451,7 +462,8 @@ def build_parser() -> argparse.ArgumentParser:
         const="local",
         metavar="ADDRESS",
         type=_ray_address,
-        help="on the Ray cluster at HOST:PORT or on the one that this machine is in (auto), or on one of this machine's own if no "
+        help="on the Ray cluster at HOST:PORT or on the one that this machine is in (auto), or on one of this "
+        "machine's own if no "
         "address is given; films and OUT may be s3:// prefixes, other films are on a disk that every node sees; OUT "
         "gets shards of Parquet, a row a film; the same command goes on with a stopped run; needs ray[data]",
     )
@@ -459,7 +471,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command(
         app,
-        "a page to drop a film on: its lungs outlined, measured and screened for tuberculosis, for research; nothing leaves the machine or stays on it; needs gradio",
+        "a page to drop a film on: its lungs outlined, measured and screened for tuberculosis, for research; nothing "
+        "leaves the machine or stays on it; needs gradio",
     )
     sub.add_argument(
         "--host",
@@ -477,7 +490,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "path",
         nargs="+",
-        help="files, folders (searched below) and globs, as for predict; and s3:// addresses of objects and prefixes, without globs",
+        help="files, folders (searched below) and globs, as for predict; and s3:// addresses of objects and prefixes, "
+        "without globs",
     )
     sub.add_argument(
         "--out", default="screening", help="folder to write, or s3://bucket/prefix: screening.csv and overlays"
@@ -554,14 +568,15 @@ _REMOTE = {
 
 
 def _check_addresses(args: argparse.Namespace) -> None:
-    """Raises ValueError for an s3:// address where a folder or a file of this machine is needed: it would become a folder ``s3:`` here."""
+    """Raises ValueError for an s3:// address where only a path works: it would become a folder ``s3:`` here."""
     from .scale.s3 import is_address
 
     for name, value in vars(args).items():
         for path in value if isinstance(value, list) else [value]:
             if is_address(path) and name not in _REMOTE.get(args.command, ()):
                 raise ValueError(
-                    f"{name} is a folder or a file of this machine, not {path}; `python -m kaggle_utils s3 --help` says how to copy"
+                    f"{name} is a folder or a file of this machine, not {path}; `python -m kaggle_utils s3 --help` "
+                    "says how to copy"
                 )
 
 
@@ -675,14 +690,14 @@ _WAY_ON = {
 
 def _no_room(error: Exception, args: argparse.Namespace) -> str:
     """What is said of a full disk, or of a quota or a limit that is reached; empty for other errors."""
-    if getattr(error, "errno", None) not in files.FULL:
+    if not isinstance(error, OSError) or error.errno not in files.FULL:
         return ""
     place = error.filename or getattr(args, "out", None) or "a folder"
     return f"{files.printable(place)}: {error.strerror}: make room there{_WAY_ON.get(args.command, '')}"
 
 
 def _lacks_memory(error: Exception) -> bool:
-    """Whether it is Python's, PyTorch's or OpenCV's way of saying so; only Python's has a type that is known without them."""
+    """Whether it is Python's, PyTorch's or OpenCV's way of saying so; only Python's has a type known without them."""
     said = str(error)
     return (
         isinstance(error, MemoryError)

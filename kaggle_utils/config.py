@@ -1,4 +1,4 @@
-"""Settings: everything that decides a training run, in one frozen dataclass; and what the header of weights may say of it.
+"""Settings: all that decides a training run, in one frozen dataclass; and what the header of weights may say of it.
 
 It needs nothing but Python.
 """
@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 PREPARED_SIDES = (8, 8192)  # px, least and most of prepared films
 MOST_LUNG = 0.9  # of a film; a mask of more is none of lungs
@@ -25,7 +26,7 @@ SIDES = (16, 4096)  # px, the square that a network sees
 
 def setting(
     default: object, about: str, *, choices: tuple[str, ...] = (), within: tuple[float, float] | None = None
-) -> object:
+) -> Any:
     """A field of a configuration.
 
     Args:
@@ -37,7 +38,7 @@ def setting(
     return field(default=default, metadata={"about": about, "choices": choices, "within": within})
 
 
-def check_settings(config: object) -> None:
+def check_settings(config: Any) -> None:
     """Checks each setting of a configuration against its type, its choices and its range.
 
     Raises:
@@ -58,11 +59,12 @@ def check_settings(config: object) -> None:
 class TrainConfig:
     """Everything that decides a run. Stored whole in each checkpoint, and rebuilt from there.
 
-    Where the defaults are from (``results/tuning/STUDY.csv``, validation films, three seeds): ``augment`` from ``augmentation`` and
-    ``longer``: light was ahead in 8 and in 32 epochs. ``dice_weight`` from ``loss``: best of the mixtures, level with
-    cross-entropy alone. Both together were not behind in a whole run at 384 px, one seed. ``width``, ``depth``, ``patch``
-    and ``size`` are the knee of ``results/pareto.csv`` (one seed). In ``optimisation``, 8 epochs, ``weight_decay`` and ``ema``
-    made no difference; higher ``lr`` and smaller ``batch`` were ahead, which whole runs have yet to show, and are left as they were.
+    Where the defaults are from (``results/tuning/STUDY.csv``, validation films, three seeds): ``augment`` from
+    ``augmentation`` and ``longer``: light was ahead in 8 and in 32 epochs. ``dice_weight`` from ``loss``: best of the
+    mixtures, level with cross-entropy alone. Both together were not behind in a whole run at 384 px, one seed.
+    ``width``, ``depth``, ``patch`` and ``size`` are the knee of ``results/pareto.csv`` (one seed). In
+    ``optimisation``, 8 epochs, ``weight_decay`` and ``ema`` made no difference; higher ``lr`` and smaller ``batch``
+    were ahead, which whole runs have yet to show, and are left as they were.
     """
 
     # data
@@ -138,21 +140,24 @@ class TrainConfig:
         return " ".join(["python -m kaggle_utils train", *self.options])
 
     def learning_rate(self, progress: float) -> float:
-        """Linear warm-up, then half a cosine down to a hundredth; ``progress`` is the share of the run done, in [0, 1]."""
+        """Linear warm-up, then half a cosine to a hundredth; ``progress``, in [0, 1], is the share of the run done."""
         if progress < self.warmup:
             return self.lr * progress / self.warmup
         wave = math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup))
         return self.lr * (0.01 + 0.99 * (1 + wave) / 2)
 
     @classmethod
-    def from_dict(cls, values: dict[str, object]) -> TrainConfig:
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
         """Rebuilds a stored configuration; an unknown key is an error, not a default in silence."""
         unknown = set(values) - {f.name for f in fields(cls)}
         if unknown:
             raise ValueError(
                 f"unknown setting {', '.join(sorted(unknown))}; there are {', '.join(f.name for f in fields(cls))}"
             )
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        settings: dict[str, Any] = {}
+        for key, value in values.items():
+            settings[key] = tuple(value) if isinstance(value, list) else value
+        return cls(**settings)
 
 
 def code_version() -> str:
@@ -174,7 +179,7 @@ def seal(data: bytes) -> bytes:
     return data.replace(UNSEALED.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
 
 
-def parse_header(text: str, path: str | Path, *, data: bytes | None = None, members: bool = False) -> dict[str, object]:
+def parse_header(text: str, path: str | Path, *, data: bytes | None = None, members: bool = False) -> dict[str, Any]:
     """A header from its JSON, by :func:`check_header`, without its checksum.
 
     Args:
@@ -203,7 +208,7 @@ def parse_header(text: str, path: str | Path, *, data: bytes | None = None, memb
     return check_header(header, path, members=members)
 
 
-def check_header(header: object, path: str | Path, *, members: bool = False) -> dict[str, object]:
+def check_header(header: object, path: str | Path, *, members: bool = False) -> dict[str, Any]:
     """Checks every key that this project knows; others may hold anything.
 
     Args:
@@ -230,14 +235,16 @@ def check_header(header: object, path: str | Path, *, members: bool = False) -> 
     unknown = set(architecture) - set(known)
     if unknown:
         raise ValueError(
-            f"{path}: the header's architecture has {', '.join(map(repr, sorted(unknown)))}, which this version doesn't know"
+            f"{path}: the header's architecture has {', '.join(map(repr, sorted(unknown)))}, which this version "
+            "doesn't know"
         )
     for rules, values in ((known, architecture), (_SCREENER if members else _SEGMENTER, header)):
         for name in rules.keys() & values.keys():
             kind, holds = rules[name]
             if not holds(values[name]):
                 raise ValueError(
-                    f"{path}: {name} in the header is {kind}, not {values[name]!r:.60}: damaged or edited; train, or fetch the weights, again"
+                    f"{path}: {name} in the header is {kind}, not {values[name]!r:.60}: damaged or edited; train, or "
+                    "fetch the weights, again"
                 )
     heads, classes = header.get("heads") or [], architecture.get("classes", 1)
     if heads and len(heads) != classes:

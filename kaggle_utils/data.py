@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -37,12 +37,14 @@ def read_manifest(root: str | Path) -> pd.DataFrame:
         root: the folder that ``python -m kaggle_utils prep`` wrote.
 
     Returns:
-        One row a film: name, source, split, tb, sex, age, height, width, inverted (1: prep turned over a negative; older sets have
-        no such column), sha256, pixels, and the paths image and mask (mask is empty where split is ``unlabelled``).
+        One row a film: name, source, split, tb, sex, age, height, width, inverted (1: prep turned over a negative;
+        older sets have no such column), sha256, pixels, and the paths image and mask (mask is empty where split is
+        ``unlabelled``).
 
     Raises:
         FileNotFoundError: no manifest, or a film that it names is gone.
-        ValueError: a column is missing, the set is in shards, or a film is there twice, so that it could be trained on and tested on.
+        ValueError: a column is missing, the set is in shards, or a film is there twice, so that it could be trained on
+            and tested on.
     """
     root, path = Path(root), manifest_path(root)
     frame = parse_manifest(path, path)
@@ -88,14 +90,15 @@ def parse_manifest(file: str | Path | BinaryIO, path: str | Path) -> pd.DataFram
     wrong = frame[frame["name"].isna() | ~frame["split"].isin(_SPLITS)]
     if len(wrong):
         raise ValueError(
-            f"{path}: line {wrong.index[0] + 2} has the name {wrong['name'].iloc[0]!r} and the split {wrong['split'].iloc[0]!r}, which is one "
+            f"{path}: line {wrong.index[0] + 2} has the name {wrong['name'].iloc[0]!r} and the split "
+            f"{wrong['split'].iloc[0]!r}, which is one "
             f"of {', '.join(_SPLITS)}: run prep again"
         )
     return frame
 
 
 def check_disjoint(frame: pd.DataFrame) -> None:
-    """Raises ValueError if a film, by its name or by its pixels, is there twice: it might be trained on and tested on."""
+    """Raises ValueError if a film is there twice, by its name or its pixels: it might be trained on and tested on."""
     for column in ("name", "pixels"):
         twice = frame.loc[frame.duplicated(column, keep=False), "name"]
         if len(twice):
@@ -141,11 +144,12 @@ def augmentation(preset: str) -> A.Compose:
     learned, and it doubles the films. Order: where the film lies, then what the detector did to it.
 
     Args:
-        preset: ``none``; ``light`` (flip, small affine, gamma, a little noise); ``full`` (larger affine, exposure, gamma,
-            sharpness, noise, elastic deformation, dropout that hides markers, wires and corners); ``tb``, for step two.
+        preset: ``none``; ``light`` (flip, small affine, gamma, a little noise); ``full`` (larger affine, exposure,
+            gamma, sharpness, noise, elastic deformation, dropout that hides markers, wires and corners); ``tb``, for
+            step two.
 
-    Each film is normalised afterwards, which takes an even change of brightness or contrast away: gamma changes the gray
-    scale's shape, which stays.
+    Each film is normalised afterwards, which takes an even change of brightness or contrast away: gamma changes the
+    gray scale's shape, which stays.
     """
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks the network for a newer version
     import albumentations as A  # takes a second, and prediction needs none of it
@@ -238,7 +242,7 @@ class LungDataset(Dataset):
     def __len__(self) -> int:
         return len(self.frame)
 
-    def __getitem__(self, key: int | tuple[int, int] | None) -> dict[str, object]:
+    def __getitem__(self, key: int | tuple[int, int] | None) -> dict[str, Any]:
         """One film: image and mask ``float32 (1, size, size)``, name and source.
 
         Args:
@@ -265,7 +269,7 @@ def make_item(
     *,
     augment: A.Compose | None = None,
     seed: tuple[int, int, int] = (0, 0, 0),
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """A film and its mask as training takes them: image and mask ``float32 (1, H, W)``, name and source.
 
     Args:
@@ -291,7 +295,8 @@ def make_item(
 class EpochSampler(Sampler):
     """Yields (epoch, index) in an order that seed and epoch alone decide; set ``epoch`` before each pass.
 
-    Of several processes each draws its share of every ``batch`` of that order, and a None if it gets no film of the last.
+    Of several processes each draws its share of every ``batch`` of that order, and a None if it gets no film of the
+    last.
     """
 
     def __init__(self, n: int, seed: int = 0, batch: int = 1):

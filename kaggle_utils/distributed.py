@@ -3,15 +3,15 @@
 torchrun starts a process for each GPU. Each computes its share of every batch, DistributedDataParallel averages their
 gradients, so all hold the same weights, and the first one writes the files. ``--batch`` is that of all processes
 together: the numbers are those of one process within float error. Batch normalisation on CPUs is the exception. On GPUs
-its statistics are those of the whole batch; for CPUs PyTorch has no such thing: there each process normalises by its own
-share, and the running statistics are the processes' mean. (On GPUs, where a last batch has fewer films than there are
-processes, another film or two count in its statistics, and in nothing else.)
+its statistics are those of the whole batch; for CPUs PyTorch has no such thing: there each process normalises by its
+own share, and the running statistics are the processes' mean. (On GPUs, where a last batch has fewer films than there
+are processes, another film or two count in its statistics, and in nothing else.)
 
 The first process's clock is everybody's: a time budget ends for all at the same step. When a process dies, torchrun
 ends the others, and ``--resume`` goes on with any number of processes (by itself, if torchrun is given
-``--max-restarts`` too). Several machines need the prepared set, unless it is shards in S3, and the run's folder on a disk that
-all of them see. Where a machine's name stands for 127.0.0.1 or 127.0.1.1, as on Debian, its network is to be named:
-``GLOO_SOCKET_IFNAME=eth0``.
+``--max-restarts`` too). Several machines need the prepared set, unless it is shards in S3, and the run's folder on a
+disk that all of them see. Where a machine's name stands for 127.0.0.1 or 127.0.1.1, as on Debian, its network is to be
+named: ``GLOO_SOCKET_IFNAME=eth0``.
 
 In a process that torchrun didn't start, nothing here does anything.
 """
@@ -88,7 +88,8 @@ def processes(device: torch.device) -> Iterator[None]:
         _loading = dist.new_group(backend="gloo", timeout=LOADING_WAIT)
     except RuntimeError as error:
         raise ConnectionError(
-            "the processes don't reach each other; between machines, name the network that connects them, on each of them: "
+            "the processes don't reach each other; between machines, name the network that connects them, on each of "
+            "them: "
             f"GLOO_SOCKET_IFNAME=eth0 torchrun … (`ip addr` lists them). {error}"
         ) from error
     try:
@@ -96,7 +97,8 @@ def processes(device: torch.device) -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or any(words in str(error) for words in _LOST):
             raise ConnectionError(
-                f"another process doesn't answer any more; the same command with --resume goes on with what is saved. {error}"
+                "another process doesn't answer any more; the same command with --resume goes on with what is saved. "
+                f"{error}"
             ) from error
         raise
     dist.destroy_process_group()  # not after an error: this could wait for processes that wait for this one
@@ -130,7 +132,7 @@ def batch_share(batch: int) -> int:
 
 
 def share_of_batches(items: Sequence, batch: int) -> list:
-    """This process's items of every batch, one after the other; a None where the last, smaller batch has none for it."""
+    """This process's items of every batch, one after the other; a None where the last batch has none for it."""
     return [item for start in range(0, len(items), batch) for item in share(items[start : start + batch]) or [None]]
 
 
@@ -152,13 +154,13 @@ def gather(items: list) -> list:
     """The items of all processes, one process after the other."""
     if world_size() == 1:
         return items
-    lists = [None] * world_size()
+    lists: list[list] = [[] for _ in range(world_size())]
     dist.all_gather_object(lists, items)
     return [item for part in lists for item in part]
 
 
 def check_alike(facts: dict[str, object]) -> None:
-    """Raises ValueError if a fact is another one in another process: they'd train different models, or wait for ever."""
+    """Raises ValueError if processes disagree on a fact: they'd train different models, or wait for ever."""
     first, *others = gather([facts])
     for name, other in ((name, other) for other in others for name in first if other[name] != first[name]):
         raise ValueError(
@@ -173,7 +175,7 @@ def share_statistics(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def average_gradients(model: nn.Module) -> nn.Module:
-    """What to train in the model's place: its gradients are the mean of the processes', each of which uses every weight."""
+    """What to train in the model's place: its gradients are the mean of all processes'."""
     return DistributedDataParallel(model) if world_size() > 1 else model
 
 
@@ -212,9 +214,10 @@ def launch(*options: object) -> None:
     """
     library = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     command = launch_command(*options)
-    with subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": library}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as process:
+    environment = {**os.environ, "PYTHONPATH": library}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, text=True, stdout=pipe, stderr=subprocess.STDOUT) as process:
+        assert process.stdout
         for line in process.stdout:
             print(line, end="", flush=True)
     if process.returncode:

@@ -14,12 +14,13 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from .image import write_bytes
+from .files import write_bytes
 from .model import FORMAT, UNSEALED, check_finite, load_weights, parse_header, read_header, seal
 
 TOLERANCE = 1e-4  # of a logit, between PyTorch and the exported graph
@@ -32,12 +33,13 @@ def export_onnx(weights: str | Path, out: str | Path) -> None:
 
     Args:
         weights: a file of ``model.save_weights``, for films.
-        out: the file; written whole or not at all. The weights' header is JSON in its ``metadata_props``, under ``FORMAT``.
+        out: the file; written whole or not at all. The weights' header is JSON in its ``metadata_props``, under
+            ``FORMAT``.
 
     Raises:
         FileNotFoundError: no such weights.
-        ValueError: a damaged or foreign weights file, logits that differ by more than ``TOLERANCE``, or ``out`` is there and no
-            earlier export.
+        ValueError: a damaged or foreign weights file, logits that differ by more than ``TOLERANCE``, or ``out`` is
+            there and no earlier export.
         ImportError: onnx or onnxruntime is not installed.
     """
     _check_out(Path(out), Path(weights))
@@ -84,7 +86,7 @@ def to_onnx(model: nn.Module, shape: tuple[int, ...] = TRACED_SHAPE) -> bytes:
         torch.onnx.export(
             model,
             (torch.zeros(shape),),
-            graph,
+            graph,  # type: ignore[arg-type]  # a file works too
             dynamo=False,
             input_names=["films"],
             output_names=["logits"],
@@ -93,7 +95,7 @@ def to_onnx(model: nn.Module, shape: tuple[int, ...] = TRACED_SHAPE) -> bytes:
     return graph.getvalue()
 
 
-def read_onnx_header(path: str | Path) -> dict[str, object]:
+def read_onnx_header(path: str | Path) -> dict[str, Any]:
     """The header of a file of :func:`export_onnx`, as ``model.read_header`` gives that of the weights.
 
     Raises:
@@ -143,9 +145,8 @@ def open_graph(graph: bytes, backend: str, *, bf16: bool = False) -> Callable[[t
         session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         return lambda films: torch.from_numpy(session.run(None, {"films": films.numpy()})[0])
     if backend == "openvino":
-        sys.modules.setdefault(
-            "openvino_telemetry", None
-        )  # else the import alone reports to the vendor over the network
+        # Else the import alone reports to the vendor over the network.
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
         core = _extra("openvino").Core()
         settings = {
             "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",

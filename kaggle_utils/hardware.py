@@ -38,8 +38,8 @@ def choose_precision(device: torch.device) -> str:
     """The fastest number format that the hardware computes in itself, or the one that ``UNET_LUNG_PRECISION`` names.
 
     bf16 on a GPU from Ampere on and on a CPU with AVX512-BF16 or AMX; fp16 on an older GPU (a T4 only emulates bf16);
-    fp32 on any other CPU, where bf16 is emulated and slower, and on a Mac's GPU. bf16 keeps three digits: with ``UNET_LUNG_PRECISION=fp32``
-    two machines come to the same numbers, but for the last digits of a float.
+    fp32 on any other CPU, where bf16 is emulated and slower, and on a Mac's GPU. bf16 keeps three digits: with
+    ``UNET_LUNG_PRECISION=fp32`` two machines come to the same numbers, but for the last digits of a float.
 
     Raises:
         ValueError: the variable names no such format.

@@ -1,7 +1,7 @@
 """Scores of a mask against the truth, one film at a time.
 
-Axes: H rows, W columns. ``pred`` and ``truth`` are ``uint8 (H, W)`` masks in {0, 1}. A mean Dice is the mean over films of
-each film's Dice: it doesn't depend on how films were batched.
+Axes: H rows, W columns. ``pred`` and ``truth`` are ``uint8 (H, W)`` masks in {0, 1}. A mean Dice is the mean over films
+of each film's Dice: it doesn't depend on how films were batched.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ def confusion(pred: np.ndarray, truth: np.ndarray) -> dict[str, int]:
     Raises:
         ValueError: the shapes differ, or a mask is not 2-D with values in {0, 1}.
     """
-    check_mask(pred), check_mask(truth)
+    check_mask(pred)
+    check_mask(truth)
     if pred.shape != truth.shape:
         raise ValueError(f"pred is {pred.shape} and truth is {truth.shape}")
     pred, truth = pred.astype(bool), truth.astype(bool)
@@ -74,7 +75,8 @@ def surface_distances(
 
     Source: Huttenlocher et al. 1993; Heimann et al. 2009 for ASSD; the conventions are MONAI's.
     """
-    check_mask(pred), check_mask(truth)
+    check_mask(pred)
+    check_mask(truth)
     if not pred.any() or not truth.any():
         far = 0.0 if pred.any() == truth.any() else float(np.hypot(*np.multiply(pred.shape, spacing)))
         return {"hd95": far, "hd": far, "assd": far}

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,9 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from .config import FORMAT, NORMALISATION, UNSEALED, parse_header, seal  # noqa: F401 (this module is the face of those)
-from .image import write_bytes
+from .files import write_bytes
+
+Network = TypeVar("Network", bound=nn.Module)
 
 _CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 _UP_CONV = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -39,7 +42,8 @@ class UNet(nn.Module):
         depth: how many times the resolution is halved.
         dims: 2 for films, 3 for volumes.
         norm: ``batch``, ``group`` (8 groups; for batches of one or two) or ``instance``.
-        up: ``bilinear`` (after a 1×1 convolution; trilinear in 3-D) or ``transposed`` (2×2 up-convolution, as the paper).
+        up: ``bilinear`` (after a 1×1 convolution; trilinear in 3-D) or ``transposed`` (2×2 up-convolution, as the
+            paper).
         patch: px, side of the patches that become channels before the first convolution, and come back as pixels after
             the last (films only). 2 quarters the work of every level and still gives a logit to every pixel.
         conv: ``plain``, or ``separable``: each 3×3 convolution a depthwise and a 1×1 one, with a ninth of the weights.
@@ -74,7 +78,7 @@ class UNet(nn.Module):
         _check_choice("conv", conv, ("plain", "separable"))
         if patch > 1 and dims == 3:
             raise ValueError("patch > 1 is for films (dims=2)")
-        self.architecture = dict(
+        self.architecture: dict[str, Any] = dict(
             in_channels=in_channels,
             classes=classes,
             width=width,
@@ -95,26 +99,29 @@ class UNet(nn.Module):
             Up(deep, shallow, dims, norm, up, conv) for shallow, deep in zip(widths[-2::-1], widths[:0:-1])
         )
         self.outc = _CONV[dims](widths[0], classes * patch**2, 1)
-        if (
-            self.outc.weight.is_meta
-        ):  # the numbers will come from a file; to draw some here would load PyTorch's compiler
-            return
+        if self.outc.weight.is_meta:
+            return  # the numbers will come from a file; to draw some here would load PyTorch's compiler
         self.apply(_initialise)
         with torch.no_grad():  # all outputs start alike: else a patch's pixels are a checkerboard (Aitken et al. 2017)
             self.outc.weight.copy_(self.outc.weight[:1].expand_as(self.outc.weight))
+        assert self.outc.bias is not None
         nn.init.constant_(self.outc.bias, math.log(prior / (1 - prior)))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         images, shape = self._pad(images), images.shape[2:]
         patch = self.architecture["patch"]
-        skips = [self.inc(F.pixel_unshuffle(images, patch) if patch > 1 else images)]
+        if patch > 1:
+            images = F.pixel_unshuffle(images, patch)
+        skips = [self.inc(images)]
         for down in self.down:
             skips.append(down(skips[-1]))  # each level: twice the channels, half the resolution
         features = skips.pop()
         for up in self.up:
             features = up(features, skips.pop())
         logits = self.outc(features)
-        return (F.pixel_shuffle(logits, patch) if patch > 1 else logits)[(..., *map(slice, shape))]
+        if patch > 1:
+            logits = F.pixel_shuffle(logits, patch)
+        return logits[(..., *map(slice, shape))]  # without what was padded
 
     def _pad(self, images: torch.Tensor) -> torch.Tensor:
         dims, in_channels = self.architecture["dims"], self.architecture["in_channels"]
@@ -157,6 +164,7 @@ class Up(nn.Module):
         conv: str = "plain",
     ):
         super().__init__()
+        self.up: nn.Module
         if up == "transposed":
             self.up = _UP_CONV[dims](in_channels, out_channels, 2, stride=2)
         else:
@@ -176,7 +184,7 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def save_weights(path: str | Path, model: UNet, header: dict[str, object] | None = None, *, half: bool = False) -> None:
+def save_weights(path: str | Path, model: UNet, header: dict[str, Any] | None = None, *, half: bool = False) -> None:
     """Writes the weights as safetensors, with the architecture and whatever the header says.
 
     Args:
@@ -191,7 +199,7 @@ def save_weights(path: str | Path, model: UNet, header: dict[str, object] | None
     _write(path, tensors, {"architecture": model.architecture, **(header or {})})
 
 
-def read_header(path: str | Path, *, members: bool = False) -> dict[str, object]:
+def read_header(path: str | Path, *, members: bool = False) -> dict[str, Any]:
     """The header of a weights file, checked.
 
     Args:
@@ -224,8 +232,9 @@ def update_header(path: str | Path, **entries: object) -> None:
     _write(path, load_file(path), header)
 
 
-def _write(path: str | Path, tensors: dict[str, torch.Tensor], header: dict[str, object]) -> None:
-    # One entry, since safetensors writes several in an order of its own at each run: equal weights are to be equal files.
+def _write(path: str | Path, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
+    # One entry, since safetensors writes several in an order of its own at each run: equal weights are to be equal
+    # files.
     write_bytes(path, seal(save(tensors, {FORMAT: json.dumps({**header, "checksum": UNSEALED})})))
 
 
@@ -240,7 +249,7 @@ def load_weights(path: str | Path) -> UNet:
     return load_network(path, lambda: UNet(**architecture))
 
 
-def load_network(path: str | Path, make: Callable[[], nn.Module]) -> nn.Module:
+def load_network(path: str | Path, make: Callable[[], Network]) -> Network:
     """A network with the tensors of a weights file, on the CPU, in evaluation mode, as float32.
 
     Args:
@@ -276,7 +285,8 @@ def check_finite(path: str | Path, name: str, finite: bool) -> None:
     """Raises ValueError for a tensor with NaN or infinity: its network would find no lung, and say nothing."""
     if not finite:
         raise ValueError(
-            f"{path}: {name} holds NaN or infinity: damaged, or of a training that failed; train, or fetch the weights, again"
+            f"{path}: {name} holds NaN or infinity: damaged, or of a training that failed; train, or fetch the "
+            "weights, again"
         )
 
 

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,8 +31,8 @@ from tqdm import tqdm
 from . import distributed
 from .config import TrainConfig, code_version
 from .data import LungDataset, check_batch, check_disjoint, make_loader, read_manifest
+from .files import write_bytes
 from .hardware import choose_device, choose_precision, keep_memory
-from .image import write_bytes
 from .infer import LungSegmenter
 from .loss import make_loss
 from .metrics import confusion, overlap
@@ -77,7 +78,7 @@ class Trainer:
         val_loader: DataLoader,
         config: TrainConfig,
         out: str | Path | None = None,
-        about: dict[str, object] | None = None,
+        about: dict[str, Any] | None = None,
     ):
         self.config, self.loss = config, loss
         self.train_loader, self.val_loader = train_loader, val_loader
@@ -85,7 +86,8 @@ class Trainer:
         if self.device.type == "cpu":
             keep_memory()
         self.precision = choose_precision(self.device) if config.precision == "auto" else config.precision
-        self.model = distributed.share_statistics(model, self.device).to(self.device, memory_format=torch.channels_last)
+        shared = distributed.share_statistics(model, self.device)
+        self.model = shared.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         step_model = distributed.average_gradients(self.model)
         self.step_model = torch.compile(step_model) if config.compile else step_model
         self.ema = AveragedModel(self.model, multi_avg_fn=ema_with_warmup(config.ema), use_buffers=True)
@@ -117,12 +119,12 @@ class Trainer:
             on_epoch: called with each new row of the history; training ends when it says True.
 
         Returns:
-            One row an epoch: epoch, lr, train_loss, val_loss, val_dice, val_iou, val_accuracy, val_foreground (predicted
-            share of lung), films_s (training alone) and seconds (since the start, resumed parts included).
+            One row an epoch: epoch, lr, train_loss, val_loss, val_dice, val_iou, val_accuracy, val_foreground
+            (predicted share of lung), films_s (training alone) and seconds (since the start, resumed parts included).
 
         Raises:
-            ValueError: the first batch is not what a network can learn from; the message says what is wrong. Or there are
-                several processes, and they differ in settings, films or the checkpoint they go on from.
+            ValueError: the first batch is not what a network can learn from; the message says what is wrong. Or there
+                are several processes, and they differ in settings, films or the checkpoint they go on from.
             FloatingPointError: the loss is not finite; the message names the films.
         """
         distributed.check_alike({**asdict(self.config), "data": self.about, "step": self.step})
@@ -164,7 +166,7 @@ class Trainer:
     def outputs(
         self, loader: DataLoader, model: nn.Module | None = None
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Logits and truth of each batch, both ``(B, 1, H, W)``; a film of a set not trained on gets the first set's head.
+        """Logits and truth of each batch, both ``(B, 1, H, W)``; a film of another set gets the first set's head.
 
         The model's mode (training or evaluation) is put back as it was.
         """
@@ -179,7 +181,7 @@ class Trainer:
         model.train(was_training)
 
     def resume(self, path: str | Path) -> None:
-        """Takes everything from a checkpoint: a resumed run ends as the uninterrupted one would have, bit for bit on a CPU.
+        """Takes everything from a checkpoint: a resumed run ends as an uninterrupted one, bit for bit on a CPU.
 
         Only a time budget breaks that: its learning rate follows the clock.
 
@@ -226,7 +228,8 @@ class Trainer:
 
         Source: Li, Yumer & Ramanan 2020, "Budgeted Training": the learning rate should reach its end with the budget.
         """
-        # Epochs streamed from shards by several processes differ in length: the present one's counts, not a total of steps.
+        # Epochs streamed from shards by several processes differ in length: the present one's counts, not a total of
+        # steps.
         by_steps = (len(self.history) + self.begun.batches / len(self.train_loader)) / self.config.epochs
         by_time = self.seconds / (self.config.minutes * 60) if self.config.minutes else 0.0
         return min(1.0, max(by_steps, by_time))
@@ -354,9 +357,10 @@ class Trainer:
         torch.save(state, buffer)
         write_bytes(self.out / "last.pt", _sealed(buffer.getvalue()))
 
-    def _header(self) -> dict[str, object]:
-        last = self.history[-1]
-        heads = list(self.config.sources) if self.best_model.architecture["classes"] > 1 else []
+    def _header(self) -> dict[str, Any]:
+        last, network = self.history[-1], self.best_model
+        assert isinstance(network, UNet)
+        heads = list(self.config.sources) if network.architecture["classes"] > 1 else []
         return {
             "size": self.config.size,
             "normalisation": NORMALISATION,
@@ -372,7 +376,7 @@ class Trainer:
         }
 
 
-def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict[str, object]:
+def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """What :class:`Trainer` wrote to ``last.pt``, each part of its type, the configuration rebuilt.
 
     Raises:
@@ -413,7 +417,7 @@ def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
 
 
 def _sealed(archive: bytes) -> bytes:
-    """A zip file's bytes with their checksum as its comment, which torch.load passes over; its entries' own don't cover its directory."""
+    """A zip file's bytes with a checksum of them as its comment, which torch.load passes over."""
     body = archive[:-2] + len(_checksum(b"")).to_bytes(2, "little")
     return body + _checksum(body)
 
@@ -422,7 +426,7 @@ def _checksum(data: bytes) -> bytes:
     return hashlib.sha256(data).hexdigest().encode()
 
 
-_PARTS = {
+_PARTS: dict[str, Any] = {
     "config": dict,
     "history": list,
     "step": int,
@@ -440,7 +444,8 @@ _PARTS = {
 def _damaged(path: str | Path, reason: object) -> ValueError:
     said = " ".join(str(reason).split())[:200] or type(reason).__name__
     return ValueError(
-        f"{path}: a damaged checkpoint, or none of this version ({said}): move it away to start anew; best.safetensors beside it stays usable"
+        f"{path}: a damaged checkpoint, or none of this version ({said}): move it away to start anew; "
+        "best.safetensors beside it stays usable"
     )
 
 
@@ -450,14 +455,15 @@ def train(
     """Trains a U-Net on a prepared set; the whole of ``python -m kaggle_utils train``, also where torchrun starts it.
 
     Args:
-        data: the prepared set, or several; the first one's validation films decide which weights are kept. Or one in shards
-            (:mod:`scale.shards`), a folder or its ``s3://`` address, which is streamed.
+        data: the prepared set, or several; the first one's validation films decide which weights are kept. Or one in
+            shards (:mod:`scale.shards`), a folder or its ``s3://`` address, which is streamed.
         out: the run's folder, see :class:`Trainer`.
         config: see :class:`TrainConfig`.
         resume: go on from ``out/last.pt`` if it is there.
 
     Returns:
-        The trainer, its run finished, and an estimate of a mask's Dice fitted to its best weights, see :mod:`quality.fit`.
+        The trainer, its run finished, and an estimate of a mask's Dice fitted to its best weights, see
+        :mod:`quality.fit`.
 
     Raises:
         FileExistsError: the folder holds another run and ``resume`` is not asked for.
@@ -465,17 +471,17 @@ def train(
     """
     with distributed.processes(choose_device(config.device)):
         trainer = make_trainer(data, out, config, resume=resume)
-        # Logs and notebooks show no bar: a line an epoch instead.
-        trainer.fit(
-            None if sys.stderr.isatty() or not distributed.is_main() else partial(_say_epoch, epochs=config.epochs)
-        )
+        # Logs and notebooks show no bar: a line for each epoch instead.
+        silent = sys.stderr.isatty() or not distributed.is_main()
+        trainer.fit(None if silent else partial(_say_epoch, epochs=config.epochs))
     if distributed.is_main():
         _fit_quality(trainer)
     return trainer
 
 
 def _fit_quality(trainer: Trainer) -> None:
-    """Fits the estimate of a mask's Dice to the run's best weights, on validation films, and keeps it in their header."""
+    """Fits the estimate of a mask's Dice to the best weights, on validation films, and keeps it in their header."""
+    assert trainer.out
     best = trainer.out / "best.safetensors"
     segmenter = LungSegmenter(best, device=trainer.config.device)
     update_header(best, quality=fit_quality(_validation_films(trainer.val_loader), segmenter))
@@ -495,13 +501,14 @@ def _validation_films(loader: DataLoader) -> Iterator[Item]:
             n += 1
 
 
-def _say_epoch(row: dict[str, float], epochs: int) -> None:
+def _say_epoch(row: dict[str, float], epochs: int) -> bool:
     print(
         f"epoch {row['epoch'] + 1}/{epochs}: loss {row['train_loss']:.4f}, validation Dice {row['val_dice']:.4f}, "
         f"{row['films_s']:.0f} films/s, {row['seconds']:.0f} s",
         file=sys.stderr,
         flush=True,
     )
+    return False  # go on
 
 
 def make_trainer(
@@ -517,8 +524,8 @@ def make_trainer(
     Args:
         data, config, resume: see :func:`train`.
         out: the run's folder; None writes nothing.
-        loss: a loss of your own, a module of ``(logits, truth)``; the one that ``config.loss`` names if None. The name of its
-            class goes into the weights' header.
+        loss: a loss of your own, a module of ``(logits, truth)``; the one that ``config.loss`` names if None. The name
+            of its class goes into the weights' header.
     """
     last = _check_folder(Path(out), resume) if out else None
     films, held_out = select_films(data, config)
@@ -569,19 +576,16 @@ def select_films(data: str | Path | list[str | Path], config: TrainConfig) -> tu
 
 
 def make_loaders(films: pd.DataFrame, held_out: pd.DataFrame, config: TrainConfig) -> tuple[DataLoader, DataLoader]:
-    """Loaders of the two parts of :func:`select_films`: shuffled and augmented to train on, as they are to validate on."""
+    """Loaders of the two parts of :func:`select_films`: shuffled and augmented to train on, untouched to validate."""
     workers = config.workers
     if workers < 0:
-        on_gpu = choose_device(config.device).type == "cuda"
-        workers = os.cpu_count() // distributed.machine_size() if on_gpu else 0
+        workers = 0
+        if choose_device(config.device).type == "cuda":
+            workers = (os.cpu_count() or 1) // distributed.machine_size()
     if "shard" in films:
-        streams = [
-            ShardedFilms(
-                films, config.size, config.augment, batch=config.batch, shuffle=True, seed=config.seed, threads=workers
-            ),
-            ShardedFilms(held_out, config.size, batch=config.batch, seed=config.seed, threads=workers),
-        ]
-        return tuple(stream_loader(stream, workers) for stream in streams)
+        common: dict[str, Any] = {"batch": config.batch, "seed": config.seed, "threads": workers}
+        shuffled = ShardedFilms(films, config.size, config.augment, shuffle=True, **common)
+        return stream_loader(shuffled, workers), stream_loader(ShardedFilms(held_out, config.size, **common), workers)
     learned = LungDataset(films, config.size, config.augment, seed=config.seed)
     return (
         make_loader(learned, config.batch, shuffle=True, workers=workers),
@@ -635,7 +639,7 @@ def ema_with_warmup(decay: float) -> Callable:
     return average
 
 
-def describe_films(films: pd.DataFrame, held_out: pd.DataFrame) -> dict[str, object]:
+def describe_films(films: pd.DataFrame, held_out: pd.DataFrame) -> dict[str, Any]:
     """How many films of each set there are, how many of them are built-in ones, and a fingerprint of them all."""
     both = pd.concat([films, held_out])[["name", "pixels"]].astype(str).to_csv(index=False)
     return {

@@ -221,7 +221,8 @@ def test_every_kind_of_change_happens(preset):
 
 @pytest.mark.parametrize("preset", ["light", "full", "tb"])
 def test_what_a_preset_does_to_the_grays_is_left_after_normalisation(preset):
-    """Weak brightness and contrast once were all that light did to them, and cancelled out: 0.09 deviations were left."""
+    """Weak brightness and contrast once were all that light did to them, and cancelled out: 0.09 deviations were
+    left."""
     image, changes = phantom().image, []
     plain = data.normalise(torch.from_numpy(image[None]))
     steps = data.augmentation(preset)

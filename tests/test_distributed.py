@@ -39,7 +39,8 @@ def be_process(monkeypatch, rank, world):
 def assert_same_run(one, two, epochs):
     """Checkpoints of one and of two processes: the same weights and history within float error.
 
-    A ReLU at its kink falls to either side, which moved weights by 2e-4 on one processor; a film's wrong weight moves them by 1e-3.
+    A ReLU at its kink falls to either side, which moved weights by 2e-4 on one processor; a film's wrong weight moves
+    them by 1e-3.
     """
     one, two = (torch.load(folder / "last.pt", weights_only=True) for folder in (one, two))
     assert one["step"] == two["step"]
@@ -131,7 +132,8 @@ def test_both_stop_by_the_first_process_s_clock(seen):
 
 
 class Joined:
-    """A loader of the batches that two processes stream from shards, step by step in one batch, without the films that only fill it."""
+    """A loader of the batches that two processes stream from shards, step by step in one batch, without the films that
+    only fill it."""
 
     def __init__(self, shards, config, monkeypatch):
         self.sampler, self.dataset, self.epoch, self.batches = None, self, 0, []

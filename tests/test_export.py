@@ -229,7 +229,8 @@ def test_weights_that_are_no_numbers_are_refused(graph, tmp_path, wrong):
 
 @pytest.mark.parametrize("backend", RUNTIMES)
 def test_graph_that_no_runtime_computes_is_refused(graph, tmp_path, backend):
-    """As another program, or a flipped bit in a file without a checksum, leaves it, which the format's own check doesn't see."""
+    """As another program, or a flipped bit in a file without a checksum, leaves it, which the format's own check
+    doesn't see."""
     proto = onnx.load_model_from_string(graph)
     next(node for node in proto.graph.node if node.op_type == "Concat" and "up" in node.name).attribute[0].i = 9
     header = json.loads(proto.metadata_props[0].value)

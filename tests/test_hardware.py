@@ -83,7 +83,8 @@ def test_a_precision_that_does_not_exist_is_told(monkeypatch):
 
 
 def test_bfloat16_draws_the_lungs_that_float32_draws(monkeypatch):
-    """Emulated where the processor doesn't have it: the numbers are other ones than float32's, the masks nearly the same."""
+    """Emulated where the processor doesn't have it: the numbers are other ones than float32's, the masks nearly the
+    same."""
     films, found = [film.image for film in AppearanceModel.load().sample(2, seed=77)], {}
     for precision in ("fp32", "bf16"):
         monkeypatch.setenv("UNET_LUNG_PRECISION", precision)

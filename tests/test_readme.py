@@ -16,7 +16,8 @@ CLONE = Path(__file__).parents[1]
 README = (CLONE / "README.md").read_text()
 TEXT = " ".join(MARK.sub("", README).split())  # without the tables that benchmarks/readme.py writes
 NUMBER = re.compile(r"(?<![\w.])\d*\.\d+(?![\w.]*\d)")
-# A row a number: the words around it, the number in braces, and where it is from. Without a file it is no measurement, and ``row`` says what it is.
+# A row a number: the words around it, the number in braces, and where it is from. Without a file it is no measurement,
+# and ``row`` says what it is.
 NUMBERS = pd.read_csv(Path(__file__).with_name("readme_numbers.csv"), keep_default_na=False)
 
 
@@ -29,7 +30,8 @@ def measured(file: str, row: str, column: str) -> float:
 
     Args:
         file: a CSV or JSON file there; of ``tuning/`` the mean over the seeds after the last epoch.
-        row: ``column=value; …`` of the only row that has them; or two such, ``A minus B``, for their difference. Empty for JSON.
+        row: ``column=value; …`` of the only row that has them; or two such, ``A minus B``, for their difference. Empty
+            for JSON.
         column: of that row; ``max column`` and ``min column`` are those of all epochs. In JSON the keys, ``a/b``.
     """
     if file.endswith(".json"):
@@ -58,7 +60,8 @@ def split(text: str) -> tuple[str, str, str]:
 
 
 def says(number: str, after: str, value: float) -> bool:
-    """Whether a number as written is the measured one without its sign, in percent or millions where that follows, rounded to its digits."""
+    """Whether a number as written is the measured one without its sign, in percent or millions where that follows,
+    rounded to its digits."""
     unit = 100 if after.startswith(" %") else 1e-6 if after.startswith("M") else 1
     return abs(abs(value) * unit - float(number)) <= 0.5 * 10 ** -len(number.split(".")[1]) * (1 + 1e-6)
 

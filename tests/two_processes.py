@@ -1,4 +1,5 @@
-"""What torchrun starts twice for test_distributed.py: one training after the other, each as one process would do it alone.
+"""What torchrun starts twice for test_distributed.py: one training after the other, each as one process would do it
+alone.
 
 Each process writes what it saw as ``OUT/rank.json``; a start takes seconds, so all runs share one.
 """

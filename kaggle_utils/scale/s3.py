@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from errno import ENOSPC
 from pathlib import Path, PurePosixPath
 from secrets import token_hex
+from typing import overload
 
 from ..files import FULL, LOCK, locked, printable, write_bytes
 from ..pictures.find import without_outputs
@@ -122,6 +123,14 @@ def download(address: str, folder: str | Path) -> Moved:
         return _download(s3, parse(address)[0], _find(s3, address), Path(folder))
 
 
+@overload
+def fetch(path: None, out: str | Path | None = None) -> None: ...
+
+
+@overload
+def fetch(path: str | Path, out: str | Path | None = None) -> str | Path: ...
+
+
 def fetch(path: str | Path | None, out: str | Path | None = None) -> str | Path | None:
     """The local copy of what an ``s3://`` address names, a file or a folder; any other path, or none, as it is.
 
@@ -129,7 +138,7 @@ def fetch(path: str | Path | None, out: str | Path | None = None) -> str | Path 
     longer in S3 is removed. Pictures that this package wrote there, perhaps to ``out``, are left out. Errors are those of
     :func:`download`.
     """
-    if not is_address(path):
+    if path is None or not is_address(path):
         return path
     bucket, prefix = parse(path)
     if leads_out(prefix):
@@ -224,7 +233,7 @@ def _name_films(folder: Path, address: str | None = None) -> None:
             write_bytes(lungs, buffer.getvalue().to_pybytes())
 
 
-def is_address(path: str | Path) -> bool:
+def is_address(path: str | Path | None) -> bool:
     """Says whether a path is an ``s3://`` address."""
     return str(path).startswith(SCHEME)
 
