@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
@@ -327,21 +328,7 @@ def plots(args: argparse.Namespace) -> int:
     return 0
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser, with a subcommand for each function above."""
-    parser = argparse.ArgumentParser(
-        prog="kaggle_utils", description="Lung segmentation in chest radiographs with a U-Net."
-    )
-    parser.add_argument("--version", action="version", version=f"unet-lung {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(function, about: str, within=commands) -> argparse.ArgumentParser:
-        name = function.__name__.removeprefix("kaggle_").removeprefix("s3_").replace("_", "-")
-        sub = within.add_parser(name, help=about, description=about, formatter_class=_Help)
-        sub.set_defaults(function=function)
-        return sub
-
-    sub = command(prep, "raw public sets to a prepared folder; exit status 3 if a folder could not be searched")
+def _prep_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--input", required=True, help="folder with the raw sets, in any nesting, or s3://bucket/prefix")
     sub.add_argument("--out", default="segmentation", help="folder to write; a second run does what is missing")
     sub.add_argument("--size", type=_side, default=512, help="px, side of the prepared films")
@@ -354,22 +341,22 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--seed", type=int, default=0, help="of the random split")
 
-    sub = command(synth, "write built-in films, drawn from a statistical model, in the layout of the raw sets")
+
+def _synth_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--n", type=_positive, default=200, help="how many films")
     sub.add_argument("--out", required=True, help="folder to write")
     sub.add_argument("--size", type=_side, default=512, help="px, side of the films")
     sub.add_argument("--seed", type=int, default=0, help="the same seed gives the same films on every machine")
 
-    sub = command(fit_synth, "fit the statistical model of the built-in films again")
+
+def _fit_synth_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--data", default="segmentation", help="prepared folder with the real Montgomery and Shenzhen")
     sub.add_argument(
         "--out", help="file to write; if not given the package's own asset, and the shapes that masks are judged by"
     )
 
-    sub = command(
-        shards,
-        "pack a prepared set into tar files, from which training streams what memory can't hold; needs webdataset",
-    )
+
+def _shards_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--data", default="segmentation", help="prepared folder")
     sub.add_argument(
         "--out", required=True, help="folder to write; train --data takes it, and its s3:// address once it is uploaded"
@@ -382,7 +369,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--size", type=_side, help="px, side of the films in the shards; as prepared if not given")
 
-    sub = command(train, "train a U-Net on a prepared folder")
+
+def _train_options(sub: argparse.ArgumentParser) -> None:
     sub.epilog = (
         "On several GPUs: torchrun --standalone --nproc-per-node 2 -m kaggle_utils train ...; "
         "see kaggle_utils/distributed.py."
@@ -397,7 +385,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--resume", action="store_true", help="go on where a stopped run was")
     _add_config(sub)
 
-    sub = command(evaluate, "score weights on a prepared folder, film by film")
+
+def _evaluate_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--data", default="segmentation", help="prepared folder")
     sub.add_argument("--split", choices=("train", "val", "test"), default="test", help="which films")
     sub.add_argument("--sizes", type=_side, nargs="+", default=[256, 512], help="px at which masks are compared")
@@ -405,7 +394,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", help="write OUT.csv, a row a film, and OUT_summary.csv")
     _add_weights(sub)
 
-    sub = command(protocol, "train and test by the published protocols; writes results/protocols.csv and its summary")
+
+def _protocol_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("name", nargs="+", help="both, montgomery, shenzhen or jsrt: whose training lists are trained on")
     sub.add_argument("--data", default="segmentation", help="prepared folder")
     sub.add_argument("--input", help="folder with the raw sets: compare at each film's own size too (size 0)")
@@ -413,9 +403,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--steps", type=_positive, default=3000, help="optimiser steps of each training, about")
     sub.add_argument("--no-flip", action="store_true", help="test without averaging with the mirrored film")
 
-    sub = command(
-        tune, "do a study's runs, into results/tuning/STUDY.csv; the same command goes on with a stopped study"
-    )
+
+def _tune_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("study", help="bugs, augmentation, longer, loss, capacity, optimisation, data, check or search")
     sub.add_argument("--data", default="segmentation", help="prepared folder")
     sub.add_argument(
@@ -430,10 +419,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--storage", help="of the search, a URL of SQLAlchemy's; runs/tuning/search.db if not given")
     sub.add_argument("--out", default="results/tuning", help="folder of the tables")
 
-    sub = command(
-        predict,
-        "masks, overlays, measurements and a table for films; exit status 3 if some could not be read or were refused",
-    )
+
+def _predict_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "path",
         nargs="+",
@@ -469,11 +456,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_weights(sub)
 
-    sub = command(
-        app,
-        "a page to drop a film on: its lungs outlined, measured and screened for tuberculosis, for research; nothing "
-        "leaves the machine or stays on it; needs gradio",
-    )
+
+def _app_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--host",
         default="127.0.0.1",
@@ -482,11 +466,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--port", type=_positive, default=7860, help="port to listen at")
     _add_weights(sub)
 
-    sub = command(
-        screen,
-        "a probability of tuberculosis for films, with a heat map, or the reason why there is none: for research and "
-        "teaching, no medical device; exit status 3 if some films have none",
-    )
+
+def _screen_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "path",
         nargs="+",
@@ -506,20 +487,22 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (a Mac's GPU)")
     sub.add_argument("--batch", type=_positive, default=8, help="films a forward pass")
 
-    sub = command(export, "write the network as a file for runtimes other than PyTorch, and check it against PyTorch")
+
+def _export_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--format", choices=("onnx",), default="onnx", help="of the file")
     sub.add_argument("--weights", help="safetensors file; the one shipped with the package if not given")
     sub.add_argument("--out", help="file to write; the weights' name with .onnx, in this folder, if not given")
 
-    about = "notebooks and code on Kaggle, by Kaggle's own package; run it in the folder of the clone"
-    within = commands.add_parser("kaggle", help=about, description=about).add_subparsers(
-        dest="action", required=True, metavar="ACTION", help="publish or push; each has a --help of its own"
-    )
-    sub = command(kaggle_publish, "put code and weights up as private datasets, or as new versions of them", within)
+
+def _plots_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--out", default="images", help="folder to write")
+
+
+def _kaggle_publish_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--owner", required=True, help="your name on Kaggle")
-    sub = command(
-        kaggle_push, "push notebooks, wait until each has run, fetch its outputs; publish comes first", within
-    )
+
+
+def _kaggle_push_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "notebooks", nargs="*", default=["all"], metavar="NOTEBOOK", help="01 to 05, or all that are there"
     )
@@ -529,29 +512,119 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--no-wait", action="store_true", help="push only; not for notebooks that read one another")
 
-    about = (
-        "copy folders to S3 and back, unpack archives there; credentials from the usual chain, "
-        "a server other than Amazon's from AWS_ENDPOINT_URL"
-    )
-    within = commands.add_parser("s3", help=about, description=about).add_subparsers(
-        dest="action",
-        required=True,
-        metavar="ACTION",
-        help="upload, download or unzip; the same command goes on where it was stopped",
-    )
-    sub = command(s3_upload, "copy a folder, or a file, to S3", within)
+
+def _s3_upload_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("folder", help="folder, without its own name, or file")
     sub.add_argument("address", help="s3://bucket/prefix; a file's name is added where the address doesn't end in it")
-    sub = command(s3_download, "copy all below a prefix, or an object, from S3", within)
+
+
+def _s3_download_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("address", help="s3://bucket/prefix")
     sub.add_argument("folder", help="folder to write")
-    sub = command(s3_unzip, "unpack a zip archive within S3, in little memory and without a disk", within)
+
+
+def _s3_unzip_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("archive", help="s3://bucket/set.zip")
     sub.add_argument("address", help="s3://bucket/prefix to write to")
 
-    sub = command(plots, "draw the README's pictures again")
-    sub.add_argument("--out", default="images", help="folder to write")
+
+# Each command: what runs it, what it is about, and what adds its options.
+_COMMANDS = (
+    (prep, "raw public sets to a prepared folder; exit status 3 if a folder could not be searched", _prep_options),
+    (synth, "write built-in films, drawn from a statistical model, in the layout of the raw sets", _synth_options),
+    (fit_synth, "fit the statistical model of the built-in films again", _fit_synth_options),
+    (
+        shards,
+        "pack a prepared set into tar files, from which training streams what memory can't hold; needs webdataset",
+        _shards_options,
+    ),
+    (train, "train a U-Net on a prepared folder", _train_options),
+    (evaluate, "score weights on a prepared folder, film by film", _evaluate_options),
+    (
+        protocol,
+        "train and test by the published protocols; writes results/protocols.csv and its summary",
+        _protocol_options,
+    ),
+    (
+        tune,
+        "do a study's runs, into results/tuning/STUDY.csv; the same command goes on with a stopped study",
+        _tune_options,
+    ),
+    (
+        predict,
+        "masks, overlays, measurements and a table for films; exit status 3 if some could not be read or were refused",
+        _predict_options,
+    ),
+    (
+        app,
+        "a page to drop a film on: its lungs outlined, measured and screened for tuberculosis, for research; nothing "
+        "leaves the machine or stays on it; needs gradio",
+        _app_options,
+    ),
+    (
+        screen,
+        "a probability of tuberculosis for films, with a heat map, or the reason why there is none: for research and "
+        "teaching, no medical device; exit status 3 if some films have none",
+        _screen_options,
+    ),
+    (
+        export,
+        "write the network as a file for runtimes other than PyTorch, and check it against PyTorch",
+        _export_options,
+    ),
+    (plots, "draw the README's pictures again", _plots_options),
+)
+_GROUPS = {
+    "kaggle": (
+        "notebooks and code on Kaggle, by Kaggle's own package; run it in the folder of the clone",
+        "publish or push; each has a --help of its own",
+        (
+            (
+                kaggle_publish,
+                "put code and weights up as private datasets, or as new versions of them",
+                _kaggle_publish_options,
+            ),
+            (
+                kaggle_push,
+                "push notebooks, wait until each has run, fetch its outputs; publish comes first",
+                _kaggle_push_options,
+            ),
+        ),
+    ),
+    "s3": (
+        "copy folders to S3 and back, unpack archives there; credentials from the usual chain, "
+        "a server other than Amazon's from AWS_ENDPOINT_URL",
+        "upload, download or unzip; the same command goes on where it was stopped",
+        (
+            (s3_upload, "copy a folder, or a file, to S3", _s3_upload_options),
+            (s3_download, "copy all below a prefix, or an object, from S3", _s3_download_options),
+            (s3_unzip, "unpack a zip archive within S3, in little memory and without a disk", _s3_unzip_options),
+        ),
+    ),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser, with a subcommand for each function above."""
+    parser = argparse.ArgumentParser(
+        prog="kaggle_utils", description="Lung segmentation in chest radiographs with a U-Net."
+    )
+    parser.add_argument("--version", action="version", version=f"unet-lung {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for run, about, add_options in _COMMANDS:
+        _add_command(commands, run.__name__.replace("_", "-"), run, about, add_options)
+    for group, (about, actions, members) in _GROUPS.items():
+        nested = commands.add_parser(group, help=about, description=about)
+        within = nested.add_subparsers(dest="action", required=True, metavar="ACTION", help=actions)
+        for run, about, add_options in members:
+            _add_command(within, run.__name__.removeprefix(f"{group}_"), run, about, add_options)
     return parser
+
+
+def _add_command(commands, name: str, run: Callable, about: str, add_options: Callable) -> None:
+    sub = commands.add_parser(name, help=about, description=about, formatter_class=_Help)
+    sub.set_defaults(function=run)
+    add_options(sub)
 
 
 # Options that take s3:// addresses, by command.
