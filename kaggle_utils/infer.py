@@ -9,10 +9,10 @@ import ctypes
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,8 +83,10 @@ class Unsegmented:
     @property
     def row(self) -> dict[str, Any]:
         """What ``predictions.csv`` says of it."""
-        height, width = self.shape or (None, None)
-        return _row(self, {"error": printable(self.error)} | ({"height": height, "width": width} if self.shape else {}))
+        row = _first_columns(self) | {"error": printable(self.error)}
+        if self.shape:
+            row["height"], row["width"] = self.shape
+        return row
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ class Segmented:
         film: as it was read and checked.
         upright: the mask of the film put right (``film.checked.image``), ``uint8 (H, W)`` in {0, 1}.
         prob: probability of lung at the network's own size, upright, ``float32 (size, size)``.
-        quality: an estimate of the mask's Dice, a flag and reasons; None where the network comes without an estimate, which the notes say.
+        quality: an estimate of the mask's Dice, a flag and reasons; None where the network comes without an estimate,
+            which the notes say.
         notes: what reading and the checks found and did, without semicolons.
     """
 
@@ -118,15 +121,21 @@ class Segmented:
         """Both lungs as the film lies in its file, ``uint8 (H, W)`` in {0, 1}."""
         return self.film.checked.undo(self.upright)
 
+    @cached_property
+    def lungs(self) -> tuple[np.ndarray, np.ndarray]:
+        """The **patient's** right lung and left lung, as the film lies in its file."""
+        right, left = split_lungs(self.upright)
+        return self.film.checked.undo(right), self.film.checked.undo(left)
+
     @property
     def right(self) -> np.ndarray:
         """The **patient's** right lung, as the film lies in its file."""
-        return self.film.checked.undo(split_lungs(self.upright)[0])
+        return self.lungs[0]
 
     @property
     def left(self) -> np.ndarray:
         """The **patient's** left lung, as the film lies in its file."""
-        return self.film.checked.undo(split_lungs(self.upright)[1])
+        return self.lungs[1]
 
     @property
     def probability(self) -> np.ndarray:
@@ -136,37 +145,27 @@ class Segmented:
     @property
     def row(self) -> dict[str, Any]:
         """What ``predictions.csv`` says of it, without the paths of what was written."""
-        height, width = self.film.image.shape
-        said = {
-            "error": "",
-            "height": height,
-            "width": width,
-            "lung_px": int(self.upright.sum()),
-            "lung_share": round(float(self.upright.mean()), 4),
-        }
-        if self.quality is None:
-            return _row(self, said | {"flag": "", "reasons": ""})
-        return _row(
-            self,
-            said
-            | {
-                "quality": round(self.quality.estimate, 3),
-                "flag": self.quality.flag,
-                "reasons": "; ".join(self.quality.reasons),
-            },
-        )
+        row = _first_columns(self) | {"error": "", "flag": "", "reasons": ""}
+        row["height"], row["width"] = self.film.image.shape
+        row["lung_px"] = int(self.upright.sum())
+        row["lung_share"] = round(float(self.upright.mean()), 4)
+        if self.quality:
+            row["quality"] = round(self.quality.estimate, 3)
+            row["flag"] = self.quality.flag
+            row["reasons"] = "; ".join(self.quality.reasons)
+        return row
 
 
-def _row(result: Segmented | Unsegmented, said: dict[str, Any]) -> dict[str, Any]:
-    return {"name": result.name, "path": printable(result.path), "notes": "; ".join(result.notes), **said}
+def _first_columns(result: Segmented | Unsegmented) -> dict[str, Any]:
+    return {"name": result.name, "path": printable(result.path), "notes": "; ".join(result.notes)}
 
 
 class LungSegmenter:
     """A trained U-Net that takes films of any size. On a CPU it calls :func:`hardware.keep_memory` for the process.
 
     Args:
-        weights: a file of ``model.save_weights``, or of ``export.export_onnx`` for a backend other than torch; None is the
-            one that ships with the package.
+        weights: a file of ``model.save_weights``, or of ``export.export_onnx`` for a backend other than torch; None is
+            the one that ships with the package.
         device: auto, cpu, cuda, cuda:N or mps (a Mac's GPU); a backend other than torch has the CPU alone.
         flip: average the prediction with that of the mirrored film: twice the time for a little accuracy.
         clean: keep the two largest components and fill holes, see :func:`clean_mask`.
@@ -203,32 +202,20 @@ class LungSegmenter:
             raise FileNotFoundError(
                 f"{path} is not there: train one (`python -m kaggle_utils train`) and name it with --weights"
             )
-        self.version = (
-            hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""
-        )  # told apart by their content
-        self.header = read_onnx_header(path) if path.suffix == ".onnx" else read_header(path)
-        missing = {"size", "sources"} - set(self.header)
-        if missing:
-            raise ValueError(
-                f"{path}: no {' and no '.join(sorted(missing))} in the header, so films can't be given to it as in training"
-            )
-        films, architecture = {"in_channels": 1, "dims": 2}, self.header["architecture"]
-        other = {name: value for name, value in architecture.items() if films.get(name, value) != value}
-        if other:
-            raise ValueError(
-                f"{path}: a network of {' and '.join(f'{name} {value}' for name, value in other.items())}, not one for films"
-            )
+        # Weights are identified by their content.
+        self.version = hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""
+        self.header: dict[str, Any] = read_onnx_header(path) if path.suffix == ".onnx" else read_header(path)
+        _check_header(path, self.header)
         self.quality = self.header.get("quality")  # the fit that quality.estimate_quality takes
-        self.size = self.header["size"]  # px, the side of the square that the network was trained on
+        self.size: int = self.header["size"]  # px, the side of the square that the network was trained on
         self.device = choose_device("cpu" if device == "auto" and backend != "torch" else device)
         if self.device.type == "cpu":
             keep_memory()
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(choose_precision(self.device))
-        self.model = _open_network(
-            path, backend, self.device, bf16=self.dtype == torch.bfloat16, classes=architecture.get("classes", 1)
-        )
+        classes = self.header["architecture"].get("classes", 1)
+        self.model = _open_network(path, backend, self.device, bf16=self.dtype == torch.bfloat16, classes=classes)
         self.flip, self.clean, self.threshold = flip, clean, threshold
-        self.heads = self.header.get("heads") or [""]
+        self.heads: list[str] = self.header.get("heads") or [""]
         self.head = head or self.heads[0]
         if self.head not in self.heads:
             raise ValueError(
@@ -239,7 +226,8 @@ class LungSegmenter:
         """Masks of films, from files or arrays.
 
         Args:
-            films: a path, an array, or a list of them. An array is gray ``(H, W)`` of any type and range, or RGB or RGBA ``(H, W, C)``.
+            films: a path, an array, or a list of them. An array is gray ``(H, W)`` of any type and range, or RGB or
+                RGBA ``(H, W, C)``.
 
         Returns:
             Of one film a :class:`Segmented`; of a list one result each, :class:`Unsegmented` where there is no mask.
@@ -247,14 +235,15 @@ class LungSegmenter:
         Raises:
             ValueError: the one film can't be read, or is no frontal chest film.
         """
-        alone = isinstance(films, (str, Path, np.ndarray))
-        results = list(segment_films([films] if alone else films, self))
-        if alone and isinstance(results[0], Unsegmented):
-            raise ValueError(results[0].error)
-        return results[0] if alone else results
+        if not isinstance(films, (str, Path, np.ndarray)):
+            return list(segment_films(films, self))
+        (result,) = segment_films([films], self)
+        if isinstance(result, Unsegmented):
+            raise ValueError(result.error)
+        return result
 
     @property
-    def settings(self) -> dict[str, object]:
+    def settings(self) -> dict[str, Any]:
         """What decides the masks of a film."""
         return {
             "weights": self.version,
@@ -311,13 +300,14 @@ def segment_films(
     batch: int = 8,
     force: bool = False,
 ) -> Iterator[Segmented | Unsegmented]:
-    """One result a film, in order; never raises for what is in a film. The next ones are read while the network works.
+    """One result per film, in order; never raises for what is in a film. While the network works, the next are read.
 
     Args:
         films: files, their bytes, or arrays as for :class:`LungSegmenter`.
-        segmenter: with which weights and switches; anything with its ``probabilities``, ``finish``, ``threshold`` and ``quality``.
+        segmenter: with which weights and switches; anything with its ``probabilities``, ``finish``, ``threshold`` and
+            ``quality``.
         names: by which films go in tables; if not given, their files' stems, and numbers for what has none.
-        batch: films a forward pass.
+        batch: films per forward pass.
         force: segment too what would be refused (no chest film, blank, too small); the reasons become notes.
     """
     films = list(films)
@@ -344,12 +334,9 @@ def segment_batches(
     """
     for read in read_ahead(films, pool, batch, force=force):
         good = [film for film in read if isinstance(film, CheckedFilm)]
-        probs = iter(segmenter.probabilities([film.checked.image for film in good])) if good else iter(())
-        jobs = [
-            pool.submit(segment, film, next(probs), segmenter, force=force) if isinstance(film, CheckedFilm) else film
-            for film in read
-        ]
-        yield [job if isinstance(job, Unsegmented) else job.result() for job in jobs]
+        probs = segmenter.probabilities([film.checked.image for film in good]) if good else ()
+        segmented = pool.map(partial(segment, segmenter=segmenter, force=force), good, probs)
+        yield [next(segmented) if isinstance(film, CheckedFilm) else film for film in read]
 
 
 def read_checked(
@@ -364,61 +351,64 @@ def read_checked(
         data: the file's bytes where they are here already; then ``film`` may be any address.
     """
     path = film if isinstance(film, (str, Path)) else name
-    if isinstance(film, bytes):
-        data = film
     try:
-        found = from_array(film) if isinstance(film, np.ndarray) else read_film(path, data=data)
+        if isinstance(film, np.ndarray):
+            found = from_array(film)
+        else:
+            found = read_film(path, data=film if isinstance(film, bytes) else data)
     except (ValueError, OSError, ImportError) as error:  # a folder may hold DICOM besides what needs no extra
         return Unsegmented(name, path, str(error))
     checked = check_film(found.image, found.colour, found.lie)
     if checked.problems and not force:
-        return Unsegmented(
-            name,
-            path,
-            f"{path}: refused: {'; '.join(checked.problems)}",
-            found.image.shape,
-            found.notes + checked.notes,
-        )
-    spacing = found.spacing_mm and found.spacing_mm[:: -1 if checked.turned % 180 else 1]
-    # No colours: many films wait in memory.
-    return CheckedFilm(
-        name, path, found.image, checked, spacing, found.notes + checked.problems + checked.notes, found.age
-    )
+        refusal = f"{path}: refused: {'; '.join(checked.problems)}"
+        return Unsegmented(name, path, refusal, found.image.shape, found.notes + checked.notes)
+    spacing = found.spacing_mm
+    if spacing and checked.turned % 180:
+        spacing = spacing[1], spacing[0]
+    notes = found.notes + checked.problems + checked.notes
+    return CheckedFilm(name, path, found.image, checked, spacing, notes, found.age)  # no colours: many wait in memory
 
 
 def read_ahead(
-    todo: Iterable[tuple[Path, str]], pool: Executor, batch: int, *, force: bool = False
+    todo: Iterable[tuple[str | Path | bytes | np.ndarray, str]], pool: Executor, batch: int, *, force: bool = False
 ) -> Iterator[list[CheckedFilm | Unsegmented]]:
     """Batches of checked films, in order; while one is worked on the next one is read.
 
-    As many are in memory as have room in :data:`image.MOST_BYTES` together; a batch ends early where the next film has none.
+    As many are in memory as have room in :data:`image.MOST_BYTES` together; a batch ends early where the next film
+    has none.
 
     Args:
-        todo: of each film the file and the name, as for :func:`read_checked`.
+        todo: of each film the file or array, and the name, as for :func:`read_checked`.
         pool: whose threads read.
         batch: films of a batch at most.
         force: as for :func:`read_checked`.
     """
-    todo, sizes, reading, films, held = iter(todo), deque(), deque(), [], 0
+    waiting = iter(todo)
+    sized: deque[tuple[tuple[Any, str], Future[int]]] = deque()  # and the bytes that each will take
+    reading: deque[tuple[Future[CheckedFilm | Unsegmented], int]] = deque()
+    films: list[CheckedFilm | Unsegmented] = []  # the next batch
+    held = taken = 0  # bytes of all that is in memory, and of the next batch
     while True:
-        sizes.extend((item, pool.submit(_declared_bytes, item[0])) for item in islice(todo, 2 * batch - len(sizes)))
-        while (
-            sizes and len(reading) + len(films) < 2 * batch and (not held or held + sizes[0][1].result() <= MOST_BYTES)
-        ):
-            item, size = sizes.popleft()
-            held += size.result()
-            reading.append((pool.submit(read_checked, *item, force=force), size.result()))
-        if films and (len(films) == batch or not reading):
-            size, batch_of_films = sum(size for _, size in films), [film for film, _ in films]
-            films = []
-            yield batch_of_films
-            batch_of_films.clear()  # whoever took them is done
-            held -= size
-            if size > _LARGE:
-                _give_back_memory()
-        elif reading:
+        for item in islice(waiting, 2 * batch - len(sized)):
+            sized.append((item, pool.submit(_declared_bytes, item[0])))
+        while sized and len(reading) + len(films) < 2 * batch:
+            size = sized[0][1].result()
+            if held and held + size > MOST_BYTES:
+                break
+            (film, name), _ = sized.popleft()
+            reading.append((pool.submit(read_checked, film, name, force=force), size))
+            held += size
+        if reading and len(films) < batch:
             job, size = reading.popleft()
-            films.append((job.result(), size))
+            films.append(job.result())
+            taken += size
+        elif films:
+            yield films
+            films.clear()  # whoever took them is done
+            held -= taken
+            if taken > _LARGE:
+                _give_back_memory()
+            taken = 0
         else:
             return
 
@@ -432,7 +422,9 @@ def _give_back_memory() -> None:
 def _declared_bytes(film: str | Path | bytes | np.ndarray) -> int:
     if isinstance(film, np.ndarray):
         return film.size * FINISHED_BYTES
-    return film_bytes("", data=film) if isinstance(film, bytes) else film_bytes(film)
+    if isinstance(film, bytes):
+        return film_bytes("", data=film)
+    return film_bytes(film)
 
 
 def segment(
@@ -449,12 +441,13 @@ def segment(
     mask = segmenter.finish(prob, film.checked.image.shape)
     lungs = check_lungs(mask)
     if film.checked.doubtful and lungs and not force:
-        return Unsegmented(
-            film.name, film.path, f"{film.path}: refused: {NO_CHEST}", film.image.shape, film.notes + lungs
-        )
+        error = f"{film.path}: refused: {NO_CHEST}"
+        return Unsegmented(film.name, film.path, error, film.image.shape, film.notes + lungs)
     notes = film.notes + lungs + check_height(mask, film.spacing_mm, film.age)
     quality = estimate_quality(prob, mask, segmenter.quality, segmenter.threshold)
-    return Segmented(film, mask, prob, quality, notes if quality else (*notes, why_no_estimate(segmenter.quality)))
+    if quality is None:
+        notes = (*notes, why_no_estimate(segmenter.quality))
+    return Segmented(film, mask, prob, quality, notes)
 
 
 def finish_mask(prob: np.ndarray, shape: tuple[int, int], *, threshold: float = 0.5, clean: bool = True) -> np.ndarray:
@@ -497,6 +490,19 @@ def draw_overlay(image: np.ndarray, pred: np.ndarray, truth: np.ndarray | None =
     return canvas
 
 
+def _check_header(path: Path, header: dict[str, Any]) -> None:
+    """Raises ValueError where a weights file's header isn't that of a network for films."""
+    missing = {"size", "sources"} - set(header)
+    if missing:
+        raise ValueError(
+            f"{path}: no {' and no '.join(sorted(missing))} in the header, so films can't be given to it as in training"
+        )
+    for_films = {"in_channels": 1, "dims": 2}
+    other = [f"{name} {value}" for name, value in header["architecture"].items() if for_films.get(name, value) != value]
+    if other:
+        raise ValueError(f"{path}: a network of {' and '.join(other)}, not one for films")
+
+
 def _open_network(
     path: Path, backend: str, device: torch.device, *, bf16: bool, classes: int
 ) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -508,7 +514,7 @@ def _open_network(
     if backend == "torch" and path.suffix == ".onnx":
         raise ValueError(f"{path}: PyTorch doesn't compute ONNX files: choose backend onnxruntime or openvino")
     if backend == "torch":
-        return load_weights(path).to(device, memory_format=torch.channels_last)
+        return load_weights(path).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device.type != "cpu":
         raise ValueError(f"backend {backend} is for the CPU, not for {device}: choose device auto or cpu")
     if path.suffix != ".onnx":
@@ -516,12 +522,11 @@ def _open_network(
     try:
         run = open_graph(path.read_bytes(), backend, bf16=bf16)
         found = run(torch.zeros(1, 1, 33, 37)).shape[1]
+    except ImportError:
+        raise
     except Exception as error:  # each runtime has its own for a graph that it can't compute
-        if isinstance(error, ImportError):
-            raise
-        raise ValueError(
-            f"{path}: {backend} can't compute it ({str(error).strip().splitlines()[0][:300]}): export it again"
-        ) from None
+        reason = str(error).strip().splitlines()[0][:300]
+        raise ValueError(f"{path}: {backend} can't compute it ({reason}): export it again") from None
     if found != classes:
         raise ValueError(f"{path}: its header names {classes} classes, its graph gives {found}: export it again")
     return run

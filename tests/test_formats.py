@@ -1,4 +1,4 @@
-"""formats.py: masks as pycocotools, a Parquet reader, pydicom and highdicom read them back."""
+"""dicom.seg, dicom.coco: masks as pycocotools, a Parquet reader, pydicom and highdicom read them back."""
 
 import errno
 import gzip
@@ -22,12 +22,12 @@ from test_infer import DarkIsLung
 
 from kaggle_utils import image as files
 from kaggle_utils import predictions
-from kaggle_utils.dicom import formats
-from kaggle_utils.dicom.formats import annotate, check_formats, write_coco, write_dicom_seg
+from kaggle_utils.dicom.coco import annotate, write_coco
+from kaggle_utils.dicom.seg import write_dicom_seg
 from kaggle_utils.infer import LungSegmenter
 from kaggle_utils.metrics import confusion, overlap
 from kaggle_utils.model import UNet, save_weights
-from kaggle_utils.predictions import predict
+from kaggle_utils.predictions import FORMATS, check_formats, predict
 from kaggle_utils.quality.estimate import REASONS
 from kaggle_utils.quality.measurements import split_lungs
 from kaggle_utils.synthetic.model import AppearanceModel
@@ -544,7 +544,7 @@ def test_no_format_ends_a_run_whatever_it_raises(tmp_path, segmenter, film_file,
         raise error
 
     monkeypatch.setattr(predictions, broken, fails)
-    table = predict([film_file], tmp_path / "out", segmenter, force=True, formats=tuple(formats.FORMATS))
+    table = predict([film_file], tmp_path / "out", segmenter, force=True, formats=tuple(FORMATS))
     notes = [note for note in table.notes[0].split("; ") if note.startswith("no ") and note != "no spacing"]
     assert len(notes) == 1 and notes[0].startswith(f"no {name}: ") and "\n" not in notes[0]
     assert len(pd.read_csv(tmp_path / "out" / "measurements.csv")) == 1 and table.error[0] == ""
@@ -587,7 +587,7 @@ def test_other_weights_are_another_version(tmp_path):
 def test_format_is_refused_before_the_work_begins(tmp_path, segmenter, film_file, monkeypatch):
     with pytest.raises(ValueError, match="no format 'nifti': choose from png, coco, dicom-seg"):
         predict([film_file], tmp_path / "out", segmenter, formats=("png", "nifti"))
-    monkeypatch.setattr(formats, "find_spec", lambda name: None if name == "highdicom" else name)
+    monkeypatch.setattr(predictions, "find_spec", lambda name: None if name == "highdicom" else name)
     check_formats(("png", "coco"))
     with pytest.raises(ImportError, match="format dicom-seg needs highdicom: pip install highdicom"):
         predict([film_file], tmp_path / "out", segmenter, formats=("dicom-seg",))
@@ -597,7 +597,5 @@ def test_format_is_refused_before_the_work_begins(tmp_path, segmenter, film_file
 def test_the_command_line_offers_every_format():
     from kaggle_utils.cli import build_parser
 
-    assert build_parser().parse_args(["predict", "x", "--out", "o", "--format", *formats.FORMATS]).format == list(
-        formats.FORMATS
-    )
+    assert build_parser().parse_args(["predict", "x", "--out", "o", "--format", *FORMATS]).format == list(FORMATS)
     assert build_parser().parse_args(["predict", "x", "--out", "o"]).format == ["png"]

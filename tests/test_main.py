@@ -907,7 +907,8 @@ LOADED = [
         "predictions",
         "tb",
         "export",
-        "dicom.formats",
+        "dicom.seg",
+        "dicom.coco",
         "quality.fit",
     )
 ]

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from ..dicom.formats import annotate
+from ..dicom.coco import annotate
 from ..image import MAX_BYTES, film_bytes, resize_image, room
 from ..infer import CheckedFilm, LungSegmenter, Segmented, Unsegmented, read_checked, segment
-from ..predictions import COLUMNS
+from ..predictions import PREDICTION_COLUMNS
 from ..quality import MEASUREMENTS, SIDES, measure
 from .s3 import is_address
 
@@ -154,7 +154,7 @@ def schema() -> pa.Schema:
     lung = pa.struct({"size": pa.list_(pa.int64()), "counts": pa.string()})
     said = {
         name: pa.int64() if name in _WHOLE else pa.string() if name in _TEXT else pa.float64()
-        for name in COLUMNS
+        for name in PREDICTION_COLUMNS
         if name not in ("mask", "overlay")
     }
     return pa.schema(

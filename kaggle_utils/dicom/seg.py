@@ -1,36 +1,29 @@
-"""Masks as others expect them: COCO annotations in a Parquet file, and DICOM segmentation objects that refer to their film.
+"""Masks as DICOM segmentation objects that refer to their radiograph.
 
-Lungs are the patient's: the right one is category and segment 1, on the image's left; the left one is 2. Both come from
-:func:`measure.split_lungs`, so what is dust there is in neither.
+Segments are the patient's lungs: the right one is 1, on the image's left; the left one is 2.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..files import printable
-from ..image import HEAD, import_pydicom, is_dicom, listed, read_tags, unpack, write_bytes
+from ..files import write_bytes
+from ..pictures.decode import unpack
+from ..pictures.header import HEAD, is_dicom
+from .gray import listed
+from .tags import import_pydicom, read_tags
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-# What predict can write, and which packages it needs for it, by the names under which pip and Python know them.
-FORMATS: dict[str, dict[str, str]] = {
-    "png": {},
-    "coco": {"pycocotools": "pycocotools", "pyarrow": "pyarrow"},
-    "dicom-seg": {"highdicom": "highdicom", "pydicom": "pydicom"},
-}
-LUNGS = ("right lung", "left lung")
-_SNOMED = ("3341006", "44029006")  # of the lungs, in this order; SNOMED CT, as DICOM PS3.16 prefers
-# What a segmentation object has of its film's patient and study. The first may be empty, by the standard (type 2) and in many a film
-# that was made anonymous; the others may be missing.
+_LUNGS = {"right lung": "3341006", "left lung": "44029006"}  # SNOMED CT, as DICOM PS3.16 prefers
+# What a segmentation object has of its film's patient and study. The first may be empty, by the standard (type 2) and
+# in many a film that was made anonymous; the others may be missing.
 _MAY_BE_EMPTY = (
     "PatientID",
     "PatientName",
@@ -59,102 +52,15 @@ _ALLOWED = {"PatientSex": ("F", "M", "O"), "LossyImageCompression": ("00", "01")
 _UID = r"[0-9.]{1,64}"  # leniently: one with a leading zero is no valid one, but does name a film
 
 
-def check_formats(formats: Sequence[str]) -> None:
-    """Raises ValueError at a name that ``FORMATS`` lacks, and ImportError where a format's package is not installed."""
-    unknown = [name for name in formats if name not in FORMATS]
-    if unknown or not formats:
-        raise ValueError(f"no format {', '.join(map(repr, unknown)) or 'named'}: choose from {', '.join(FORMATS)}")
-    for name in formats:
-        missing = [package for package, module in FORMATS[name].items() if find_spec(module) is None]
-        if missing:
-            raise ImportError(f"format {name} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
-
-
-def annotate(lungs: tuple[np.ndarray, np.ndarray], name: str, path: str | Path) -> list[dict[str, object]]:
-    """COCO annotations of a film, one for each lung that is there.
-
-    Args:
-        lungs: right and left, ``uint8 (H, W)`` in {0, 1}.
-        name: of the film, unlike any other's.
-        path: its file.
-
-    Returns:
-        For each lung: name, path, height, width, category_id, category, segmentation (``size`` and ``counts``, a compressed
-        run-length encoding), area in px, bbox (x, y, width, height in px), iscrowd.
-    """
-    from pycocotools import mask as coco
-
-    rows = []
-    for category, (label, lung) in enumerate(zip(LUNGS, lungs), 1):
-        if not lung.any():
-            continue
-        rle = coco.encode(np.asfortranarray(lung, np.uint8))
-        height, width = lung.shape
-        rows.append(
-            {
-                "name": name,
-                "path": printable(path),
-                "height": height,
-                "width": width,
-                "category_id": category,
-                "category": label,
-                "segmentation": {"size": [height, width], "counts": rle["counts"].decode("ascii")},
-                "area": int(coco.area(rle)),
-                "bbox": coco.toBbox(rle).tolist(),
-                "iscrowd": 0,
-            }
-        )
-    return rows
-
-
-def write_coco(path: str | Path, annotations: Iterable[dict[str, object]]) -> None:
-    """Writes annotations of :func:`annotate` as Parquet, with ``id`` and ``image_id`` counted from 1 in their order.
-
-    ``pyarrow.parquet.read_table(path).to_pylist()`` are a COCO data set's annotations; ``pycocotools.mask.decode`` makes
-    a mask of a row's ``segmentation``. A film without lungs has no row.
-
-    Raises:
-        OSError: the file can't be written.
-    """
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    text, whole = pa.string(), pa.int64()
-    schema = pa.schema(
-        {
-            "id": whole,
-            "image_id": whole,
-            "name": text,
-            "path": text,
-            "height": whole,
-            "width": whole,
-            "category_id": whole,
-            "category": text,
-            "segmentation": pa.struct({"size": pa.list_(whole), "counts": text}),
-            "area": whole,
-            "bbox": pa.list_(pa.float64()),
-            "iscrowd": whole,
-        }
-    )
-    images: dict[object, int] = {}
-    rows = [
-        {"id": n, "image_id": images.setdefault(row["name"], len(images) + 1), **row}
-        for n, row in enumerate(annotations, 1)
-    ]
-    buffer = BytesIO()
-    parquet.write_table(pa.Table.from_pylist(rows, schema), buffer, compression="zstd")
-    write_bytes(path, buffer.getvalue())
-
-
 def write_dicom_seg(
     path: str | Path, lungs: tuple[np.ndarray, np.ndarray], source: str | Path, *, version: str
 ) -> tuple[str, ...]:
-    """Writes a DICOM segmentation object of a film that is a DICOM file: a segment a lung, pixel on pixel.
+    """Writes a DICOM segmentation object of a film that is a DICOM file: a segment per lung, pixel on pixel.
 
-    It carries the film's patient and study, in a series of its own, and refers to the film's instance. An element of these
-    that no valid object can hold (a birth date "ANON") is left empty. A radiograph is a projection: it has no place and no plane
-    in the patient, so there is no frame of reference and no spacing either, and a viewer lays the segments on the film that they
-    refer to. A lung that is missing is a segment without pixels.
+    It carries the film's patient and study, in a series of its own, and refers to the film's instance. An element of
+    these that no valid object can hold (a birth date "ANON") is left empty. A radiograph is a projection: it has no
+    place and no plane in the patient, so there is no frame of reference and no spacing either, and a viewer lays the
+    segments on the film that they refer to. A lung that is missing is a segment without pixels.
 
     Args:
         path: file to write.
@@ -181,7 +87,9 @@ def write_dicom_seg(
     except Exception as error:  # of any kind, whose text may quote the patient's name
         raise ValueError(f"highdicom can't take the film's elements ({type(error).__name__})") from None
     write_bytes(path, data)
-    return (f"DICOM-SEG without {', '.join(emptied)}: not valid in the film",) if emptied else ()
+    if not emptied:
+        return ()
+    return (f"DICOM-SEG without {', '.join(emptied)}: not valid in the film",)
 
 
 def _segmentation(film: Dataset, kind: str, lungs: tuple[np.ndarray, np.ndarray], version: str) -> bytes:
@@ -203,7 +111,7 @@ def _segmentation(film: Dataset, kind: str, lungs: tuple[np.ndarray, np.ndarray]
             SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm,
         )
-        for number, (label, code) in enumerate(zip(LUNGS, _SNOMED), 1)
+        for number, (label, code) in enumerate(_LUNGS.items(), 1)
     ]
     # Frames without a pixel stay: both segments are told of, and an object needs a frame.
     segmentation = Segmentation(
@@ -224,9 +132,8 @@ def _segmentation(film: Dataset, kind: str, lungs: tuple[np.ndarray, np.ndarray]
         content_description="Lungs of a chest radiograph",
     )
     segmentation.SeriesDescription = "Lungs"
-    segmentation.PatientOrientation = film.get(
-        "PatientOrientation"
-    )  # required, if empty, where there is no place in the patient
+    # Required, if empty, where there is no place in the patient.
+    segmentation.PatientOrientation = film.get("PatientOrientation")
     for element in segmentation.iterall():
         if element.keyword == "ReferencedSOPClassUID":
             element.value = kind
@@ -252,9 +159,8 @@ def _read_tags(source: str | Path, shape: tuple[int, int]) -> tuple[Dataset, str
     tags.SpecificCharacterSet = "ISO_IR 192"  # UTF-8, whatever the film has; pydicom decodes that
     for name, text in uids.items():
         setattr(tags, name, text)
-    tags.SOPClassUID = (
-        uid.DigitalXRayImageStorageForPresentation
-    )  # highdicom copies the elements that it knows a class to have
+    # highdicom copies the elements that it knows a class to have.
+    tags.SOPClassUID = uid.DigitalXRayImageStorageForPresentation
     for name in _MAY_BE_EMPTY + _MAY_BE_MISSING:
         try:
             value = _usable(film, name)
@@ -276,17 +182,22 @@ def _usable(film: Dataset, name: str) -> str | list[str] | None:
     from pydicom.datadict import dictionary_VM, dictionary_VR
     from pydicom.valuerep import PersonName
 
-    values, vr, many = listed(film, name), dictionary_VR(name), dictionary_VM(name) != "1"
-    if not any(map(str, values)):
+    values = listed(film, name)
+    texts = [str(value) for value in values]
+    if not any(texts):
         return None
-    if not all(isinstance(each, (str, PersonName, float)) for each in values) or len(values) > 1 and not many:
-        raise TypeError(f"{name} is not {'texts' if many else 'one text'}")
-    texts = [str(each) for each in values]
-    known = all(each in python_encoding for each in map(str, listed(film, "SpecificCharacterSet")))
+    many = dictionary_VM(name) != "1"
+    if len(values) > 1 and not many:
+        raise TypeError(f"{name} is not one text")
+    if not all(isinstance(value, (str, PersonName, float)) for value in values):
+        raise TypeError(f"{name} is not text")
+    known = all(str(charset) in python_encoding for charset in listed(film, "SpecificCharacterSet"))
     for text in texts:
         text.encode("utf-8" if known else "ascii")
-        _check_text(text, vr)
-    if texts[0] not in _ALLOWED.get(name, texts) or name == "PatientOrientation" and len(texts) != 2:
+        _check_text(text, dictionary_VR(name))
+    if name in _ALLOWED and texts[0] not in _ALLOWED[name]:
+        raise ValueError(f"{name} is {texts}")
+    if name == "PatientOrientation" and len(texts) != 2:
         raise ValueError(f"{name} is {texts}")
     return texts if many else texts[0]
 
@@ -298,6 +209,9 @@ def _check_text(text: str, vr: str) -> None:
 
     if vr in _VALIDATED:
         validate_value(vr, text, config.RAISE)
-    {"DA": DA, "TM": TM}.get(vr, str)(text)  # no 30th of February, and no span of days
+    if vr == "DA":
+        DA(text)  # no 30th of February, and no span of days
+    if vr == "TM":
+        TM(text)
     if "\ufffd" in text or "\\" in text:
         raise ValueError("it was written in another character set, or is two texts")
