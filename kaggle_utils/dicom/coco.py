@@ -26,8 +26,8 @@ def annotate(lungs: tuple[np.ndarray, np.ndarray], name: str, path: str | Path) 
         path: its file.
 
     Returns:
-        For each lung: name, path, height, width, category_id, category, segmentation (``size`` and ``counts``, a compressed
-        run-length encoding), area in px, bbox (x, y, width, height in px), iscrowd.
+        For each lung: name, path, height, width, category_id, category, segmentation (``size`` and ``counts``, a
+            compressed run-length encoding), area in px, bbox (x, y, width, height in px), iscrowd.
     """
     from pycocotools import mask as coco
 
