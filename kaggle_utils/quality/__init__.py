@@ -1,8 +1,8 @@
-"""Can a mask be trusted? Is it a chest film at all, how good is the mask likely to be, and what do its lungs measure?
+"""Can a mask be trusted? Is it a chest X-ray at all, how good is the mask likely to be, what do its lungs measure?
 
 - ``checks``: is this a frontal chest film, which way up, do the lungs look like lungs
 - ``estimate``: an estimate of a mask's Dice, a flag, and reasons in words
-- ``measurements``: areas, extents, landmarks, symmetry, a row of numbers a film
+- ``measurements``: areas, extents, landmarks, symmetry, one row of numbers per film
 - ``outline``: lung outlines as points: landmarks, alignment, warps
 - ``fit``, ``damages``: fits the estimate to weights, on films damaged on purpose (not imported here: they need pandas)
 """

@@ -1,12 +1,13 @@
-"""Is this a frontal chest film, which way up, and do the lungs found in it look like lungs? In words, before a mask is trusted.
+"""Is this a frontal chest X-ray, which way up, and do the lungs found in it look like lungs?
 
 A tiny network scores a thumbnail of the film in 16 views: 4 quarter turns, mirrored or not, negative or not. The view
 that looks like an upright chest says how the film lies; if none does, it is no frontal chest film. After segmentation,
 the lungs' outlines are compared with those of the training masks.
 
-``python -m benchmarks.fit_checks`` fits both models on training films; ``python -m benchmarks.checks`` shows what the limits below
-were chosen by on validation films, and measures them on films that nothing was fitted on or chosen by. Lateral views and
-radiographs of other parts were not among them: the public sets have none, so how many of those pass is not known.
+``python -m benchmarks.fit_checks`` fits both models on training films; ``python -m benchmarks.checks`` shows the
+validation films by which the limits below were chosen, and measures them on films that nothing was fitted on or chosen
+by. Lateral views and radiographs of other parts were not among them, as the public sets have none: how many of those
+pass is not known.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -28,14 +30,12 @@ STRIDES = {"0": 4, "2": 2, "4": 2}  # of the convolutions of benchmarks.fit_chec
 OUTLINE = 256  # px a side of the mask whose outline is compared
 LEAST_SIDE = 64  # px of the film's shorter side: validation films shrunk so far lose 0.005 Dice, at 48 px 0.011
 LEAST_CONTRAST = 8  # gray levels between the 1st and the 99th percentile
-TWO_LEVELS, NEAR = (
-    0.95,
-    8,
-)  # share of a mask's pixels that are within so many levels of its lowest or highest; real films have .68 and less
+NEAR = 8  # gray levels: pixels so close to the lowest or the highest level count as that level
+TWO_LEVELS = 0.95  # of a mask's pixels, or more, have one of the two levels; of a real film's .68 and less
 COLOURED = 0.1  # share of pixels; a coloured mark or a letter on a film has less
-# Log odds, in nats. The lowest of 70 validation films had 6.1; of the same taken otherwise, one in a hundred had 0.1 or less.
+# Log odds, in nats. The lowest of 70 validation films had 6.1; of the same taken otherwise, one in 100 had 0.1 or less.
 CHEST, DOUBTFUL = 0.0, 4.0
-SURE = 4.0  # of another position over the upright one; upright films had -10.8 and less, those taken otherwise 2.2 and less
+SURE = 4.0  # of another position over the upright one; upright films had -10.8 and less, others 2.2 and less
 MIRRORED = 3.0  # of the mirrored film over the film; validation films had 1.1 and less
 CUT = 0.05  # of a side of the frame that lungs lie on; validation masks lie on none
 UNUSUAL = 2.5  # shape_distance; validation films' masks had 1.9 and less
@@ -43,12 +43,11 @@ NO_CHEST = "no frontal chest film: a lateral view, another body part, a small pa
 MASK = "a mask or a drawing, not a radiograph: nearly all of it has one of two or three gray levels"
 NO_PHOTO = "a colour photograph, no chest film"
 OBEYED = "put right as its file says"
-TURNED = (
-    (),
-    ("lay on its side: turned by 90° counter-clockwise",),
-    ("upside down: turned by 180°",),
-    ("lay on its side: turned by 90° clockwise",),
-)  # by quarters of np.rot90
+TURNED = {  # by quarters of np.rot90
+    1: "lay on its side: turned by 90° counter-clockwise",
+    2: "upside down: turned by 180°",
+    3: "lay on its side: turned by 90° clockwise",
+}
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Checked:
         problems: reasons not to segment it.
         notes: what was corrected, and what is worth a look.
         doubtful: hardly like a frontal chest film; it is none if :func:`check_lungs` has something to say too.
-        sides: False where the patient's right is perhaps not on the image's left: the film looks mirrored, or may be turned.
+        sides: False where the patient's right may not be on the image's left: the film looks mirrored or may be turned.
     """
 
     image: np.ndarray
@@ -86,9 +85,9 @@ class Checked:
 def check_film(image: np.ndarray, colour: np.ndarray | None = None, lie: Lie | None = None) -> Checked:
     """Says what is wrong with a film before it is segmented, and turns and inverts it where that is certain.
 
-    What the file says of its lie is obeyed first. Where the film then surely lies on its side or upside down, the file is wrong,
-    and what is seen counts alone. Which side is which can't be seen for sure: a film that only looks mirrored is left as it is
-    and noted, as the heart may really be on the right.
+    What the file says of its lie is obeyed first. Where the film then surely lies on its side or upside down, the file
+    is wrong, and what is seen counts alone. Which side is which can't be seen for sure: a film that only looks mirrored
+    is left as it is and noted, as the heart may really be on the right.
 
     Args:
         image: ``uint8 (H, W)``, as read, negatives not inverted.
@@ -97,56 +96,85 @@ def check_film(image: np.ndarray, colour: np.ndarray | None = None, lie: Lie | N
     """
     said = lie or Lie()
     image = said.put_right(image)
+    problem = _no_radiograph(image)
+    if problem:
+        return Checked(image, said, problems=(problem,))
+    coloured = _colour_notes(colour)
+    odds = view_odds(image)
+    if _chest_odds(odds) < CHEST:
+        return Checked(image, said, problems=(NO_PHOTO if coloured else NO_CHEST,), notes=coloured)
+    if said != Lie() and _position(odds).quarters:
+        return _check_despite(said, image, colour)
+    return _put_right(image, said, odds, coloured)
+
+
+def _no_radiograph(image: np.ndarray) -> str:
+    """Why an image is no radiograph at all; empty where it may be one."""
     height, width = image.shape
     if min(height, width) < LEAST_SIDE:
-        return Checked(image, said, problems=(f"too small: {width}×{height} px, lungs need {LEAST_SIDE} px and more",))
+        return f"too small: {width}×{height} px, lungs need {LEAST_SIDE} px and more"
     if is_mask(image):
-        return Checked(image, said, problems=(MASK,))
+        return MASK
     if contrast(image) < LEAST_CONTRAST:
-        return Checked(image, said, problems=(f"blank: nearly all of it within {LEAST_CONTRAST} gray levels",))
-    share = 0.0 if colour is None else coloured_share(colour)
-    notes = (f"a picture in colour ({share:.0%} of it)",) if share > COLOURED else ()
-    odds = view_odds(image)
-    chest = np.logaddexp.reduce(odds, axis=None)
-    if chest < CHEST:
-        return Checked(image, said, problems=(NO_PHOTO if notes else NO_CHEST,), notes=notes)
-    negative, quarters, sure = _position(odds)
-    if said != Lie() and quarters:
-        seen = check_film(said.undo(image), colour)
-        return replace(
-            seen,
-            notes=("doesn't lie as its file says: put right by what is seen alone", *seen.notes),
-            sides=seen.sides and not said.mirrored,
-        )
-    doubtful = bool(chest < DOUBTFUL)
-    notes += ("hardly like a frontal chest film",) * doubtful
-    mirrored = bool(odds[negative, 1, quarters] - odds[negative, 0, quarters] > MIRRORED)
-    if not sure:
-        notes += ("perhaps turned or a negative: left as it is",)
-    elif mirrored:
-        notes += ("mirrored, or the heart is on the right: left as it is",)
+        return f"blank: nearly all of it within {LEAST_CONTRAST} gray levels"
+    return ""
+
+
+def _colour_notes(colour: np.ndarray | None) -> tuple[str, ...]:
+    if colour is None:
+        return ()
+    share = coloured_share(colour)
+    if share <= COLOURED:
+        return ()
+    return (f"a picture in colour ({share:.0%} of it)",)
+
+
+def _check_despite(said: Lie, image: np.ndarray, colour: np.ndarray | None) -> Checked:
+    """:func:`check_film` by what is seen alone, of a film that was put right as its file says, and then lay wrong."""
+    seen = check_film(said.undo(image), colour)
+    notes = ("doesn't lie as its file says: put right by what is seen alone", *seen.notes)
+    return replace(seen, notes=notes, sides=seen.sides and not said.mirrored)
+
+
+def _put_right(image: np.ndarray, said: Lie, odds: np.ndarray, coloured: tuple[str, ...]) -> Checked:
+    """A chest film turned upright and, if it is a negative, inverted; with notes that say so, the corrections first."""
+    found = _position(odds)
+    mirrored = bool(odds[found.negative, 1, found.quarters] - odds[found.negative, 0, found.quarters] > MIRRORED)
+    doubtful = bool(_chest_odds(odds) < DOUBTFUL)
+    upright = Lie(quarters=found.quarters).put_right(image)
+    notes: list[str] = []
+    if found.negative:
+        upright = 255 - upright
+        notes.append("a negative: inverted")
+    if found.quarters:
+        notes.append(TURNED[found.quarters])
     if said != Lie():
-        notes = (OBEYED, *notes)
-    notes = ("a negative: inverted",) * negative + TURNED[quarters] + notes
-    upright = Lie(quarters=quarters).put_right(image)
+        notes.append(OBEYED)
+    notes += coloured
+    if doubtful:
+        notes.append("hardly like a frontal chest film")
+    if not found.sure:
+        notes.append("perhaps turned or a negative: left as it is")
+    elif mirrored:
+        notes.append("mirrored, or the heart is on the right: left as it is")
     return Checked(
-        255 - upright if negative else upright,
-        Lie(said.mirrored, (said.quarters + quarters) % 4),
-        bool(negative),
-        notes=notes,
+        upright,
+        Lie(said.mirrored, (said.quarters + found.quarters) % 4),
+        inverted=bool(found.negative),
+        notes=tuple(notes),
         doubtful=doubtful,
-        sides=sure and not mirrored,
+        sides=found.sure and not mirrored,
     )
 
 
 def is_negative(image: np.ndarray) -> bool:
-    """Says whether a frontal chest film ``uint8 (H, W)`` has bright lungs, whichever way it lies; False where that isn't certain."""
+    """Says whether a frontal chest film ``uint8 (H, W)`` surely has bright lungs, whichever way it lies."""
     odds = view_odds(image)
-    return bool(np.logaddexp.reduce(odds, axis=None) >= CHEST and _position(odds)[0])
+    return bool(_chest_odds(odds) >= CHEST and _position(odds).negative)
 
 
 def is_mask(image: np.ndarray) -> bool:
-    """Says whether an image ``uint8 (H, W)`` is a mask that was taken for a film: of two or three gray levels, or nearly of two."""
+    """Says whether an image ``uint8 (H, W)`` is a mask and no film: of two or three gray levels, or nearly of two."""
     step = max(1, min(image.shape) // 256)
     levels, counts = np.unique(image[::step, ::step], return_counts=True)
     if len(levels) <= 3:
@@ -163,12 +191,16 @@ def check_lungs(mask: np.ndarray) -> tuple[str, ...]:
     """
     if not mask.any():
         return ("no lung found",)
+    notes = []
     cut = [side for side, share in frame_contact(mask).items() if share > CUT]
-    notes = (f"lungs cut by the frame ({', '.join(cut)})",) if cut else ()
+    if cut:
+        notes.append(f"lungs cut by the frame ({', '.join(cut)})")
     distance = shape_distance(mask)
     if np.isinf(distance):
-        return (*notes, "the lungs are not two, or have no corners")
-    return (*notes, f"lungs of an unusual shape or place ({distance:.1f} sd)") if distance > UNUSUAL else notes
+        notes.append("the lungs are not two, or have no corners")
+    elif distance > UNUSUAL:
+        notes.append(f"lungs of an unusual shape or place ({distance:.1f} sd)")
+    return tuple(notes)
 
 
 def contrast(image: np.ndarray) -> float:
@@ -204,8 +236,8 @@ def shape_distance(mask: np.ndarray) -> float:
     """How far the lungs' outlines are from those of the training masks, in standard deviations: about 1 is usual.
 
     Landmarks of both lungs in units of the frame (so size and place count too), as scores of the principal modes of the
-    training masks' landmarks: root mean square of each score over its deviation, with all that the modes don't reach as one
-    more score.
+    training masks' landmarks: root mean square of each score over its deviation, with all that the modes don't reach as
+    one more score.
 
     Args:
         mask: ``uint8 (H, W)`` in {0, 1}, of an upright film.
@@ -218,7 +250,9 @@ def shape_distance(mask: np.ndarray) -> float:
     """
     check_mask(mask)
     points = landmarks(resize_mask(mask, OUTLINE))
-    return float("inf") if points is None else float(distances(points.reshape(1, -1), _models())[0])
+    if points is None:
+        return float("inf")
+    return float(distances(points.reshape(1, -1), _models())[0])
 
 
 def distances(points: np.ndarray, model: dict[str, np.ndarray]) -> np.ndarray:
@@ -238,14 +272,15 @@ def view_odds(image: np.ndarray) -> np.ndarray:
     Returns:
         ``float32 (2, 2, 4)``: as it is or negative, mirrored or not, turned by so many quarters counter-clockwise.
     """
-    films, model = views(thumbnail(image)).reshape(16, 1, THUMB, THUMB), _models()
+    model = _models()
+    films = views(thumbnail(image)).reshape(16, 1, THUMB, THUMB)
     for layer, stride in STRIDES.items():
         films = _conv(films, model[f"{layer}.weight"], model[f"{layer}.bias"], stride)
     return (films.reshape(16, -1) @ model["7.weight"].T + model["7.bias"]).reshape(2, 2, 4)
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
-    """The film at THUMB×THUMB with zero mean and unit deviation, ``float32``: its negative is the same with the other sign."""
+    """The film at THUMB×THUMB with zero mean and unit deviation, ``float32``: its negative has the other sign."""
     step = max(1, min(image.shape) // 256)  # every k-th pixel of a large film says the same at a fraction of the time
     small = cv2.resize(image[::step, ::step], (THUMB, THUMB), interpolation=cv2.INTER_AREA).astype(np.float32)
     small -= small.mean()
@@ -265,22 +300,34 @@ def _models() -> dict[str, np.ndarray]:
         return {name: file[name].astype(np.float32) for name in file.files}
 
 
-def _position(odds: np.ndarray) -> tuple[int, int, bool]:
-    """Whether a film is a negative and the quarters that turn it upright, by its :func:`view_odds`; both 0 where that isn't sure."""
+def _chest_odds(odds: np.ndarray) -> float:
+    """Log odds that a film is a frontal chest film, whichever way it lies, by its :func:`view_odds`."""
+    return float(np.logaddexp.reduce(odds, axis=None))
+
+
+class _Position(NamedTuple):
+    """How a film lies: whether it is a negative (0 or 1), and the quarters that turn it upright; both 0 if not sure."""
+
+    negative: int
+    quarters: int
+    sure: bool
+
+
+def _position(odds: np.ndarray) -> _Position:
+    """How a film lies by its :func:`view_odds`."""
     positions = np.logaddexp(odds[:, 0], odds[:, 1])  # whether it is mirrored matters to neither
-    negative, quarters = np.unravel_index(positions.argmax(), positions.shape)
     if 0 < positions.max() - positions[0, 0] < SURE:
-        return 0, 0, False
-    return int(negative), int(quarters), True
+        return _Position(0, 0, sure=False)
+    negative, quarters = np.unravel_index(positions.argmax(), positions.shape)
+    return _Position(int(negative), int(quarters), sure=True)
 
 
 def _conv(films: np.ndarray, weight: np.ndarray, bias: np.ndarray, stride: int) -> np.ndarray:
     """A convolution, padded as in :func:`benchmarks.fit_checks.make_network`, and ReLU; ``(B, C, H, W)``."""
     edge = weight.shape[-1] // 2
     padded = np.pad(films, ((0, 0), (0, 0), (edge, edge), (edge, edge)))
-    patches = sliding_window_view(padded, weight.shape[2:], axis=(2, 3))[:, :, ::stride, ::stride].transpose(
-        0, 1, 4, 5, 2, 3
-    )
+    patches = sliding_window_view(padded, weight.shape[2:], axis=(2, 3))[:, :, ::stride, ::stride]
+    patches = patches.transpose(0, 1, 4, 5, 2, 3)
     batch, rows = len(films), patches.shape[-2]
     # A product for each view: so small that BLAS starts no threads, which would wait for each other on a busy machine.
     found = weight.reshape(len(weight), -1) @ patches.reshape(batch, -1, rows * patches.shape[-1])

@@ -1,7 +1,7 @@
-"""What happens to films on their way to the network, in ten kinds of five strengths each; and pictures that are no films.
+"""What happens to films on their way to the network, in ten kinds of five strengths; and pictures that are no films.
 
-A film is ``uint8 (H, W)`` and its truth ``uint8 (H, W)`` in {0, 1}. Rotation and crop move the truth along; occlusion does not, as the
-lung behind a plate is still there. Strength 0 is the film as it was.
+A film is ``uint8 (H, W)`` and its truth ``uint8 (H, W)`` in {0, 1}. Rotation and crop move the truth along; occlusion
+does not, as the lung behind a plate is still there. Strength 0 is the film as it was.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Damage:
 
 
 def damaged(image: np.ndarray, truth: np.ndarray, kind: str, strength: int, *, seed: str) -> Moved:
-    """A film and its truth after damage of a kind; the same seed draws the same noise, place and side at every strength.
+    """A film and its truth after damage of a kind; a seed draws the same noise, place and side at every strength.
 
     Args:
         image: the film.
@@ -44,28 +44,35 @@ def damaged(image: np.ndarray, truth: np.ndarray, kind: str, strength: int, *, s
     if strength == 0:
         return image, truth
     digest = hashlib.sha256(f"{kind} {seed}".encode()).digest()
-    return DAMAGES[kind].apply(
-        image, truth, DAMAGES[kind].values[strength - 1], np.random.default_rng(list(digest[:8]))
-    )
+    rng = np.random.default_rng(list(digest[:8]))
+    damage = DAMAGES[kind]
+    return damage.apply(image, truth, damage.values[strength - 1], rng)
 
 
 def draw(kind: str, rng: np.random.Generator, side: int = 256) -> np.ndarray:
     """A picture of a kind of :data:`DRAWN`, which is no film, ``uint8 (side, side)``."""
     y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
-    canvas = np.full((side, side), int(rng.integers(256)), np.uint8)
+    background = int(rng.integers(256))
     if kind == "noise":
         return rng.integers(0, 256, (side, side), np.uint8)
     if kind == "gradient":
-        return _stretched(
-            np.cos(angle := rng.uniform(0, 2 * np.pi)) * x + np.sin(angle) * y + rng.uniform(0, 2) * x * y
-        )
+        angle = rng.uniform(0, 2 * np.pi)
+        return _stretched(np.cos(angle) * x + np.sin(angle) * y + rng.uniform(0, 2) * x * y)
     if kind.endswith("clouds"):
         clouds = cv2.GaussianBlur(rng.standard_normal((side, side)), (0, 0), rng.uniform(5, 40))
-        return _stretched(clouds + clouds[:, ::-1] if kind.startswith("mirrored") else clouds)
+        if kind.startswith("mirrored"):
+            clouds = clouds + clouds[:, ::-1]
+        return _stretched(clouds)
     if kind == "stripes":
         return _stretched(np.sin(rng.uniform(3, 40) * x + rng.uniform(3, 40) * y))
     if kind == "rings":
         return _stretched(np.cos(rng.uniform(5, 40) * np.hypot(x - rng.uniform(-1, 1), y - rng.uniform(-1, 1))))
+    return _draw_shapes(kind, np.full((side, side), background, np.uint8), rng)
+
+
+def _draw_shapes(kind: str, canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Discs, rectangles or words, 3 to 19 of them."""
+    side = len(canvas)
     for _ in range(rng.integers(3, 20)):
         at, size, gray = rng.integers(0, side, 2).tolist(), int(rng.integers(8, side // 3)), int(rng.integers(256))
         if kind == "discs":
@@ -73,15 +80,8 @@ def draw(kind: str, rng: np.random.Generator, side: int = 256) -> np.ndarray:
         elif kind == "rectangles":
             cv2.rectangle(canvas, at, [at[0] + size, at[1] + int(rng.integers(8, side // 2))], gray, -1)
         else:
-            cv2.putText(
-                canvas,
-                "".join(map(chr, rng.integers(65, 91, 6))),
-                at,
-                cv2.FONT_HERSHEY_SIMPLEX,
-                rng.uniform(0.5, 3),
-                gray,
-                2,
-            )
+            word = "".join(map(chr, rng.integers(65, 91, 6)))
+            cv2.putText(canvas, word, at, cv2.FONT_HERSHEY_SIMPLEX, rng.uniform(0.5, 3), gray, 2)
     return canvas
 
 
@@ -104,16 +104,16 @@ def _blur(image, truth, value, rng) -> Moved:
 
 def _jpeg(image, truth, value, rng) -> Moved:
     _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(value)])
-    return cv2.imdecode(data, cv2.IMREAD_GRAYSCALE), truth
+    film = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE)
+    assert film is not None  # it was encoded here
+    return film, truth
 
 
 def _rotation(image, truth, value, rng) -> Moved:
     height, width = image.shape
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), value * rng.choice((-1, 1)), 1)
-    return (
-        cv2.warpAffine(image, matrix, (width, height)),
-        cv2.warpAffine(truth, matrix, (width, height), flags=cv2.INTER_NEAREST),
-    )
+    turned = cv2.warpAffine(image, matrix, (width, height))
+    return turned, cv2.warpAffine(truth, matrix, (width, height), flags=cv2.INTER_NEAREST)
 
 
 def _crop(image, truth, value, rng) -> Moved:
@@ -124,13 +124,13 @@ def _crop(image, truth, value, rng) -> Moved:
 
 
 def _occlusion(image, truth, value, rng) -> Moved:
-    aspect, at, gray = (
-        rng.uniform(0.6, 1.6),
-        rng.random(2),
-        rng.choice((0, 255)),
-    )  # drawn in this order at every strength
+    # Drawn in this order at every strength.
+    aspect = rng.uniform(0.6, 1.6)
+    at = rng.random(2)
+    gray = rng.choice((0, 255))
     box = np.minimum(np.sqrt(value * np.array([aspect, 1 / aspect])), 1) * image.shape
-    (top, left), (high, wide) = np.round(at * (image.shape - box)).astype(int), np.round(box).astype(int)
+    top, left = np.round(at * (image.shape - box)).astype(int)
+    high, wide = np.round(box).astype(int)
     hidden = image.copy()
     hidden[top : top + high, left : left + wide] = gray
     return hidden, truth
@@ -149,7 +149,7 @@ def _gray(values: np.ndarray) -> np.ndarray:
 
 
 def _stretched(values: np.ndarray) -> np.ndarray:
-    return cv2.normalize(values, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
+    return cv2.normalize(values, np.empty_like(values), 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
 
 
 DAMAGES = {

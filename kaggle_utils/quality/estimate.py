@@ -1,10 +1,10 @@
 """How good is a mask whose truth nobody drew? An estimate of its Dice, a flag, and reasons in words.
 
-How sure the network is of its pixels, what cleaning took away, and how far the lungs' outlines are from the built-in model of lungs'
-shapes are the features of a linear regression of Dice's logit; the more of each, the lower the estimate. It belongs to the weights
-that it was fitted to (:mod:`quality.fit`) and lies under ``quality`` in their header; without it there is no estimate.
-``results/quality.json`` says what that of the shipped weights was measured on,
-and that a second view of the film (mirrored, smaller and shifted) costs as much again as segmenting it and tells nothing more.
+How unsure the network is of its pixels, what cleaning took away, and how far the lungs' outlines are from those of the
+shape model are the features of a linear regression of Dice's logit; the more of each, the lower the estimate. It
+belongs to the weights that it was fitted to (:mod:`quality.fit`) and lies under ``quality`` in their header; without it
+there is no estimate. ``results/quality.json`` says what that of the shipped weights was measured on, and that a second view of
+the film (mirrored, smaller and shifted) costs as much again as segmenting it and tells nothing more.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..image import resize_mask, resize_prob, write_bytes
 from .outline import landmarks, move, similarity
 
-SHAPE = (
-    Path(__file__).parents[1] / "assets" / "shape.npz"
-)  # of the built-in films' model what an outline is judged by, a hundredth of it
+# What an outline is judged by: the shape part of the model of synthetic radiographs, a hundredth of it.
+SHAPE = Path(__file__).parents[1] / "assets" / "shape.npz"
 SIDE = 256  # px a side at which masks are looked at
 OK, REJECT = 0.90, 0.70  # estimated Dice from which on a mask is ok, and below which it is probably of no use
 LEAST = 0.3  # logits by which a feature must lower the estimate to be a reason
@@ -50,18 +50,22 @@ class Quality:
     @property
     def flag(self) -> str:
         """``ok``; ``check``, look at it before it is used; ``reject``, it is probably of no use."""
-        return "ok" if self.estimate >= OK else "check" if self.estimate >= REJECT else "reject"
+        if self.estimate >= OK:
+            return "ok"
+        if self.estimate >= REJECT:
+            return "check"
+        return "reject"
 
 
 def estimate_quality(
-    prob: np.ndarray, mask: np.ndarray, fit: Mapping[str, object] | None, threshold: float = 0.5
+    prob: np.ndarray, mask: np.ndarray, fit: Mapping[str, Any] | None, threshold: float = 0.5
 ) -> Quality | None:
     """Estimates the quality of a mask that was made of a network's probabilities.
 
     Args:
         prob: ``float32 (S, S)``, of lung, at the network's own size.
         mask: ``uint8 (H, W)`` in {0, 1}, cleaned, of the upright film.
-        fit: ``quality`` in the weights' header, see :func:`quality_fit.fit_quality`.
+        fit: ``quality`` in the weights' header, see :func:`quality.fit.fit_quality`.
         threshold: above which a pixel is lung.
 
     Returns:
@@ -70,15 +74,19 @@ def estimate_quality(
     return judge(observe(prob, mask, threshold), fit)
 
 
-def why_no_estimate(fit: Mapping[str, object] | None) -> str:
+def why_no_estimate(fit: Mapping[str, Any] | None) -> str:
     """Why weights give no estimate of their masks' Dice; empty where they do."""
     if not fit:
-        return "no estimate of quality: these weights carry none, as they are of an older version, or their training was not finished"
-    return f"no estimate of quality: {fit['why_not']}" if "why_not" in fit else ""
+        reason = "these weights carry none, as they are of an older version, or their training was not finished"
+    elif "why_not" in fit:
+        reason = fit["why_not"]
+    else:
+        return ""
+    return f"no estimate of quality: {reason}"
 
 
 def check_fit(fit: object) -> None:
-    """Raises ValueError, in a few words, if ``quality`` in a header is not what :func:`quality_fit.fit_quality` returns."""
+    """Raises ValueError, in a few words, if ``quality`` in a header is not of :func:`quality.fit.fit_quality`."""
     if not isinstance(fit, dict):
         raise ValueError(f"quality is an estimate's coefficients, not {fit!r:.60}")
     if "why_not" in fit:
@@ -88,30 +96,27 @@ def check_fit(fit: object) -> None:
     features = fit.get("features")
     if not isinstance(features, dict) or set(features) != set(REASONS):
         raise ValueError(f"quality has the features {', '.join(REASONS)}, not {features!r:.60}")
-    for name, value in {"bias": [fit.get("bias")] * 2, **features}.items():
-        # More of a feature never makes a mask better.
-        if (
-            not isinstance(value, list)
-            or len(value) != 2
-            or not all(map(_is_finite, value))
-            or (name in REASONS and value[1] < 0)
-        ):
-            raise ValueError(
-                f"{name} of quality is {'a usual value and a weight of 0 or more' if name in REASONS else 'a number'}, "
-                f"not {value if name in REASONS else value[0]!r:.60}"
-            )
+    if not _is_finite(fit.get("bias")):
+        raise ValueError(f"bias of quality is a number, not {fit.get('bias')!r:.60}")
+    for name, value in features.items():
+        pair = isinstance(value, list) and len(value) == 2 and all(map(_is_finite, value))
+        if not pair or value[1] < 0:  # more of a feature never makes a mask better
+            raise ValueError(f"{name} of quality is a usual value and a weight of 0 or more, not {value!r:.60}")
 
 
 def observe(prob: np.ndarray, mask: np.ndarray, threshold: float = 0.5) -> dict[str, float] | None:
-    """The features of a mask, see :data:`REASONS`; None where there is no lung. Arguments as of :func:`estimate_quality`."""
+    """The features of a mask, see :data:`REASONS`; None where there is no lung.
+
+    Args:
+        prob, mask, threshold: as of :func:`estimate_quality`.
+    """
     prob, mask = resize_prob(prob, (SIDE, SIDE)), resize_mask(mask, SIDE)
     raw = prob > threshold
     area = raw.sum()
     if not mask.any() or not area:
         return None
-    expected = (
-        2 * prob[raw].sum() / (prob.sum() + area)
-    )  # Dice, were the probabilities right and the pixels independent
+    # The Dice to expect, were the probabilities right and the pixels independent.
+    expected = 2 * prob[raw].sum() / (prob.sum() + area)
     return {
         "doubt": _log(1 - expected),
         "pieces": _log((raw ^ (mask > 0)).sum() / area),
@@ -120,14 +125,14 @@ def observe(prob: np.ndarray, mask: np.ndarray, threshold: float = 0.5) -> dict[
     }
 
 
-def judge(features: Mapping[str, float] | None, fit: Mapping[str, object] | None) -> Quality | None:
+def judge(features: Mapping[str, float] | None, fit: Mapping[str, Any] | None) -> Quality | None:
     """Features of a mask, as of :func:`observe`, to its estimate and reasons by a fit, as for :func:`estimate_quality`.
 
     A fit's ``bias`` is the logit of a median film; its ``features`` are of each what a median film has, and a weight.
     """
     if features is None:
         return Quality(0.0, ("no lung found",))
-    if why_no_estimate(fit):
+    if not fit or why_no_estimate(fit):
         return None
     # By so many logits each feature lowers the estimate against a median film; what is undefined does not.
     lowers = {
@@ -137,10 +142,9 @@ def judge(features: Mapping[str, float] | None, fit: Mapping[str, object] | None
     found = Quality(float(logistic(fit["bias"] - sum(lowers.values()))))
     if found.flag == "ok":
         return found
-    ranked = sorted(lowers, key=lowers.get, reverse=True)
-    return Quality(
-        found.estimate, tuple(REASONS[name] for name in ranked if lowers[name] > LEAST) or (REASONS[ranked[0]],)
-    )
+    ranked = sorted(lowers, key=lambda name: lowers[name], reverse=True)
+    weighty = [name for name in ranked if lowers[name] > LEAST] or ranked[:1]
+    return Quality(found.estimate, tuple(REASONS[name] for name in weighty))
 
 
 def logistic(x: float | np.ndarray) -> float | np.ndarray:
@@ -154,15 +158,9 @@ def save_shape(arrays: Mapping[str, np.ndarray]) -> None:
     Args:
         arrays: of a :class:`synthetic.AppearanceModel`, as read from its file.
     """
-    modes = arrays["shape_modes"]
+    mean, centre, modes = (arrays[f"shape_{part}"] for part in ("mean", "centre", "modes"))
     buffer = BytesIO()
-    np.savez_compressed(
-        buffer,
-        mean=arrays["shape_mean"],
-        centre=arrays["shape_centre"],
-        modes=modes,
-        sd=arrays["code_sd"][: len(modes)],
-    )
+    np.savez_compressed(buffer, mean=mean, centre=centre, modes=modes, sd=arrays["code_sd"][: len(modes)])
     write_bytes(SHAPE, buffer.getvalue())
 
 

@@ -1,13 +1,15 @@
-"""Fits the estimate of a mask's Dice of :mod:`quality.estimate` to weights: on films with masks, damaged copies of them, and pictures that are none.
+"""Fits the estimate of a mask's Dice (:mod:`quality.estimate`) to weights: on films, damaged copies, other pictures.
 
-An estimate belongs to the weights that it was fitted to, and lies in their header: :func:`train.train` ends with it. The true Dice
-is taken at 256 px, films by their own set's head.
+An estimate belongs to the weights that it was fitted to, and lies in their header: :func:`trainer.train` ends with it.
+The true Dice is taken at 256 px, films by their own set's head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,19 +38,20 @@ class Item:
     truth: np.ndarray  # uint8 (H, W) in {0, 1}
 
 
-def fit_quality(films: Iterable[Item], segmenter) -> dict[str, object]:
+def fit_quality(films: Iterable[Item], segmenter) -> dict[str, Any]:
     """An estimate for a segmenter's masks, as it is kept under ``quality`` in the header of its weights.
 
     Args:
         films: that the weights were not fitted to, undamaged; of more than ``MOST`` the first are taken.
-        segmenter: the trained network, a :class:`segmenter.LungSegmenter`.
+        segmenter: the trained network, a :class:`infer.LungSegmenter`.
 
     Returns:
-        ``bias`` and ``features`` as :func:`quality.judge` takes them; how many ``films`` and ``masks`` it was fitted on; and of
-        those films, judged by fits to the others, ``spearman`` (rank correlation with the true Dice) and ``mean_error``, and
-        ``mean_error_untouched`` without the damaged copies. Or ``why_not``, where there is no estimate.
+        ``bias`` and ``features`` as :func:`estimate.judge` takes them; how many ``films`` and ``masks`` it was fitted
+        on; and of those films, judged by fits to the others, ``spearman`` (rank correlation with the true Dice) and
+        ``mean_error``, and ``mean_error_untouched`` without the damaged copies. Or ``why_not``, where there is no
+        estimate.
     """
-    films = [film for film, _ in zip(films, range(MOST))]
+    films = list(islice(films, MOST))
     if len(films) < FEWEST:
         return {"why_not": f"{len(films)} validation films are too few to fit an estimate to, which takes {FEWEST}"}
     table = observed([*with_copies(films, COPIES), *drawn(FIT_KINDS, PICTURES)], segmenter)
@@ -58,35 +61,29 @@ def fit_quality(films: Iterable[Item], segmenter) -> dict[str, object]:
     unseen = unseen[unseen["source"] != "none"]
     error = (unseen["estimate"] - unseen["dice"]).abs()
     if error.mean() >= (unseen["dice"] - unseen["dice"].median()).abs().mean():
-        return {
-            "why_not": "on validation films that it was not fitted to, an estimate was no better than one number for all"
-        }
-    measures = {
-        "spearman": unseen["dice"].corr(unseen["estimate"], method="spearman"),
-        "mean_error": error.mean(),
-        "mean_error_untouched": error[unseen["damage"] == "none"].mean(),
+        why = "on validation films that it was not fitted to, an estimate was no better than one number for all"
+        return {"why_not": why}
+    spearman = unseen["dice"].corr(unseen["estimate"], method="spearman")
+    return {
+        **regress(table),
+        "films": len(films),
+        "masks": len(table),
+        "spearman": round(float(spearman), 4),
+        "mean_error": round(float(error.mean()), 4),
+        "mean_error_untouched": round(float(error[unseen["damage"] == "none"].mean()), 4),
     }
-    return (
-        regress(table)
-        | {"films": len(films), "masks": len(table)}
-        | {name: round(float(value), 4) for name, value in measures.items()}
-    )
 
 
 def with_copies(films: Sequence[Item], copies: int) -> list[Item]:
     """Each film as it is, and damaged in so many ways, kinds and strengths drawn at a fixed seed."""
-    rng, found = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
+    found = []
     for film in films:
-        settings = [
-            ("none", 0),
-            *((kind, int(rng.choice(STRENGTHS))) for kind in rng.permutation(list(DAMAGES))[:copies]),
-        ]
-        found += [
-            Item(
-                film.name, film.source, kind, strength, *damaged(film.image, film.truth, kind, strength, seed=film.name)
-            )
-            for kind, strength in settings
-        ]
+        found.append(replace(film, damage="none", strength=0))
+        for kind in rng.permutation(list(DAMAGES))[:copies]:
+            strength = int(rng.choice(STRENGTHS))
+            image, truth = damaged(film.image, film.truth, kind, strength, seed=film.name)
+            found.append(Item(film.name, film.source, kind, strength, image, truth))
     return found
 
 
@@ -105,13 +102,15 @@ def no_film(name: str, kind: str, image: np.ndarray) -> Item:
 
 
 def observed(items: Sequence[Item], segmenter) -> pd.DataFrame:
-    """One row a picture: name, source, damage, strength, dice, the features of :func:`quality.observe`, and found: whether any lung was."""
+    """One row per picture: name, source, damage, strength, dice, the features of :func:`estimate.observe`, and found.
+
+    ``found`` says whether there was any lung in the mask.
+    """
     rows = []
     for at in tqdm(range(0, len(items), BATCH), desc="quality", disable=None, leave=False):
         batch = items[at : at + BATCH]
-        probs = segmenter.probabilities(
-            [resize_image(item.image, segmenter.size) for item in batch], heads_of(batch, segmenter)
-        )
+        images = [resize_image(item.image, segmenter.size) for item in batch]
+        probs = segmenter.probabilities(images, heads_of(batch, segmenter))
         rows += [observed_one(item, prob, segmenter) for item, prob in zip(batch, probs)]
     return pd.DataFrame(rows)
 
@@ -121,7 +120,7 @@ def heads_of(items: Sequence[Item], segmenter) -> list[str]:
     return [item.source if item.source in segmenter.heads else segmenter.head for item in items]
 
 
-def observed_one(item: Item, prob: np.ndarray, segmenter) -> dict[str, object]:
+def observed_one(item: Item, prob: np.ndarray, segmenter) -> dict[str, Any]:
     """A row of :func:`observed` from what the network said, ``float32 (size, size)``."""
     mask = segmenter.finish(prob, (SIDE, SIDE))
     found = observe(prob, mask, segmenter.threshold)
@@ -138,43 +137,45 @@ def observed_one(item: Item, prob: np.ndarray, segmenter) -> dict[str, object]:
     }
 
 
-def regress(table: pd.DataFrame, features: Sequence[str] = (*REASONS,)) -> dict[str, object]:
-    """Ridge regression of the logit of Dice on the features, none of which may raise it; rows without a mask are left out."""
+def regress(table: pd.DataFrame, features: Sequence[str] = tuple(REASONS)) -> dict[str, Any]:
+    """Ridge regression of the logit of Dice on the features, none of which may raise it, over rows with a mask."""
     from scipy.optimize import lsq_linear
 
     table = table[table["found"]]
-    x = table[[*features]]
+    x = table[list(features)]
     # What no mask has, such as the shape of two lungs where there is never a second, says nothing.
-    usual, scale = x[table["damage"] == "none"].median().fillna(0).to_numpy(), x.std(ddof=0).fillna(0).to_numpy() + 1e-9
+    usual = x[table["damage"] == "none"].median().fillna(0).to_numpy()
+    scale = x.std(ddof=0).fillna(0).to_numpy() + 1e-9
     z = np.nan_to_num((x.to_numpy() - usual) / scale)
     y = _logit(table["dice"].to_numpy())
-    penalty = np.c_[np.zeros(z.shape[1]), np.sqrt(RIDGE) * np.eye(z.shape[1])]
-    bounds = np.r_[-np.inf, np.zeros(z.shape[1])], np.full(z.shape[1] + 1, np.inf)
-    found = lsq_linear(np.r_[np.c_[np.ones(len(z)), -z], penalty], np.r_[y, np.zeros(len(penalty))], bounds).x
+    # The penalty is one more row per weight, with the value 0; the bias has none, and may have any sign.
+    count = len(features)
+    penalty = np.c_[np.zeros(count), np.sqrt(RIDGE) * np.eye(count)]
+    rows = np.r_[np.c_[np.ones(len(z)), -z], penalty]
+    values = np.r_[y, np.zeros(count)]
+    bounds = np.r_[-np.inf, np.zeros(count)], np.full(count + 1, np.inf)
+    bias, *weights = lsq_linear(rows, values, bounds).x
+    pairs = np.c_[usual, weights / scale]
     return {
-        "bias": round(float(found[0]), 4),
-        "features": {
-            name: [round(float(u), 4), round(float(w), 4)] for name, u, w in zip(features, usual, found[1:] / scale)
-        },
+        "bias": round(float(bias), 4),
+        "features": {name: [round(float(number), 4) for number in pair] for name, pair in zip(features, pairs)},
     }
 
 
-def judged(table: pd.DataFrame, fit: dict) -> pd.DataFrame:
-    """The table of :func:`observed` with estimate and flag as :func:`quality.judge` gives them."""
-    usual, weights = np.array([*fit["features"].values()]).T
-    lowers = np.nan_to_num((table[[*fit["features"]]].to_numpy() - usual) * weights).sum(1)
+def judged(table: pd.DataFrame, fit: dict[str, Any]) -> pd.DataFrame:
+    """The table of :func:`observed` with estimate and flag as :func:`estimate.judge` gives them."""
+    usual, weights = np.array(list(fit["features"].values())).T
+    lowers = np.nan_to_num((table[list(fit["features"])].to_numpy() - usual) * weights).sum(1)
     estimate = np.where(table["found"], logistic(fit["bias"] - lowers), 0.0)
-    return table.assign(
-        estimate=estimate, flag=np.select([estimate >= OK, estimate >= REJECT], ["ok", "check"], "reject")
-    )
+    flag = np.select([estimate >= OK, estimate >= REJECT], ["ok", "check"], "reject")
+    return table.assign(estimate=estimate, flag=flag)
 
 
-def out_of_fold(table: pd.DataFrame, features: Sequence[str] = (*REASONS,)) -> pd.DataFrame:
+def out_of_fold(table: pd.DataFrame, features: Sequence[str] = tuple(REASONS)) -> pd.DataFrame:
     """Each row judged by a fit on other films."""
-    fold = table["name"].map({name: k % FOLDS for k, name in enumerate(sorted(set(table["name"])))})
-    return pd.concat(
-        [judged(table[fold == k], regress(table[fold != k], features)) for k in range(FOLDS) if (fold == k).any()]
-    )
+    folds = {name: k % FOLDS for k, name in enumerate(sorted(set(table["name"])))}
+    fold = table["name"].map(folds)
+    return pd.concat([judged(table[fold == k], regress(table[fold != k], features)) for k in sorted(set(fold))])
 
 
 def _logit(dice: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Measurements of a lung mask: areas, extents, landmarks, symmetry and tilt, a row of numbers a film.
+"""Measurements of a lung mask: areas, extents, landmarks, symmetry and tilt, one row of numbers per film.
 
-Axes: H rows, W columns; a position is the row and the column of a pixel's centre in the mask's own pixels, counted from 0.
+Axes: H rows, W columns; a position is the row and the column of a pixel's centre in the mask's own pixels, from 0 on.
 The right lung is the patient's right, on the image's left. With a spacing, directions and distances are those of the
 patient, not of the pixels, so that pixels higher than wide don't slant them.
 """
@@ -35,12 +35,13 @@ MEASUREMENTS = (*_FILM, *(f"{side}_{name}" for side in SIDES for name in _LUNG))
 _DUST = 0.02  # of the largest component's area: what is smaller is no part of a lung
 _SEAM_ROWS = 128  # of the copy in which the seam is sought
 _SEAM_ERROR = 1 / 64  # of the film's height: lungs a pixel apart are one in that copy, but not touching
-# A seam cuts Montgomery's 276 lungs, each taken alone, along 0.24 of their height at least, and 1 % of them are wider than 0.81 of
-# it; of the 951 pairs of Montgomery, Shenzhen and JSRT none is cut, and the narrowest measures 0.78.
+# A seam cuts Montgomery's 276 lungs, each taken alone, along 0.24 of their height at least, and 1 % of them are wider
+# than 0.81 of it; of the 951 pairs of Montgomery, Shenzhen and JSRT none is cut, and the narrowest measures 0.78.
 _LONE_CUT, _LONE_WIDTH = 0.25, 0.8
-# mm from the highest to the lowest lung pixel, at birth and from GROWN on; in between the limits grow evenly. JSRT's 247 adults have 187 to
-# 342; Montgomery's 121 adults 154 to 390 and its children of 4 and 5 years 161 to 213, whichever way its films lay in the scanner.
-# A newborn's lungs are some 60 to 90 mm high. 299 mm for one lung is known as a sign of emphysema (Burki & Krumpelman 1980).
+# mm from the highest to the lowest lung pixel, at birth and from GROWN on; in between the limits grow evenly. JSRT's
+# 247 adults have 187 to 342; Montgomery's 121 adults 154 to 390 and its children of 4 and 5 years 161 to 213, whichever
+# way its films lay in the scanner. A newborn's lungs are some 60 to 90 mm high. 299 mm for one lung is known as a sign
+# of emphysema (Burki & Krumpelman 1980).
 LEAST_HEIGHT, MOST_HEIGHT = (40, 140), (150, 400)
 GROWN = 16  # years
 _MIDLINE_SIDE = 160  # px, the longer side of the copy in which the midline is sought
@@ -52,8 +53,8 @@ class Midline:
 
     Attributes:
         column: where it crosses the film's middle row, px.
-        tilt_deg: its angle to the film's columns, positive where its upper end leans to the image's right: the film, or the
-            patient in it, is turned clockwise.
+        tilt_deg: its angle to the film's columns, positive where its upper end leans to the image's right: the film, or
+            the patient in it, is turned clockwise.
         symmetry: Dice of the mask and its mirror image about this line, in [0, 1].
     """
 
@@ -85,8 +86,8 @@ def measure(mask: np.ndarray, spacing_mm: tuple[float, float] | None = None) -> 
         - ``apex_row``, ``apex_column``: its highest row; the mean column of the pixels in the upper 1 % of its height.
         - ``costophrenic_row``, ``costophrenic_column``: the pixel furthest down and outwards, at 45°.
 
-        What is undefined is NaN: mm without a spacing; a missing lung's numbers save its area, which is 0; ratio, symmetry,
-        tilt and midline without two lungs.
+        What is undefined is NaN: mm without a spacing; a missing lung's numbers save its area, which is 0; ratio,
+        symmetry, tilt and midline without two lungs.
 
     Raises:
         ValueError: no mask in {0, 1}, or a spacing that is not two positive numbers.
@@ -95,21 +96,21 @@ def measure(mask: np.ndarray, spacing_mm: tuple[float, float] | None = None) -> 
         raise ValueError(
             f"spacing_mm is the distance between rows and between columns in mm, both above 0, not {spacing_mm}"
         )
-    lungs = dict(zip(SIDES, split_lungs(mask)))
-    each = {side: _measure_lung(lung, side, spacing_mm) for side, lung in lungs.items()}
-    areas = [found["area_px"] for found in each.values()]
-    line = find_midline(*lungs.values(), spacing_mm)
-    film = (
-        sum(map(bool, areas)),
-        sum(areas) / mask.size if mask.size else nan,
-        areas[1] / areas[0] if all(areas) else nan,
-        line.symmetry,
-        line.tilt_deg,
-        line.column,
-    )
-    return dict(zip(_FILM, film)) | {
-        f"{side}_{name}": value for side, found in each.items() for name, value in found.items()
+    lungs = split_lungs(mask)
+    each = {side: _measure_lung(lung, side, spacing_mm) for side, lung in zip(SIDES, lungs)}
+    right, left = (found["area_px"] for found in each.values())
+    line = find_midline(*lungs, spacing_mm)
+    found: dict[str, float] = {
+        "lungs": (right > 0) + (left > 0),
+        "lung_share": (right + left) / mask.size if mask.size else nan,
+        "left_right_ratio": left / right if right and left else nan,
+        "symmetry": line.symmetry,
+        "tilt_deg": line.tilt_deg,
+        "midline_column": line.column,
     }
+    for side, lung in each.items():
+        found |= {f"{side}_{name}": value for name, value in lung.items()}
+    return found
 
 
 def check_height(mask: np.ndarray, spacing_mm: tuple[float, float] | None, age: float | None = None) -> tuple[str, ...]:
@@ -140,13 +141,14 @@ def check_height(mask: np.ndarray, spacing_mm: tuple[float, float] | None, age: 
 def split_lungs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Takes a mask apart into the patient's right and left lung.
 
-    Components smaller than 2 % of the largest are dust, part of neither lung. A seam runs from the top to the bottom of the
-    others where it cuts through the fewest lung pixels, between the mean columns of the two classes that Otsu's method makes
-    of the lung pixels' columns. A component lies on the side of the seam where its outline lies; one on both sides
-    (lungs that touch) is cut.
+    Components smaller than 2 % of the largest are dust, part of neither lung. A seam runs from the top to the bottom of
+    the others where it cuts through the fewest lung pixels, between the mean columns of the two classes that Otsu's
+    method makes of the lung pixels' columns. A component lies on the side of the seam where its outline lies; one on
+    both sides (lungs that touch) is cut.
 
     The mask is a lone lung if the seam cuts through a quarter of its height or more and it is narrower than 0.8 of its
-    height: the patient's right one, if the middle of its extent lies in the left half of the image. The other one is empty then.
+    height: the patient's right one, if the middle of its extent lies in the left half of the image. The other one is
+    empty then.
 
     Args:
         mask: ``uint8 (H, W)`` in {0, 1}.
@@ -170,16 +172,27 @@ def split_lungs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     seam = _find_seam(kept)
     if seam is None:
         x, _, width, _ = cv2.boundingRect(kept)
-        lungs = kept, np.zeros_like(kept)
-        return lungs if 2 * x + width <= mask.shape[1] else lungs[::-1]
-    beyond = [line[:, 0, 0] - seam[line[:, 0, 1]] for line in outlines]  # px to the image's right of the seam
-    near = len(mask) * _SEAM_ERROR
-    touching = [min(np.mean(far < -near), np.mean(far > near)) > 0.05 for far in beyond]
-    right = _fill([line for line, far, both in zip(outlines, beyond, touching) if far.mean() < 0 and not both], kept)
-    if any(touching):
-        pair = _fill([line for line, both in zip(outlines, touching) if both], kept)
-        right |= pair & (np.arange(mask.shape[1]) < seam[:, None])
+        if 2 * x + width <= mask.shape[1]:
+            return kept, np.zeros_like(kept)
+        return np.zeros_like(kept), kept
+    right = _right_of(outlines, kept, seam)
     return right, kept ^ right
+
+
+def _right_of(outlines: list[np.ndarray], mask: np.ndarray, seam: np.ndarray) -> np.ndarray:
+    """The patient's right lung: components before the seam, and of those on both sides the part before it."""
+    near = len(mask) * _SEAM_ERROR
+    before, touching = [], []
+    for line in outlines:
+        beyond = line[:, 0, 0] - seam[line[:, 0, 1]]  # px to the image's right of the seam
+        if min(np.mean(beyond < -near), np.mean(beyond > near)) > 0.05:
+            touching.append(line)
+        elif beyond.mean() < 0:
+            before.append(line)
+    right = _fill(before, mask)
+    if touching:
+        right |= _fill(touching, mask) & (np.arange(mask.shape[1]) < seam[:, None])
+    return right
 
 
 def find_midline(right: np.ndarray, left: np.ndarray, spacing_mm: tuple[float, float] | None = None) -> Midline:
@@ -193,7 +206,8 @@ def find_midline(right: np.ndarray, left: np.ndarray, spacing_mm: tuple[float, f
         spacing_mm: as for :func:`measure`.
 
     Returns:
-        The line, the best near the upright one, found on a copy of 160 px by Nelder and Mead's method; NaN if a lung is empty.
+        The line, the best near the upright one, found on a copy of 160 px by Nelder and Mead's method; NaN if a lung is
+        empty.
     """
     if not (right.any() and left.any()):
         return Midline()
@@ -202,60 +216,61 @@ def find_midline(right: np.ndarray, left: np.ndarray, spacing_mm: tuple[float, f
     scale = np.array(spacing_mm or (1.0, 1.0)) * (height, width)
     rows, columns = np.maximum(1, np.rint(scale * _MIDLINE_SIDE / scale.max())).astype(int)
     pair = _thumbnail(both[y : y + height, x : x + width], rows, columns)
-    middle, total = ((columns - 1) / 2, (rows - 1) / 2), float(pair.sum())
-    if not total:  # specks that fell between the samples
+    if not pair.any():  # specks that fell between the samples
         return Midline()
+    options = {"initial_simplex": [(0, 0), (4, 0), (0, 4)], "xatol": 0.02, "fatol": 1e-5}  # degrees, px
+    found = minimize(_unlike, (0, 0), args=(pair, float(pair.sum())), method="Nelder-Mead", options=options)
+    tilt_deg, offset = found.x
+    tilt = radians(tilt_deg)
+    film_middle = (len(right) / 2 - y) * rows / height - 0.5  # the film's middle row, in the copy
+    along = (film_middle - (rows - 1) / 2) * sin(tilt)  # how far it is from the copy's middle along the normal
+    column = (columns - 1) / 2 + (offset - along) / cos(tilt)
+    return Midline(float(x + (column + 0.5) * width / columns - 0.5), float(tilt_deg), float(1 - found.fun))
 
-    def unlike(line: np.ndarray) -> float:  # 1 - Dice about the line through middle + offset · normal
-        a, b = cos(radians(line[0])), sin(radians(line[0]))
-        far = 2 * (a * middle[0] + b * middle[1] + line[1])
-        mirror = np.array([[1 - 2 * a * a, -2 * a * b, far * a], [-2 * a * b, 1 - 2 * b * b, far * b]])
-        image = cv2.warpAffine(pair, mirror, pair.shape[::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
-        return 1 - cv2.norm(cv2.min(pair, image), cv2.NORM_L1) / total
 
-    found = minimize(
-        unlike,
-        (0, 0),
-        method="Nelder-Mead",
-        options={"initial_simplex": [(0, 0), (4, 0), (0, 4)], "xatol": 0.02, "fatol": 1e-5},
-    )  # degrees, px
-    tilt, offset = radians(found.x[0]), found.x[1]
-    row = ((len(right) / 2 - y) * rows / height - 0.5 - middle[1]) * sin(
-        tilt
-    )  # the film's middle row, along the normal
-    column = middle[0] + (offset - row) / cos(tilt)
-    return Midline(float(x + (column + 0.5) * width / columns - 0.5), float(found.x[0]), float(1 - found.fun))
+def _unlike(line: np.ndarray, pair: np.ndarray, total: float) -> float:
+    """1 - Dice of a picture and its mirror image.
+
+    Args:
+        line: the mirror, degrees from upright and px from the picture's middle along its normal.
+        pair: the picture, ``float32 (H, W)``.
+        total: its sum.
+    """
+    tilt_deg, offset = line
+    # The unit normal (a, b) of the mirror; a point p goes to p + 2 · (distance of the mirror - normal · p) · normal.
+    a, b = cos(radians(tilt_deg)), sin(radians(tilt_deg))
+    height, width = pair.shape
+    far = 2 * (a * (width - 1) / 2 + b * (height - 1) / 2 + offset)
+    mirror = np.array([[1 - 2 * a * a, -2 * a * b, far * a], [-2 * a * b, 1 - 2 * b * b, far * b]])
+    image = cv2.warpAffine(pair, mirror, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    return 1 - cv2.norm(cv2.min(pair, image), cv2.NORM_L1) / total
 
 
 def _measure_lung(lung: np.ndarray, side: str, spacing_mm: tuple[float, float] | None) -> dict[str, float]:
     by_row, by_column = spacing_mm or (nan, nan)
     area = int(np.count_nonzero(lung.view(bool)))  # five times as fast as of uint8
     if not area:
-        return dict.fromkeys(_LUNG, nan) | {"area_px": 0, "area_mm2": 0 * by_row}
+        return {**dict.fromkeys(_LUNG, nan), "area_px": 0, "area_mm2": 0 * by_row}
     x, y, width, height = cv2.boundingRect(lung)
     box = lung[y : y + height, x : x + width]
     columns, rows = np.concatenate(cv2.findContours(box, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0])[:, 0].T
-    outwards = (columns if side == "left" else -columns) * (by_column / by_row if spacing_mm else 1)
+    outwards = columns if side == "left" else -columns
+    if spacing_mm:
+        outwards = outwards * (by_column / by_row)
     angle = np.argmax(rows + outwards)
     top = np.nonzero(box[: max(1, round(height / 100))])[1]
-    return dict(
-        zip(
-            _LUNG,
-            (
-                area,
-                area * by_row * by_column,
-                height,
-                height * by_row,
-                width,
-                width * by_column,
-                y,
-                x + float(top.mean()),
-                y + int(rows[angle]),
-                x + int(columns[angle]),
-            ),
-            strict=True,
-        )
-    )
+    return {
+        "area_px": area,
+        "area_mm2": area * by_row * by_column,
+        "height_px": height,
+        "height_mm": height * by_row,
+        "width_px": width,
+        "width_mm": width * by_column,
+        "apex_row": y,
+        "apex_column": x + float(top.mean()),
+        "costophrenic_row": y + int(rows[angle]),
+        "costophrenic_column": x + int(columns[angle]),
+    }
 
 
 def _find_seam(mask: np.ndarray) -> np.ndarray | None:
@@ -280,7 +295,8 @@ def _two_means(weights: np.ndarray) -> tuple[float, float]:
     """Mean index of the two classes that Otsu's threshold makes of a histogram."""
     below, moment = weights.cumsum()[:-1], (weights * np.arange(len(weights))).cumsum()
     above = weights.sum() - below
-    low, high = moment[:-1] / np.maximum(below, 1e-9), (moment[-1] - moment[:-1]) / np.maximum(above, 1e-9)
+    low = moment[:-1] / np.maximum(below, 1e-9)
+    high = (moment[-1] - moment[:-1]) / np.maximum(above, 1e-9)
     best = np.argmax(below * above * (high - low) ** 2)
     return float(low[best]), float(high[best])
 
@@ -303,6 +319,6 @@ def _fill(outlines: list[np.ndarray], mask: np.ndarray) -> np.ndarray:
 
 
 def _thumbnail(mask: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """Share of lung in each cell of a coarse grid, ``float32 (rows, columns)``, of 16 pixels a cell: enough, and quick."""
+    """Share of lung in each cell of a coarse grid, ``float32 (rows, columns)``, of 16 pixels per cell: enough, and fast."""
     sampled = cv2.resize(mask * np.uint8(255), (4 * int(columns), 4 * int(rows)), interpolation=cv2.INTER_NEAREST_EXACT)
     return cv2.resize(sampled, (int(columns), int(rows)), interpolation=cv2.INTER_AREA).astype(np.float32) / 255

@@ -16,11 +16,12 @@ import numpy as np
 PARTS = (26, 14, 24)
 POINTS = sum(PARTS)
 _GRID = 41  # nodes a side on which a warp is computed; between them it is interpolated
+_LINES = 4  # a pixel row, along which the area inside an outline is measured
 _STIFFNESS = 5e-6  # lets a warp pass ~0.1 px off a landmark instead of folding on tracing noise
 
 
-def split_lungs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Splits a union mask into its two largest components, ordered along x.
+def two_largest(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """The two largest components of a mask of both lungs, ordered along x.
 
     Args:
         mask: ``uint8 (H, W)`` in {0, 1}.
@@ -47,11 +48,13 @@ def landmarks(mask: np.ndarray) -> np.ndarray | None:
     Returns:
         ``float64 (2, POINTS, 2)``, or None where the mask hasn't two lungs with the corners in their usual order.
     """
-    lungs = split_lungs(mask)
+    lungs = two_largest(mask)
     if lungs is None:
         return None
-    sides = [_trace(lung, side) for lung, side in zip(lungs, (-1, 1), strict=True)]
-    return None if any(side is None for side in sides) else np.stack(sides)
+    right, left = _trace(lungs[0], -1), _trace(lungs[1], 1)
+    if right is None or left is None:
+        return None
+    return np.stack([right, left])
 
 
 def _trace(lung: np.ndarray, side: int) -> np.ndarray | None:
@@ -83,8 +86,9 @@ def _resample(line: np.ndarray, count: int) -> np.ndarray:
 
 def similarity(source: np.ndarray, target: np.ndarray) -> tuple[complex, complex]:
     """Least-squares ``target = a * source + b`` on points as complex numbers: abs(a) is scale, its angle rotation."""
-    s, t = (p.reshape(-1, 2) @ (1, 1j) for p in (source, target))
-    a = np.vdot(s - s.mean(), t - t.mean()) / np.vdot(s - s.mean(), s - s.mean()).real
+    s, t = source.reshape(-1, 2) @ (1, 1j), target.reshape(-1, 2) @ (1, 1j)
+    off = s - s.mean()
+    a = np.vdot(off, t - t.mean()) / np.vdot(off, off).real
     return complex(a), complex(t.mean() - a * s.mean())
 
 
@@ -160,7 +164,8 @@ def _weights(count: int, size: int) -> np.ndarray:
 
 def smooth(side: np.ndarray, *, times: int = 5) -> np.ndarray:
     """A curve through one lung's landmarks, smooth but for the corners: ``(POINTS, 2)`` to ``(times * POINTS, 2)``."""
-    closed, pieces, start = np.vstack([side, side[:1]]), [], 0
+    closed = np.vstack([side, side[:1]])
+    pieces, start = [], 0
     for count in PARTS:
         pieces.append(_natural(count, times) @ closed[start : start + count + 1])
         start += count
@@ -189,19 +194,33 @@ def is_simple(side: np.ndarray) -> bool:
 def fill(outline: np.ndarray, size: int) -> np.ndarray:
     """Rasterises an outline ``(P, 2)`` to ``uint8 (size, size)``: a pixel is 1 where half of its area is inside.
 
-    Areas are exact along x and sampled four times along y. OpenCV's fillPoly rounds corners differently from one
-    version to the next, by some ten pixels a mask.
+    Areas are exact along x and sampled four times per pixel along y. OpenCV's fillPoly rounds corners differently from
+    one version to the next, by some ten pixels per mask.
     """
-    lines = (np.arange(4 * size) + 0.5) / 4
-    (x0, y0), (x1, y1) = outline.T * size, np.roll(outline, -1, 0).T * size
-    edge, line = np.nonzero((y0[:, None] <= lines) != (y1[:, None] <= lines))
-    x = x0[edge] + (lines[line] - y0[edge]) / (y1 - y0)[edge] * (x1 - x0)[edge]
-    x = np.clip(x, 0, size)
-    # Each crossing turns all that lies on its right from outside to inside, or back.
-    turn = np.where(y1[edge] > y0[edge], 0.25, -0.25)
-    pixel, part = np.floor(x).astype(int), x % 1
-    at = line // 4 * (size + 2) + pixel
-    count = size * (size + 2)
-    steps = np.bincount(at, turn * (1 - part), count) + np.bincount(at + 1, turn * part, count)
-    area = np.abs(np.cumsum(steps.reshape(size, size + 2), 1))[:, :size]
+    x, line, turn = _crossings(outline, size)
+    # Each crossing turns all that lies on its right from outside to inside, or back: a step in its own pixel, as far as
+    # that lies on its right, and the rest in the next one. Rows have two more pixels, for steps at the edge.
+    width = size + 2
+    pixel = np.floor(x).astype(int)
+    past = x - pixel
+    at = line // _LINES * width + pixel
+    steps = np.bincount(at, turn * (1 - past), size * width) + np.bincount(at + 1, turn * past, size * width)
+    area = np.abs(np.cumsum(steps.reshape(size, width), axis=1))[:, :size]
     return (area > 0.5 - 1e-6).astype(np.uint8)
+
+
+def _crossings(outline: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where an outline crosses the sampling lines, ``_LINES`` a pixel.
+
+    Returns:
+        Of each crossing x in px, the number of its line, and the area a pixel gains by it: less than 0 on the way up.
+    """
+    lines = (np.arange(_LINES * size) + 0.5) / _LINES
+    x0, y0 = outline.T * size
+    x1, y1 = np.roll(outline, -1, 0).T * size
+    starts_above, ends_above = y0[:, None] <= lines, y1[:, None] <= lines
+    edge, line = np.nonzero(starts_above != ends_above)
+    along = (lines[line] - y0[edge]) / (y1 - y0)[edge]
+    x = x0[edge] + along * (x1 - x0)[edge]
+    turn = np.where(y1[edge] > y0[edge], 1 / _LINES, -1 / _LINES)
+    return np.clip(x, 0, size), line, turn
