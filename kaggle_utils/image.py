@@ -1,4 +1,4 @@
-"""Files to arrays and back: with `picture`, `dicom`, `gray` and `header`, which it alone imports, all that knows file formats.
+"""Files to arrays and back; with the rooms ``pictures`` and ``dicom``, all that knows file formats.
 
 Inside the project an image is ``uint8 (H, W)`` and a mask is ``uint8 (H, W)`` in {0, 1}; H counts rows, W columns.
 Films are seen as the radiologist hangs them: the **patient's left lung is on the image's right**.
@@ -23,15 +23,15 @@ os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
 import cv2
 import numpy as np
 
-from .dicom.read import Film, Lie, dicom_bytes, listed, read_dicom  # noqa: F401 (this module is the face of some)
-from .dicom.tags import import_pydicom, read_tags  # noqa: F401
+from .dicom.read import Lie as Lie  # this module is its face
+from .dicom.read import Radiograph, dicom_bytes, read_dicom
 from .files import write_bytes
 from .pictures.complaints import DAMAGED
 from .pictures.decode import JSRT_BYTES, JSRT_SIDE, decode, unpack
 from .pictures.gray import to_8_bits
 
-# OpenCV logs to stderr what read_image says in one line with the file's name. 4.12 has the first of these names, later ones the other.
-(cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel)(0)
+# OpenCV logs to stderr what read_image says in one line with the file's name.
+cv2.utils.logging.setLogLevel(0)
 
 # Memory by which films are read ahead: a film of MAX_PIXELS may take more, but then it is alone.
 MOST_BYTES = 1_100_000_000
@@ -44,7 +44,7 @@ _TO_GRAY = {3: cv2.COLOR_BGR2GRAY, 4: cv2.COLOR_BGRA2GRAY}  # by channels
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """The ``image`` of :func:`read_film`: a radiograph as ``uint8 (H, W)``, with the same errors; a damaged one is refused.
+    """The ``image`` of :func:`read_film`, ``uint8 (H, W)``, with the same errors; a damaged radiograph is refused.
 
     Of threads that read at once those wait for which there is no room in ``MOST_BYTES``.
     """
@@ -55,15 +55,16 @@ def read_image(path: str | Path) -> np.ndarray:
     return film.image
 
 
-def read_film(path: str | Path, *, data: bytes | None = None) -> Film:
-    """Reads a radiograph as 8-bit gray, told by its content, not by its name. A negative stays one.
+def read_film(path: str | Path, *, data: bytes | None = None) -> Radiograph:
+    """Reads a radiograph as 8-bit gray, identified by its content, not by its name. A negative stays one.
 
-    Files of more than 8 bits are scaled by :func:`gray.gray_range` (a 12-bit film in a 16-bit file would come out black
-    otherwise); colour and palette become luminance; an alpha channel is dropped; an orientation tag is obeyed.
+    Files of more than 8 bits are scaled by :func:`pictures.gray.gray_range` (a 12-bit film in a 16-bit file would come
+    out black otherwise); colour and palette become luminance; an alpha channel is dropped; an orientation tag is
+    obeyed.
 
     Args:
-        path: a PNG, JPEG, TIFF, BMP, GIF, WebP, JPEG 2000 or NIfTI (see :func:`picture.decode`), a raw film of JSRT, or a DICOM
-            file (see :func:`dicom.read_dicom`); each may be gzip'd.
+        path: a PNG, JPEG, TIFF, BMP, GIF, WebP, JPEG 2000 or NIfTI (see :func:`pictures.decode.decode`), a raw film of
+            JSRT, or a DICOM file (see :func:`dicom.read.read_dicom`); each may be gzip'd.
         data: the file's bytes where they are here already; then errors alone name the path, which may be any address.
 
     Returns:
@@ -72,7 +73,7 @@ def read_film(path: str | Path, *, data: bytes | None = None) -> Film:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is empty, truncated, damaged, no film, or larger than ``header.MAX_PIXELS``; the message names it
+        ValueError: the file is empty, truncated, damaged, no film, or larger than ``MAX_PIXELS``; the message names it
             and says which.
         ImportError: a DICOM or NIfTI file, and what reads it is not installed.
     """
@@ -80,40 +81,43 @@ def read_film(path: str | Path, *, data: bytes | None = None) -> Film:
         data = unpack(_read_bytes(Path(path)) if data is None else data)
         _check_bytes(len(data))
         film = read_dicom(data) if is_dicom(data[:HEAD]) else _read_picture(data)
-    border = constant_border(film.image)
-    return (
-        replace(film, notes=(*film.notes, "constant border: {} top, {} bottom, {} left, {} right".format(*border)))
-        if any(border)
-        else film
-    )
+    top, bottom, left, right = constant_border(film.image)
+    if not any((top, bottom, left, right)):
+        return film
+    note = f"constant border: {top} top, {bottom} bottom, {left} left, {right} right"
+    return replace(film, notes=(*film.notes, note))
 
 
-def from_array(array: np.ndarray) -> Film:
-    """A film from an array: gray ``(H, W)`` of any type and range, or RGB or RGBA ``(H, W, C)``; an axis of length 1 is left out.
+def from_array(array: np.ndarray) -> Radiograph:
+    """A radiograph from an array: gray ``(H, W)`` of any type and range, or RGB or RGBA ``(H, W, C)``.
+
+    An axis of length 1 is left out.
 
     Raises:
         ValueError: another shape, a type that holds no gray, or not a finite number.
     """
     gray = np.squeeze(array)
-    if gray.dtype.kind not in "uif" or gray.ndim not in (2, 3) or (gray.ndim == 3 and gray.shape[2] not in (3, 4)):
+    is_gray = gray.ndim == 2
+    is_colour = gray.ndim == 3 and gray.shape[2] in (3, 4)
+    if gray.dtype.kind not in "uif" or not (is_gray or is_colour):
         raise ValueError(
             f"an array of {array.dtype} {array.shape}: expected gray (H, W), or RGB or RGBA (H, W, C); "
             "several films are given as a list"
         )
     check_size(*gray.shape[:2])
-    if gray.ndim == 2:
-        return Film(to_8_bits(_to_gray(gray)))
+    if is_gray:
+        return Radiograph(to_8_bits(_to_gray(gray)))
     if gray.dtype == np.float64:
         gray = gray.astype(np.float32)
     colour = cv2.cvtColor(np.ascontiguousarray(gray[..., :3]), cv2.COLOR_RGB2BGR)
-    return Film(to_8_bits(_to_gray(colour)), colour=colour)
+    return Radiograph(to_8_bits(_to_gray(colour)), colour=colour)
 
 
 def film_bytes(path: str | Path, *, data: bytes | None = None) -> int:
     """Memory that a film takes at most, in bytes, while it is read, segmented and written, by what its file declares.
 
-    It's 0 for what :func:`read_film` refuses unread, the file's own for what it refuses by its declaration, and ``MOST_BYTES`` where that
-    isn't at the file's beginning.
+    It's 0 for what :func:`read_film` refuses unread, the file's own for what it refuses by its declaration, and
+    ``MOST_BYTES`` where that isn't at the file's beginning.
 
     Args:
         path: the file.
@@ -138,7 +142,8 @@ def _film_bytes(data: bytes | mmap.mmap) -> int:
         if kind == "DICOM":
             found = dicom_bytes(data[:_DICOM_HEAD], FINISHED_BYTES)
             return MOST_BYTES if found is None else size + found
-        declared = Header(JSRT_SIDE, JSRT_SIDE) if size == JSRT_BYTES and not kind else read_header(data)
+        is_jsrt = kind is None and size == JSRT_BYTES
+        declared = Header(JSRT_SIDE, JSRT_SIDE) if is_jsrt else read_header(data)
     except (ValueError, ImportError):
         return size
     return size + declared.rows * declared.columns * (declared.pixel + FINISHED_BYTES)
@@ -146,7 +151,9 @@ def _film_bytes(data: bytes | mmap.mmap) -> int:
 
 @contextmanager
 def room(size: int) -> Iterator[None]:
-    """Waits until what is done at once in this process, all by such a ``with``, takes no more than ``MOST_BYTES``; more than that is done alone.
+    """Waits until all that runs within such a ``with`` in this process takes no more than ``MOST_BYTES``.
+
+    What takes more than that runs alone.
 
     Args:
         size: bytes that what is done takes.
@@ -173,10 +180,12 @@ def constant_border(image: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def read_mask(path: str | Path) -> np.ndarray:
-    """Reads a mask, whatever its encoding: 0/1, 0/255, a label a lung, gray, colour, palette, 16-bit; see :func:`to_mask`.
+    """Reads a mask, whatever its encoding: 0/1, 0/255, a label per lung, gray, colour, palette, 16-bit.
+
+    See :func:`to_mask`.
 
     Args:
-        path: a mask file, of any format that :func:`picture.decode` reads.
+        path: a mask file, of any format that :func:`pictures.decode.decode` reads.
 
     Returns:
         ``uint8 (H, W)`` in {0, 1}.
@@ -195,8 +204,8 @@ def read_mask(path: str | Path) -> np.ndarray:
 def to_mask(gray: np.ndarray) -> np.ndarray:
     """Gray levels ``(H, W)`` of any real type as a mask in {0, 1}: the lungs are of one gray, or of two, a label each.
 
-    The lowest gray is the background. A label is a gray that fills an area; grays along an edge, or of JPEG's ringing, fill
-    none: from half-way between the background and the lowest label on they are lung.
+    The lowest gray is the background. A label is a gray that fills an area; grays along an edge, or of JPEG's ringing,
+    fill none: from half-way between the background and the lowest label on they are lung.
 
     Raises:
         ValueError: it has more than two labels.
@@ -219,12 +228,17 @@ def decode_pnm(data: bytes) -> np.ndarray:
     Raises:
         ValueError: the bytes are truncated or no image.
     """
+    refusal = ValueError("it is truncated, or no PGM or PBM file")
     head = re.match(rb"P([45])\s+(\d{1,5})\s+(\d{1,5})\s", data)
-    # Before OpenCV makes room for what a damaged head declares.
-    whole = head and len(data) > int(head[3]) * (int(head[2]) if head[1] == b"5" else -(-int(head[2]) // 8))
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if whole else None
+    if not head:
+        raise refusal
+    columns, rows = int(head[2]), int(head[3])
+    row_bytes = columns if head[1] == b"5" else -(-columns // 8)
+    if len(data) <= rows * row_bytes:  # before OpenCV makes room for what a damaged head declares
+        raise refusal
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
     if pixels is None:
-        raise ValueError("it is truncated, or no PGM or PBM file")
+        raise refusal
     return pixels
 
 
@@ -342,17 +356,21 @@ def _check_whole(notes: tuple[str, ...]) -> None:
         raise ValueError(damage)
 
 
-def _read_picture(data: bytes) -> Film:
+def _read_picture(data: bytes) -> Radiograph:
     pixels, notes = decode(data)
-    return Film(to_8_bits(_to_gray(pixels)), notes=notes, colour=pixels if pixels.ndim == 3 else None)
+    return Radiograph(to_8_bits(_to_gray(pixels)), notes=notes, colour=pixels if pixels.ndim == 3 else None)
 
 
 def _to_gray(pixels: np.ndarray) -> np.ndarray:
-    """What picture.decode gives as gray levels, (H, W) of the same type, or float32 for float64."""
-    if pixels.ndim == 3 and (pixels.shape[2] not in _TO_GRAY or pixels.dtype not in (np.uint8, np.uint16, np.float32)):
-        raise ValueError(f"{pixels.shape[2]} channels of {pixels.dtype} have no gray")
-    gray = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, _TO_GRAY[pixels.shape[2]])
-    gray = gray.astype(np.float32, copy=False) if gray.dtype.kind == "f" else gray
+    """Pixels as gray levels, (H, W) of the same type, or float32 for float64."""
+    gray = pixels
+    if pixels.ndim == 3:
+        channels = pixels.shape[2]
+        if channels not in _TO_GRAY or pixels.dtype not in (np.uint8, np.uint16, np.float32):
+            raise ValueError(f"{channels} channels of {pixels.dtype} have no gray")
+        gray = cv2.cvtColor(pixels, _TO_GRAY[channels])
+    if gray.dtype.kind == "f":
+        gray = gray.astype(np.float32, copy=False)
     if not np.isfinite(gray).all():
         raise ValueError("it has pixels that are not finite numbers")
     return gray
@@ -373,9 +391,12 @@ def _labels_between(gray: np.ndarray, bottom: float, top: float) -> list[float]:
         return [level for level in between if cv2.erode(area(level), np.ones((5, 5), np.uint8)).any()]
     # Edges, or JPEG: the background may be a little higher, and a label is several neighbouring grays.
     labels: list[float] = []
-    for level in levels[(counts >= _LABEL * gray.size) & (place > 1 / 8) & (place < 15 / 16)].tolist():
+    least, apart = _LABEL * gray.size, (top - bottom) / 16
+    for level in levels[(counts >= least) & (place > 1 / 8) & (place < 15 / 16)].tolist():
+        if labels and level - labels[-1] < apart:
+            continue
         pieces = cv2.connectedComponentsWithStats(area(level), connectivity=4)[2][1:, cv2.CC_STAT_AREA]
-        if pieces.max() >= _LABEL * gray.size and not (labels and level - labels[-1] < (top - bottom) / 16):
+        if pieces.max() >= least:
             labels.append(level)
     return labels
 

@@ -1,7 +1,7 @@
-"""Stored values of a DICOM radiograph to 8-bit gray, as its tags say; a tag that doesn't fit the pixels is left out, with a note.
+"""Stored values of a DICOM radiograph to 8-bit gray, as its tags say; one that doesn't fit is left out, with a note.
 
-The order is the standard's: Modality LUT, VOI LUT, then MONOCHROME1 inverted (PS3.4 N.2). All three work on a table of the
-values that the pixels can have, at most 65,536, not on the pixels.
+The order is the standard's: Modality LUT, VOI LUT, then MONOCHROME1 inverted (PS3.4 N.2). All three work on a table of
+the values that the pixels can have, at most 65,536, not on the pixels.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, MutableSequence
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,7 +24,8 @@ LEAST_FILM = 1 / 20  # of the pixels: padding leaves more of a film
 MOST_LUTS = 8  # of a kind that are tried
 _JUDGED = 100_000  # pixels by which a LUT is judged
 _MOST_TABLE = 2 * (2 << 16)  # bytes: twice what 65,536 entries need
-_STRIP = 512  # rows: NumPy turns an index into 8 bytes a pixel
+_EDGES = ("UpperHorizontal", "LowerHorizontal", "LeftVertical", "RightVertical")
+_STRIP = 512  # rows: NumPy turns an index into 8 bytes per pixel
 
 Lut = tuple[str, Callable[[np.ndarray], np.ndarray]]  # its name in notes, and what it does with levels
 
@@ -38,8 +39,9 @@ def show(pixels: np.ndarray, ds: Dataset, notes: list[str]) -> np.ndarray:
         notes: gets what was done and what was left out.
 
     Returns:
-        ``uint8 (H, W)``. 8-bit values that no LUT changes stay as they are; of all others :func:`gray.gray_range` becomes
-        0 and 255. What is outside a shutter or collimator, and padding, has no part in it.
+        ``uint8 (H, W)``. 8-bit values that no LUT changes stay as they are; of all others
+        :func:`pictures.gray.gray_range` becomes 0 and 255. What is outside a shutter or collimator, and padding, has no
+        part in it.
     """
     bits = min(ds.BitsStored, pixels.dtype.itemsize * 8)
     stored = _stored(pixels, ds, bits)
@@ -67,13 +69,20 @@ def show(pixels: np.ndarray, ds: Dataset, notes: list[str]) -> np.ndarray:
 
 def _stored(pixels: np.ndarray, ds: Dataset, bits: int) -> np.ndarray:
     """The ``bits`` below HighBit, with their sign; what else is in the word, such as an overlay, is dropped."""
-    width = pixels.dtype.itemsize * 8
-    words = np.ascontiguousarray(pixels).astype(f"u{width // 8}")
-    raw = "JPEG" not in ds.file_meta.TransferSyntaxUID.name  # a codestream has no unused bits
-    high = (listed(ds, "HighBit") if raw else []) or [bits - 1]
-    high = high[0] if isinstance(high[0], int) and bits - 1 <= high[0] < width else bits - 1
-    words <<= width - 1 - high
-    return words.view(f"{'iu'[ds.PixelRepresentation == 0]}{width // 8}") >> (width - bits)
+    size = pixels.dtype.itemsize
+    words = np.ascontiguousarray(pixels).astype(f"u{size}")
+    words <<= 8 * size - 1 - _high_bit(ds, bits, 8 * size)
+    if ds.PixelRepresentation:
+        words = words.view(f"i{size}")
+    return words >> (8 * size - bits)
+
+
+def _high_bit(ds: Dataset, bits: int, width: int) -> int:
+    """HighBit where words of ``width`` bits have one that fits; a codestream has no unused bits."""
+    if "JPEG" in ds.file_meta.TransferSyntaxUID.name:
+        return bits - 1
+    high = next(iter(listed(ds, "HighBit")), None)
+    return high if isinstance(high, int) and bits - 1 <= high < width else bits - 1
 
 
 def _through_luts(levels: np.ndarray, seen: np.ndarray, ds: Dataset, notes: list[str]) -> np.ndarray:
@@ -117,17 +126,23 @@ def _modality_luts(ds: Dataset) -> Iterator[Lut]:
     for item in listed(ds, "ModalityLUTSequence")[:1]:
         yield "Modality LUT", partial(_lut, item=item, ds=ds)
     for slope, intercept in zip(listed(ds, "RescaleSlope")[:1], listed(ds, "RescaleIntercept")[:1]):
-        yield f"rescaling by {slope}", lambda values: values * float(slope) + float(intercept)
+        yield f"rescaling by {slope}", partial(_rescale, slope=slope, intercept=intercept)
 
 
 def _voi_luts(ds: Dataset) -> Iterator[Lut]:
-    def named(kind: str, luts: Iterable[object]) -> Iterator[tuple[str, object]]:
-        return ((f"{kind} {n}" if n > 1 else kind, lut) for n, lut in enumerate(islice(luts, MOST_LUTS), 1))
+    for n, item in enumerate(listed(ds, "VOILUTSequence")[:MOST_LUTS], 1):
+        yield _numbered("VOI LUT", n), partial(_lut, item=item, ds=ds)
+    windows = zip(listed(ds, "WindowCenter"), listed(ds, "WindowWidth"))
+    for n, (center, width) in enumerate(islice(windows, MOST_LUTS), 1):
+        yield _numbered("window", n), partial(_window, center=center, width=width, ds=ds)
 
-    for name, item in named("VOI LUT", listed(ds, "VOILUTSequence")):
-        yield name, partial(_lut, item=item, ds=ds)
-    for name, (center, width) in named("window", zip(listed(ds, "WindowCenter"), listed(ds, "WindowWidth"))):
-        yield name, partial(_window, center=center, width=width, ds=ds)
+
+def _numbered(kind: str, n: int) -> str:
+    return f"{kind} {n}" if n > 1 else kind
+
+
+def _rescale(values: np.ndarray, slope: Any, intercept: Any) -> np.ndarray:
+    return values * float(slope) + float(intercept)
 
 
 def listed(ds: Dataset, name: str) -> list:
@@ -142,22 +157,26 @@ def listed(ds: Dataset, name: str) -> list:
 
 
 def _lut(values: np.ndarray, item: Dataset, ds: Dataset) -> np.ndarray:
-    """Values through the table of a LUT sequence's item, whose entries are of 8 bits, one or two a word, or of up to 16."""
+    """Values through the table of a LUT sequence's item, of entries of 8 bits, one or two per word, or of up to 16."""
     entries, first, bits = item.LUTDescriptor
     if len(item.get_item("LUTData").value) > _MOST_TABLE:  # before millions of numbers are made of them
         raise ValueError("more entries than 16 bits can name")
     data = item.LUTData
-    order = "<>"[not ds.file_meta.TransferSyntaxUID.is_little_endian]
-    words = np.frombuffer(data, f"{order}u2") if isinstance(data, bytes) else np.atleast_1d(data)
-    words = words.astype("<u2")
+    if isinstance(data, bytes):
+        words = np.frombuffer(data, "<u2" if ds.file_meta.TransferSyntaxUID.is_little_endian else ">u2")
+    else:
+        words = np.atleast_1d(data)
+    table = words.astype("<u2")
     entries = entries % (1 << 16) or 1 << 16
-    table = (words.view(np.uint8) if bits <= 8 and len(words) < entries else words)[:entries]
+    if bits <= 8 and len(table) < entries:
+        table = table.view(np.uint8)
+    table = table[:entries]
     if first >= 1 << 15 and values.min() < 0:  # the first value is one of the pixels', which have a sign
         first -= 1 << 16
     return table[np.clip(np.rint(values) - first, 0, len(table) - 1).astype(int)]
 
 
-def _window(values: np.ndarray, center: object, width: object, ds: Dataset) -> np.ndarray:
+def _window(values: np.ndarray, center: Any, width: Any, ds: Dataset) -> np.ndarray:
     from pydicom import Dataset
     from pydicom.pixels import apply_windowing
 
@@ -169,15 +188,16 @@ def _window(values: np.ndarray, center: object, width: object, ds: Dataset) -> n
 
 
 def _padding(levels: np.ndarray, sample: np.ndarray, ds: Dataset, notes: list[str]) -> np.ndarray:
-    """Which levels stand for no measurement (PixelPaddingValue, alone or up to PixelPaddingRangeLimit), by a sample of the pixels."""
+    """Which levels stand for no measurement: PixelPaddingValue, alone or up to PixelPaddingRangeLimit.
+
+    Args:
+        levels: the values that a pixel can have.
+        sample: of the film's pixels, indices into ``levels``.
+    """
     none = np.zeros(levels.shape, bool)
-    ends = [
-        value
-        for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")
-        for value in listed(ds, name)
-        if isinstance(value, int)
-    ]
-    if not listed(ds, "PixelPaddingValue") or not ends:
+    values = listed(ds, "PixelPaddingValue")
+    ends = [value for value in values + listed(ds, "PixelPaddingRangeLimit") if isinstance(value, int)]
+    if not values or not ends:
         return none
     low = levels.min()
     # A value that is written with a sign where the pixels have none, or the reverse, is the level of the same bits.
@@ -193,16 +213,9 @@ def _padding(levels: np.ndarray, sample: np.ndarray, ds: Dataset, notes: list[st
 def _inside(stored: np.ndarray, ds: Dataset, notes: list[str]) -> np.ndarray:
     """The part within a rectangular shutter or collimator; all of it where the tags name none, or next to nothing."""
     for name in ("Shutter", "Collimator"):
-        edges = [
-            value
-            for edge in ("UpperHorizontal", "LowerHorizontal", "LeftVertical", "RightVertical")
-            for value in listed(ds, f"{name}{edge}Edge")
-        ]
-        if (
-            "RECTANGULAR" in listed(ds, f"{name}Shape")
-            and len(edges) == 4
-            and all(isinstance(edge, int) for edge in edges)
-        ):
+        edges = [value for edge in _EDGES for value in listed(ds, f"{name}{edge}Edge")]
+        numbers = len(edges) == 4 and all(isinstance(edge, int) for edge in edges)
+        if numbers and "RECTANGULAR" in listed(ds, f"{name}Shape"):
             top, bottom, left, right = edges
             part = stored[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
             if stored.size > part.size >= stored.size / 4:

@@ -1,7 +1,7 @@
 """DICOM radiographs to 8-bit gray: pydicom parses, its decoders decompress, and the tags say how gray a value is shown.
 
-Compressed pixels are decoded by a process of its own (``python -m kaggle_utils.dicom.read``), since a damaged file makes some
-decoders abort, and others take any time and memory. :mod:`dicom.gray` makes gray levels of them.
+Compressed pixels are decoded by a process of its own (``python -m kaggle_utils.dicom.read``), since a damaged file
+makes some decoders abort, and others take any time and memory. :mod:`dicom.gray` makes gray levels of them.
 """
 
 from __future__ import annotations
@@ -24,23 +24,26 @@ from .tags import INSTALL, NotAFilm, has_pixels, import_pydicom, read_pixels, re
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+    from pydicom.uid import UID
 
 DECODE_SECONDS = 120  # a 20-megapixel film takes 1-3 s; a machine may be busy
-# Address space of the process that decodes: of its libraries, and of each value, of which openjpeg has 4 bytes in several copies.
+# Address space of the process that decodes: of its libraries, and of each value, of which openjpeg has 4 bytes in
+# several copies.
 DECODE_BYTES, DECODE_BYTES_EACH = 1 << 30, 24
 _DECODER_BYTES = 80_000_000  # of memory, that the process takes besides the image
 _MOST_FRAGMENTS = 10_000  # pieces of a compressed image; an encoder makes one, or a few hundred
 NOT_FILMS = ("CT", "MR", "PT", "NM", "US")
-# The patient's: calibrated; the detector's, magnified by a few per cent; the film scanner's.
+# The patient's, calibrated; the detector's, magnified by a few per cent; the film scanner's.
 _SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 _REQUIRED = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation", "SamplesPerPixel")
 _FRAME_HEADS = frozenset(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC} | {0xFFF7}  # SOF of JPEG and JPEG-LS
-_SIZ, _DATA = 0xFF51, (0xFFDA, 0xFF93)  # of JPEG 2000; SOS of JPEG and SOD of JPEG 2000, after which the pixels come
+_SIZ = 0xFF51  # of JPEG 2000
+_DATA = (0xFFDA, 0xFF93)  # SOS of JPEG and SOD of JPEG 2000, after which the pixels come
 
 
 @dataclass(frozen=True)
 class Lie:
-    """How a film lies in its file: mirrored and then turned, it stands upright with the patient's right on the image's left.
+    """How a film lies in its file: mirrored and then turned, it is upright, the patient's right on the image's left.
 
     Attributes:
         mirrored: left and right change places.
@@ -51,12 +54,10 @@ class Lie:
     quarters: int = 0
 
     def __str__(self) -> str:
-        return " and ".join(
-            filter(
-                None,
-                ("mirrored" if self.mirrored else "", ("", "on its side", "upside down", "on its side")[self.quarters]),
-            )
-        )
+        turned = ("", "on its side", "upside down", "on its side")[self.quarters]
+        if not self.mirrored:
+            return turned
+        return f"mirrored and {turned}" if turned else "mirrored"
 
     def put_right(self, image: np.ndarray) -> np.ndarray:
         """A film or mask ``(H, W)`` of the file, upright: no pixel changes, they only move."""
@@ -68,7 +69,8 @@ class Lie:
         return np.ascontiguousarray(lying[:, ::-1] if self.mirrored else lying)
 
 
-# By what rows run to and what columns run to: the patient's left or right, head or feet (PatientOrientation, PS3.3 C.7.6.1.1.1).
+# By what rows run to and what columns run to: the patient's left or right, head or feet (PatientOrientation, PS3.3
+# C.7.6.1.1.1).
 _LIES = {
     "LF": Lie(),
     "HL": Lie(False, 1),
@@ -82,7 +84,7 @@ _LIES = {
 
 
 @dataclass(frozen=True)
-class Film:
+class Radiograph:
     """A radiograph as it was read."""
 
     image: np.ndarray  # uint8 (H, W); a negative without a tag that says so is still one
@@ -93,17 +95,18 @@ class Film:
     age: float | None = None  # of the patient, years
 
 
-def read_dicom(data: bytes) -> Film:
+def read_dicom(data: bytes) -> Radiograph:
     """Reads a radiograph (CR, DX, a secondary capture) from the bytes of a DICOM file.
 
-    8-bit values that no LUT changes stay as they are; all others are scaled by :func:`gray.gray_range` of what is shown. A
-    shutter's or collimator's outside and padding have no part in it.
+    8-bit values that no LUT changes stay as they are; all others are scaled by :func:`pictures.gray.gray_range` of what
+    is shown. A shutter's or collimator's outside and padding have no part in it.
 
     Args:
         data: the whole file, with or without preamble.
 
     Raises:
-        ValueError: no film (a report, a CT slice, several frames, a video), damaged, or too large; the message says which.
+        ValueError: no film (a report, a CT slice, several frames, a video), damaged, or too large; the message says
+            which.
         ImportError: pydicom is not installed.
     """
     import_pydicom()
@@ -111,18 +114,12 @@ def read_dicom(data: bytes) -> Film:
         ds = _parse(data)
         notes = _correct_bits(ds)
         pixels = _decode_apart(data, notes) if ds.file_meta.TransferSyntaxUID.is_encapsulated else _decode(ds)
-        gray = _luminance(pixels) if pixels.ndim == 3 else show(pixels, ds, notes)
+        colour = pixels if pixels.ndim == 3 else None
+        gray = show(pixels, ds, notes) if colour is None else _luminance(colour)
         spacing = _spacing(ds, notes)
         lie = _lie(ds)
         notes += _remarks(ds, lie)
-        return Film(
-            gray,
-            spacing,
-            tuple(note.replace(";", ",") for note in notes),
-            pixels if pixels.ndim == 3 else None,
-            lie,
-            _age(ds),
-        )
+        return Radiograph(gray, spacing, tuple(note.replace(";", ",") for note in notes), colour, lie, _age(ds))
     except NotAFilm:
         raise
     except MemoryError:
@@ -132,11 +129,13 @@ def read_dicom(data: bytes) -> Film:
 
 
 def dicom_bytes(head: bytes, finished: int) -> int | None:
-    """Memory that :func:`read_dicom` and what follows take, in bytes besides the file's own; None where the head doesn't tell.
+    """Memory that :func:`read_dicom` and what follows take, in bytes besides the file's own.
+
+    None where the head doesn't tell.
 
     Args:
         head: the beginning of the file.
-        finished: bytes a pixel that are needed once it is read.
+        finished: bytes per pixel that are needed once it is read.
     """
     import_pydicom()
     try:
@@ -146,8 +145,10 @@ def dicom_bytes(head: bytes, finished: int) -> int | None:
             return None
     except Exception:  # pydicom meets a damaged element with exceptions of a dozen kinds
         return None
-    compressed = ds.file_meta.TransferSyntaxUID.is_encapsulated
-    return pixels * (4 * pixel + finished) + (_DECODER_BYTES + pixels * 8 * ds.SamplesPerPixel) * compressed
+    need = pixels * (4 * pixel + finished)
+    if ds.file_meta.TransferSyntaxUID.is_encapsulated:
+        need += _DECODER_BYTES + pixels * 8 * ds.SamplesPerPixel
+    return need
 
 
 def _parse(data: bytes) -> Dataset:
@@ -160,22 +161,33 @@ def _parse(data: bytes) -> Dataset:
 
 def _check(ds: Dataset, has_image: bool) -> None:
     """Refuses what is no film, with a reason."""
-    from pydicom.pixels import get_decoder
-
     kind = " ".join(getattr(sop_class, "name", "") for sop_class in listed(ds, "SOPClassUID")) or "of no known class"
-    syntax = ds.file_meta.TransferSyntaxUID
     if not has_image:
         raise NotAFilm(f"DICOM without an image in it ({kind})")
     modality = listed(ds, "Modality")[:1]
     if modality and modality[0] in NOT_FILMS:
         raise NotAFilm(f"DICOM of modality {modality[0]}, a radiograph has CR or DX")
-    missing = [name for name in _REQUIRED if [isinstance(value, int) for value in listed(ds, name)] != [True]]
+    missing = [name for name in _REQUIRED if not _is_one_number(listed(ds, name))]
     if missing:
         raise ValueError(f"no valid {' and no '.join(missing)}")
     check_size(ds.Rows, ds.Columns)
     frames = next(iter(listed(ds, "NumberOfFrames")), 1) or 1
     if frames != 1:
         raise NotAFilm(f"DICOM of {frames} frames ({kind}), a film has one")
+    _check_syntax(ds.file_meta.TransferSyntaxUID)
+    _check_samples(ds)
+    bits = ds.BitsStored
+    if ds.BitsAllocated not in (8, 16) or not 1 <= bits <= ds.BitsAllocated or ds.PixelRepresentation not in (0, 1):
+        raise NotAFilm(f"DICOM of {bits} bits in {ds.BitsAllocated} ({kind}): up to 16 in 8 or 16 are read")
+
+
+def _is_one_number(values: list) -> bool:
+    return len(values) == 1 and isinstance(values[0], int)
+
+
+def _check_syntax(syntax: UID) -> None:
+    from pydicom.pixels import get_decoder
+
     if not syntax.is_transfer_syntax or "MPEG" in syntax.name or "HEVC" in syntax.name:
         raise NotAFilm(f"DICOM of transfer syntax {syntax.name}: not that of a film")
     if syntax.is_encapsulated:
@@ -183,20 +195,17 @@ def _check(ds: Dataset, has_image: bool) -> None:
             get_decoder(syntax)
         except NotImplementedError:
             raise NotAFilm(f"DICOM with {syntax.name} is not read: convert it (gdcmconv --raw)") from None
+
+
+def _check_samples(ds: Dataset) -> None:
     photometric = "".join(map(str, listed(ds, "PhotometricInterpretation"))).strip()
     gray = photometric in ("MONOCHROME1", "MONOCHROME2") and ds.SamplesPerPixel == 1
     colour = photometric.startswith(("RGB", "YBR_")) and ds.SamplesPerPixel == 3 and ds.BitsAllocated == 8
     if not gray and not colour:
         raise NotAFilm(
-            f"DICOM of {ds.SamplesPerPixel} samples a pixel, {photometric or 'of no photometric interpretation'}: "
+            f"DICOM of {ds.SamplesPerPixel} samples per pixel, {photometric or 'of no photometric interpretation'}: "
             "MONOCHROME1, MONOCHROME2 and 8-bit RGB are read"
         )
-    if (
-        ds.BitsAllocated not in (8, 16)
-        or not 1 <= ds.BitsStored <= ds.BitsAllocated
-        or ds.PixelRepresentation not in (0, 1)
-    ):
-        raise NotAFilm(f"DICOM of {ds.BitsStored} bits in {ds.BitsAllocated} ({kind}): up to 16 in 8 or 16 are read")
 
 
 def _decode(ds: Dataset) -> np.ndarray:
@@ -211,9 +220,10 @@ def _decode(ds: Dataset) -> np.ndarray:
             raise NotAFilm(f"DICOM with {syntax.name} needs a decoder: {INSTALL}")
         if syntax == uid.JPEGExtended12Bit and ds.BitsStored > 8 and "pylibjpeg" not in decoder.available_plugins:
             raise NotAFilm(
-                "DICOM with JPEG Extended of 12 bits: a decoder under the GPL reads it, pip install pylibjpeg pylibjpeg-libjpeg"
+                "DICOM with JPEG Extended of 12 bits: a decoder under the GPL reads it, "
+                "pip install pylibjpeg pylibjpeg-libjpeg"
             )
-    # Bits that are not stored are dealt with in dicom_gray, which knows of HighBit.
+    # Bits that are not stored are dealt with in dicom.gray, which knows of HighBit.
     return pixel_array(ds, correct_unused_bits=False)
 
 
@@ -221,8 +231,8 @@ def _codestream(ds: Dataset) -> int:
     """Bits of a sample of a compressed image, by its own head; BitsStored where it has none (RLE).
 
     Raises:
-        ValueError: it has no head, or no end: decoders fill up a truncated image without a word; or it is larger than the film,
-            which decoders make room for before they see it.
+        ValueError: it has no head, or no end: decoders fill up a truncated image without a word; or it is larger than
+            the film, which decoders make room for before they see it.
     """
     from pydicom.encaps import generate_frames
 
@@ -265,13 +275,12 @@ def _check_fragments(pixels: bytes) -> None:
 
 def _check_image(ds: Dataset, rows: int, columns: int, samples: int) -> None:
     if max(rows, 0) * columns * samples > ds.Rows * ds.Columns * ds.SamplesPerPixel:
-        raise ValueError(
-            f"its image has {columns} x {rows} x {samples} values, its tags say {ds.Columns} x {ds.Rows} x {ds.SamplesPerPixel}"
-        )
+        said = f"{ds.Columns} x {ds.Rows} x {ds.SamplesPerPixel}"
+        raise ValueError(f"its image has {columns} x {rows} x {samples} values, its tags say {said}")
 
 
 def _correct_bits(ds: Dataset) -> list[str]:
-    """Sets BitsStored to the bits that a compressed image has, by which it is decoded and shown, and says so in a note."""
+    """Sets BitsStored to the bits that a compressed image has, by which it is decoded and shown; a note says so."""
     said, bits = ds.BitsStored, _codestream(ds)
     if bits == said:
         return []
@@ -280,7 +289,10 @@ def _correct_bits(ds: Dataset) -> list[str]:
 
 
 def _decode_apart(data: bytes, notes: list[str]) -> np.ndarray:
-    """As :func:`_decode`, in a process of its own, whose death is a ValueError; what its decoder complains of becomes a note."""
+    """As :func:`_decode`, in a process of its own, whose death is a ValueError.
+
+    What its decoder complains of becomes a note.
+    """
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
     # With many cores the stacks of unused threads would be a good part of the address space.
     env = {**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -295,7 +307,8 @@ def _decode_apart(data: bytes, notes: list[str]) -> np.ndarray:
     except subprocess.TimeoutExpired:
         raise ValueError(f"its image was not decoded in {DECODE_SECONDS} s") from None
     if done.returncode in (1, 2) and done.stdout:
-        raise (ValueError, NotAFilm)[done.returncode - 1](done.stdout.decode(errors="replace"))
+        kind = NotAFilm if done.returncode == 2 else ValueError
+        raise kind(done.stdout.decode(errors="replace"))
     if done.returncode:
         raise ValueError(f"its decoder died (status {done.returncode})")
     if complaint := complaint_in(done.stderr):
@@ -304,8 +317,10 @@ def _decode_apart(data: bytes, notes: list[str]) -> np.ndarray:
 
 
 def _decoder() -> int:
-    """What the process runs: a DICOM file on stdin, an array (.npy), or status 1 (damaged) or 2 (no film) and the reason, on
-    stdout."""
+    """What the process runs: from a DICOM file on stdin to an array (.npy) on stdout.
+
+    Or to a reason on stdout, and status 1 (damaged) or 2 (no film).
+    """
     answer = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # decoders print
     import_pydicom()
@@ -338,7 +353,8 @@ def _limit_memory(most: int) -> None:
 
 
 def _in_one_line(error: Exception) -> str:
-    return f"{'' if isinstance(error, ValueError) else type(error).__name__} {error}".strip()[:400].replace("\n", " ")
+    text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
+    return text.strip()[:400].replace("\n", " ")
 
 
 def _luminance(pixels: np.ndarray) -> np.ndarray:
@@ -359,12 +375,12 @@ def _spacing(ds: Dataset, notes: list[str]) -> tuple[float, float] | None:
         if 0 < row < 10 and 0 < column < 10:
             notes.append(f"spacing from {name}")
             return row, column
-        wrong += [name] * bool(values)
-    notes.append(
-        f"no spacing: {' and '.join(wrong)} {'are' if len(wrong) > 1 else 'is'} not that of a film"
-        if wrong
-        else "no spacing"
-    )
+        if values:
+            wrong.append(name)
+    if not wrong:
+        notes.append("no spacing")
+    else:
+        notes.append(f"no spacing: {' and '.join(wrong)} {'are' if len(wrong) > 1 else 'is'} not that of a film")
     return None
 
 
@@ -376,7 +392,9 @@ def _lie(ds: Dataset) -> Lie | None:
 def _age(ds: Dataset) -> float | None:
     """Years, of PatientAge: a number of days, weeks, months or years."""
     found = re.fullmatch(r"(\d{1,3})([DWMY])", "".join(map(str, listed(ds, "PatientAge"))))
-    return int(found[1]) / {"D": 365.25, "W": 365.25 / 7, "M": 12, "Y": 1}[found[2]] if found else None
+    if not found:
+        return None
+    return int(found[1]) / {"D": 365.25, "W": 365.25 / 7, "M": 12, "Y": 1}[found[2]]
 
 
 def _remarks(ds: Dataset, lie: Lie | None) -> list[str]:

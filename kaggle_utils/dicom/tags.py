@@ -1,6 +1,7 @@
-"""What is read of a DICOM file: the few elements that films are read by, bounded in number and length, and their pixels.
+"""What is read of a DICOM file: the few elements that films need, bounded in number and length, and their pixels.
 
-Whatever else a file holds is passed over without a copy; but pydicom parses sequences of undefined length to find their end.
+Whatever else a file holds is passed over without a copy; but pydicom parses sequences of undefined length to find their
+end.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ TAGS = (
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _CHARACTER_SET, _PIXELS = 0x00080005, (0x7FE00010, 0x7FE00009, 0x7FE00008)  # of whole numbers; the others of fractions
 _UNDEFINED = 0xFFFFFFFF  # as a length
-# An element takes one to three reads, one that is passed over too. A radiograph has some hundred of them, with a device's own thousands.
+# An element takes one to three reads, one that is passed over too. A radiograph has some hundred of them, with a
+# device's own thousands.
 _MOST_READS = 50_000
 _MOST_BYTES = 16 << 20  # of all that is read before the pixels
 _MOST_VALUE = 1 << 16  # bytes of an element; where its type is spelt out, it can't have more
@@ -85,7 +87,7 @@ class DicomFile(BytesIO):
         """From now on so many bytes may be read; ``where`` says in which part of the file, for the error."""
         self._bytes, self._reads, self._where = most, _MOST_READS, f"more than {most:,} bytes {where}"
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int | None = -1) -> bytes:
         """As any file's.
 
         Raises:
@@ -93,7 +95,7 @@ class DicomFile(BytesIO):
         """
         left = max(0, len(self.data) - self.tell())
         self._reads -= 1
-        self._bytes -= left if size < 0 else min(size, left)
+        self._bytes -= left if size is None or size < 0 else min(size, left)
         if self._reads < 0:
             self.refusal = f"it has too many elements for a film: they take more than {_MOST_READS:,} reads"
         elif self._bytes < 0:
@@ -137,19 +139,23 @@ def read_tags(data: bytes, names: Iterable[str] = TAGS) -> tuple[Dataset, DicomF
     from pydicom.datadict import tag_for_keyword
     from pydicom.filereader import read_dataset, read_partial
 
-    file, wanted = DicomFile(data), list(map(tag_for_keyword, names))
+    file = DicomFile(data)
+    wanted: list[BaseTag | int] = [tag for tag in map(tag_for_keyword, names) if tag is not None]
 
-    def stop(tag: BaseTag, _: str | None, length: int) -> bool:
+    def at_pixels(tag: BaseTag, _: str | None, length: int) -> bool:
         _check_length(tag, length, tag.group == 2 or tag in (_CHARACTER_SET, *wanted))
         return tag in _PIXELS
 
+    def after_head(tag: BaseTag, vr: str | None, length: int) -> bool:
+        return tag.group != 2 or at_pixels(tag, vr, length)
+
     file.seek(132 if data[128:132] == b"DICM" else 0)
-    meta = read_dataset(file, False, True, stop_when=lambda tag, *rest: tag.group != 2 or stop(tag, *rest))
+    meta = read_dataset(file, False, True, stop_when=after_head)
     if str(meta.get("TransferSyntaxUID", "")) == _DEFLATED:  # pydicom would inflate it without a limit
         raise NotAFilm("a deflated DICOM data set is not read: convert it (dcmconv +te)")
     file.seek(0)
     try:
-        ds = read_partial(file, stop, force=True, specific_tags=wanted)
+        ds = read_partial(file, at_pixels, force=True, specific_tags=wanted)
     except OSError as error:
         raise ValueError(file.refusal or str(error)) from None
     if not len(ds):  # as pydicom leaves it where an element ends beyond the file's end
@@ -159,21 +165,19 @@ def read_tags(data: bytes, names: Iterable[str] = TAGS) -> tuple[Dataset, DicomF
             raise ValueError(f"it has a sequence of more than {_MOST_ITEMS:,} items")
     if "TransferSyntaxUID" not in ds.file_meta:
         implicit, little = ds.original_encoding
-        ds.file_meta.TransferSyntaxUID = (
-            uid.ImplicitVRLittleEndian
-            if implicit
-            else uid.ExplicitVRLittleEndian
-            if little
-            else uid.ExplicitVRBigEndian
-        )
+        if implicit:
+            ds.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian
+        elif little:
+            ds.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+        else:
+            ds.file_meta.TransferSyntaxUID = uid.ExplicitVRBigEndian
     return ds, file
 
 
 def has_pixels(ds: Dataset, file: DicomFile) -> bool:
     """Says whether a file that :func:`read_tags` has read goes on with an image."""
-    return file.data[file.tell() : file.tell() + 4] == (
-        b"\xe0\x7f\x10\0" if ds.original_encoding[1] else b"\x7f\xe0\0\x10"
-    )
+    little = ds.original_encoding[1]
+    return file.data[file.tell() : file.tell() + 4] == (b"\xe0\x7f\x10\0" if little else b"\x7f\xe0\0\x10")
 
 
 def read_pixels(ds: Dataset, file: DicomFile) -> None:
@@ -186,8 +190,9 @@ def read_pixels(ds: Dataset, file: DicomFile) -> None:
 
     need = ds.Rows * ds.Columns * ds.SamplesPerPixel * ds.BitsAllocated // 8
     file.allow(2 * need + (1 << 20), f"of pixels, where {ds.Columns} x {ds.Rows} need {need:,}")
+    implicit, little = ds.original_encoding
     found = read_dataset(
-        file, *ds.original_encoding, specific_tags=[_PIXELS[0]], stop_when=lambda tag, *_: tag != _PIXELS[0]
+        file, bool(implicit), bool(little), specific_tags=[_PIXELS[0]], stop_when=lambda tag, _, __: tag != _PIXELS[0]
     )
     if _PIXELS[0] not in found:  # as pydicom leaves it where an element ends beyond the file's end
         raise ValueError("it is truncated")
