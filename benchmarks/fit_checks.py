@@ -2,8 +2,8 @@
 
     python -m benchmarks.fit_checks --data segmentation
 
-Writes ``kaggle_utils/assets/checks.npz``: the network that says chest and which way up, and the shapes of training masks. Two
-minutes on one core; ``python -m benchmarks.checks`` measures them.
+Writes ``kaggle_utils/assets/checks.npz``: the network that says chest and which way up, and the shapes of training
+masks. Two minutes on one core; ``python -m benchmarks.checks`` measures them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ BORDERS = (cv2.BORDER_CONSTANT, cv2.BORDER_CONSTANT, cv2.BORDER_REPLICATE)
 def varied(film: np.ndarray, rng: np.random.Generator, size: int = THUMB) -> np.ndarray:
     """The film as another machine and technician might have taken it, ``uint8 (size, size)``.
 
-    Zoom 0.7-1.35, shift to 12 %, tilt to 12°, side ratio to 12 %, gamma 0.5-2; at times hard contrast, a marker, noise or blur.
+    Zoom 0.7-1.35, shift to 12 %, tilt to 12°, side ratio to 12 %, gamma 0.5-2; at times hard contrast, a marker, noise
+    or blur.
     """
     zoom, aspect, tilt = (
         np.exp(rng.uniform(-0.35, 0.3)),
@@ -83,8 +84,8 @@ def make_network() -> nn.Sequential:
 def fit_network(films: list[np.ndarray], drawn: list[np.ndarray], *, steps: int, seed: int = 0) -> nn.Sequential:
     """Cross entropy over the 16 views of a picture and "none", whose log odds are 0 by definition.
 
-    The first view is a film's right one, "none" a negative's. As all views pass through the same network, a turned film or a
-    negative film need not be learned.
+    The first view is a film's right one, "none" a negative's. As all views pass through the same network, a turned film
+    or a negative film need not be learned.
     """
     torch.manual_seed(seed)
     rng, network = np.random.default_rng(seed), make_network()

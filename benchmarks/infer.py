@@ -2,10 +2,10 @@
 
     python -m benchmarks.infer [--data segmentation] [--rounds 3] [--quick]
 
-Everyone computes on all cores, in turn, in one run: the network alone on normalised films of 256 and 512 px, one or 32 at a
-time; and from a PNG of 512 or 3000 px to a mask of the film's own size, as ``LungSegmenter`` does at the shipped weights'
-size. A batch that would take more than ``LIMIT_S`` is left out. The int8 network is calibrated on training films; the formats
-of this project's network are scored on the validation films too. Writes ``results/bench_infer.csv``.
+Everyone computes on all cores, in turn, in one run: the network alone on normalised films of 256 and 512 px, one or 32
+at a time; and from a PNG of 512 or 3000 px to a mask of the film's own size, as ``LungSegmenter`` does at the shipped
+weights' size. A batch that would take more than ``LIMIT_S`` is left out. The int8 network is calibrated on training
+films; the formats of this project's network are scored on the validation films too. Writes ``results/bench_infer.csv``.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def int8(graph: bytes, films: np.ndarray) -> Run:
 def networks() -> dict[str, nn.Module]:
     """This project's weights, and U-Nets that people use, untrained: the network's time doesn't depend on the weights.
 
-    Cleaning a mask does take longer the noisier it is, so an untrained network's PNG to mask is no measure of a trained one's.
+    Cleaning a mask does take longer the noisier it is, so an untrained network's PNG to mask is no measure of a trained
+    one's.
     """
     found = {
         "this project": load_weights(DEFAULT_WEIGHTS),

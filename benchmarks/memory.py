@@ -2,9 +2,10 @@
 
     python -m benchmarks.memory [--case NAME ...]
 
-Each case is a folder of its own and a process of its own, with all formats, on the CPU. Its peak is the sum over the process and those that
-it starts (decoders of DICOM) of what each has in RAM, looked at every 10 ms; pages that they share count twice. Needs Linux, some minutes and
-2 GB of disk. Writes ``results/memory.json``; exit status 1 if a peak is over the limit.
+Each case is a folder of its own and a process of its own, with all formats, on the CPU. Its peak is the sum over the
+process and those that it starts (decoders of DICOM) of what each has in RAM, looked at every 10 ms; pages that they
+share count twice. Needs Linux, some minutes and 2 GB of disk. Writes ``results/memory.json``; exit status 1 if a peak
+is over the limit.
 """
 
 from __future__ import annotations

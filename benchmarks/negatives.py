@@ -1,7 +1,7 @@
 """Pictures that are no frontal chest films: photographs and scans that packages ship, drawn pages, and spoilt films.
 
-There is no lateral view, hand or abdomen among them: no package ships one. What is drawn is new with every draw; photographs
-are parted by file, so that none is both fitted on and tested on.
+There is no lateral view, hand or abdomen among them: no package ships one. What is drawn is new with every draw;
+photographs are parted by file, so that none is both fitted on and tested on.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Fills README.md's tables of measurements from results/: ``python -m benchmarks.readme``.
 
-A table stands below ``<!-- table NAME: python -m benchmarks.readme -->``, which a page doesn't show. The tests compare: who measures anew
-runs this. Numbers in the text are tied to file, row and column by tests/readme_numbers.csv.
+A table stands below ``<!-- table NAME: python -m benchmarks.readme -->``, which a page doesn't show. The tests compare:
+who measures anew runs this. Numbers in the text are tied to file, row and column by tests/readme_numbers.csv.
 """
 
 from __future__ import annotations

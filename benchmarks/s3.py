@@ -2,8 +2,9 @@
 
     python -m benchmarks.s3 [--gigabytes 2]
 
-The server (moto) runs on this machine and shares its cores, so the rates are those of both together. Each command is a process
-of its own. Every byte is checked: zipfile does so while it unpacks, ``download`` afterwards. Writes ``results/s3.json``.
+The server (moto) runs on this machine and shares its cores, so the rates are those of both together. Each command is a
+process of its own. Every byte is checked: zipfile does so while it unpacks, ``download`` afterwards. Writes
+``results/s3.json``.
 """
 
 from __future__ import annotations

@@ -3,19 +3,21 @@
     python -m benchmarks.tb protocols [--data segmentation] [--only both folds montgomery shenzhen] [--jobs 2]
     python -m benchmarks.tb choose · speed · ship · shipped · pretrain
 
-Each run trains from random weights, calibrates on validation films and is asked once about the test films; its logits, a row a
-film, go to ``results/tb_films.csv``, from which ``results/tb.csv`` is made. A run whose rows are there is not done again, so a
-stopped sweep goes on with the same command. Nothing was chosen on test films: ``choose`` compares settings by cross-validation
-inside the training and validation lists (``results/tb_choices.csv``; most were stopped after one or two of three folds, when they
-were not ahead, and some rows are of forms of the code that are gone, as they say).
+Each run trains from random weights, calibrates on validation films and is asked once about the test films; its logits,
+a row a film, go to ``results/tb_films.csv``, from which ``results/tb.csv`` is made. A run whose rows are there is not
+done again, so a stopped sweep goes on with the same command. Nothing was chosen on test films: ``choose`` compares
+settings by cross-validation inside the training and validation lists (``results/tb_choices.csv``; most were stopped
+after one or two of three folds, when they were not ahead, and some rows are of forms of the code that are gone, as they
+say).
 
 What each run had seen besides its own labelled training films:
 
-- The lungs are cut out by segmenters that saw no film of the set they cut (``crossed``: Shenzhen's films by the one trained on
-  Montgomery's masks, and the other way round), so test films are cut no better than any. Where a foreign set is the test, one
-  segmenter cuts both sets, that of the set trained on: nothing has seen the foreign set, not even its masks.
-- Nothing else: to start from a segmenter's encoder, trained on the masks of the same training films (``pretrain``), was no better
-  in cross-validation than to start from random weights, so no protocol does.
+- The lungs are cut out by segmenters that saw no film of the set they cut (``crossed``: Shenzhen's films by the one
+  trained on Montgomery's masks, and the other way round), so test films are cut no better than any. Where a foreign set
+  is the test, one segmenter cuts both sets, that of the set trained on: nothing has seen the foreign set, not even its
+  masks.
+- Nothing else: to start from a segmenter's encoder, trained on the masks of the same training films (``pretrain``), was
+  no better in cross-validation than to start from random weights, so no protocol does.
 """
 
 from __future__ import annotations
@@ -99,8 +101,8 @@ def _cuts(path: Path) -> Cuts:
 def parts(frame: pd.DataFrame, protocol: str, seed: int) -> np.ndarray:
     """Which films a run trains on (train), calibrates on (val) and is tested on (test); the rest is left out (empty).
 
-    In ``folds`` the seed is the fold; an eighth of the films outside it calibrates. Where one set is trained on, its own test
-    list and the whole of the other set are the test.
+    In ``folds`` the seed is the fold; an eighth of the films outside it calibrates. Where one set is trained on, its
+    own test list and the whole of the other set are the test.
     """
     if protocol == "folds":
         outside = np.flatnonzero(folds(frame, FOLDS) != seed)

@@ -4,7 +4,8 @@
 
 Everyone trains on the same augmented built-in films, in turn, in one run; all but the contestant that says so with
 ``hardware.keep_memory``, which the trainer turns on for the whole process. Writes ``results/bench_train.csv``: films a
-second, how many times faster the trainer is (0.95 of its bare loop would be an overhead of 5 %), and the loader's share.
+second, how many times faster the trainer is (0.95 of its bare loop would be an overhead of 5 %), and the loader's
+share.
 """
 
 from __future__ import annotations

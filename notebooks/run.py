@@ -1,8 +1,8 @@
 """Runs all notebooks in order on built-in films and saves them with their outputs: ``make notebooks``.
 
-Numbers are computed in float32, so that every machine comes to the same ones. No time is saved: it would be this machine's,
-and of how busy it was. Tags of cells: ``timing``, its output is shown and not saved; ``varies``, its numbers depend on the machine
-(a training's, say), and ``make test`` compares only the text between them.
+Numbers are computed in float32, so that every machine comes to the same ones. No time is saved: it would be this
+machine's, and of how busy it was. Tags of cells: ``timing``, its output is shown and not saved; ``varies``, its numbers
+depend on the machine (a training's, say), and ``make test`` compares only the text between them.
 """
 
 import os

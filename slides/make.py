@@ -2,9 +2,10 @@
 
     python -m slides.make [--notebooks notebooks] [--out runs/slides/unet-lung.html]
 
-The README's top is the title slide; each notebook is a section. A Markdown heading starts a slide; a slide shows one code
-cell with its output, and the text around it (``split`` has the rules). A cell's own ``slideshow.slide_type`` goes before these rules. What is too
-large for a slide is drawn smaller, or code beside its output, by ``deck.js`` when the deck opens: only a browser knows sizes.
+The README's top is the title slide; each notebook is a section. A Markdown heading starts a slide; a slide shows one
+code cell with its output, and the text around it (``split`` has the rules). A cell's own ``slideshow.slide_type`` goes
+before these rules. What is too large for a slide is drawn smaller, or code beside its output, by ``deck.js`` when the
+deck opens: only a browser knows sizes.
 
 reveal.js and MathJax are fetched by npm, once, into ``.cache/slides``.
 """
@@ -112,9 +113,9 @@ def title_slide(talk: list[NotebookNode]) -> NotebookNode:
 def split(notebook: NotebookNode) -> NotebookNode:
     """Says in each cell's metadata which cells start a slide; a slide without a heading repeats the last one.
 
-    A slide starts at a heading, in the middle of a cell too; at code, if the slide has code already or is the notebook's
-    first; and at the text before such code, if it follows other text or ends in a colon or a question mark: then it
-    introduces the code rather than ends the slide.
+    A slide starts at a heading, in the middle of a cell too; at code, if the slide has code already or is the
+    notebook's first; and at the text before such code, if it follows other text or ends in a colon or a question mark:
+    then it introduces the code rather than ends the slide.
     """
     cells, heading, full = [], None, False
     shown = [

@@ -25,6 +25,8 @@ import pytest
 from dicoms import dicom
 from phantoms import Phantom, phantom, write_prepared, write_raw
 
+pytest_plugins = ["s3_server"]  # its fixtures: server, proxy, client
+
 
 @pytest.fixture
 def rng() -> np.random.Generator:

@@ -1,8 +1,8 @@
 """A stand-in for Kaggle on loopback, and the environment in which Kaggle's own command line can reach nothing else.
 
-The command line takes no address. ``KAGGLE_API_ENVIRONMENT=LOCALHOST``, to the letter, makes it ask http://localhost, and
-``http_proxy`` sends that here. Should it ever ask for the real service: https has a dead proxy, the credentials are made up, HOME
-is empty, and a hook in every Python that is started refuses names and addresses other than loopback's.
+The command line takes no address. ``KAGGLE_API_ENVIRONMENT=LOCALHOST``, to the letter, makes it ask http://localhost,
+and ``http_proxy`` sends that here. Should it ever ask for the real service: https has a dead proxy, the credentials are
+made up, HOME is empty, and a hook in every Python that is started refuses names and addresses other than loopback's.
 """
 
 import base64
@@ -61,8 +61,9 @@ def environment(folder: Path, server: "Kaggle") -> dict[str, str | None]:
 class Kaggle(ThreadingHTTPServer):
     """What the command line needs of Kaggle, and what it was asked.
 
-    ``calls`` lists (procedure, request); ``scripts`` gives the statuses that a kernel goes through, ``faults`` the replies (status,
-    body) that a procedure gives instead of its own, one a call; ``datasets`` holds the files of each version.
+    ``calls`` lists (procedure, request); ``scripts`` gives the statuses that a kernel goes through, ``faults`` the
+    replies (status, body) that a procedure gives instead of its own, one a call; ``datasets`` holds the files of each
+    version.
     """
 
     daemon_threads = True

@@ -24,8 +24,9 @@ HOP = {"connection", "transfer-encoding", "content-length", "keep-alive", "date"
 class Fault:
     """What happens to the next ``times`` requests that fit.
 
-    Kinds: ``status`` (an answer of that ``code``), ``reset`` (the connection is cut before the server hears of it), ``truncate`` (of
-    the answer half is sent), ``slow`` (the answer waits for ``seconds``), ``flip`` (a bit of the answer is another).
+    Kinds: ``status`` (an answer of that ``code``), ``reset`` (the connection is cut before the server hears of it),
+    ``truncate`` (of the answer half is sent), ``slow`` (the answer waits for ``seconds``), ``flip`` (a bit of the
+    answer is another).
     """
 
     kind: str
@@ -88,12 +89,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True  # nobody waits for it any more
                 return
         if fault and fault.kind == "status":
-            status, headers, answer, length = (
-                fault.status,
-                {"Content-Type": "application/xml"},
-                XML.format(fault.code).encode(),
-                0,
-            )
+            status, headers, length = fault.status, {"Content-Type": "application/xml"}, 0
+            answer = XML.format(fault.code).encode()
         else:
             status, headers, answer, length = self._pass_on(body)
         if fault and fault.kind == "flip" and answer:

@@ -14,6 +14,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from phantoms import phantom, write_raw
+from s3_server import Fault
+
+from kaggle_utils import infer, predictions
+from kaggle_utils.cli import main
+from kaggle_utils.files import printable
+from kaggle_utils.model import UNet, save_weights
+from kaggle_utils.scale.cluster import MANIFEST, Settings, list_films, predict
+from kaggle_utils.scale.cluster_work import STOPS, Whole, read_films
 
 # Before Ray is imported: its servers and their addresses are the loopback's, and nothing gets into the home folder.
 os.environ |= {
@@ -23,16 +32,6 @@ os.environ |= {
 }
 pytest.importorskip("ray")
 psutil = pytest.importorskip("psutil")
-
-from phantoms import phantom, write_raw
-from s3_server import Fault, client, proxy, server  # noqa: F401
-
-from kaggle_utils import infer, predictions
-from kaggle_utils.cli import main
-from kaggle_utils.files import printable
-from kaggle_utils.model import UNet, save_weights
-from kaggle_utils.scale.cluster import MANIFEST, Settings, list_films, predict
-from kaggle_utils.scale.cluster_work import STOPS, Whole, read_films
 
 FORCED = Settings(batch=4, force=True)  # the checks say, rightly, that a phantom is no chest film
 NODE = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 2**27, "node_ip_address": "127.0.0.1"}

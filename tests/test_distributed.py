@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from phantoms import write_prepared
-from s3_server import Fault, proxy, server  # noqa: F401
+from s3_server import Fault
 from two_processes import ALIKE, BASE, EQUAL, make_trainer, run
 
 import kaggle_utils

@@ -178,7 +178,8 @@ def test_notebooks_are_chosen_by_number_in_their_order(tmp_path):
         kaggle.choose(["all"], tmp_path)
 
 
-# --- the whole way: refused, published, published again, pushed, failed ------------------------------------------------
+# --- the whole way: refused, published, published again, pushed, failed
+# ------------------------------------------------
 
 
 @pytest.fixture(scope="module")

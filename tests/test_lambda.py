@@ -21,7 +21,7 @@ pytest.importorskip("moto.server")
 pytest.importorskip("onnxruntime")
 
 from dicoms import dicom  # noqa: E402
-from s3_server import Fault, client, proxy, server  # noqa: E402, F401
+from s3_server import Fault
 
 from kaggle_utils.export import export_onnx  # noqa: E402
 from kaggle_utils.image import encode_image  # noqa: E402

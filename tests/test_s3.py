@@ -16,18 +16,17 @@ from errno import ENOSPC
 from pathlib import Path
 
 import pytest
+from phantoms import phantom, write_raw
+from s3_server import Fault
+from three_at_once import at_once
+
+import kaggle_utils
+from kaggle_utils.cli import main
+from kaggle_utils.files import LOCK, locked
+from kaggle_utils.scale import s3, s3_client, s3_zip
 
 boto3 = pytest.importorskip("boto3")
 pytest.importorskip("moto.server")
-
-from phantoms import phantom, write_raw  # noqa: E402
-from s3_server import Fault, client, proxy, server  # noqa: E402, F401
-from three_at_once import at_once  # noqa: E402
-
-import kaggle_utils  # noqa: E402
-from kaggle_utils.cli import main  # noqa: E402
-from kaggle_utils.files import LOCK, locked  # noqa: E402
-from kaggle_utils.scale import s3, s3_client, s3_zip  # noqa: E402
 
 MB = 1 << 20
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from phantoms import write_prepared
-from s3_server import Fault, client, proxy, server  # noqa: F401
+from s3_server import Fault
 
 from kaggle_utils.config import TrainConfig
 from kaggle_utils.data import LungDataset, read_manifest

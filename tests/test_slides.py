@@ -21,7 +21,8 @@ NOTEBOOKS = make.README.parent / "notebooks"
 LEGIBLE = 0.5  # of the usual text size; code is then 14 px high on a screen of 1080
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
-# What a slide shows, and what of it lies outside its slide or is clipped: by the browser, not by deck.js's own reckoning.
+# What a slide shows, and what of it lies outside its slide or is clipped: by the browser, not by deck.js's own
+# reckoning.
 REPORT = """() => {
   const slide = Reveal.getCurrentSlide(), box = slide.getBoundingClientRect(), inside = [...slide.querySelectorAll(":not(aside, aside *, svg *)")];
   const outside = e => { const r = e.getBoundingClientRect(); return r.left < box.left - 1 || r.top < box.top - 1 || r.right > box.right + 1 || r.bottom > box.bottom + 1; };

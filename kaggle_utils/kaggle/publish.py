@@ -1,4 +1,4 @@
-"""Notebooks, code and weights to Kaggle, by Kaggle's own package. What it is told of each lies in ``notebooks/kaggle``."""
+"""Notebooks, code and weights to Kaggle, by Kaggle's own package; their metadata lie in ``notebooks/kaggle``."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from tqdm import tqdm
 
@@ -24,9 +25,7 @@ LOGIN = (
     "Kaggle got no credentials, or refused them: make a token at https://www.kaggle.com/settings/api and put it into "
     "KAGGLE_API_TOKEN or ~/.kaggle/access_token"
 )
-POLL = (
-    20  # seconds before each question for a status; also, the server needs a moment until it speaks of the new version
-)
+POLL = 20  # seconds before each question for a status: the server needs a moment until it tells the new version
 PATIENCE = 5  # questions that may fail in a row: one bad gateway shouldn't end the wait for hours of training
 LOG_LINES = 20  # shown of a notebook that failed
 ENDED = ("COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED")  # of kagglesdk's KernelWorkerStatus
@@ -53,25 +52,28 @@ def publish(owner: str, *, folder: str | Path = ".") -> Iterator[str]:
         with _staged(Path(folder), name, "dataset-metadata.json", owner) as (stage, metadata):
             for file in files:
                 _copy(Path(folder) / file, stage)
-            ref = metadata["id"]
-            _, before = _status(api, ref)
-            with _explained(ref):
-                if before:
-                    told = api.dataset_create_version(
-                        str(stage), "unet-lung kaggle publish", quiet=True, dir_mode="zip"
-                    )
-                else:
-                    told = api.dataset_create_new(str(stage), quiet=True, dir_mode="zip")
-        if told.error:
-            raise OSError(f"{ref}: {told.error}")
+            version = _publish(api, metadata["id"], str(stage))
+        yield f"{metadata['id']}: version {version} ready, https://www.kaggle.com/datasets/{metadata['id']}"
 
-        def ask() -> str:
-            status, now = _status(api, ref)
-            return status if now > before else "waiting for the new version"
 
-        if _wait(ref, ask, ("ready", "failed", "deleted")) != "ready":
-            raise OSError(f"{ref}: Kaggle could not process it, see https://www.kaggle.com/datasets/{ref}")
-        yield f"{ref}: version {before + 1} ready, https://www.kaggle.com/datasets/{ref}"
+def _publish(api, ref: str, stage: str) -> int:
+    """Puts a folder up as a dataset's next version and waits until it is ready; says which one it is."""
+    _, before = _status(api, ref)
+    with _explained(ref):
+        if before:
+            told = api.dataset_create_version(stage, "unet-lung kaggle publish", quiet=True, dir_mode="zip")
+        else:
+            told = api.dataset_create_new(stage, quiet=True, dir_mode="zip")
+    if told.error:
+        raise OSError(f"{ref}: {told.error}")
+
+    def ask() -> str:
+        status, now = _status(api, ref)
+        return status if now > before else "waiting for the new version"
+
+    if _wait(ref, ask, ("ready", "failed", "deleted")) != "ready":
+        raise OSError(f"{ref}: Kaggle could not process it, see https://www.kaggle.com/datasets/{ref}")
+    return before + 1
 
 
 def push(
@@ -89,7 +91,8 @@ def push(
         owner: name on Kaggle.
         folder: the clone.
         out: folder to write, a folder below it for each notebook.
-        wait: until each has run; without it outputs are not fetched, and no notebook may read another one that is pushed.
+        wait: until each has run; without it outputs are not fetched, and no notebook may read another one that is
+            pushed.
 
     Yields:
         A line for each push, each end, each folder of outputs; of a notebook that failed the last lines of its log.
@@ -106,25 +109,28 @@ def push(
     for name in names:
         with _staged(Path(folder), name, "kernel-metadata.json", owner) as (stage, metadata), _explained(name):
             told = api.kernels_push(str(stage))
-        ref, missing = metadata["id"], [*(told.invalidDatasetSources or ()), *(told.invalidKernelSources or ())]
         if told.error:
             raise OSError(f"{name}: {told.error}")
+        missing = [*(told.invalidDatasetSources or ()), *(told.invalidKernelSources or ())]
         if missing:
             raise OSError(
                 f"{name} was pushed, but Kaggle doesn't know {', '.join(missing)}: `kaggle publish` comes first"
             )
         yield f"{name}: version {told.versionNumber} pushed, {told.url}"
         if wait:
-            start = time.monotonic()
-            status = _wait(name, lambda ref=ref: api.kernels_status(ref).status.name, ENDED)
-            if status != "COMPLETE":
-                yield _log(api, ref)
-                raise OSError(
-                    f"https://www.kaggle.com/code/{ref} ended with {status}; the last lines of its log are above"
-                )
-            yield f"{name}: complete after {(time.monotonic() - start) / 60:.1f} min, fetching its outputs"
-            _fetch(api, ref, Path(out) / name)
-            yield f"{name}: outputs in {Path(out) / name}"
+            yield from _finish(api, name, metadata["id"], Path(out) / name)
+
+
+def _finish(api, name: str, ref: str, out: Path) -> Iterator[str]:
+    """Waits for a notebook's end and fetches its outputs; yields what :func:`push` says of both."""
+    start = time.monotonic()
+    status = _wait(name, lambda: api.kernels_status(ref).status.name, ENDED)
+    if status != "COMPLETE":
+        yield _log(api, ref)
+        raise OSError(f"https://www.kaggle.com/code/{ref} ended with {status}; the last lines of its log are above")
+    yield f"{name}: complete after {(time.monotonic() - start) / 60:.1f} min, fetching its outputs"
+    _fetch(api, ref, out)
+    yield f"{name}: outputs in {out}"
 
 
 def choose(wanted: Sequence[str], folder: str | Path = ".") -> list[str]:
@@ -137,15 +143,16 @@ def choose(wanted: Sequence[str], folder: str | Path = ".") -> list[str]:
     there = sorted(path.parent.name for path in (Path(folder) / HOME).glob("*/kernel-metadata.json"))
     if not there:
         raise FileNotFoundError(f"{Path(folder) / HOME}: no notebook's metadata; run this in the folder of the clone")
-    unknown = set(wanted) - {"all", *(name[:2] for name in there)}
+    numbers = [name[:2] for name in there]
+    unknown = set(wanted) - {"all", *numbers}
     if unknown:
-        raise ValueError(
-            f"no notebook {', '.join(sorted(unknown))}: choose of {', '.join(name[:2] for name in there)} or all"
-        )
-    return there if "all" in wanted else [name for name in there if name[:2] in wanted]
+        raise ValueError(f"no notebook {', '.join(sorted(unknown))}: choose of {', '.join(numbers)} or all")
+    if "all" in wanted:
+        return there
+    return [name for name in there if name[:2] in wanted]
 
 
-def read_metadata(folder: Path, name: str, file: str, owner: str = OWNER) -> dict:
+def read_metadata(folder: Path, name: str, file: str, owner: str = OWNER) -> dict[str, Any]:
     """What Kaggle is told of a notebook or a dataset, with the owner's name; ``code_file`` is a whole path.
 
     Raises:
@@ -163,13 +170,13 @@ def read_metadata(folder: Path, name: str, file: str, owner: str = OWNER) -> dic
 def _check_independent(names: Sequence[str], folder: Path) -> None:
     every = {name: read_metadata(folder, name, "kernel-metadata.json") for name in names}
     pushed = {metadata["id"] for metadata in every.values()}
-    reader = next((name for name, metadata in every.items() if pushed & set(metadata["kernel_sources"])), None)
-    if reader:
-        raise ValueError(f"{reader} reads what another of these writes: push them without --no-wait, or one by one")
+    for name, metadata in every.items():
+        if pushed & set(metadata["kernel_sources"]):
+            raise ValueError(f"{name} reads what another of these writes: push them without --no-wait, or one by one")
 
 
 @contextmanager
-def _staged(folder: Path, name: str, file: str, owner: str) -> Iterator[tuple[Path, dict]]:
+def _staged(folder: Path, name: str, file: str, owner: str) -> Iterator[tuple[Path, dict[str, Any]]]:
     """A temporary folder with the metadata, as Kaggle's package wants it."""
     metadata = read_metadata(folder, name, file, owner)
     with TemporaryDirectory() as stage:
@@ -268,8 +275,6 @@ def _log(api, ref: str) -> str:
             text = api.kernels_logs(ref)
     except OSError as error:
         return str(error)
-    try:
+    with suppress(ValueError, TypeError, KeyError):  # plain text
         text = "".join(piece["data"] for piece in json.loads(text))
-    except (ValueError, TypeError, KeyError):
-        pass  # plain text
     return "\n".join(text.rstrip().splitlines()[-LOG_LINES:])

@@ -1,8 +1,8 @@
-"""Where a notebook finds its films, and what the notebooks before it wrote: on Kaggle, in a clone, or with nothing at all.
+"""Where a notebook finds its films, and what earlier notebooks wrote: on Kaggle, in a clone, or with nothing at all.
 
 UNET_LUNG_INPUT=DIR    a folder with the raw sets, wherever it is
 /kaggle/input          what is attached to a kernel, in Kaggle's old and nested layouts
-neither                built-in films, drawn in seconds
+neither                synthetic radiographs, drawn in seconds
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Workspace:
     Attributes:
         raw: with the raw sets, in any nesting.
         work: where notebooks write, and look for what earlier ones wrote.
-        built_in: the films are drawn ones, few enough for a laptop's minute.
+        built_in: they are synthetic radiographs, few enough for a laptop's minute.
         kaggle: Kaggle's root, in which the outputs of attached kernels lie.
     """
 
@@ -71,7 +71,7 @@ class Workspace:
             return self.work / "segmentation"
 
     def restore(self, folder: str) -> None:
-        """Brings back what an earlier session of this notebook wrote, if its output is attached, so that it can go on there."""
+        """Brings back what an earlier session of this notebook wrote, if its output is attached, so that it resumes."""
         found = _find_attached(self.kaggle, folder)
         if found and not (self.work / folder).exists():
             shutil.copytree(found, self.work / folder)
@@ -81,7 +81,7 @@ def open_workspace(*, films: int = 60, kaggle: str | Path = KAGGLE) -> Workspace
     """Decides once what a notebook works on.
 
     Args:
-        films: how many built-in films are drawn where there is nothing else, 256 px a side.
+        films: how many synthetic radiographs are drawn where there is nothing else, 256 px a side.
         kaggle: Kaggle's root.
 
     Raises:
@@ -100,21 +100,23 @@ def open_workspace(*, films: int = 60, kaggle: str | Path = KAGGLE) -> Workspace
             (work / "drawn").touch()
         return Workspace(raw, work, True, kaggle)
     if work != kaggle / "working":
-        work = (
-            work / f"{raw.name}-{hashlib.sha256(str(raw).encode()).hexdigest()[:6]}"
-        )  # other sets may lie in a folder of that name
+        digest = hashlib.sha256(str(raw).encode()).hexdigest()[:6]  # other sets may lie in a folder of that name
+        work = work / f"{raw.name}-{digest}"
     work.mkdir(parents=True, exist_ok=True)
     return Workspace(raw, work, False, kaggle)
 
 
 def _find_attached(kaggle: Path, name: str) -> Path | None:
     """What a kernel wrote by that name, if its output is attached."""
-    paths = (path for depth in range(1, DEPTH + 1) for path in sorted(kaggle.glob("input/" + "*/" * depth + name)))
-    return next(paths, None)
+    for depth in range(1, DEPTH + 1):
+        found = sorted(kaggle.glob("input/" + "*/" * depth + name))
+        if found:
+            return found[0]
+    return None
 
 
 def _attached_sets(kaggle: Path) -> Path | None:
-    """Kaggle's input folder, if films of known sets are in it, raw or prepared by the first notebook, and not only built-in ones."""
+    """Kaggle's input folder, if it has films of known sets, raw or prepared, and not only synthetic ones."""
     manifest = _find_attached(kaggle, "segmentation/manifest.csv")
     if manifest and not pd.read_csv(manifest)["name"].str.fullmatch(BUILT_IN).all():
         return kaggle / "input"

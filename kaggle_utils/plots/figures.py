@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
@@ -15,8 +17,8 @@ from ..quality import SIDES, measure, split_lungs
 from ..synthetic import AppearanceModel, Film
 from .robustness import draw_robustness
 from .save import check_replaceable, saved  # noqa: F401 (this module is the face of the first)
-from .tb import FIGURES as TB
-from .tuning import FIGURES as TUNING
+from .tb import FIGURES as TB_FIGURES
+from .tuning import FIGURES as TUNING_FIGURES
 from .unet import draw_unet
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -26,7 +28,7 @@ RIGHT, LEFT = OKABE_ITO[-2:]
 HALO = [withStroke(linewidth=3, foreground="black")]  # a line on a film is seen on white too
 
 
-def contact_sheet(films: Sequence[Film], *, columns: int = 7, outlines: bool = True, ax=None):
+def contact_sheet(films: Sequence[Film], *, columns: int = 7, outlines: bool = True, ax: Axes | None = None) -> Axes:
     """Draws films side by side, on request with the outlines of the patient's right and left lung.
 
     Args:
@@ -45,7 +47,7 @@ def contact_sheet(films: Sequence[Film], *, columns: int = 7, outlines: bool = T
         raise ValueError(f"a contact sheet takes films of one size, got {[film.image.shape for film in films][:5]}")
     ax = ax or plt.gca()
     size = len(films[0].image)
-    rows = -(-len(films) // columns)
+    rows = math.ceil(len(films) / columns)
     sheet = np.full((rows * size, columns * size), 255, np.uint8)
     for k, film in enumerate(films):
         row, column = k // columns * size, k % columns * size
@@ -60,7 +62,7 @@ def contact_sheet(films: Sequence[Film], *, columns: int = 7, outlines: bool = T
 
 
 def draw_synthetic(path: str | Path | None = None, *, columns: int = 7, seed: int = 5) -> Figure:
-    """Makes ``images/synthetic.png``: films of the built-in model, normal and TB, plain above and outlined below.
+    """Makes ``images/synthetic.png``: synthetic radiographs, normal and TB, plain above and outlined below.
 
     Args:
         path: where to save it, if at all.
@@ -73,12 +75,12 @@ def draw_synthetic(path: str | Path | None = None, *, columns: int = 7, seed: in
         films = model.sample(columns, seed + tb, tb=tb)
         contact_sheet(films, columns=columns, outlines=False, ax=axes[2 * k])
         contact_sheet(films, columns=columns, ax=axes[2 * k + 1])
-        axes[2 * k].set_title(f"{label}: films of nobody, below them with their lungs", loc="left", fontsize=9)
+        axes[2 * k].set_title(f"{label}: synthetic radiographs, below them with their lungs", loc="left", fontsize=9)
     return saved(figure, path)
 
 
-def measured_film(image: np.ndarray, mask: np.ndarray, *, ax=None):
-    """Draws a film with what :func:`measure.measure` finds in its mask, in px, and the numbers that are not lengths as a title.
+def measured_film(image: np.ndarray, mask: np.ndarray, *, ax: Axes | None = None) -> Axes:
+    """Draws a film with what :func:`measure` finds in its mask, in px; numbers that are no lengths are the title.
 
     Args:
         image: ``uint8 (H, W)``.
@@ -95,7 +97,8 @@ def measured_film(image: np.ndarray, mask: np.ndarray, *, ax=None):
         ax.contour(lung, levels=[0.5], colors=[colour], linewidths=1.2)
         rows, columns = np.nonzero(lung)
         top, bottom, first, last = rows.min(), rows.max(), columns.min(), columns.max()
-        beside, below = (first - 14 if side == "right" else last + 14), bottom + 14
+        below = bottom + 14
+        beside = first - 14 if side == "right" else last + 14
         _draw_length((beside, top), (beside, bottom), f"height {found[f'{side}_height_px']}", colour, ax)
         _draw_length((first, below), (last, below), f"width {found[f'{side}_width_px']}", colour, ax)
         for place, marker in (("apex", "^"), ("costophrenic", "v")):
@@ -115,7 +118,7 @@ def measured_film(image: np.ndarray, mask: np.ndarray, *, ax=None):
 
 
 def draw_measurements(path: str | Path | None = None, *, seeds: Sequence[int] = (14, 9), size: int = 512) -> Figure:
-    """Makes ``images/measurements.png``: built-in films, normal and TB, with the measurements of their masks.
+    """Makes ``images/measurements.png``: synthetic radiographs, normal and TB, with their masks' measurements.
 
     Args:
         path: where to save it, if at all.
@@ -127,7 +130,7 @@ def draw_measurements(path: str | Path | None = None, *, seeds: Sequence[int] = 
     for tb, (seed, ax) in enumerate(zip(seeds, axes, strict=True)):
         film = model.sample(1, seed, size=size, tb=tb)[0]
         measured_film(film.image, film.mask, ax=ax)
-    figure.supxlabel("films of nobody; triangles: apex, costophrenic angle; white line: midline", fontsize=9)
+    figure.supxlabel("synthetic radiographs; triangles: apex, costophrenic angle; white line: midline", fontsize=9)
     return saved(figure, path)
 
 
@@ -149,30 +152,16 @@ def draw_time_to_dice(path: str | Path | None = None, *, table: str | Path = RES
     curves = dict(zip(OKABE_ITO, frame.groupby("contestant", sort=False)))
     height = 0.97
     for colour, (name, rows) in sorted(curves.items(), key=lambda curve: curve[1][1]["seconds"].max()):
-        ax.plot(
-            rows["seconds"],
-            rows["val_dice"],
-            color=colour,
-            marker="o",
-            markersize=3,
-            linewidth=2.5 if name == "ours" else 1.3,
-        )
+        width = 2.5 if name == "ours" else 1.3
+        ax.plot(rows["seconds"], rows["val_dice"], color=colour, marker="o", markersize=3, linewidth=width)
         last = rows.iloc[-1]
-        end, y, axes = (last["seconds"], last["val_dice"]), last["val_dice"], "data"
-        if (
-            y > 0.85
-        ):  # such curves end close together: labels stand above them, the first to end the highest, and don't meet
-            y, axes, height = height, ("data", "axes fraction"), height - 0.055
-        ax.annotate(
-            f"  {name.removesuffix(' bf16')}, {last['parameters'] / 1e6:.1f}M, {last['precision']}",
-            end,
-            (end[0], y),
-            textcoords=axes,
-            color=colour,
-            fontsize=9,
-            va="center",
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 0},
-        )
+        label = f"  {name.removesuffix(' bf16')}, {last['parameters'] / 1e6:.1f}M, {last['precision']}"
+        if last["val_dice"] > 0.85:
+            # Such curves end close together: labels stand above them, the first to end the highest, and don't meet.
+            _label_end(ax, last, label, colour, height=height)
+            height -= 0.055
+        else:
+            _label_end(ax, last, label, colour)
     ax.axhline(0.95, color="0.6", linewidth=0.8, linestyle="--")
     ax.set(
         xscale="log",
@@ -189,8 +178,23 @@ def draw_time_to_dice(path: str | Path | None = None, *, table: str | Path = RES
     return saved(figure, path)
 
 
+def _label_end(ax: Axes, last: pd.Series, label: str, colour: str, *, height: float | None = None) -> None:
+    """Names a curve at its end, or above it at a height of the axes, with a line to its end."""
+    line = {"arrowstyle": "-", "color": colour, "lw": 0.6, "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 0}
+    ax.annotate(
+        label,
+        (last["seconds"], last["val_dice"]),
+        (last["seconds"], last["val_dice"] if height is None else height),
+        textcoords="data" if height is None else ("data", "axes fraction"),
+        color=colour,
+        fontsize=9,
+        va="center",
+        arrowprops=line,
+    )
+
+
 def draw_pareto(path: str | Path | None = None, *, table: str | Path = RESULTS / "pareto.csv") -> Figure:
-    """Makes ``images/pareto.png``: validation Dice against milliseconds a film, an area for each network's parameters.
+    """Makes ``images/pareto.png``: validation Dice against milliseconds per film, an area for each network's parameters.
 
     Args:
         path: where to save it, if at all.
@@ -211,25 +215,15 @@ def draw_pareto(path: str | Path | None = None, *, table: str | Path = RESULTS /
             rows["ms"], rows["val_dice"], rows["parameters"] / 8e3, color=colours[size], alpha=0.6, label=f"{size} px"
         )
     for k, row in frame.iterrows():
-        label = f"p{row['patch']} w{row['width']} d{row['depth']}" + (
-            " separable" if row["conv"] == "separable" else ""
-        )
-        ax.annotate(
-            label,
-            (row["ms"], row["val_dice"]),
-            (0, 9 if k % 2 else -13),
-            textcoords="offset points",
-            fontsize=7,
-            ha="center",
-        )
+        label = f"p{row['patch']} w{row['width']} d{row['depth']}"
+        if row["conv"] == "separable":
+            label += " separable"
+        place = (0, 9 if k % 2 else -13)  # above and below in turn
+        ax.annotate(label, (row["ms"], row["val_dice"]), place, textcoords="offset points", fontsize=7, ha="center")
     error = frame["standard_error"].median()
-    ax.set(
-        xscale="log",
-        xlabel="milliseconds a film, PyTorch",
-        ylabel="validation Dice",
-        xticks=(ticks := [5, 7, 10, 15, 20]),
-        xticklabels=map(str, ticks),
-    )
+    ticks = [5, 7, 10, 15, 20]
+    ax.set(xscale="log", xlabel="milliseconds per film, PyTorch", ylabel="validation Dice")
+    ax.set_xticks(ticks, [str(tick) for tick in ticks])
     ax.minorticks_off()
     ax.set_title(
         f"p patch, w width, d depth; area: parameters; standard error of a Dice {error:.4f}, of a difference less",
@@ -240,7 +234,7 @@ def draw_pareto(path: str | Path | None = None, *, table: str | Path = RESULTS /
     return saved(figure, path)
 
 
-def _draw_length(start: tuple[float, float], end: tuple[float, float], text: str, colour: str, ax) -> None:
+def _draw_length(start: tuple[float, float], end: tuple[float, float], text: str, colour: str, ax: Axes) -> None:
     """An arrow with two heads between x, y and x, y, its text upon it."""
     ax.annotate(
         "",
@@ -268,6 +262,6 @@ FIGURES = {  # what `python -m kaggle_utils plots` makes
     "synthetic.png": draw_synthetic,
     "time_to_dice.png": draw_time_to_dice,
     "unet.png": draw_unet,
-    **TB,
-    **TUNING,
+    **TB_FIGURES,
+    **TUNING_FIGURES,
 }

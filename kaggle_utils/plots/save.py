@@ -1,9 +1,10 @@
-"""Figures on disk: written whole, and marked, so that the next run tells its own from others' pictures."""
+"""Figures on disk: written whole, and marked, so that the next run recognises its own."""
 
 from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -12,13 +13,14 @@ from ..image import write_bytes
 MARK = "python -m kaggle_utils plots"
 
 
-def saved(figure: Figure, path: str | Path | None, **options: object) -> Figure:
-    """The figure without a frame above and on the right, written to ``path`` if there is one; options are ``savefig``'s."""
+def saved(figure: Figure, path: str | Path | None, **options: Any) -> Figure:
+    """The figure without a frame above and on the right, written to ``path`` if any; options are ``savefig``'s."""
     for ax in figure.axes:
         ax.spines[["top", "right"]].set_visible(False)
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(png := BytesIO(), format="png", dpi=130, metadata={"Source": MARK}, **options)
+        png = BytesIO()
+        figure.savefig(png, format="png", dpi=130, metadata={"Source": MARK}, **options)
         write_bytes(path, png.getvalue())
     return figure
 

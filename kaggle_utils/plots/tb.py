@@ -1,6 +1,7 @@
-"""Figures of step two: does segmenting first help, what the probabilities are worth, where the network looked.
+"""Figures of TB screening: does segmenting first help, what the probabilities are worth, where the network looked.
 
-``films`` is a table with a row a run and film: arm, seed, name, source, tb, part, logit; ``results/tb_films.csv`` is one.
+``films`` is a table with a row per run and film: arm, seed, name, source, tb, part, logit, as
+``results/tb_films.csv`` is.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score, roc_curve
 
@@ -40,7 +42,7 @@ def read_tb(path: str | Path = FILMS, protocol: str = "both") -> pd.DataFrame:
 
 
 def draw_tb_arms(path: str | Path | None = None, *, films: pd.DataFrame | None = None) -> Figure:
-    """Makes ``images/tb_arms.png``: the area under the ROC curve of each arm on each set's test films, a dot a seed.
+    """Makes ``images/tb_arms.png``: the area under the ROC curve of each variant on each set's test films, a dot per seed.
 
     Args:
         path: where to save it, if at all.
@@ -53,28 +55,25 @@ def draw_tb_arms(path: str | Path | None = None, *, films: pd.DataFrame | None =
         1, len(sources), figsize=(4.2 * len(sources), 3.2), sharey=True, squeeze=False, layout="constrained"
     )
     for source, ax in zip(sources, axes[0]):
-        for k, (arm, (name, colour)) in enumerate(ARMS.items()):
-            runs = [
-                roc_auc_score(run["tb"], run["logit"])
-                for _, run in test[(test["arm"] == arm) & (test["source"] == source)].groupby("seed")
-            ]
-            if runs:
-                ax.bar(k, np.mean(runs), 0.65, color=colour, alpha=0.55)
-                ax.plot(np.full(len(runs), k), runs, "o", color=colour, markersize=4)
-                ax.annotate(
-                    f"{np.mean(runs):.3f}", (k, max(runs)), (0, 5), textcoords="offset points", ha="center", fontsize=9
-                )
-        ax.axhline(0.5, color="0.3", linewidth=0.8, linestyle="--")
-        count = test.loc[test["source"] == source, "name"].nunique()
-        ax.set(
-            title=f"{source.capitalize()}, {count} test films",
-            xticks=range(len(ARMS)),
-            ylim=(0.4, 1.02),
-            xticklabels=[name.replace(" ", "\n", 1) for name, _ in ARMS.values()],
-        )
+        _draw_areas(ax, test[test["source"] == source], source)
     axes[0, 0].set_ylabel("area under the ROC curve")
     plt.close(figure)
     return saved(figure, path)
+
+
+def _draw_areas(ax: Axes, test: pd.DataFrame, source: str) -> None:
+    """A bar for each variant, a dot for each of its seeds, on the test films of one set."""
+    for k, (arm, (_, colour)) in enumerate(ARMS.items()):
+        runs = [roc_auc_score(run["tb"], run["logit"]) for _, run in test[test["arm"] == arm].groupby("seed")]
+        if not runs:
+            continue
+        mean = np.mean(runs)
+        ax.bar(k, mean, 0.65, color=colour, alpha=0.55)
+        ax.plot(np.full(len(runs), k), runs, "o", color=colour, markersize=4)
+        ax.annotate(f"{mean:.3f}", (k, max(runs)), (0, 5), textcoords="offset points", ha="center", fontsize=9)
+    ax.axhline(0.5, color="0.3", linewidth=0.8, linestyle="--")
+    ax.set(title=f"{source.capitalize()}, {test['name'].nunique()} test films", ylim=(0.4, 1.02))
+    ax.set_xticks(range(len(ARMS)), [name.replace(" ", "\n", 1) for name, _ in ARMS.values()])
 
 
 def draw_tb_transfer(path: str | Path | None = None) -> Figure:
@@ -83,20 +82,20 @@ def draw_tb_transfer(path: str | Path | None = None) -> Figure:
     Args:
         path: where to save it, if at all.
     """
-    foreign = [
+    external = [
         films[films["source"] == source]
         for films, source in (
             (read_tb(protocol="shenzhen"), "montgomery"),
             (read_tb(protocol="montgomery"), "shenzhen"),
         )
     ]
-    figure = draw_tb_arms(films=pd.concat(foreign))
+    figure = draw_tb_arms(films=pd.concat(external))
     figure.suptitle("trained on the other set", fontsize=10)
     return saved(figure, path)
 
 
 def draw_tb_roc(path: str | Path | None = None, *, films: pd.DataFrame | None = None) -> Figure:
-    """Makes ``images/tb_roc.png``: ROC curves of the arms, each by its seeds' mean logits, all test films together.
+    """Makes ``images/tb_roc.png``: ROC curves of the variants, each by its seeds' mean logits, all test films together.
 
     Args:
         path, films: as for :func:`draw_tb_arms`.
@@ -108,14 +107,14 @@ def draw_tb_roc(path: str | Path | None = None, *, films: pd.DataFrame | None = 
         prob, truth = test["prob"].to_numpy(), test["tb"].to_numpy()
         false_positives, sensitivity, _ = roc_curve(truth, prob, drop_intermediate=False)
         name, colour = ARMS[arm]
-        ax.step(
-            false_positives, sensitivity, where="post", color=colour, label=f"{name}, {roc_auc_score(truth, prob):.3f}"
-        )
-        ax.plot(
-            test.loc[test["tb"] == 0, "suspect"].mean(), test.loc[test["tb"] == 1, "suspect"].mean(), "o", color=colour
-        )
+        label = f"{name}, {roc_auc_score(truth, prob):.3f}"
+        ax.step(false_positives, sensitivity, where="post", color=colour, label=label)
+        called = test.groupby("tb")["suspect"].mean()
+        ax.plot(called[0], called[1], "o", color=colour)
     ax.plot([0, 1], [0, 1], color="0.7", linewidth=0.8, linestyle="--")
-    ax.set(xlabel="normal films called suspect", ylabel="films with tuberculosis called suspect", aspect="equal")
+    ax.set(
+        xlabel="normal films called presumptive", ylabel="films with tuberculosis called presumptive", aspect="equal"
+    )
     ax.legend(
         frameon=False,
         loc="lower right",
@@ -134,7 +133,7 @@ def draw_tb_reliability(
 
     Args:
         path, films: as for :func:`draw_tb_arms`.
-        arm: which.
+        arm: which variant.
     """
     films = read_tb() if films is None else films
     test = calibrated(mean_logits(films[films["arm"] == arm]))
@@ -176,7 +175,7 @@ def show_heat(
 
 
 def mean_logits(films: pd.DataFrame) -> pd.DataFrame:
-    """Each arm's seeds together: the mean of their logits for each film."""
+    """Each variant's seeds together: the mean of their logits for each film."""
     return films.groupby(["arm", "name", "source", "tb", "part"], as_index=False)["logit"].mean()
 
 

@@ -57,7 +57,8 @@ def draw_impossible(path: str | Path | None = None) -> Figure:
     """
     share = np.linspace(0.1, 0.45, 100)
     figure, ax = plt.subplots(figsize=(7, 3.6), layout="constrained")
-    # 5th and 95th percentile of read_mask(path).mean() over the 492 published training films of Montgomery and Shenzhen.
+    # 5th and 95th percentile of read_mask(path).mean() over the 492 published training films of Montgomery and
+    # Shenzhen.
     ax.axvspan(0.158, 0.347, color="0.94", label="nine in ten of the training films' lungs")
     for accuracy, dice, name, colour in ((0.70, 0.80, "without", ORANGE), (0.7832, 0.90, "with", BLUE)):
         ax.plot(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 READERS = 4  # films that a process reads side by side: the way to S3 is long
 WAITS = (1, 5, 15)  # seconds before the next try where a store fails; its client has tried for seconds before
-STOPS = "; the same command goes on when that is mended"  # with which the errors end that end the run, instead of being a film's for good
+# The end of an error that stops the run, and is not a film's for good.
+STOPS = "; the same command goes on when that is mended"
 _WHOLE, _TEXT = ("height", "width", "lung_px"), ("name", "path", "flag", "reasons", "notes", "error")
 
 
@@ -40,7 +41,7 @@ _WHOLE, _TEXT = ("height", "width", "lung_px"), ("name", "path", "flag", "reason
 class Settings:
     """How films are segmented, as in :func:`predictions.predict`; two runs with different ones don't share a folder."""
 
-    batch: int = 8  # films a forward pass
+    batch: int = 8  # films per forward pass
     force: bool = False  # segment what would be refused too
     flip: bool = False  # average with the mirrored film
     clean: bool = True  # keep two components without holes
@@ -51,6 +52,9 @@ class Settings:
         return LungSegmenter(
             weights, device=device, flip=self.flip, clean=self.clean, backend=self.backend, head=self.head
         )
+
+
+DEFAULTS = Settings()
 
 
 class Network:
@@ -64,8 +68,8 @@ class Network:
             file.write_bytes(weights)
             self.segmenter = settings.open(file, device)
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray] | pa.Table:
-        """Thumbnails of :func:`read_films` to probabilities, ``float32 (B, size, size)``, 0 where a film has an error."""
+    def __call__(self, batch: dict[str, np.ndarray]) -> Any:
+        """Probabilities for the thumbnails, ``float32 (B, size, size)``, 0 where a film has an error."""
         good = [n for n, film in enumerate(batch["film"]) if isinstance(film, CheckedFilm)]
         prob = np.zeros(batch["image"].shape, np.float32)
         if good:
@@ -77,12 +81,12 @@ class Whole(Network):
     """Everything in one actor, from addresses to rows."""
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
-        found = super().__call__(read_films(batch, self.segmenter.size, self.settings.force))
+        found: dict[str, np.ndarray] = super().__call__(read_films(batch, self.segmenter.size, self.settings.force))
         return finish_films(found, self.segmenter, self.settings.force)
 
 
 def read_films(batch: dict[str, np.ndarray], size: int, force: bool) -> dict[str, np.ndarray]:
-    """Films by their name and path, checked, without their pixels; and thumbnails ``uint8 (B, size, size)`` for the network."""
+    """Films by name and path, checked, without their pixels; and ``uint8 (B, size, size)`` thumbnails."""
 
     def read(path: bytes, name: str) -> tuple[CheckedFilm | Unsegmented, np.ndarray]:
         film = _read_film(os.fsdecode(path), name, force)
@@ -102,14 +106,19 @@ def read_films(batch: dict[str, np.ndarray], size: int, force: bool) -> dict[str
 
 
 def _read_film(path: str, name: str, force: bool) -> CheckedFilm | Unsegmented:
-    if not is_address(path):
-        if not Path(path).parent.exists():
-            return Unsegmented(
-                name, path, f"{path}: a node doesn't see this folder, which must be there on all of them{STOPS}"
-            )
-        with room(film_bytes(path)):
-            return read_checked(Path(path), name, force=force)
-    for wait in (*WAITS, None):
+    if is_address(path):
+        return _read_object(path, name, force)
+    if not Path(path).parent.exists():
+        return Unsegmented(
+            name, path, f"{path}: a node doesn't see this folder, which must be there on all of them{STOPS}"
+        )
+    with room(film_bytes(path)):
+        return read_checked(Path(path), name, force=force)
+
+
+def _read_object(path: str, name: str, force: bool) -> CheckedFilm | Unsegmented:
+    waits = list(WAITS)
+    while True:
         try:
             with explained(path):
                 store, key = open_store(path)
@@ -120,51 +129,41 @@ def _read_film(path: str, name: str, force: bool) -> CheckedFilm | Unsegmented:
         except FileNotFoundError:
             return Unsegmented(name, path, f"{path}: it is no longer there")
         except OSError as error:  # the store's, and not the film's
-            if wait is None or isinstance(error, PermissionError):
+            if not waits or isinstance(error, PermissionError):
                 return Unsegmented(name, path, f"{error}{STOPS}")
-            time.sleep(wait)
+            time.sleep(waits.pop(0))
 
 
 def finish_films(batch: dict[str, np.ndarray], segmenter: LungSegmenter, force: bool) -> pa.Table:
     """Rows of films by their probabilities."""
     import pyarrow as pa
 
-    found = (
-        segment(film, prob, segmenter, force=force) if isinstance(film, CheckedFilm) else film
-        for film, prob in zip(batch["film"], batch["prob"])
-    )
-    return pa.Table.from_pylist(
-        [_row(film) | {"number": number} for film, number in zip(found, batch["number"])], schema()
-    )
+    rows = []
+    for number, film, prob in zip(batch["number"], batch["film"], batch["prob"]):
+        if isinstance(film, CheckedFilm):
+            film = segment(film, prob, segmenter, force=force)
+        rows.append(_row(film) | {"number": number})
+    return pa.Table.from_pylist(rows, schema())
 
 
-def _row(found: Segmented | Unsegmented) -> dict[str, object]:
+def _row(found: Segmented | Unsegmented) -> dict[str, Any]:
     if isinstance(found, Unsegmented):
         return found.row
     film, lungs = found.film, (found.right, found.left)
-    outlines = {f"{side}_lung": None for side in SIDES} | {
-        row["category"].replace(" ", "_"): row["segmentation"] for row in annotate(lungs, film.name, film.path)
-    }
+    outlines: dict[str, Any] = {f"{side}_lung": None for side in SIDES}
+    for row in annotate(lungs, film.name, film.path):
+        outlines[str(row["category"]).replace(" ", "_")] = row["segmentation"]
     return measure(found.upright, film.spacing_mm) | outlines | found.row
 
 
 def schema() -> pa.Schema:
+    """The columns of a shard; what neither counts nor tells is a float."""
     import pyarrow as pa
 
+    types = {name: pa.float64() for name in (*PREDICTION_COLUMNS, *MEASUREMENTS) if name not in ("mask", "overlay")}
+    types |= dict.fromkeys(_WHOLE, pa.int64()) | dict.fromkeys(_TEXT, pa.string())
     lung = pa.struct({"size": pa.list_(pa.int64()), "counts": pa.string()})
-    said = {
-        name: pa.int64() if name in _WHOLE else pa.string() if name in _TEXT else pa.float64()
-        for name in PREDICTION_COLUMNS
-        if name not in ("mask", "overlay")
-    }
-    return pa.schema(
-        {
-            "number": pa.int64(),
-            **said,
-            **dict.fromkeys(MEASUREMENTS, pa.float64()),
-            **{f"{side}_lung": lung for side in SIDES},
-        }
-    )
+    return pa.schema({"number": pa.int64(), **types, **{f"{side}_lung": lung for side in SIDES}})
 
 
 def open_store(address: str | Path) -> tuple[fs.FileSystem, str]:

@@ -1,9 +1,9 @@
-"""Films and results in S3, or in any store that speaks its protocol: copied in both directions, and zip archives unpacked there.
+"""Films and results in S3, or in any store that speaks its protocol: copied both ways, and zip archives unpacked there.
 
-boto3 does the talking, by its own settings: credentials from the usual chain (environment, ``~/.aws``, a role), the server from
-``AWS_ENDPOINT_URL``. Every command can be stopped, killed and given again: it then moves what is missing. What is there is told by
-its size and a checksum: the CRC-32 that this module stores with each object (zip archives hold the same one for each
-member), or, for objects of other programs, the ETag where that is an MD5.
+boto3 does the talking, by its own settings: credentials from the usual chain (environment, ``~/.aws``, a role), the
+server from ``AWS_ENDPOINT_URL``. Every command can be stopped, killed and given again: it then moves what is missing.
+What is there is identified by its size and a checksum: the CRC-32 that this module stores with each object (zip
+archives hold the same one for each member), or, for objects of other programs, the ETag where that is an MD5.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ __all__ = [
 ]
 log = logging.getLogger(__name__)
 SCHEME = "s3://"
-PART_BYTES = 249  # of a key between two slashes, if it is to be a file's name: 255, and 6 for that of its copy while it is fetched
-UNFINISHED = re.compile(
-    rf"\..+\.part|.*{re.escape(LOCK)}", re.DOTALL
-)  # what this package calls a file that isn't whole, and a lock
+# Of a key between two slashes, if it is to be a file's name: 255 less the 6 that its unfinished copy's name adds.
+PART_BYTES = 249
+# What this package calls a file that isn't whole, and a lock.
+UNFINISHED = re.compile(rf"\..+\.part|.*{re.escape(LOCK)}", re.DOTALL)
 
 
 def upload(source: str | Path, address: str) -> Moved:
@@ -78,16 +78,7 @@ def upload(source: str | Path, address: str) -> Moved:
     if source.is_file() and str(address).endswith(f"/{source.name}"):
         address = str(address).removesuffix(source.name)
     bucket, prefix = parse(address, folder=True)
-    root = source.parent if source.is_file() else source
-    paths = [source] if source.is_file() else [path for path in sorted(source.rglob("*")) if path.is_file()]
-    whole = [path for path in paths if path == source or not UNFINISHED.fullmatch(path.name)]
-    if len(whole) < len(paths):
-        log.warning(
-            "%s: %d left out, as a command that was killed left them: .NAME.part",
-            printable(source),
-            len(paths) - len(whole),
-        )
-    files = {prefix + path.relative_to(root).as_posix(): path for path in whole}
+    files = {prefix + name: path for name, path in _to_upload(source).items()}
     if not files:
         raise FileNotFoundError(f"{source}: no such folder, or no file in it")
     with explained(address):
@@ -103,6 +94,19 @@ def upload(source: str | Path, address: str) -> Moved:
             return True
 
         return run(put, {key: path.stat().st_size for key, path in files.items()}, "upload")
+
+
+def _to_upload(source: Path) -> dict[str, Path]:
+    """A file, or all whole ones of a folder, by their names below it."""
+    if source.is_file():
+        return {source.name: source}
+    paths = [path for path in sorted(source.rglob("*")) if path.is_file()]
+    whole = [path for path in paths if not UNFINISHED.fullmatch(path.name)]
+    left_out = len(paths) - len(whole)
+    if left_out:
+        said = "%s: %d left out, as a command that was killed left them: .NAME.part"
+        log.warning(said, printable(source), left_out)
+    return {path.relative_to(source).as_posix(): path for path in whole}
 
 
 def download(address: str, folder: str | Path) -> Moved:
@@ -134,9 +138,9 @@ def fetch(path: str | Path, out: str | Path | None = None) -> str | Path: ...
 def fetch(path: str | Path | None, out: str | Path | None = None) -> str | Path | None:
     """The local copy of what an ``s3://`` address names, a file or a folder; any other path, or none, as it is.
 
-    Copies are kept below ``~/.cache/unet-lung/s3`` (``XDG_CACHE_HOME``): what is there is not fetched again, and what is no
-    longer in S3 is removed. Pictures that this package wrote there, perhaps to ``out``, are left out. Errors are those of
-    :func:`download`.
+    Copies are kept below ``~/.cache/unet-lung/s3`` (``XDG_CACHE_HOME``): what is there is not fetched again, and what
+    is no longer in S3 is removed. Pictures that this package wrote there, perhaps to ``out``, are left out. Errors are
+    those of :func:`download`.
     """
     if path is None or not is_address(path):
         return path
@@ -147,26 +151,26 @@ def fetch(path: str | Path | None, out: str | Path | None = None) -> str | Path 
     with explained(str(path)), locked(_cache() / f".{bucket}{LOCK}", path, wait=True):
         s3 = connect()
         found = _find(s3, str(path))
-        films = set(
-            without_outputs(
-                [f"{bucket}/{key}" for key in found], str(out).removeprefix(SCHEME) if is_address(out) else None
-            )
-        )
+        there = None if out is None or not is_address(out) else str(out).removeprefix(SCHEME)
+        films = set(without_outputs([f"{bucket}/{key}" for key in found], there))
         found = {key: value for key, value in found.items() if f"{bucket}/{key}" in films}
         if not found:
             raise FileNotFoundError(f"{path}: nothing there but what this package wrote")
-        single = list(found) == [prefix]
-        _make_way(_cache(), [home] if single else [home / "any", *(home / name for name, _ in found.values())])
-        _download(s3, bucket, found, home.parent if single else home)
+        if list(found) == [prefix]:  # one object
+            _make_way(_cache(), [home])
+            _download(s3, bucket, found, home.parent)
+            return home
         kept = {home / name for name, _ in found.values()}
-        for old in [] if single else [p for p in home.rglob("*") if p.is_file() and p not in kept]:
+        _make_way(_cache(), [home / "any", *kept])
+        _download(s3, bucket, found, home)
+        for old in [path for path in home.rglob("*") if path.is_file() and path not in kept]:
             old.unlink()
     return home
 
 
 @contextmanager
 def results(out: str | Path) -> Iterator[Path]:
-    """A folder to write results to, whose tables name films by their addresses; it is uploaded at the end where ``out`` is one."""
+    """A folder to write results to, whose tables name films by their addresses; uploaded at the end to an address."""
     if not is_address(out):
         yield Path(out)
         _name_films(Path(out))
@@ -212,25 +216,30 @@ def as_addresses(text: str) -> str:
 
 
 def _name_films(folder: Path, address: str | None = None) -> None:
-    """Puts addresses in place of paths into the tables of predict and screen; ``address`` is the folder's own, if it has one."""
-    for table in (path for name in ("predictions.csv", "screening.csv") if (path := folder / name).exists()):
+    """Puts addresses in place of paths into the tables of predict and screen; ``address`` is the folder's, if any."""
+    for table in (folder / "predictions.csv", folder / "screening.csv"):
+        if not table.exists():
+            continue
         old = table.read_text(encoding="utf-8")
         new = as_addresses(old).replace(str(folder), address or str(folder))
         if new != old:
             write_bytes(table, new.encode())
-    lungs = folder / "coco.parquet"
-    if lungs.exists():
-        import pyarrow as pa
-        from pyarrow import parquet
+    if (folder / "coco.parquet").exists():
+        _name_lungs(folder / "coco.parquet")
 
-        rows = parquet.read_table(pa.BufferReader(lungs.read_bytes()))  # pyarrow takes no path that is not UTF-8
-        paths = pa.array([as_addresses(path) for path in rows["path"].to_pylist()], pa.string())
-        if not paths.equals(rows["path"].combine_chunks()):
-            buffer = pa.BufferOutputStream()
-            parquet.write_table(
-                rows.set_column(rows.schema.get_field_index("path"), "path", paths), buffer, compression="zstd"
-            )
-            write_bytes(lungs, buffer.getvalue().to_pybytes())
+
+def _name_lungs(table: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    rows = parquet.read_table(pa.BufferReader(table.read_bytes()))  # pyarrow takes no path that is not UTF-8
+    paths = pa.array([as_addresses(path) for path in rows["path"].to_pylist()], pa.string())
+    if paths.equals(rows["path"].combine_chunks()):
+        return
+    named = rows.set_column(rows.schema.get_field_index("path"), "path", paths)
+    buffer = pa.BufferOutputStream()
+    parquet.write_table(named, buffer, compression="zstd")
+    write_bytes(table, buffer.getvalue().to_pybytes())
 
 
 def is_address(path: str | Path | None) -> bool:
@@ -247,15 +256,13 @@ def _find(s3, address: str) -> dict[str, tuple[str, int]]:
     below = parse(address, folder=True)[1]
     named = {key: (key[len(below) :], size) for key, size in found.items() if key.startswith(below)}
     if not named:
-        raise FileNotFoundError(
-            f"{address}: no such object, and none below it"
-            + "; there are no globs in S3, only prefixes" * ("*" in address)
-        )
+        hint = "; there are no globs in S3, only prefixes" if "*" in address else ""
+        raise FileNotFoundError(f"{address}: no such object, and none below it{hint}")
     named = _possible(address, named)
     paths = Counter(os.path.normpath(name) for name, _ in named.values())
-    bad = next((key for key, (name, _) in named.items() if leads_out(name) or paths[os.path.normpath(name)] > 1), None)
-    if bad:
-        raise ValueError(f"{address}: {bad!r} is not a key that can be a file's path; nothing was fetched")
+    for key, (name, _) in named.items():
+        if leads_out(name) or paths[os.path.normpath(name)] > 1:
+            raise ValueError(f"{address}: {key!r} is not a key that can be a file's path; nothing was fetched")
     return named
 
 
@@ -266,20 +273,25 @@ def _possible(address: str, named: dict[str, tuple[str, int]]) -> dict[str, tupl
         ValueError: there is none.
     """
     folders = {str(parent) for name, _ in named.values() for parent in PurePosixPath(name).parents}
-    bad = [
-        key
-        for key, (name, _) in named.items()
-        if name in folders or max(len(part.encode()) for part in name.split("/")) > PART_BYTES
-    ]
-    if bad:
-        said = (
-            f"{address}: {len(bad)} of {len(named)} objects can't be files, as their keys are other objects' folders or have parts of over "
-            f"{PART_BYTES} bytes: {', '.join(key if len(key) < 100 else f'{key[:100]} …' for key in bad[:3])}{', …' if len(bad) > 3 else ''}"
-        )
-        if len(bad) == len(named):
-            raise ValueError(said)
-        log.warning("%s", printable(said))
-    return {key: value for key, value in named.items() if key not in bad}
+    possible = {
+        key: (name, size)
+        for key, (name, size) in named.items()
+        if name not in folders and all(len(part.encode()) <= PART_BYTES for part in name.split("/"))
+    }
+    bad = [key for key in named if key not in possible]
+    if not bad:
+        return possible
+    some = [key if len(key) < 100 else f"{key[:100]} …" for key in bad[:3]]
+    if len(bad) > 3:
+        some.append("…")
+    said = (
+        f"{address}: {len(bad)} of {len(named)} objects can't be files, as their keys are other objects' folders "
+        f"or have parts of over {PART_BYTES} bytes: {', '.join(some)}"
+    )
+    if not possible:
+        raise ValueError(said)
+    log.warning("%s", printable(said))
+    return possible
 
 
 def _make_way(home: Path, paths: Iterable[Path]) -> None:
@@ -298,10 +310,9 @@ def _download(s3, bucket: str, found: dict[str, tuple[str, int]], folder: Path) 
     paths = {key: folder / name for key, (name, _) in found.items()}
     folder.mkdir(parents=True, exist_ok=True)
     needed = sum(size for key, (_, size) in found.items() if not has_size(paths[key], size))
-    if needed > shutil.disk_usage(folder).free:
-        raise OSError(
-            ENOSPC, f"{needed / 1e9:.1f} GB to fetch, {shutil.disk_usage(folder).free / 1e9:.1f} GB free", str(folder)
-        )
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(ENOSPC, f"{needed / 1e9:.1f} GB to fetch, {free / 1e9:.1f} GB free", str(folder))
 
     def get(key: str, progress: Callable[[int], None]) -> bool:
         path = paths[key]
@@ -311,9 +322,8 @@ def _download(s3, bucket: str, found: dict[str, tuple[str, int]], folder: Path) 
         part = path.with_name(f".{path.name}.part")  # always the same: what a kill leaves is replaced by the next run
         try:
             for _ in range(ATTEMPTS):
-                with suppress(
-                    S3DownloadFailedError
-                ):  # it was replaced meanwhile: the new one is fetched, as where its checksum is another
+                # That error says that it was replaced meanwhile: the new one is fetched, as after a wrong checksum.
+                with suppress(S3DownloadFailedError):
                     part.unlink(missing_ok=True)
                     with part.open("xb") as file:  # a link of that name isn't followed
                         s3.download_fileobj(bucket, key, file, None, progress, settings())

@@ -1,4 +1,4 @@
-"""How this project talks to S3: a client, addresses, listings, checksums, threads, and boto3's exceptions as single lines."""
+"""How this project talks to S3: client, addresses, listings, checksums, threads, boto3's exceptions as single lines."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tqdm import tqdm
 INSTALL = "pip install boto3"
 WORKERS = 4  # files at a time; those in many parts have as many parts under way each
 PART = 8 << 20  # bytes a part and a block; S3 takes no smaller parts than 5 MiB
+BLOCK = 1 << 20  # bytes of a file that are held at a time for its checksum
 ATTEMPTS = 4  # of a request; with boto3's waits in between, a dead server is given up after 7 s at most
 CONNECT_S, READ_S = 5, 30  # seconds without an answer, without another byte
 CRC = "crc32"  # name of the metadata
@@ -71,13 +72,18 @@ def parse(address: str | Path, *, folder: bool = False) -> tuple[str, str]:
     parts = re.fullmatch(r"s3://([\w.-]+)(?:/(.*))?", str(address), re.DOTALL)
     if not parts:
         raise ValueError(f"{address}: not an address in S3, those are s3://bucket/prefix")
-    key = parts[2] or ""
-    return parts[1], key.rstrip("/") + "/" * bool(key.rstrip("/")) if folder else key
+    bucket, key = parts[1], parts[2] or ""
+    if folder:
+        key = key.rstrip("/")
+        if key:
+            key += "/"
+    return bucket, key
 
 
 def leads_out(name: str) -> bool:
-    """Says whether a path would lead out of the folder it is put below, on any system: absolute, with a drive, or with ``..``."""
-    return bool(re.match(r"[/\\]|[A-Za-z]:", name)) or "\0" in name or ".." in re.split(r"[/\\]", name)
+    """Whether a path would lead out of its folder, on any system: absolute, with a drive, or with ``..``."""
+    absolute = re.match(r"[/\\]|[A-Za-z]:", name)
+    return bool(absolute) or "\0" in name or ".." in re.split(r"[/\\]", name)
 
 
 def list_objects(s3, bucket: str, prefix: str) -> dict[str, int]:
@@ -92,8 +98,9 @@ def list_objects(s3, bucket: str, prefix: str) -> dict[str, int]:
 
 
 def run(work: Callable[[str, Callable[[int], None]], bool], sizes: dict[str, int], about: str) -> Moved:
-    """Does the work on each key, in threads, with a bar of bytes; the first failure, or Ctrl-C, stops the others too."""
-    stopped, moved = threading.Event(), []
+    """Does the work on each key, in threads, with a bar of bytes; the first failure, or Ctrl-C, stops all of them."""
+    stopped = threading.Event()
+    moved: list[int] = []
     bar = tqdm(total=sum(sizes.values()), desc=about, unit="B", unit_scale=True, disable=None)
     with ThreadPoolExecutor(WORKERS) as pool, bar:
 
@@ -123,14 +130,18 @@ def is_same(s3, bucket: str, key: str, path: Path) -> bool | None:
         return False
     if CRC in head["Metadata"]:
         return crc32(path) == head["Metadata"][CRC]
-    if head.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in head:
+    encrypted = head.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in head
+    if encrypted:
         return None  # the ETag is no MD5 then
     etag = head["ETag"].strip('"')
     if "-" not in etag:
         return _md5s(path, max(1, head["ContentLength"]))[0].hex() == etag
-    digests = _md5s(path, s3.head_object(Bucket=bucket, Key=key, PartNumber=1)["ContentLength"])
-    # Parts may have sizes of all kinds: only a hit says something.
-    return f"{hashlib.md5(b''.join(digests), usedforsecurity=False).hexdigest()}-{len(digests)}" == etag or None
+    first = s3.head_object(Bucket=bucket, Key=key, PartNumber=1)
+    digests = _md5s(path, first["ContentLength"])
+    whole = hashlib.md5(b"".join(digests), usedforsecurity=False).hexdigest()
+    if f"{whole}-{len(digests)}" == etag:
+        return True
+    return None  # the parts may have had other sizes: a miss says nothing
 
 
 def _md5s(path: Path, part: int) -> list[bytes]:
@@ -139,8 +150,8 @@ def _md5s(path: Path, part: int) -> list[bytes]:
     with path.open("rb") as file:
         for start in range(0, max(1, path.stat().st_size), part):
             digest = hashlib.md5(usedforsecurity=False)
-            for at in range(start, start + part, 1 << 20):
-                digest.update(file.read(min(1 << 20, start + part - at)))
+            for at in range(start, start + part, BLOCK):
+                digest.update(file.read(min(BLOCK, start + part - at)))
             digests.append(digest.digest())
     return digests
 
@@ -149,7 +160,7 @@ def crc32(path: Path) -> str:
     """CRC-32 of a file, 8 hexadecimal digits, as zip archives have it."""
     crc = 0
     with path.open("rb") as file:
-        while piece := file.read(1 << 20):
+        while piece := file.read(BLOCK):
             crc = zlib.crc32(piece, crc)
     return f"{crc:08x}"
 
@@ -204,27 +215,31 @@ def explained(address: str) -> Iterator[None]:
 def _explain(address: str, error: BaseException) -> OSError:
     from botocore import exceptions as found
 
-    if type(error).__name__ == "S3UploadFailedError":
+    if type(error).__name__ == "S3UploadFailedError" and error.__context__:
         error = error.__context__
     if isinstance(error, found.ClientError):
-        code, message = error.response["Error"]["Code"], error.response["Error"].get("Message", "")
-        if code in ("NoSuchBucket", "NoSuchKey", "404"):
-            return FileNotFoundError(f"{address}: {'no such bucket' if code == 'NoSuchBucket' else 'no such object'}")
-        if code in DENIED:
-            return PermissionError(
-                f"{address}: permission denied, these credentials may not call {error.operation_name}"
-            )
-        if code == "RequestTimeTooSkewed":
-            return PermissionError(
-                f"{address}: the server's clock and this machine's differ too much: set this machine's clock"
-            )
-        if code in REFUSED:
-            return PermissionError(f"{address}: the credentials were refused ({code}): {CREDENTIALS}")
-        if code in ("PreconditionFailed", "412"):
-            return OSError(f"{address}: it was replaced meanwhile: give the command again")
-        return OSError(f"{address}: {code} {message}".strip())
+        return _explain_refusal(address, error.response["Error"], error.operation_name)
     if isinstance(error, (found.NoCredentialsError, found.PartialCredentialsError)):
         return PermissionError(f"{address}: no credentials: {CREDENTIALS}")
     if isinstance(error, (found.HTTPClientError, found.ConnectionError, found.IncompleteReadError, OSError)):
         return OSError(f"{address}: the network is broken ({error}); the same command goes on when it works")
     return OSError(f"{address}: {error}")
+
+
+def _explain_refusal(address: str, said: dict[str, str], operation: str) -> OSError:
+    code = said["Code"]
+    if code == "NoSuchBucket":
+        return FileNotFoundError(f"{address}: no such bucket")
+    if code in ("NoSuchKey", "404"):
+        return FileNotFoundError(f"{address}: no such object")
+    if code in DENIED:
+        return PermissionError(f"{address}: permission denied, these credentials may not call {operation}")
+    if code == "RequestTimeTooSkewed":
+        return PermissionError(
+            f"{address}: the server's clock and this machine's differ too much: set this machine's clock"
+        )
+    if code in REFUSED:
+        return PermissionError(f"{address}: the credentials were refused ({code}): {CREDENTIALS}")
+    if code in ("PreconditionFailed", "412"):
+        return OSError(f"{address}: it was replaced meanwhile: give the command again")
+    return OSError(f"{address}: {code} {said.get('Message', '')}".strip())

@@ -1,17 +1,19 @@
-"""Zip archives unpacked within S3: read by ranges, written in parts, and nothing taken from them that leads out of the target."""
+"""Zip archives unpacked within S3: read by ranges, written in parts; no member may lead out of the target."""
 
 from __future__ import annotations
 
+import math
 import os
 import posixpath
 import stat
 import zipfile
 import zlib
-from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache, partial
 from io import BufferedReader, RawIOBase
 from types import SimpleNamespace
+from typing import Any
 
 from .s3_client import (
     ATTEMPTS,
@@ -31,15 +33,13 @@ from .s3_client import (
 
 MAX_PARTS = 10_000  # of an object, S3's limit
 TAIL = 70_000  # bytes in which an archive's end record and its comment lie
-MOST_RATIO, MOST_FREELY = (
-    100,
-    1_000_000_000,
-)  # what an archive may unpack to, in its own sizes; in any case so many bytes
+# What an archive may unpack to, in its own sizes; in any case so many bytes.
+MOST_RATIO, MOST_FREELY = 100, 1_000_000_000
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 
 
 def unzip(archive: str, address: str) -> Moved:
-    """Unpacks a zip archive within S3. It is read in blocks and written in parts: neither it nor a member is ever held whole.
+    """Unpacks a zip archive within S3, read in blocks and written in parts: nothing is ever held whole.
 
     Memory grows with the number of members (the archive's directory is held) and with members of more than 80 GB.
 
@@ -49,8 +49,8 @@ def unzip(archive: str, address: str) -> Moved:
 
     Raises:
         FileNotFoundError: no such archive, or no such bucket.
-        ValueError: no whole zip archive, or one with a member that is encrypted, a link, there twice, or leads out of the
-            prefix: nothing was unpacked then; or a damaged member, which is not written.
+        ValueError: no whole zip archive, or one with a member that is encrypted, a link, there twice, or leads out of
+            the prefix: nothing was unpacked then; or a damaged member, which is not written.
         OSError: no credentials, no permission, or a network that stays broken.
         ImportError: boto3 is not installed.
     """
@@ -59,10 +59,8 @@ def unzip(archive: str, address: str) -> Moved:
         with explained(archive):
             s3 = connect()
             file = RangedFile(s3, archive)
-        for position in (
-            file.size - TAIL,
-            file.size - 1,
-        ):  # zipfile takes an error there for an archive that ends too early
+        # Read here first, since zipfile takes an error there for an archive that ends too early.
+        for position in (file.size - TAIL, file.size - 1):
             file.seek(max(0, position))
             file.read(1)
         zipped = zipfile.ZipFile(BufferedReader(file))
@@ -76,14 +74,12 @@ def unzip(archive: str, address: str) -> Moved:
             def extract(key: str, progress: Callable[[int], None]) -> bool:
                 info = members[key]
                 crc = f"{info.CRC:08x}"
-                if (
-                    there.get(key) == info.file_size
-                    and s3.head_object(Bucket=target, Key=key)["Metadata"].get(CRC) == crc
-                ):
-                    return False
-                _put_member(
-                    s3, zipped, info, {"Bucket": target, "Key": key, "ExtraArgs": {"Metadata": {CRC: crc}}}, progress
-                )
+                if there.get(key) == info.file_size:
+                    head = s3.head_object(Bucket=target, Key=key)
+                    if head["Metadata"].get(CRC) == crc:
+                        return False
+                place = {"Bucket": target, "Key": key, "ExtraArgs": {"Metadata": {CRC: crc}}}
+                _put_member(s3, zipped, info, place, progress)
                 return True
 
             return run(extract, {key: info.file_size for key, info in members.items()}, "unzip")
@@ -107,12 +103,11 @@ class RangedFile(RawIOBase):
     def _fetch(self, number: int) -> bytes:
         from s3transfer.utils import S3_RETRYABLE_DOWNLOAD_ERRORS  # comes with boto3
 
-        for attempt in range(ATTEMPTS):
-            try:
-                return self._get(Range=f"bytes={number * PART}-{(number + 1) * PART - 1}")["Body"].read()
-            except S3_RETRYABLE_DOWNLOAD_ERRORS:  # an answer that breaks off, which boto3 leaves to its caller
-                if attempt == ATTEMPTS - 1:
-                    raise
+        wanted = f"bytes={number * PART}-{(number + 1) * PART - 1}"
+        for _ in range(ATTEMPTS - 1):
+            with suppress(S3_RETRYABLE_DOWNLOAD_ERRORS):  # an answer that breaks off, which boto3 leaves to its caller
+                return self._get(Range=wanted)["Body"].read()
+        return self._get(Range=wanted)["Body"].read()
 
     def readable(self) -> bool:
         return True
@@ -121,7 +116,8 @@ class RangedFile(RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        position = offset + (0, self.position, self.size)[whence]
+        starts = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.size}
+        position = starts[whence] + offset
         if position < 0:
             raise OSError("a position before the file's beginning")
         self.position = position
@@ -139,50 +135,60 @@ class RangedFile(RawIOBase):
 
 
 def _put_member(
-    s3, zipped: zipfile.ZipFile, info: zipfile.ZipInfo, target: dict[str, object], progress: Callable[[int], None]
+    s3, zipped: zipfile.ZipFile, info: zipfile.ZipInfo, target: dict[str, Any], progress: Callable[[int], None]
 ) -> None:
-    """Streams a member into an object; zipfile compares its checksum before the last part is sent, so a damaged one never appears."""
-    part = max(PART, -(-info.file_size // MAX_PARTS))
+    """Streams a member into an object; zipfile checks it before the last part is sent: a damaged one never appears."""
+    config = settings(max(PART, math.ceil(info.file_size / MAX_PARTS)), threads=False)
     try:
         with zipped.open(info) as member:
             # boto3 would seek to the end of what it can seek in, decompressing all of it.
-            s3.upload_fileobj(
-                SimpleNamespace(read=member.read), **target, Callback=progress, Config=settings(part, threads=False)
-            )
+            stream = SimpleNamespace(read=member.read)
+            s3.upload_fileobj(stream, **target, Callback=progress, Config=config)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise ValueError(f"{info.filename}: damaged ({error})") from None
 
 
 def _name(info: zipfile.ZipInfo) -> str:
-    """A member's name; of an archive made on Windows with backslashes alone, as Info-ZIP's unzip and .NET before 4.6.1 have it."""
+    """A member's name, with slashes where an archive was made on Windows with backslashes alone.
+
+    Info-ZIP's unzip does the same; .NET before 4.6.1 made such archives.
+    """
     dos = info.create_system == 0 and "/" not in info.filename
     return info.filename.replace("\\", "/") if dos else info.filename
 
 
 def _members(zipped: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
     """Members by their names, without folders, once there is nothing to object to in any."""
+    members: dict[str, zipfile.ZipInfo] = {}
     infos = [info for info in zipped.infolist() if not _name(info).endswith("/")]
-    names = [posixpath.normpath(_name(info)) for info in infos]
-    objections = {
-        "its name leads out of the target": lambda info: (
-            leads_out(info.orig_filename) or posixpath.normpath(_name(info)) == "."
-        ),
-        "is encrypted": lambda info: info.flag_bits & 1,
-        "is a symbolic link": lambda info: stat.S_ISLNK(info.external_attr >> 16),
-        "is compressed in a way that Python's zipfile can't read": lambda info: info.compress_type not in METHODS,
-    }
     for info in infos:
-        for objection, applies in objections.items():
-            if applies(info):
-                raise ValueError(f"{info.filename!r} {objection}; nothing was unpacked")
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise ValueError(f"{twice[0]!r} is in it twice; nothing was unpacked")
+        objection = _objection(info)
+        if objection:
+            raise ValueError(f"{info.filename!r} {objection}; nothing was unpacked")
+    for info in infos:
+        name = posixpath.normpath(_name(info))
+        if name in members:
+            raise ValueError(f"{name!r} is in it twice; nothing was unpacked")
+        members[name] = info
     unpacked = sum(info.file_size for info in infos)
     if unpacked > max(MOST_FREELY, MOST_RATIO * size):
         raise ValueError(
-            f"{unpacked / 1e9:,.0f} GB in an archive of {size / 1e6:,.1f} MB, as in one made to explode; nothing was unpacked"
+            f"{unpacked / 1e9:,.0f} GB in an archive of {size / 1e6:,.1f} MB, as in one made to explode; "
+            "nothing was unpacked"
         )
     if sum(info.compress_size for info in infos) > size:
         raise ValueError("its members overlap, as in an archive made to explode; nothing was unpacked")
-    return dict(zip(names, infos))
+    return members
+
+
+def _objection(info: zipfile.ZipInfo) -> str | None:
+    """Why a member can't be unpacked, if so."""
+    if leads_out(info.orig_filename) or posixpath.normpath(_name(info)) == ".":
+        return "its name leads out of the target"
+    if info.flag_bits & 1:
+        return "is encrypted"
+    if stat.S_ISLNK(info.external_attr >> 16):
+        return "is a symbolic link"
+    if info.compress_type not in METHODS:
+        return "is compressed in a way that Python's zipfile can't read"
+    return None

@@ -1,10 +1,11 @@
-"""Prepared sets larger than memory: packed into tar files, shards, and streamed from there while training, from a disk or from S3.
+"""Prepared sets larger than memory: packed into tar files, shards, and streamed while training, from a disk or from S3.
 
-Shards are read one after the other in an order that seed and epoch decide; their films pass a buffer from which they are drawn
-at random. No more than the buffer, two shards of S3 (in temporary files) and the films being decoded are held. A film's
-augmentation comes from (seed, epoch, film) alone, as in :mod:`data`. Of several processes each reads its own shards, so
-n processes need n shards at least. Films are PGM and masks PBM, uncompressed: PNG is half as large, and inflating it in each
-epoch takes time from a CPU's training. WebDataset (Aizman, Maltby & Breuel 2019) writes, reads and shuffles.
+Shards are read one after the other in an order that seed and epoch decide; their films pass a buffer from which they
+are drawn at random. No more than the buffer, two shards of S3 (in temporary files) and the films being decoded are
+held. A film's augmentation comes from (seed, epoch, film) alone, as in :mod:`data`. Of several processes each reads its
+own shards, so n processes need n shards at least. Films are PGM and masks PBM, uncompressed: PNG is half as large, and
+inflating it in each epoch takes time from a CPU's training. WebDataset (Aizman, Maltby & Breuel 2019) writes, reads and
+shuffles.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import random
 import re
 import tarfile
 from collections import Counter, deque
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -34,10 +35,9 @@ from ..image import decode_pnm, encode_image, resize_image, resize_mask
 from ..tables import to_csv
 from .s3 import connect, explained, is_address, parse
 
-FILMS, SHARDS = (
-    100,
-    8,
-)  # films of a shard at most and shards of a split at least, where nobody says otherwise: enough for 8 processes
+# Where nobody says otherwise:
+FILMS = 100  # of a shard at most
+SHARDS = 8  # of a split at least: enough for 8 processes
 MEMBER_BYTES = 256 << 20  # of a file in a shard at most, 8192 px a side have a quarter of it
 BUFFER = 1000  # films (0.3 MB each at 512 px) from which the next one is drawn
 
@@ -50,8 +50,8 @@ def write_shards(
     Args:
         data: the prepared set.
         out: folder for ``SPLIT-00000.tar`` and ``manifest.csv``, which is written last.
-        films: in each shard; None makes 8 shards of each split, or more where they would hold over 100 films. n processes that
-            train need n shards of each split.
+        films: in each shard; None makes 8 shards of each split, or more where they would hold over 100 films. n
+            processes that train need n shards of each split.
         size: px, side of the films in the shards; as prepared if None. That of the training spares resizing and space.
         seed: of the deal.
 
@@ -73,19 +73,10 @@ def write_shards(
     bar = tqdm(total=len(frame), desc="shards", unit="film", disable=None)
     for split, rows in frame.groupby("split"):
         each = films or min(FILMS, max(1, len(rows) // SHARDS))
-        with wds.ShardWriter(str(out / f"{split}-%05d.tar").replace("\\", "/"), maxcount=each, verbose=0) as writer:
+        pattern = str(out / f"{split}-%05d.tar").replace("\\", "/")
+        with wds.ShardWriter(pattern, maxcount=each, verbose=0) as writer:
             for row in rows.itertuples():
-                # The row, since a film's name may hold a dot, at which a sample's name ends.
-                image, mask = read_pair(row.image, row.mask)
-                if size:
-                    image, mask = resize_image(image, size), resize_mask(mask, size)
-                writer.write(
-                    {
-                        "__key__": f"{row.Index:08d}",
-                        "film.pgm": encode_image(image, ".pgm"),
-                        "mask.pbm": encode_image(mask * np.uint8(255), ".pbm"),
-                    }
-                )
+                writer.write(_sample(row, size))
                 shards[row.Index] = Path(writer.fname).name
                 bar.update()
     bar.close()
@@ -94,8 +85,20 @@ def write_shards(
     return frame
 
 
+def _sample(row: Any, size: int | None) -> dict[str, Any]:
+    """A film and its mask as WebDataset writes them; by row, since a film's name may hold a dot, which ends a key."""
+    image, mask = read_pair(row.image, row.mask)
+    if size:
+        image, mask = resize_image(image, size), resize_mask(mask, size)
+    return {
+        "__key__": f"{row.Index:08d}",
+        "film.pgm": encode_image(image, ".pgm"),
+        "mask.pbm": encode_image(mask * np.uint8(255), ".pbm"),
+    }
+
+
 def _start_over(out: Path, columns: list[str]) -> None:
-    """Removes the shards of an earlier run and leaves a manifest without films, by which the next run tells them for its own.
+    """Removes the shards of an earlier run and leaves a manifest without films, which marks the folder as shards.
 
     Raises:
         ValueError: the folder holds something, and it isn't shards.
@@ -142,19 +145,18 @@ def read_shards(root: str | Path) -> pd.DataFrame:
         ) from None
     if "shard" not in frame:
         raise ValueError(
-            f"{path} is that of a set without shards: write them (python -m kaggle_utils shards), or download the set"
+            f"{path} is that of a set without shards: write them (python -m kaggle_utils shards), or download it"
         )
     wrong = frame["shard"][~frame["shard"].astype(str).str.fullmatch(r"\w+-\d{5}\.tar")]
     if len(wrong):
         raise ValueError(
-            f"{path}: line {wrong.index[0] + 2} names the shard {wrong.iloc[0]!r}, which is none: write the shards again"
+            f"{path}: line {wrong.index[0] + 2} names the shard {wrong.iloc[0]!r}, which is none: "
+            "write the shards again"
         )
     frame["row"], frame["shard"] = frame.index, f"{root}/" + frame["shard"]
-    gone = next(
-        (shard for shard in frame["shard"].unique() if not is_address(shard) and not Path(shard).exists()), None
-    )
-    if gone:
-        raise FileNotFoundError(f"{gone} is in {path} but not on the disk: write the shards again")
+    for shard in frame["shard"].unique():
+        if not is_address(shard) and not Path(shard).exists():
+            raise FileNotFoundError(f"{shard} is in {path} but not on the disk: write the shards again")
     return frame
 
 
@@ -165,7 +167,7 @@ class ShardedFilms(IterableDataset):
         frame: rows of :func:`read_shards`.
         size: px, side of the square that the network sees.
         augment: a preset of :func:`data.augmentation`.
-        batch: films a batch, of all processes together.
+        batch: films per batch, of all processes together.
         shuffle: in an order of seed and epoch; else as they lie in the shards.
         buffer: films from which the next one is drawn.
         threads: that decode ahead; 0 is the caller itself, which on a CPU is faster, as its cores are the network's.
@@ -199,7 +201,8 @@ class ShardedFilms(IterableDataset):
         self.epoch = 0
         if len(self.shards) < world_size():
             raise ValueError(
-                f"{len(self.shards)} shards are too few for {world_size()} processes: write them again with --films {len(frame) // world_size()} or fewer"
+                f"{len(self.shards)} shards are too few for {world_size()} processes: "
+                f"write them again with --films {len(frame) // world_size()} or fewer"
             )
 
     def __len__(self) -> int:
@@ -210,27 +213,27 @@ class ShardedFilms(IterableDataset):
         # A batch that n doesn't divide gives the first processes a film more.
         return max(self._steps(order[first::n], len(range(first, self.whole_batch, n))) for first in range(n))
 
-    def __iter__(self) -> Iterator[dict[str, object]]:
-        """Batches: image and mask ``float32 (B, 1, size, size)``, name and source; a film without a name doesn't count."""
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Batches: image and mask ``float32 (B, 1, size, size)``, name, source; a film without a name doesn't count."""
         items, done = self._items(), 0
         while batch := list(islice(items, self.batch)):
             yield default_collate(batch)
-            done, last = done + 1, batch[-1]
+            done += 1
+            last = batch[-1]
         for _ in range(len(self) - done):  # another process has more films: this one only takes the step too
             yield default_collate([{**last, "name": ""}])
 
-    def _steps(self, shards: list[str], batch: int) -> int:
+    def _steps(self, shards: Sequence[str], batch: int) -> int:
         return math.ceil(sum(self.shards[shard] for shard in shards) / batch)
 
     def _order(self) -> list[str]:
         shards = sorted(self.shards)
-        return (
-            [shards[k] for k in np.random.default_rng([self.seed, self.epoch]).permutation(len(shards))]
-            if self.shuffle
-            else shards
-        )
+        if not self.shuffle:
+            return shards
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(shards))
+        return [shards[k] for k in order]
 
-    def _items(self) -> Iterator[dict[str, object]]:
+    def _items(self) -> Iterator[dict[str, Any]]:
         """This process's films, a few decoded ahead of the network where threads do it."""
         samples = self._samples()
         if not self.threads:
@@ -243,21 +246,19 @@ class ShardedFilms(IterableDataset):
                 ahead.extend(pool.submit(self._decode, sample) for sample in islice(samples, 1))
                 yield self._item(decoded)  # not by the threads: they would share the augmentation's random numbers
 
-    def _item(self, decoded: tuple[int, np.ndarray, np.ndarray]) -> dict[str, object]:
+    def _item(self, decoded: tuple[int, np.ndarray, np.ndarray]) -> dict[str, Any]:
         row, image, mask = decoded
         return make_item(image, mask, *self.films[row], augment=self.augment, seed=(self.seed, self.epoch, row))
 
-    def _samples(self) -> Iterator[dict[str, object]]:
-        wds = _webdataset()
+    def _samples(self) -> Iterator[dict[str, Any]]:
         samples = self._unpacked()
         if not self.shuffle:
             return samples
-        return wds.filters.shuffle(self.buffer, initial=self.buffer, rng=random.Random(f"{self.seed} {self.epoch}"))(
-            samples
-        )
+        rng = random.Random(f"{self.seed} {self.epoch}")
+        return _webdataset().filters.shuffle(self.buffer, initial=self.buffer, rng=rng)(samples)
 
-    def _unpacked(self) -> Iterator[dict[str, object]]:
-        """The films of this process's shards, each with its files' bytes; of a damaged shard none is left out in silence."""
+    def _unpacked(self) -> Iterator[dict[str, Any]]:
+        """The films of this process's shards, with their files' bytes; a damaged shard leaves none out in silence."""
         for shard, stream in _opened(share(self._order())):
             films = 0
             try:
@@ -265,15 +266,13 @@ class ShardedFilms(IterableDataset):
                     films += 1
                     yield sample
             except (ValueError, tarfile.TarError, EOFError) as error:
-                raise ValueError(
-                    f"{shard}: a damaged shard ({' '.join(str(error).split())[:200]}): write the shards again"
-                ) from None
+                said = " ".join(str(error).split())[:200]
+                raise ValueError(f"{shard}: a damaged shard ({said}): write the shards again") from None
             if films != self.shards[shard]:
-                raise ValueError(
-                    f"{shard}: a damaged shard: it holds {films} of its {self.shards[shard]} films: write the shards again"
-                )
+                said = f"it holds {films} of its {self.shards[shard]} films"
+                raise ValueError(f"{shard}: a damaged shard: {said}: write the shards again")
 
-    def _decode(self, sample: dict[str, object]) -> tuple[int, np.ndarray, np.ndarray]:
+    def _decode(self, sample: dict[str, Any]) -> tuple[int, np.ndarray, np.ndarray]:
         try:
             image, mask = decode_pnm(sample["film.pgm"]), decode_pnm(sample["mask.pbm"])
         except (KeyError, ValueError) as error:
@@ -284,36 +283,40 @@ class ShardedFilms(IterableDataset):
 
 
 def stream_loader(films: ShardedFilms, workers: int = 0) -> DataLoader:
-    """A loader over streamed films; ``workers`` 0 streams in the training's own process, any other number in one beside it."""
+    """A loader over streamed films; ``workers`` 0 streams in the training's own process, others in one beside it."""
     # A new worker each epoch, as a living one would not hear of it.
     return DataLoader(films, batch_size=None, num_workers=min(workers, 1), pin_memory=torch.cuda.is_available())
 
 
-def _members(stream: BinaryIO, shard: str, films: Container[int]) -> Iterator[dict[str, object]]:
-    """The wanted files of a shard for WebDataset; not by its own reader, which unpacks gzip and sparse files of any size."""
+def _members(stream: BinaryIO, shard: str, films: Container[int]) -> Iterator[dict[str, Any]]:
+    """The wanted files of a shard for WebDataset, whose own reader would unpack gzip and sparse files of any size."""
     with tarfile.open(fileobj=stream, mode="r:") as archive:
         for member in archive:
             if not member.isreg() or member.issparse() or member.size > MEMBER_BYTES:
                 raise ValueError(f"{member.name!r} is no film's file")
             if int(member.name.split(".")[0]) in films:
-                yield {"fname": member.name, "data": archive.extractfile(member).read(), "__url__": shard}
+                file = archive.extractfile(member)
+                assert file is not None  # as it is a regular file
+                yield {"fname": member.name, "data": file.read(), "__url__": shard}
 
 
-def _opened(shards: list[str]) -> Iterator[tuple[str, BinaryIO]]:
+def _opened(shards: Sequence[str]) -> Iterator[tuple[str, BinaryIO]]:
     """Shards and their open files, the next one of S3 being fetched while one is read."""
     with ThreadPoolExecutor(1) as pool:
         following = pool.submit(_open, shards[0])
-        for shard, after in zip(shards, [*shards[1:], None]):
+        for n, shard in enumerate(shards, 1):
             stream = following.result()
-            following = pool.submit(_open, after) if after else None
+            if n < len(shards):
+                following = pool.submit(_open, shards[n])
             with stream:
                 yield shard, stream
 
 
 def _open(path: str) -> BinaryIO:
     if not is_address(path):
-        return open(path, "rb")
-    file = TemporaryFile()  # not a stream from S3: boto3 fetches a file's parts again where the network fails
+        return Path(path).open("rb")
+    # Not a stream from S3: boto3 fetches a file's parts again where the network fails. The caller closes it.
+    file = TemporaryFile()  # noqa: SIM115
     with explained(path):
         connect().download_fileobj(*parse(path), file)
     file.seek(0)

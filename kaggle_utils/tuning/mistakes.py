@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import nn
 
 from ..loss import BCEDiceLoss, BCEWithLogitsLoss, DiceLoss
 from ..trainer import Trainer
-from .study import Outputs
+from .study import Outputs, films_of
 
 
 class MasksOf255(nn.Module):
@@ -55,7 +56,7 @@ class WrongSign(nn.Module):
 
 
 class ThresholdedDice(BCEDiceLoss):
-    """12. Dice of the thresholded mask: a step has no gradient, so training proceeds as if there were cross-entropy only."""
+    """12. Dice of the thresholded mask: a step has no gradient, so cross-entropy alone trains."""
 
     def forward(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         certain = torch.where(logits > 0, 20.0, -20.0)
@@ -63,7 +64,7 @@ class ThresholdedDice(BCEDiceLoss):
 
 
 class TenfoldDice(BCEDiceLoss):
-    """Cross-entropy plus ten times Dice. No mistake, but often tried for one: a ``dice_weight`` of 10/11, times eleven."""
+    """Cross-entropy plus ten times Dice. No mistake, but often tried: a ``dice_weight`` of 10/11, times eleven."""
 
     def forward(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         return self.bce(logits, truth) + 10 * self.dice(logits, truth)
@@ -77,7 +78,7 @@ def swap_loss(trainer: Trainer, loss: type[nn.Module]) -> None:
 class FilmAlone:
     """An augmentation of the film that leaves its mask where it was."""
 
-    def __init__(self, augment: Callable):
+    def __init__(self, augment: Any):
         self.augment, self.set_random_seed = augment, augment.set_random_seed
 
     def __call__(self, image: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
@@ -88,24 +89,24 @@ def stay_in_evaluation(trainer: Trainer) -> None:
     """14. ``eval()`` for the first validation and no way back: batch normalisation is frozen from then on."""
     validate, model = trainer.validate, trainer.model
 
-    def validate_and_stay(*args) -> dict[str, float]:
+    def validate_and_stay(*args: Any) -> dict[str, float]:
         scores = validate(*args)
         model.eval()
-        model.train = lambda mode=True: model
+        model.train = lambda mode=True: model  # type: ignore[method-assign]
         return scores
 
-    trainer.validate = validate_and_stay
+    trainer.validate = validate_and_stay  # type: ignore[method-assign, assignment]
 
 
 def leave_the_mask(trainer: Trainer) -> None:
     """16. Augmentation of the film alone: the mask is not moved with it."""
-    films = trainer.train_loader.dataset
+    films = films_of(trainer.train_loader)
     films.augment = FilmAlone(films.augment)
 
 
 def scramble_pairs(trainer: Trainer) -> None:
     """17. Films and masks paired by their place in two unsorted listings."""
-    films = trainer.train_loader.dataset
+    films = films_of(trainer.train_loader)
     films.masks = films.masks[_shuffled(len(films), trainer.config.seed)]
 
 
@@ -142,19 +143,21 @@ def dice_of_second_sigmoid(outputs: Outputs) -> float:
 
 
 def dice_broadcast(outputs: Outputs) -> float:
-    """9. ``(B, 1, H, W)`` times ``(B, H, W)`` is ``(B, B, H, W)``: each prediction meets each truth, up to the batch size."""
-    pairs = [(_mask(logits), truth[:, 0]) for logits, truth in outputs]
-    return float(
-        np.mean([(2 * (pred * truth).sum() / (pred.sum() + truth.sum() + 1e-6)).item() for pred, truth in pairs])
-    )
+    """9. ``(B, 1, H, W)`` times ``(B, H, W)`` is ``(B, B, H, W)``: each prediction meets each truth."""
+    scores = []
+    for logits, truth in outputs:
+        pred, truth = _mask(logits), truth[:, 0]
+        scores.append((2 * (pred * truth).sum() / (pred.sum() + truth.sum() + 1e-6)).item())
+    return float(np.mean(scores))
 
 
 def smoothed_means(outputs: Outputs) -> float:
     """10. One added to means instead of sums: finding nothing scores 1 / (1 + p), 0.78 where lungs cover 28 %."""
-    pairs = [(_mask(logits), truth) for logits, truth in outputs]
-    return float(
-        np.mean([((2 * (pred * truth).mean() + 1) / (pred.mean() + truth.mean() + 1)).item() for pred, truth in pairs])
-    )
+    scores = []
+    for logits, truth in outputs:
+        pred = _mask(logits)
+        scores.append(((2 * (pred * truth).mean() + 1) / (pred.mean() + truth.mean() + 1)).item())
+    return float(np.mean(scores))
 
 
 def dice_of_scrambled_pairs(outputs: Outputs) -> float:
@@ -163,7 +166,8 @@ def dice_of_scrambled_pairs(outputs: Outputs) -> float:
     return _mean([film_dice(_mask(logits), truth[_shuffled(len(truth), 0)])])
 
 
-MISTAKES = {  # name: what it does to the trainer, what it makes of the reported number; None is nothing
+# Name: what it does to the trainer, what it makes of the reported number; None is nothing.
+MISTAKES: dict[str, tuple[Callable[[Trainer], None] | None, Callable[[Outputs], float] | None]] = {
     "no mistake": (None, None),
     "masks of 0 and 255": (partial(swap_loss, loss=MasksOf255), dice_of_255),
     "sigmoid twice": (partial(swap_loss, loss=SigmoidTwice), dice_of_second_sigmoid),

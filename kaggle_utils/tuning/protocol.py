@@ -1,4 +1,4 @@
-"""The published protocols: trained on these sets, tested on those films, one row a film in ``results/protocols.csv``."""
+"""The published protocols: trained on these sets, tested on those, a row per film in ``results/protocols.csv``."""
 
 from __future__ import annotations
 
@@ -35,16 +35,17 @@ def run_protocol(
     flip: bool = True,
     results: str | Path = "results",
 ) -> pd.DataFrame:
-    """Trains on the training lists of some sets and tests on the test lists of all, and on the whole of foreign sets.
+    """Trains on the training lists of some sets and tests on the test lists of all, and on the whole of external sets.
 
-    The weights are chosen on the validation lists of the sets trained on; the test films are looked at once, after that.
+    The weights are chosen on the validation lists of the sets trained on; the test films are looked at once, after
+    that.
 
     Args:
         name: of :data:`PROTOCOLS`.
         data: prepared set.
         out: folder of the run; a stopped one goes on, a finished one is only tested.
-        steps: optimiser steps, about: small sets are passed over more often, so that all protocols train alike. Counted with the
-            bad masks that training leaves out: a few percent fewer where there are any.
+        steps: optimiser steps, about: small sets are passed over more often, so that all protocols train alike. Counted
+            with the bad masks that training leaves out: a few percent fewer where there are any.
         config: of the training, except for its sources and epochs.
         raw: folder with the raw sets, to compare at each film's own size too.
         flip: average with the mirrored film.

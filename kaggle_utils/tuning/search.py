@@ -1,6 +1,7 @@
 """The study ``search``: Optuna looks for settings that no list holds, and stops runs that fall behind.
 
-Its storage is a database that several processes, or machines, may share; the table is written from there after each trial.
+Its storage is a database that several processes, or machines, may share; the table is written from there after each
+trial.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pandas as pd
@@ -21,7 +23,7 @@ from ..config import TrainConfig
 from .study import Run, beside, fingerprint, read_table, train_run, write_rows
 
 
-def suggest(trial: Trial) -> dict[str, object]:
+def suggest(trial: Trial) -> dict[str, Any]:
     """What is searched, and how far; the widest network takes about three times as long as the default one."""
     return {
         "lr": trial.suggest_float("lr", 2e-4, 2e-2, log=True),
@@ -42,7 +44,8 @@ def search(
     Args:
         data: prepared set.
         config: what is not searched.
-        path: table to write, see :mod:`tuning.study`; a trial that diverged counts as pruned and is recorded as diverged.
+        path: table to write, see :mod:`tuning.study`; a trial that diverged counts as pruned and is recorded as
+            diverged.
         storage: a URL of SQLAlchemy's.
         trials: pruned ones, and those of earlier or other calls on this storage, included.
         jobs: trials beside each other.
@@ -78,7 +81,7 @@ def run_trial(data: str | Path, config: TrainConfig, storage: str, trials: int) 
         return
 
     def objective(trial: Trial) -> float:
-        def prune(row: dict) -> bool:
+        def prune(row: dict[str, Any]) -> bool:
             trial.report(row["val_dice"], row["epoch"])
             return row["epoch"] + 1 < config.epochs and trial.should_prune()
 
@@ -103,7 +106,8 @@ def open_study(data: str | Path, config: TrainConfig, storage: str) -> optuna.St
         there = set(inspect(create_engine(storage)).get_table_names())
         if there and "studies" not in there:
             raise ValueError(
-                f"storage {shown}: a database of something else (its tables are {', '.join(sorted(there)[:3])}): name another one"
+                f"storage {shown}: a database of something else (its tables are {', '.join(sorted(there)[:3])}): "
+                "name another one"
             )
         return optuna.create_study(
             study_name=f"{config.size} px, {config.epochs} epochs, films {fingerprint(data)}",
@@ -115,7 +119,8 @@ def open_study(data: str | Path, config: TrainConfig, storage: str) -> optuna.St
         )
     except (SQLAlchemyError, OptunaError) as error:
         raise ValueError(
-            f"storage {shown}: {str(error).splitlines()[0]}; expected is a URL of SQLAlchemy's, such as sqlite:///search.db"
+            f"storage {shown}: {str(error).splitlines()[0]}; "
+            "expected is a URL of SQLAlchemy's, such as sqlite:///search.db"
         ) from None
 
 

@@ -1,12 +1,13 @@
 """Tuning: each study asks one question by a table of runs; ``python -m kaggle_utils tune STUDY``.
 
-A run is written to ``results/tuning/STUDY.csv`` whole, when it has ended: a study that is killed loses the runs under way
-and repeats none that ended. Runs train on the training films and are compared on the validation films; JSRT, which
+A run is written to ``results/tuning/STUDY.csv`` whole, when it has ended: a study that is killed loses the runs under
+way and repeats none that ended. Runs train on the training films and are compared on the validation films; JSRT, which
 none of them sees, is scored at the end of each and chooses nothing. Test films are not touched.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,13 +27,13 @@ from ..synthetic import write_raw
 from ..trainer import Trainer
 from .mistakes import MISTAKES, TenfoldDice, swap_loss
 from .search import search
-from .study import SETTINGS, Run, beside, fingerprint, read_table, train_run, write_rows
+from .study import SETTINGS, Run, beside, films_of, fingerprint, read_table, train_run, write_rows
 
-BASE = TrainConfig(
-    size=128, epochs=8, augment="full", dice_weight=0.5
-)  # the default before there were studies; runs differ from it
-CACHE = Path("runs/tuning")  # built-in films, and the search's storage
+# The default before there were studies; runs differ from it.
+BASE = TrainConfig(size=128, epochs=8, augment="full", dice_weight=0.5)
+CACHE = Path("runs/tuning")  # synthetic radiographs, and the search's storage
 FILMS = (10, 25, 50, 100, 200, None)  # to learn from; None is all
+Plan = dict[tuple[str, int], tuple[Run, "str | Path", TrainConfig]]  # by name and seed
 
 
 def each(**settings: tuple) -> list[Run]:
@@ -41,7 +42,7 @@ def each(**settings: tuple) -> list[Run]:
 
 
 def built_in_films(folder: str | Path | None = None, n: int = 520, size: int = 256) -> Path:
-    """Draws built-in films and prepares them, if they aren't there; nine in ten have a mask.
+    """Draws synthetic radiographs and prepares them, if they aren't there; nine in ten have a mask.
 
     Args:
         folder: for raw and prepared films.
@@ -69,32 +70,41 @@ class FixedEpochSampler(EpochSampler):
     def __len__(self) -> int:
         return self.films
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[tuple[int, int] | None]:
         return islice(super().__iter__(), self.films)
 
 
 def choose_films(trainer: Trainer, real: int | None, built_in: int | None) -> None:
-    """Trains on fewer films, on built-in ones, or half on either, with as many steps an epoch as before.
+    """Trains on fewer films, on synthetic ones, or half on either, with as many steps per epoch as before.
 
     Args:
         trainer: with all real films; its seed draws.
         real: how many of them, each set in its share; the few are among the many. None is all.
-        built_in: the same of the built-in films, of any split, as they are validated on real ones.
+        built_in: the same of the synthetic radiographs, of any split, as they are validated on real ones.
     """
-    config, films = trainer.config, trainer.train_loader.dataset.frame
-    drawn = read_manifest(built_in_films()) if built_in != 0 else films
-    drawn = drawn[drawn["split"] != "unlabelled"]
+    config, films = trainer.config, films_of(trainer.train_loader).frame
     halves = []
-    for frame, n in ((films, real), (drawn, built_in)):
-        if n != 0:
-            some = frame.groupby("source").sample(
-                frac=min(1.0, (n or len(frame)) / len(frame)), random_state=config.seed
-            )
-            halves.append(pd.concat([some] * -(-len(films) // len(some))).head(max(len(films), len(some))))
+    if real != 0:
+        halves.append(_repeat(_sample(films, real, config.seed), len(films)))
+    if built_in != 0:
+        synthetic = read_manifest(built_in_films())
+        synthetic = synthetic[synthetic["split"] != "unlabelled"]
+        halves.append(_repeat(_sample(synthetic, built_in, config.seed), len(films)))
     dataset = LungDataset(pd.concat(halves), config.size, config.augment, seed=config.seed)
-    trainer.train_loader = DataLoader(
-        dataset, config.batch, sampler=FixedEpochSampler(len(dataset), config.seed, len(films))
-    )
+    sampler = FixedEpochSampler(len(dataset), config.seed, len(films))
+    trainer.train_loader = DataLoader(dataset, config.batch, sampler=sampler)
+
+
+def _sample(frame: pd.DataFrame, n: int | None, seed: int) -> pd.DataFrame:
+    """So many films, each set in its share; None is all."""
+    share = 1.0 if n is None else min(1.0, n / len(frame))
+    return frame.groupby("source").sample(frac=share, random_state=seed)
+
+
+def _repeat(frame: pd.DataFrame, n: int) -> pd.DataFrame:
+    """All films, again and again until there are n."""
+    times = math.ceil(n / len(frame))
+    return pd.concat([frame] * times).head(max(n, len(frame)))
 
 
 STUDIES: dict[str, list[Run]] = {
@@ -142,7 +152,7 @@ def run_study(
         data: prepared set.
         seeds: each run is repeated with seeds 0, 1, 2 ... A search repeats nothing.
         config: what the runs differ from.
-        jobs: trainings beside each other on one thread each, one a core if not given: two of them pass over a third
+        jobs: trainings beside each other on one thread each, one per core if not given: two of them pass over a third
             more films than one on two threads. 1 is one after the other on all threads.
         trials: of the search, see :func:`search.search`.
         storage: of the search; ``runs/tuning/search.db`` if not given.
@@ -157,30 +167,30 @@ def run_study(
     if name not in (*STUDIES, "search"):
         raise ValueError(f"study is one of {', '.join((*STUDIES, 'search'))}, not {name!r}")
     config = replace(config, workers=0)
-    path, jobs = Path(out) / f"{name}.csv", jobs or os.cpu_count()
+    path, jobs = Path(out) / f"{name}.csv", jobs or os.cpu_count() or 1
     path.parent.mkdir(parents=True, exist_ok=True)
     if name == "search":
         CACHE.mkdir(parents=True, exist_ok=True)
         storage = storage or f"sqlite:///{CACHE / 'search.db'}?timeout=60"
         return search(data, config, path, storage=storage, trials=trials, jobs=jobs)
-    plan = {
-        (run.name, seed): (run, data, replace(config, **run.settings, seed=seed))
-        for seed in range(seeds)
-        for run in STUDIES[name]
-    }
+    plan: Plan = {}
+    for seed in range(seeds):
+        for run in STUDIES[name]:
+            plan[run.name, seed] = (run, data, replace(config, **run.settings, seed=seed))
     ended = _check_same(path, plan, fingerprint(data))
     tasks = [task for key, task in plan.items() if key not in ended]
     if name == "data" and tasks:
         built_in_films()  # before the processes start, which would all draw them
-    for rows in tqdm(
-        beside(train_run, tasks, jobs), name, len(plan), initial=len(plan) - len(tasks), unit="run", disable=None
-    ):
-        write_rows(path, [{"study": name, **row} for row in rows], append=True)
+    bar = tqdm(total=len(plan), initial=len(plan) - len(tasks), desc=name, unit="run", disable=None)
+    with bar:
+        for rows in beside(train_run, tasks, jobs):
+            write_rows(path, [{"study": name, **row} for row in rows], append=True)
+            bar.update()
     return read_table(path)
 
 
 def summarise_runs(table: pd.DataFrame) -> pd.DataFrame:
-    """A row a run, the best first: seeds, how many of them diverged, and means over the seeds after the last epoch."""
+    """A row per run, the best first: seeds, how many diverged, and means over the seeds after the last epoch."""
     last = table.drop_duplicates(["run", "seed"], keep="last")
     runs = last.assign(diverged=last["status"] == "diverged").groupby("run", sort=False)
     means = runs[["val_dice", "reported", "dice_256", "jsrt_256", "parameters", "seconds"]].mean()
@@ -189,17 +199,17 @@ def summarise_runs(table: pd.DataFrame) -> pd.DataFrame:
     return counts.join(means).sort_values("val_dice", ascending=False).reset_index()
 
 
-def _check_same(path: Path, plan: dict[tuple[str, int], tuple], data: str) -> set[tuple[str, int]]:
-    """The runs that the table has; ValueError if it has a planned one with other settings or of other films."""
+def _check_same(path: Path, plan: Plan, data: str) -> set[tuple[str, int]]:
+    """The runs that the table has; ValueError if one was planned with other settings or of other films."""
     runs = read_table(path).drop_duplicates(["run", "seed"]).set_index(["run", "seed"])
-    for key in plan.keys() & set(runs.index):
-        planned = {name: getattr(plan[key][2], name) for name in SETTINGS} | {"data": data}
+    ended = set(runs.index)
+    for key, (_, _, config) in plan.items():
+        if key not in ended:
+            continue
         recorded = runs.loc[key]
-        changed = [
-            f"{name} was {recorded[name]}, is {value}" for name, value in planned.items() if recorded[name] != value
-        ]
+        planned = {name: getattr(config, name) for name in SETTINGS} | {"data": data}
+        changed = [name for name in planned if recorded[name] != planned[name]]
         if changed:
-            raise ValueError(
-                f"{path}: run {key[0]!r} was another: {'; '.join(changed)}; name another --out or move the table away"
-            )
-    return set(runs.index)
+            said = "; ".join(f"{name} was {recorded[name]}, is {planned[name]}" for name in changed)
+            raise ValueError(f"{path}: run {key[0]!r} was another: {said}; name another --out or move the table away")
+    return ended

@@ -1,8 +1,8 @@
 """One run of a study as rows of a table, the table on disk, and runs beside each other.
 
-A table has a row an epoch and the columns :data:`COLUMNS`: ``reported`` is what the run would have called its Dice,
-``dice_256`` and ``jsrt_256`` are mean Dice at 256 px after the last epoch, ``seconds`` are since the run's start, ``status``
-is finished, pruned or diverged, ``data`` the prepared set's fingerprint.
+A table has a row per epoch and the columns :data:`COLUMNS`: ``reported`` is what the run would have called its Dice,
+``dice_256`` and ``jsrt_256`` are mean Dice at 256 px after the last epoch, ``seconds`` are since the run's start,
+``status`` is finished, pruned or diverged, ``data`` the prepared set's fingerprint.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from torch.utils.data import DataLoader
 
 from ..config import TrainConfig
 from ..data import LungDataset, make_loader, read_manifest
@@ -84,14 +86,14 @@ class Run:
     """
 
     name: str
-    settings: dict[str, object] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
     change: Callable[[Trainer], None] | None = None
     report: Callable[[Outputs], float] | None = None
 
 
 def train_run(
-    run: Run, data: str | Path, config: TrainConfig, prune: Callable[[dict], bool] | None = None
-) -> list[dict[str, object]]:
+    run: Run, data: str | Path, config: TrainConfig, prune: Callable[[dict[str, Any]], bool] | None = None
+) -> list[dict[str, Any]]:
     """Trains once.
 
     Args:
@@ -103,70 +105,77 @@ def train_run(
     Returns:
         The rows. Those of a run that diverged end with the epoch in which it did, without scores.
     """
-    rows, status = [], "finished"
+    rows: list[dict[str, Any]] = []
+
+    def on_epoch(row: dict[str, Any]) -> bool:
+        reported = run.report(_outputs(trainer)) if run.report else row["val_dice"]
+        rows.append(row | {"reported": reported})
+        return prune is not None and prune(row)
+
     with contextlib.redirect_stderr(io.StringIO()):  # one bar is enough, the study's
         trainer = make_trainer(data, None, config)
         if run.change:
             run.change(trainer)
-
-        def on_epoch(row: dict) -> bool:
-            rows.append(row | {"reported": run.report(_outputs(trainer)) if run.report else row["val_dice"]})
-            return bool(prune and prune(row))
-
         try:
             trainer.fit(on_epoch)
+            status = "finished" if len(rows) == config.epochs else "pruned"
         except FloatingPointError:
             rows.append({"epoch": len(rows), "seconds": trainer.seconds})
             status = "diverged"
-        if len(rows) < config.epochs and status == "finished":
-            status = "pruned"
-        if status == "finished" and not prune:
-            frame = read_manifest(data)
-            foreign = frame[
-                (frame["source"] == "jsrt") & (frame["split"] != "unlabelled") & ("jsrt" not in config.sources)
-            ]
-            rows[-1] |= {
-                "dice_256": dice_at(trainer, trainer.val_loader.dataset.frame),
-                "jsrt_256": dice_at(trainer, foreign),
-            }
-    names = trainer.train_loader.dataset.frame["name"].drop_duplicates()
-    built_in = int(names.str.fullmatch(BUILT_IN).sum())
-    common = {
-        "run": run.name,
-        **{name: getattr(config, name) for name in SETTINGS},
-        "seed": config.seed,
-        "real": len(names) - built_in,
-        "built_in": built_in,
-        "parameters": count_parameters(trainer.model),
-        "status": status,
-        "data": fingerprint(data),
-        "commit": trainer.commit,
-    }
+        if status == "finished" and prune is None:
+            rows[-1] |= _last_scores(trainer, data)
+    common = {"run": run.name, **_describe(trainer), "status": status, "data": fingerprint(data)}
     return [common | {name: row[name] for name in ("epoch", *MEASURES) if name in row} for row in rows]
 
 
+def _last_scores(trainer: Trainer, data: str | Path) -> dict[str, float | None]:
+    """Dice at 256 px of the validation films, and of JSRT where it is external."""
+    frame = read_manifest(data)
+    external = frame[(frame["source"] == "jsrt") & (frame["split"] != "unlabelled")]
+    if "jsrt" in trainer.config.sources:
+        external = external.head(0)
+    return {"dice_256": dice_at(trainer, films_of(trainer.val_loader).frame), "jsrt_256": dice_at(trainer, external)}
+
+
+def _describe(trainer: Trainer) -> dict[str, Any]:
+    """The columns that are the same in all rows of a run."""
+    names = films_of(trainer.train_loader).frame["name"].drop_duplicates()
+    synthetic = int(names.str.fullmatch(BUILT_IN).sum())
+    return {
+        **{name: getattr(trainer.config, name) for name in SETTINGS},
+        "seed": trainer.config.seed,
+        "real": len(names) - synthetic,
+        "built_in": synthetic,
+        "parameters": count_parameters(trainer.model),
+        "commit": trainer.commit,
+    }
+
+
+def films_of(loader: DataLoader) -> LungDataset:
+    """The films that a trainer's loader gives."""
+    films = loader.dataset
+    assert isinstance(films, LungDataset)
+    return films
+
+
 def dice_at(trainer: Trainer, frame: pd.DataFrame, size: int = 256) -> float | None:
-    """Mean Dice of films at a given size, in px, by which networks that see other sizes can be compared; None without films."""
+    """Mean Dice of films at one size in px, which compares networks of different sizes; None without films."""
     if frame.empty:
         return None
     batches = trainer.outputs(make_loader(LungDataset(frame, trainer.config.size), 32))
     probs = (prob for logits, _ in batches for prob in logits.float().sigmoid().cpu().numpy()[:, 0])
-    masks = (resize_mask(read_mask(path), size) for path in frame["mask"])
-    return float(
-        np.mean(
-            [
-                overlap(confusion((resize_prob(prob, size) > 0.5).astype(np.uint8), mask))["dice"]
-                for prob, mask in zip(probs, masks, strict=True)
-            ]
-        )
-    )
+    scores = []
+    for prob, path in zip(probs, frame["mask"], strict=True):
+        pred = (resize_prob(prob, size) > 0.5).astype(np.uint8)
+        truth = resize_mask(read_mask(path), size)
+        scores.append(overlap(confusion(pred, truth))["dice"])
+    return float(np.mean(scores))
 
 
 def fingerprint(data: str | Path) -> str:
     """Of a prepared set's films and splits, 12 hexadecimal digits."""
-    return hashlib.sha256(read_manifest(data)[["name", "split", "pixels"]].to_csv(index=False).encode()).hexdigest()[
-        :12
-    ]
+    films = read_manifest(data)[["name", "split", "pixels"]]
+    return hashlib.sha256(films.to_csv(index=False).encode()).hexdigest()[:12]
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
@@ -189,7 +198,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
     return table
 
 
-def write_rows(path: str | Path, rows: list[dict[str, object]], *, append: bool = False) -> None:
+def write_rows(path: str | Path, rows: list[dict[str, Any]], *, append: bool = False) -> None:
     """Writes a study's table, or adds to it; a kill leaves it without these rows or with all of them."""
     path = Path(path)
     table = pd.DataFrame(rows, columns=COLUMNS).round({**dict.fromkeys(MEASURES, 5), "seconds": 1})
@@ -198,7 +207,7 @@ def write_rows(path: str | Path, rows: list[dict[str, object]], *, append: bool 
 
 
 def beside(function: Callable, tasks: list[tuple], jobs: int) -> Iterator:
-    """The function's results for the tasks as they come, from single-threaded processes beside each other; 1 is in this one."""
+    """The function's results for the tasks, as they come, from single-threaded processes; 1 job is this process."""
     if jobs == 1:
         yield from (function(*task) for task in tasks)
         return
@@ -212,10 +221,15 @@ def beside(function: Callable, tasks: list[tuple], jobs: int) -> Iterator:
 
 def _start() -> None:
     torch.set_num_threads(1)
-    parent = (
-        multiprocessing.parent_process()
-    )  # when it is killed, its processes would go on with what nobody writes down
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its parent is killed: it would go on with what nobody writes down."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _outputs(trainer: Trainer) -> Outputs:

@@ -17,7 +17,8 @@ NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?(?!\w|\.
 def differences(saved: NotebookNode, again: NotebookNode) -> list[str]:
     """What differs between the outputs of two runs of one notebook, a line each.
 
-    Cells tagged ``timing`` are left out; of those tagged ``varies`` the text is compared without its numbers. So are pictures.
+    Cells tagged ``timing`` are left out; of those tagged ``varies`` the text is compared without its numbers. So are
+    pictures.
     """
     found = []
     for k, (old, new) in enumerate(zip(saved.cells, again.cells, strict=True)):
