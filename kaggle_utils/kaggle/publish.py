@@ -25,7 +25,7 @@ LOGIN = (
     "Kaggle got no credentials, or refused them: make a token at https://www.kaggle.com/settings/api and put it into "
     "KAGGLE_API_TOKEN or ~/.kaggle/access_token"
 )
-POLL = 20  # seconds before each question for a status: the server needs a moment until it tells the new version
+POLL = 20  # seconds before each question for a status; the server needs a moment to tell the new version
 PATIENCE = 5  # questions that may fail in a row: one bad gateway shouldn't end the wait for hours of training
 LOG_LINES = 20  # shown of a notebook that failed
 ENDED = ("COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED")  # of kagglesdk's KernelWorkerStatus

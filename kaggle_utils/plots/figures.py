@@ -194,7 +194,7 @@ def _label_end(ax: Axes, last: pd.Series, label: str, colour: str, *, height: fl
 
 
 def draw_pareto(path: str | Path | None = None, *, table: str | Path = RESULTS / "pareto.csv") -> Figure:
-    """Makes ``images/pareto.png``: validation Dice against milliseconds per film, an area for each network's parameters.
+    """Makes ``images/pareto.png``: validation Dice against milliseconds per film; areas are networks' parameters.
 
     Args:
         path: where to save it, if at all.

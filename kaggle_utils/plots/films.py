@@ -5,6 +5,7 @@ Axes: H rows, W columns. Films are ``uint8 (H, W)``, masks ``uint8 (H, W)`` in {
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -66,7 +67,7 @@ def show_films(
     if len(counts) != 1 or not len(images):
         raise ValueError(f"as many films as masks and titles, and at least one: got {sorted(counts)}")
     columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
+    rows = math.ceil(len(images) / columns)
     figure, axes = plt.subplots(rows, columns, figsize=(1.7 * columns, 1.9 * rows), squeeze=False, layout="constrained")
     for k, ax in enumerate(axes.flat):
         ax.set_axis_off()

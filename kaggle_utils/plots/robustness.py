@@ -1,4 +1,4 @@
-"""How Dice falls as films get worse: a panel for each kind of damage, from the table of ``benchmarks/robustness.py``."""
+"""How Dice falls as films get worse: a panel per kind of damage, from the table of ``benchmarks/robustness.py``."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def read_tb(path: str | Path = FILMS, protocol: str = "both") -> pd.DataFrame:
 
 
 def draw_tb_arms(path: str | Path | None = None, *, films: pd.DataFrame | None = None) -> Figure:
-    """Makes ``images/tb_arms.png``: the area under the ROC curve of each variant on each set's test films, a dot per seed.
+    """Makes ``images/tb_arms.png``: each variant's area under the ROC curve on each set's test films, a dot per seed.
 
     Args:
         path: where to save it, if at all.

@@ -1,4 +1,4 @@
-"""Figures of the tuning studies, each from the tables in ``results/tuning``; ``plot.FIGURES`` lists them with the others.
+"""Figures of the tuning studies, each from the tables in ``results/tuning``.
 
 Bands and bars are the range over the seeds: with three of them, an interval computed from their deviation says less.
 """
@@ -20,11 +20,11 @@ TABLES = Path(__file__).parents[2] / "results" / "tuning"
 RANGE = ("pi", 100)  # seaborn's error bar from the lowest to the highest
 BLUE, ORANGE, GREEN, RED = sns.color_palette("colorblind")[:4]
 DICE = "validation Dice"
-AT_256 = {"dice_256": f"{DICE} at 256 px", "jsrt_256": "Dice at 256 px on JSRT, foreign"}
+AT_256 = {"dice_256": f"{DICE} at 256 px", "jsrt_256": "Dice at 256 px on JSRT, external"}
 
 
 def read_study(name: str, tables: str | Path = TABLES) -> pd.DataFrame:
-    """A study's table, a row an epoch; ``epoch`` counts from 1.
+    """A study's table, a row per epoch; ``epoch`` counts from 1.
 
     Raises:
         FileNotFoundError: the study was not run.
@@ -37,8 +37,13 @@ def read_study(name: str, tables: str | Path = TABLES) -> pd.DataFrame:
 
 
 def last_epochs(table: pd.DataFrame) -> pd.DataFrame:
-    """A row a run and seed, the last one."""
+    """A row per run and seed, the last one."""
     return table.drop_duplicates(["run", "seed"], keep="last")
+
+
+def runs_of(last: pd.DataFrame, setting: str) -> pd.DataFrame:
+    """The rows in which one setting is varied, and the default's, by that setting."""
+    return last[last["run"].str.startswith(f"{setting}=") | (last["run"] == "default")].sort_values(setting)
 
 
 def scores_of(table: pd.DataFrame) -> dict[str, str]:
@@ -47,7 +52,7 @@ def scores_of(table: pd.DataFrame) -> dict[str, str]:
 
 
 def draw_impossible(path: str | Path | None = None) -> Figure:
-    """Makes ``images/tuning_impossible.png``: the highest Dice that an accuracy allows, and what the first version reported.
+    """Makes ``images/tuning_impossible.png``: the highest Dice an accuracy allows, and the first version's.
 
     With a share p of lung and an accuracy a, a mask's errors are 1 - a of the film and it has no more than p right:
     Dice is at most 2p / (2p + 1 - a).
@@ -61,12 +66,8 @@ def draw_impossible(path: str | Path | None = None) -> Figure:
     # Shenzhen.
     ax.axvspan(0.158, 0.347, color="0.94", label="nine in ten of the training films' lungs")
     for accuracy, dice, name, colour in ((0.70, 0.80, "without", ORANGE), (0.7832, 0.90, "with", BLUE)):
-        ax.plot(
-            share,
-            2 * share / (2 * share + 1 - accuracy),
-            color=colour,
-            label=f"the most that accuracy {100 * accuracy:g} % allows",
-        )
+        most = 2 * share / (2 * share + 1 - accuracy)
+        ax.plot(share, most, color=colour, label=f"the most that accuracy {100 * accuracy:g} % allows")
         ax.axhline(dice, color=colour, linestyle="--", label=f"reported {name} albumentations: {dice:.2f}")
     ax.set(xlabel="share of the film that is lung", ylabel="Dice", xlim=(share[0], share[-1]), ylim=(0.35, 1))
     ax.legend(frameon=False, fontsize=8, loc="lower right")
@@ -109,7 +110,7 @@ def draw_bugs(path: str | Path | None = None, *, tables: str | Path = TABLES) ->
         ax.axhline(1, color="0.8", linewidth=0.8, linestyle=":", zorder=0)
         ax.set(ylim=(min(0, 1.1 * numbers.min()), max(1.05, 1.1 * numbers.max())))
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        ax.set_title(run + (" (diverged)" if run in diverged else ""), fontsize=9)
+        ax.set_title(f"{run} (diverged)" if run in diverged else run, fontsize=9)
     grid.set_axis_labels("epoch", "Dice")
     grid.figure.subplots_adjust(right=0.98)
     sns.move_legend(grid, "lower right", bbox_to_anchor=(0.97, 0.12), title="gray: no mistake")
@@ -117,15 +118,14 @@ def draw_bugs(path: str | Path | None = None, *, tables: str | Path = TABLES) ->
 
 
 def draw_augmentation(path: str | Path | None = None, *, tables: str | Path = TABLES) -> Figure:
-    """Makes ``images/tuning_augmentation.png``: Dice by epoch of short and long runs, and at the end at home and on a foreign set.
+    """Makes ``images/tuning_augmentation.png``: Dice by epoch, and at the end, in-domain and external.
 
     Args and Raises: as :func:`draw_bugs`.
     """
     table = pd.concat([read_study("augmentation", tables), read_study("longer", tables)])
     scores = scores_of(table)
-    figure, (curves, *ends) = plt.subplots(
-        1, 1 + len(scores), figsize=(11, 3.6), layout="constrained", width_ratios=(2, *[1] * len(scores))
-    )
+    widths = [2] + [1] * len(scores)
+    figure, (curves, *ends) = plt.subplots(1, len(widths), figsize=(11, 3.6), layout="constrained", width_ratios=widths)
     colours = dict(zip(("none", "light", "full"), (ORANGE, GREEN, BLUE)))
     sns.lineplot(
         table, x="epoch", y="val_dice", hue="augment", style="epochs", palette=colours, errorbar=RANGE, ax=curves
@@ -133,19 +133,10 @@ def draw_augmentation(path: str | Path | None = None, *, tables: str | Path = TA
     curves.set(ylabel=DICE, ylim=(table.loc[table["epoch"] > 2, "val_dice"].min(), None))
     curves.xaxis.set_major_locator(MaxNLocator(integer=True))
     curves.legend(frameon=False, fontsize=8)
+    last = pd.concat([last_epochs(study) for _, study in table.groupby("study")])
+    hue = {"hue": "augment", "hue_order": list(colours), "palette": colours}
     for ax, (score, label) in zip(ends, scores.items()):
-        last = pd.concat([last_epochs(study) for _, study in table.groupby("study")])
-        sns.stripplot(
-            last,
-            x="epochs",
-            y=score,
-            hue="augment",
-            hue_order=list(colours),
-            palette=colours,
-            dodge=True,
-            legend=False,
-            ax=ax,
-        )
+        sns.stripplot(last, x="epochs", y=score, **hue, dodge=True, legend=False, ax=ax)
         ax.set(ylabel=label)
     return saved(figure, path)
 
@@ -159,22 +150,16 @@ def draw_loss(path: str | Path | None = None, *, tables: str | Path = TABLES) ->
     scores = scores_of(last)
     figure, axes = plt.subplots(1, len(scores), figsize=(5 * len(scores), 3.8), layout="constrained", squeeze=False)
     sweep = last[last["run"].str.startswith("dice_weight=")]
-    for ax, (score, label) in zip(axes.flat, scores.items()):
+    for ax, (score, title) in zip(axes.flat, scores.items()):
         sns.lineplot(
             sweep, x="dice_weight", y=score, errorbar=RANGE, marker="o", color=BLUE, label="(1 - w) BCE + w Dice", ax=ax
         )
         others = last[~last["run"].isin(sweep["run"])].groupby("run", sort=False)[score].agg(["mean", "min", "max"])
         for colour, x, run in zip((ORANGE, GREEN, RED), (1.1, 1.2, 10 / 11), others.itertuples()):
-            ax.errorbar(
-                x,
-                run.mean,
-                [[run.mean - run.min], [run.max - run.mean]],
-                color=colour,
-                marker="D",
-                linestyle="",
-                label=run.Index.removeprefix("loss="),
-            )
-        ax.set(xlabel="weight w of Dice in the loss", ylabel=label, xticks=(0, 0.25, 0.5, 0.75, 1))
+            spread = [[run.mean - run.min], [run.max - run.mean]]
+            label = run.Index.removeprefix("loss=")
+            ax.errorbar(x, run.mean, spread, color=colour, marker="D", linestyle="", label=label)
+        ax.set(xlabel="weight w of Dice in the loss", ylabel=title, xticks=(0, 0.25, 0.5, 0.75, 1))
         ax.legend(frameon=False, fontsize=8)
     return saved(figure, path)
 
@@ -189,23 +174,14 @@ def draw_capacity(path: str | Path | None = None, *, tables: str | Path = TABLES
     spread = last.groupby("run")["dice_256"].agg(["min", "max"])
     figure, ax = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for setting, colour in zip(("width", "depth", "patch", "size"), (BLUE, ORANGE, GREEN, RED)):
-        varied = (
-            last[last["run"].str.startswith(f"{setting}=") | (last["run"] == "default")]
-            .sort_values(setting)["run"]
-            .unique()
-        )
+        varied = runs_of(last, setting)["run"].unique()
         line = runs.loc[varied]
         ax.plot(line["seconds"], line["dice_256"], color=colour, linewidth=1, label=setting)
         ax.scatter(line["seconds"], line["dice_256"], line["parameters"] / 1e4, color=colour, alpha=0.5)
         ax.vlines(line["seconds"], spread.loc[varied, "min"], spread.loc[varied, "max"], color=colour, linewidth=1)
     for run in runs.itertuples():
-        ax.annotate(
-            run.Index,
-            (run.seconds, run.dice_256),
-            (6, -12 if run.Index == "default" else 5),
-            textcoords="offset points",
-            fontsize=8,
-        )
+        place = (6, -12 if run.Index == "default" else 5)
+        ax.annotate(run.Index, (run.seconds, run.dice_256), place, textcoords="offset points", fontsize=8)
     ax.set(
         xscale="log",
         xlabel="seconds of training, one thread beside others; area: parameters",
@@ -218,7 +194,7 @@ def draw_capacity(path: str | Path | None = None, *, tables: str | Path = TABLES
 
 
 def draw_data(path: str | Path | None = None, *, tables: str | Path = TABLES) -> Figure:
-    """Makes ``images/tuning_data.png``: Dice against the number of films, real ones, built-in ones and both.
+    """Makes ``images/tuning_data.png``: Dice against how many films: real, synthetic, both.
 
     Args and Raises: as :func:`draw_bugs`.
     """
@@ -259,7 +235,7 @@ def draw_optimisation(path: str | Path | None = None, *, tables: str | Path = TA
     settings = ("lr", "weight_decay", "batch", "epochs", "ema")
     figure, axes = plt.subplots(1, len(settings), figsize=(13, 3.2), sharey=True, layout="constrained")
     for ax, setting in zip(axes, settings):
-        runs = last[last["run"].str.startswith(f"{setting}=") | (last["run"] == "default")].sort_values(setting)
+        runs = runs_of(last, setting)
         sns.pointplot(runs, x=setting, y="dice_256", errorbar=RANGE, color=BLUE, linewidth=1, markersize=4, ax=ax)
         default = runs.loc[runs["run"] == "default", setting].iloc[0]
         ax.axvline(sorted(runs[setting].unique()).index(default), color="0.85", linewidth=6, zorder=0)
@@ -288,9 +264,8 @@ def draw_search(path: str | Path | None = None, *, tables: str | Path = TABLES) 
         else:
             ax.set_xscale("linear" if setting == "dice_weight" else "log")
         ax.scatter(x[~finished], last.loc[~finished, "val_dice"], 14, color="0.7", marker="x")
-        points = ax.scatter(
-            x[finished], last.loc[finished, "val_dice"], 18, last.loc[finished, "trial"], cmap="viridis"
-        )
+        good = last[finished]
+        points = ax.scatter(x[finished], good["val_dice"], 18, good["trial"], cmap="viridis")
         ax.set(xlabel=setting)
     # What failed at once would press all others together.
     low, high = last.loc[finished, "val_dice"].quantile([0.1, 1])
@@ -300,25 +275,23 @@ def draw_search(path: str | Path | None = None, *, tables: str | Path = TABLES) 
 
 
 def draw_check(path: str | Path | None = None, *, tables: str | Path = TABLES) -> Figure:
-    """Makes ``images/tuning_check.png``: the same settings at the studies' size and at 256 px, difference to the default.
+    """Makes ``images/tuning_check.png``: the same settings at the studies' size and at 256 px.
 
     Args and Raises: as :func:`draw_bugs`.
     """
     large = last_epochs(read_study("check", tables))
-    small = pd.concat(
-        [last_epochs(read_study(name, tables)) for name in ("augmentation", "loss", "capacity", "optimisation")]
-    )
-    small = small.drop_duplicates(["run", "seed"])
-    means = {size: frame.groupby("run")["dice_256"].mean() for size, frame in (("small", small), ("large", large))}
-    both = pd.DataFrame(means).dropna()
+    others = ("augmentation", "loss", "capacity", "optimisation")
+    small = pd.concat([last_epochs(read_study(name, tables)) for name in others]).drop_duplicates(["run", "seed"])
+    both = pd.DataFrame(
+        {name: frame.groupby("run")["dice_256"].mean() for name, frame in (("small", small), ("large", large))}
+    ).dropna()
     figure, ax = plt.subplots(figsize=(5, 4.5), layout="constrained")
     ax.scatter(both["small"], both["large"], color=BLUE)
     for run in both.itertuples():
         ax.annotate(run.Index, (run.small, run.large), (6, -3), textcoords="offset points", fontsize=8)
     ranks = both.corr("spearman").iloc[0, 1]
-    ax.set(
-        xlabel=f"{AT_256['dice_256']}, trained at {small['size'].mode()[0]} px", ylabel="the same, trained at 256 px"
-    )
+    ax.set_xlabel(f"{AT_256['dice_256']}, trained at {small['size'].mode()[0]} px")
+    ax.set_ylabel("the same, trained at 256 px")
     ax.set_title(f"rank correlation {ranks:.2f}", fontsize=9)
     ax.margins(x=0.4)
     ax.xaxis.set_major_locator(MaxNLocator(5))
@@ -326,16 +299,13 @@ def draw_check(path: str | Path | None = None, *, tables: str | Path = TABLES) -
 
 
 FIGURES = {
-    f"tuning_{draw.__name__.removeprefix('draw_')}.png": draw
-    for draw in (
-        draw_impossible,
-        draw_bugs,
-        draw_augmentation,
-        draw_loss,
-        draw_capacity,
-        draw_data,
-        draw_optimisation,
-        draw_search,
-        draw_check,
-    )
+    "tuning_impossible.png": draw_impossible,
+    "tuning_bugs.png": draw_bugs,
+    "tuning_augmentation.png": draw_augmentation,
+    "tuning_loss.png": draw_loss,
+    "tuning_capacity.png": draw_capacity,
+    "tuning_data.png": draw_data,
+    "tuning_optimisation.png": draw_optimisation,
+    "tuning_search.png": draw_search,
+    "tuning_check.png": draw_check,
 }
