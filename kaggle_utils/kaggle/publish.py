@@ -33,7 +33,7 @@ NOT_CODE = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "*.part")
 
 
 def publish(owner: str, *, folder: str | Path = ".") -> Iterator[str]:
-    """Puts code and weights up as private datasets, or as new versions of them, and waits until notebooks can attach them.
+    """Puts code and weights up as private datasets, or new versions of them; waits until notebooks can attach them.
 
     Args:
         owner: name on Kaggle.

@@ -227,7 +227,7 @@ def draw_data(path: str | Path | None = None, *, tables: str | Path = TABLES) ->
 
 
 def draw_optimisation(path: str | Path | None = None, *, tables: str | Path = TABLES) -> Figure:
-    """Makes ``images/tuning_optimisation.png``: Dice against each setting of the optimiser, all others at their default.
+    """Makes ``images/tuning_optimisation.png``: Dice against each setting of the optimiser, others at their default.
 
     Args and Raises: as :func:`draw_bugs`.
     """
