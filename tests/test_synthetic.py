@@ -1,4 +1,4 @@
-"""synthetic.py (with outline.py, appearance.py and acquire.py): films of nobody, without any real film at hand."""
+"""synthetic: radiographs of nobody, without any real film at hand."""
 
 import time
 from pathlib import Path
@@ -161,9 +161,9 @@ def test_acquisition_moves_the_masks_with_the_film(model):
     shape, _ = model._draw(0, np.random.default_rng(0))
     for seed in range(20):
         placed = acquire.place(shape, np.random.default_rng(seed))
-        back = outline.move(placed["outlines"], 1 / placed["a"], -placed["b"] / placed["a"])
+        back = outline.move(placed.outlines, 1 / placed.a, -placed.b / placed.a)
         assert np.allclose(back, shape)
-        assert placed["outlines"].min() > 0 and placed["outlines"].max() < 1
+        assert placed.outlines.min() > 0 and placed.outlines.max() < 1
 
 
 def test_acquisition_can_be_switched_off(model):
@@ -192,7 +192,10 @@ def test_nothing_but_an_earlier_model_is_replaced(tmp_path, monkeypatch, model, 
     for theirs in (b"a stranger's", b""):
         out.write_bytes(theirs)
         assert main(["fit-synth", "--data", str(data), "--out", str(out)]) == 1
-        assert "notes.npz: it is there, and no model of built-in films: choose another file" in capsys.readouterr().err
+        assert (
+            "notes.npz: it is there, and no model of synthetic radiographs: choose another file"
+            in capsys.readouterr().err
+        )
         assert out.read_bytes() == theirs
     out.unlink()
     assert [main(["fit-synth", "--data", str(data), "--out", str(out)]) for _ in range(2)] == [0, 0]
@@ -315,7 +318,7 @@ def write_prepared(root, drawn, source="montgomery"):
         files.write_image(root / "train/image" / f"{name}.png", film.image)
         files.write_mask(root / "train/mask" / f"{name}.png", film.mask)
         rows.append(f"{name},{source},train,{film.tb}")
-    # None of these has a file: touching one would raise. The first is on the published test list, whatever this set says.
+    # None of these has a file: touching one would raise. The first is on the published test list, whatever is said here.
     rows += ["MCUCXR_0166_1,montgomery,train,1", "held_out,montgomery,test,0", "JPCLN049,jsrt,train,0"]
     (root / "manifest.csv").write_text("\n".join(rows))
 
@@ -388,7 +391,7 @@ def test_tone_survives_its_code_and_stays_in_order():
     assert np.allclose(appearance.decode_tone(appearance.encode_tone(tone)), tone)
     for code in np.random.default_rng(0).normal(0, 4, (50, 3)):
         decoded = appearance.decode_tone(code)
-        assert (np.diff(decoded) > 0).all() and 0 <= decoded[0] and decoded[-1] <= 255
+        assert (np.diff(decoded) > 0).all() and decoded[0] >= 0 and decoded[-1] <= 255
         assert (np.diff(appearance.tone_curve(decoded)(np.arange(256))) > 0).all()
 
 

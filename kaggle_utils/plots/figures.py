@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from ..quality import SIDES, measure, split_lungs
-from ..synthetic import AppearanceModel, Film
+from ..synthetic import AppearanceModel, SyntheticFilm
 from .robustness import draw_robustness
 from .save import check_replaceable, saved  # noqa: F401 (this module is the face of the first)
 from .tb import FIGURES as TB_FIGURES
@@ -28,7 +28,9 @@ RIGHT, LEFT = OKABE_ITO[-2:]
 HALO = [withStroke(linewidth=3, foreground="black")]  # a line on a film is seen on white too
 
 
-def contact_sheet(films: Sequence[Film], *, columns: int = 7, outlines: bool = True, ax: Axes | None = None) -> Axes:
+def contact_sheet(
+    films: Sequence[SyntheticFilm], *, columns: int = 7, outlines: bool = True, ax: Axes | None = None
+) -> Axes:
     """Draws films side by side, on request with the outlines of the patient's right and left lung.
 
     Args:

@@ -3,8 +3,8 @@
 How unsure the network is of its pixels, what cleaning took away, and how far the lungs' outlines are from those of the
 shape model are the features of a linear regression of Dice's logit; the more of each, the lower the estimate. It
 belongs to the weights that it was fitted to (:mod:`quality.fit`) and lies under ``quality`` in their header; without it
-there is no estimate. ``results/quality.json`` says what that of the shipped weights was measured on, and that a second view of
-the film (mirrored, smaller and shifted) costs as much again as segmenting it and tells nothing more.
+there is no estimate. ``results/quality.json`` says what that of the shipped weights was measured on, and that a second
+view of the film (mirrored, smaller and shifted) costs as much again as segmenting it and tells nothing more.
 """
 
 from __future__ import annotations

@@ -319,6 +319,6 @@ def _fill(outlines: list[np.ndarray], mask: np.ndarray) -> np.ndarray:
 
 
 def _thumbnail(mask: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """Share of lung in each cell of a coarse grid, ``float32 (rows, columns)``, of 16 pixels per cell: enough, and fast."""
+    """Share of lung in each cell of a coarse grid, ``float32 (rows, columns)``, by 16 pixels per cell."""
     sampled = cv2.resize(mask * np.uint8(255), (4 * int(columns), 4 * int(rows)), interpolation=cv2.INTER_NEAREST_EXACT)
     return cv2.resize(sampled, (int(columns), int(rows)), interpolation=cv2.INTER_AREA).astype(np.float32) / 255

@@ -13,7 +13,7 @@ import numpy as np
 from ..quality import outline
 
 # Letters as strokes in a box of width 0.7 and height 1: OpenCV's fonts differ from one version to the next.
-_LETTERS = {
+_LETTERS: dict[str, list[list[tuple[float, float]]]] = {
     "R": [[(0, 1), (0, 0), (0.5, 0), (0.7, 0.25), (0.5, 0.5), (0, 0.5)], [(0.35, 0.5), (0.7, 1)]],
     "L": [[(0, 0), (0, 1), (0.65, 1)]],
     "P": [[(0, 1), (0, 0), (0.5, 0), (0.7, 0.25), (0.5, 0.5), (0, 0.5)]],
@@ -22,6 +22,8 @@ _LETTERS = {
     "C": [[(0.7, 0.2), (0.5, 0), (0.2, 0), (0, 0.25), (0, 0.75), (0.2, 1), (0.5, 1), (0.7, 0.8)]],
     "T": [[(0, 0), (0.7, 0)], [(0.35, 0), (0.35, 1)]],
 }
+# How often each edge of a collimated film is black: at the bottom nearly always, as Montgomery's.
+_EDGES = {"top": 0.35, "right": 0.5, "left": 0.35, "bottom": 0.9}
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,21 @@ class Acquisition:
     marker: float = 0.85  # chance of a printed side marker
 
 
-def place(outlines: np.ndarray, rng: np.random.Generator, settings: Acquisition = Acquisition()) -> dict:
+@dataclass(frozen=True)
+class Placed:
+    """Where on the film the patient stands.
+
+    Attributes:
+        outlines: of the lungs, ``(2, P, 2)`` in units of the film's side.
+        a, b: complex numbers that moved them there: point z goes to ``a * z + b``.
+    """
+
+    outlines: np.ndarray
+    a: complex = 1
+    b: complex = 0
+
+
+def place(outlines: np.ndarray, rng: np.random.Generator, settings: Acquisition = Acquisition()) -> Placed:
     """Chooses where on the film the patient stands.
 
     Args:
@@ -51,29 +67,30 @@ def place(outlines: np.ndarray, rng: np.random.Generator, settings: Acquisition 
         settings: how far.
 
     Returns:
-        ``a`` and ``b``, complex: point z goes to ``a * z + b``; and the moved ``outlines (2, P, 2)``.
+        The move, and the moved outlines.
     """
-    turn = np.deg2rad(settings.rotation) * rng.standard_normal()
+    rotation = np.deg2rad(settings.rotation) * rng.standard_normal()
     zoom = np.exp(settings.zoom * rng.standard_normal())
     shift = settings.shift * rng.standard_normal(2)
     kind, room = rng.random(), rng.uniform(0.02, 0.10)
     low, high = _bounds(outlines)
     middle = (low + high) / 2
     if kind < settings.tight:
-        zoom, shift = (1 - 2 * room) / (high - low).max(), 0.5 - middle + shift / 2
+        zoom = (1 - 2 * room) / (high - low).max()
+        shift = 0.5 - middle + shift / 2
     elif kind > 1 - settings.wide:
         zoom *= 0.85
     # No deeper crop than this: films of the public sets end at the apex or the costophrenic angle, not inside.
     zoom = min(zoom, 0.97 / (high - low).max())
-    a = zoom * np.exp(1j * turn)
+    a = zoom * np.exp(1j * rotation)
     b = complex(*(middle + shift)) - a * complex(*middle)
     low, high = _bounds(outline.move(outlines, a, b))
     b += complex(*(np.clip(0.01 - low, 0, None) - np.clip(high - 0.99, 0, None)))
-    return {"a": a, "b": b, "outlines": outline.move(outlines, a, b)}
+    return Placed(outline.move(outlines, a, b), a, b)
 
 
 def take(
-    image: np.ndarray, placed: dict, rng: np.random.Generator, settings: Acquisition = Acquisition()
+    image: np.ndarray, placed: Placed, rng: np.random.Generator, settings: Acquisition = Acquisition()
 ) -> np.ndarray:
     """Exposes the film, adds grain and borders, prints on it.
 
@@ -96,7 +113,7 @@ def _bounds(outlines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return points.min(0), points.max(0)
 
 
-def _expose(image, rng, settings):
+def _expose(image: np.ndarray, rng: np.random.Generator, settings: Acquisition) -> np.ndarray:
     size = len(image)
     gamma, contrast, brightness = rng.standard_normal(3) * (settings.gamma, settings.contrast, settings.brightness)
     sharp, slope = rng.uniform(0, 0.8), rng.normal(0, 0.08, 2)
@@ -110,38 +127,65 @@ def _expose(image, rng, settings):
     return (image + soft * (rng.uniform(*settings.grain) / soft.std())).astype(np.float32)
 
 
-def _collimate(image, placed, rng, settings):
+def _collimate(image: np.ndarray, placed: Placed, rng: np.random.Generator, settings: Acquisition) -> np.ndarray:
     """Black where the moved film ends and, by chance, along straight edges that keep off the lungs."""
-    sides = rng.random(4) < (0.35, 0.5, 0.35, 0.9)  # top, right, left and bottom edge: Montgomery's is the last
-    depth, slant, doit = rng.uniform(0.01, 0.25, 4), rng.normal(0, 0.008, 4), rng.random() < settings.collimated
-    level, size = rng.uniform(0, 12), len(image)
-    more = 0 if rng.random() < settings.framed else 0.08
-    x, y = np.meshgrid(*[(np.arange(size) + 0.5) / size] * 2)
-    back = (x + 1j * y - placed["b"]) / placed["a"]
-    inside = np.minimum.reduce([back.real, 1 - back.real, back.imag, 1 - back.imag])
-    inside = (inside + more) * abs(placed["a"])
-    low, high = _bounds(placed["outlines"])
-    free = (low[1], 1 - high[0], low[0], 1 - high[1])
-    for k in np.flatnonzero(sides & doit):
-        inward, across = ((y, x), (1 - x, y), (x, y), (1 - y, x))[k]
-        inside = np.minimum(inside, inward - min(depth[k], free[k] - 0.01) - slant[k] * (across - 0.5))
+    # All chances are taken whether they are needed or not, so that a setting changes nothing else of a film.
+    shut = rng.random(4) < list(_EDGES.values())
+    depth = rng.uniform(0.01, 0.25, 4)
+    slant = rng.normal(0, 0.008, 4)
+    collimated = rng.random() < settings.collimated
+    black = np.float32(rng.uniform(0, 12))
+    framed = rng.random() < settings.framed
+    size = len(image)
+    axis = (np.arange(size) + 0.5) / size
+    x, y = np.meshgrid(axis, axis)
+    inside = _depth_in_film(x, y, placed, more=0 if framed else 0.08)
+    if collimated:
+        inward = {"top": y, "right": 1 - x, "left": x, "bottom": 1 - y}
+        free = _room(placed.outlines)
+        for k, edge in enumerate(_EDGES):
+            if shut[k]:
+                across = x if edge in ("top", "bottom") else y
+                reach = min(depth[k], free[edge] - 0.01)
+                inside = np.minimum(inside, inward[edge] - reach - slant[k] * (across - 0.5))
     share = np.clip(inside * size + 0.5, 0, 1).astype(np.float32)
-    return image * share + np.float32(level) * (1 - share)
+    return image * share + black * (1 - share)
 
 
-def _print_marker(image, rng, settings):
-    doit, right, boxed, more = rng.random(4) < (settings.marker, 0.6, 0.15, 0.35)
+def _depth_in_film(x: np.ndarray, y: np.ndarray, placed: Placed, more: float) -> np.ndarray:
+    """How far each place is inside the moved film, which is wider by ``more`` on each side; less than 0 outside."""
+    before = (x + 1j * y - placed.b) / placed.a
+    inside = np.minimum.reduce([before.real, 1 - before.real, before.imag, 1 - before.imag])
+    return (inside + more) * abs(placed.a)
+
+
+def _room(outlines: np.ndarray) -> dict[str, float]:
+    """From the lungs to each edge of the film."""
+    low, high = _bounds(outlines)
+    return {"top": low[1], "right": 1 - high[0], "left": low[0], "bottom": 1 - high[1]}
+
+
+def _print_marker(image: np.ndarray, rng: np.random.Generator, settings: Acquisition) -> np.ndarray:
+    """A side marker and, by chance, how the film was taken below it; white, or black in a white box."""
+    printed, right, boxed, more = rng.random(4) < (settings.marker, 0.6, 0.15, 0.35)
     height, x, y = rng.uniform(0.03, 0.05), rng.uniform(0.02, 0.14), rng.uniform(0.03, 0.12)
-    bold, level, line = rng.uniform(0.10, 0.2), rng.uniform(170, 255), ("PA", "ERECT", "AP")[rng.integers(3)]
-    if not doit:
+    bold, level = rng.uniform(0.10, 0.2), rng.uniform(170, 255)
+    below = ("PA", "ERECT", "AP")[rng.integers(3)]
+    if not printed:
         return image
-    lines = [("R" if right else "L", height), (line, 0.5 * height)][: 1 + more]
+    lines = [("R" if right else "L", height)]
+    if more:
+        lines.append((below, 0.5 * height))
     width = max(len(text) * tall for text, tall in lines)
-    x = x if right else 1 - x - width  # the patient's right is on the image's left
-    ink = np.zeros((4 * len(image),) * 2, np.uint8)
+    if not right:  # the patient's right is on the image's left
+        x = 1 - x - width
+    side = 4 * len(image)
+    ink = np.zeros((side, side), np.uint8)
     if boxed:
-        corners = np.array([(x - 0.01, y - 0.01), (x + width, y + height * (2 if more else 1) + 0.01)])
-        cv2.rectangle(ink, *(tuple(map(int, corner * len(ink))) for corner in corners), 255, -1)
+        bottom = y + len(lines) * height
+        left_top = int(side * (x - 0.01)), int(side * (y - 0.01))
+        right_bottom = int(side * (x + width)), int(side * (bottom + 0.01))
+        cv2.rectangle(ink, left_top, right_bottom, 255, -1)
     for text, tall in lines:
         _write(ink, text, x, y, tall, bold, 0 if boxed else 255)
         y += 1.4 * height
@@ -149,7 +193,7 @@ def _print_marker(image, rng, settings):
     return image * (1 - share) + np.float32(level) * share
 
 
-def _write(ink, text, x, y, tall, bold, value):
+def _write(ink: np.ndarray, text: str, x: float, y: float, tall: float, bold: float, value: int) -> None:
     thick = max(1, round(bold * tall * len(ink)))
     for k, letter in enumerate(text):
         for stroke in _LETTERS[letter]:

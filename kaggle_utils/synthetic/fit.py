@@ -1,4 +1,4 @@
-"""Fits the appearance model of :mod:`synthetic.model`: films with lung masks in, an array for each part of the model out.
+"""Fits the appearance model of :mod:`synthetic.model`: films with lung masks in, an array per part of the model out.
 
 Three changes of frame make films comparable before anything is averaged: a tone curve (gray to relative density), a
 thin-plate warp of the lungs to the mean shape, and a dense flow that brings ribs, clavicles and heart on each other.
@@ -8,6 +8,7 @@ N counts films, C is the mean frame's side in px, K counts modes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -25,13 +26,15 @@ FLOW_NODES = 33
 MAX_SHARE = 0.2  # a window's mode with more of its squared scores in one film is that film's detail, and left out
 # Shenzhen masks that take in the heart or the stomach, or are crude: seen by eye, not by the spread of the outline.
 # The asset was fitted without these; training leaves out those of splits/suspect_masks.csv.
-LOOSE_MASKS = tuple(
-    f"CHNCXR_{name}"
-    for name in (
-        "0513_1 0297_0 0511_1 0339_1 0294_0 0295_0 0059_0 0178_0 0635_1 0002_0 0243_0 0253_0 0028_0 0242_0 0020_0 0289_0 "
-        "0292_0 0475_1 0281_0 0361_1 0043_0 0622_1 0155_0 0610_1 0522_1"
-    ).split()
+# fmt: off
+LOOSE_MASKS = (
+    "CHNCXR_0513_1", "CHNCXR_0297_0", "CHNCXR_0511_1", "CHNCXR_0339_1", "CHNCXR_0294_0", "CHNCXR_0295_0",
+    "CHNCXR_0059_0", "CHNCXR_0178_0", "CHNCXR_0635_1", "CHNCXR_0002_0", "CHNCXR_0243_0", "CHNCXR_0253_0",
+    "CHNCXR_0028_0", "CHNCXR_0242_0", "CHNCXR_0020_0", "CHNCXR_0289_0", "CHNCXR_0292_0", "CHNCXR_0475_1",
+    "CHNCXR_0281_0", "CHNCXR_0361_1", "CHNCXR_0043_0", "CHNCXR_0622_1", "CHNCXR_0155_0", "CHNCXR_0610_1",
+    "CHNCXR_0522_1",
 )
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -64,59 +67,77 @@ def fit_arrays(
         ValueError: fewer than 12 films have two lungs.
     """
     shapes, kept = _shapes(masks, config)
+    tb = np.asarray(tb)[kept]
     aligned = outline.align(shapes)
     frame = _mean_frame(aligned["mean"], aligned["pose"])
     tones, density, valid = _mean_frame_films([images[k] for k in kept], shapes, frame)
     density, flows = register(complete(density, valid), frame)
-    return {"frame": frame} | fit_modes(aligned, tones, density, flows, np.asarray(tb)[kept], config)
+    return {"frame": frame, **fit_modes(aligned, tones, density, flows, tb, config)}
 
 
-def fit_modes(aligned: dict, tones, density, flows, tb, config: FitConfig) -> dict[str, np.ndarray]:
-    """Principal modes of aligned shapes, flows and registered textures, and the Gaussians of their scores."""
+def fit_modes(
+    aligned: dict[str, np.ndarray],
+    tones: np.ndarray,
+    density: np.ndarray,
+    flows: np.ndarray,
+    tb: np.ndarray,
+    config: FitConfig,
+) -> dict[str, np.ndarray]:
+    """Principal modes of aligned shapes, flows and registered textures, and the Gaussians of their scores.
+
+    Args:
+        aligned: of :func:`outline.align`.
+        tones: ``(N, 3)``, of :func:`encode_tone`.
+        density, flows: of :func:`register`.
+        tb: ``(N,)`` 0 or 1.
+        config: numbers of modes.
+    """
     count, mean = len(tb), density.mean(0)
-    half = np.stack([_resize(film - mean, SIZE // 2) for film in density]).reshape(count, -1)
-    parts = {
-        "shape": pca((aligned["aligned"] - aligned["mean"]).reshape(count, -1), config.shape),
-        "flow": pca(flows.reshape(count, -1), config.flow),
-        "global": pca(half, config.texture, centre=False),
-    }
-    told = (parts["global"]["scores"] @ parts["global"]["modes"]).reshape(count, SIZE // 2, SIZE // 2)
-    rest = density - mean - np.stack([_resize(film, SIZE) for film in told])
-    windows = window_pca(rest, config.windows)
+    shape = pca((aligned["aligned"] - aligned["mean"]).reshape(count, -1), config.shape)
+    flow = pca(flows.reshape(count, -1), config.flow)
+    coarse, detail = _coarse_modes(density - mean, config)
+    windows = window_pca(detail, config.windows)
+    noise = detail - window_sum(windows["scores"], windows, count)
     scores = windows["scores"] / windows["sd"]
-    parts["linked"] = pca(scores, config.linked)
-    noise = rest - window_sum(windows["scores"], windows, count)
-    codes = [
-        parts["shape"]["scores"],
-        aligned["pose"],
-        tones,
-        *(parts[kind]["scores"] for kind in ("flow", "global", "linked")),
-    ]
+    linked = pca(scores, config.linked)
+    codes = [shape["scores"], aligned["pose"], tones, flow["scores"], coarse["scores"], linked["scores"]]
     return {
         "shape_mean": aligned["mean"],
-        "shape_centre": parts["shape"]["mean"],
-        "flow_centre": parts["flow"]["mean"],
+        "shape_centre": shape["mean"],
+        "flow_centre": flow["mean"],
         "texture_mean": mean,
-        **{f"{name}_modes": part["modes"] for name, part in parts.items()},
+        "shape_modes": shape["modes"],
+        "flow_modes": flow["modes"],
+        "global_modes": coarse["modes"],
+        "linked_modes": linked["modes"],
         "window_at": windows["at"],
         "window_modes": windows["modes"],
         "window_sd": windows["sd"],
-        "unlinked_sd": (scores - parts["linked"]["scores"] @ parts["linked"]["modes"]).std(0),
+        "unlinked_sd": (scores - linked["scores"] @ linked["modes"]).std(0),
         "noise_sd": _resize(np.sqrt(_blur(noise.var(0), 4)), 64),
         "noise_spectrum": _spectrum(noise),
         **_classes(np.hstack(codes), tb),
         "sizes": np.array([code.shape[1] for code in codes]),
-        "share": np.array([_share(part["scores"]) for part in (*parts.values(), windows)]),
+        "share": np.array([_share(part["scores"]) for part in (shape, flow, coarse, linked, windows)]),
         "films": np.array(count),
     }
 
 
-def _shapes(masks, config: FitConfig) -> tuple[np.ndarray, np.ndarray]:
-    found = [outline.landmarks(mask) for mask in masks]
-    kept = np.array([k for k, shape in enumerate(found) if shape is not None])
-    if len(kept) < 12:
-        raise ValueError(f"{len(kept)} of {len(masks)} masks have two lungs, a model needs at least 12 films")
-    shapes = np.stack([found[k] for k in kept])
+def _coarse_modes(textures: np.ndarray, config: FitConfig) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Modes of whole textures ``(N, C, C)`` at half resolution, and the detail that these don't explain, as large."""
+    count, half = len(textures), SIZE // 2
+    small = np.stack([_resize(film, half) for film in textures]).reshape(count, -1)
+    coarse = pca(small, config.texture, centre=False)
+    explained = (coarse["scores"] @ coarse["modes"]).reshape(count, half, half)
+    return coarse, textures - np.stack([_resize(film, SIZE) for film in explained])
+
+
+def _shapes(masks: list[np.ndarray], config: FitConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Landmarks ``(K, 2, POINTS, 2)`` of the films with two lungs of a usual outline, and which films these are."""
+    found = {k: shape for k, mask in enumerate(masks) if (shape := outline.landmarks(mask)) is not None}
+    if len(found) < 12:
+        raise ValueError(f"{len(found)} of {len(masks)} masks have two lungs, a model needs at least 12 films")
+    kept, shapes = np.array(list(found)), np.stack(list(found.values()))
     fitted = outline.align(shapes)
     offsets = (fitted["aligned"] - fitted["mean"]).reshape(len(kept), -1)
     scores = pca(offsets, min(config.shape, len(kept) // 2))["scores"]
@@ -131,7 +152,10 @@ def _mean_frame(mean: np.ndarray, pose: np.ndarray) -> np.ndarray:
     return (mean * np.exp(scale) + (x - 0.5, y - 0.5)) / MARGIN + 0.5
 
 
-def _mean_frame_films(images, shapes, frame):
+def _mean_frame_films(
+    images: Sequence[np.ndarray], shapes: Iterable[np.ndarray], frame: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Films in the mean frame: their tones ``(N, 3)``, densities and where they show a patient, ``(N, C, C)``."""
     tones, density, valid = [], [], []
     between = _mediastinum(frame)
     lungs = (outline.fill(frame[0], SIZE) | outline.fill(frame[1], SIZE)) > 0
@@ -179,12 +203,11 @@ def usable_area(image: np.ndarray, shape: np.ndarray) -> np.ndarray:
     size = len(image)
     black = cv2.morphologyEx((image < 7).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     border = np.zeros_like(black)
-    for axis, first, last in ((1, 0, 1), (1, -1, -1), (0, 0, 1), (0, -1, -1)):
-        dark = black.mean(axis)[::last] > 0.75
-        depth = int(np.argmin(dark)) if not dark.all() else 0
-        depth += int(0.03 * size) if depth else 0
-        part = slice(0, depth) if last == 1 else slice(size - depth, size)
-        border[(part, slice(None)) if axis == 1 else (slice(None), part)] = 1
+    for turns in range(4):  # a view of each edge as the upper one
+        dark = np.rot90(black, turns).mean(1) > 0.75
+        depth = 0 if dark.all() else int(np.argmin(dark))
+        if depth:
+            np.rot90(border, turns)[: depth + int(0.03 * size)] = 1
     width = size // 10
     bright = cv2.morphologyEx(image, cv2.MORPH_TOPHAT, np.ones((width, width), np.uint8)) > 60
     lungs = outline.fill(shape[0], size) | outline.fill(shape[1], size)
@@ -194,7 +217,7 @@ def usable_area(image: np.ndarray, shape: np.ndarray) -> np.ndarray:
     return (border == 0) & (print_ == 0)
 
 
-def measure_tone(film, seen, lungs, between) -> np.ndarray:
+def measure_tone(film: np.ndarray, seen: np.ndarray, lungs: np.ndarray, between: np.ndarray) -> np.ndarray:
     """The three gray levels that :data:`TONES` names, increasing, from a film in the mean frame."""
     low, lung = np.percentile(film[seen], 2), np.median(film[seen & lungs])
     lung = max(lung, low + 5)
@@ -212,7 +235,7 @@ def decode_tone(code: np.ndarray) -> np.ndarray:
     return tone * min(1.0, 225 / tone[-1])
 
 
-def tone_curve(tone: np.ndarray):
+def tone_curve(tone: np.ndarray) -> PchipInterpolator:
     """Gray to density: monotone through the three anchors, straight on beyond them."""
     slope = np.diff(TONES) / np.diff(tone)
     x = np.r_[tone[0] - 300, tone, tone[-1] + 400]
@@ -254,14 +277,14 @@ def register(density: np.ndarray, frame: np.ndarray, *, rounds: int = 5) -> tupl
     models (the template is the mean of the registered films, moved by the mean flow).
     """
     free = freedom(frame)
-    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     flows = np.zeros((len(density), SIZE, SIZE, 2), np.float32)
     template = density.mean(0)
     details = [_detail(film) for film in density]
     for _ in tqdm(range(rounds), desc="register", disable=None):
         target = _detail(template)
         for k, detail in enumerate(details):
-            flow = dis.calc(target, detail, None)
+            flow = dis.calc(target, detail, None)  # type: ignore[call-overload]  # None: a new array
             flows[k] = free * cv2.GaussianBlur(np.clip(flow, -10, 10), (0, 0), 4)
         flows -= flows.mean(0)
         template = np.mean([_shift(film, flow) for film, flow in zip(density, flows, strict=True)], 0)
@@ -289,14 +312,14 @@ def _shift(film: np.ndarray, flow: np.ndarray) -> np.ndarray:
     return cv2.remap(film, x + flow[..., 0], y + flow[..., 1], cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
 
 
-def fingerprints(images, masks, frame: np.ndarray) -> np.ndarray:
+def fingerprints(images: Sequence[np.ndarray], masks: Sequence[np.ndarray], frame: np.ndarray) -> np.ndarray:
     """Films as numbers to compare, ``(N, 64 * 64)``; those without two lungs are left out.
 
     See :func:`synthetic.check_privacy` for what is compared.
     """
     found = [(image, outline.landmarks(mask)) for image, mask in zip(images, masks, strict=True)]
-    found = [(image, shape) for image, shape in found if shape is not None]
-    _, density, _ = _mean_frame_films([image for image, _ in found], [shape for _, shape in found], frame)
+    kept = [(image, shape) for image, shape in found if shape is not None]
+    _, density, _ = _mean_frame_films([image for image, _ in kept], [shape for _, shape in kept], frame)
     low, high = frame.reshape(-1, 2).min(0) * SIZE, frame.reshape(-1, 2).max(0) * SIZE
     box = np.s_[int(low[1]) : int(high[1]) + 1, int(low[0]) : int(high[0]) + 1]
     flat = np.stack([_resize(film[box], 64).ravel() for film in density])
@@ -343,15 +366,16 @@ def window_pca(rest: np.ndarray, count: int, *, max_share: float = MAX_SHARE) ->
     """
     fade = window_fade().ravel()
     padded = np.pad(rest, ((0, 0), (STEP, STEP), (STEP, STEP)))
-    at, modes, scores = [], [], []
+    places, parts = [], []
     for row in range(0, SIZE + STEP, STEP):
         for column in range(0, SIZE + STEP, STEP):
             patch = padded[:, row : row + WINDOW, column : column + WINDOW].reshape(len(rest), -1) * fade
             part = pca(patch, 24, centre=False)
-            at += [(row, column)] * len(part["modes"])
-            modes.append(part["modes"])
-            scores.append(part["scores"])
-    modes, scores, at = np.vstack(modes), np.hstack(scores), np.array(at)
+            places += [(row, column)] * len(part["modes"])
+            parts.append(part)
+    at = np.array(places)
+    modes = np.vstack([part["modes"] for part in parts])
+    scores = np.hstack([part["scores"] for part in parts])
     common = (scores**2).max(0) < max_share * (scores**2).sum(0)
     modes, scores, at = modes[common], scores[:, common], at[common]
     best = np.sort(np.argsort(-scores.std(0), kind="stable")[:count])

@@ -1,8 +1,8 @@
-"""Radiographs of nobody: an active appearance model of the frontal chest film, sampled.
+"""Synthetic radiographs: an active appearance model of the frontal chest X-ray, sampled.
 
 The model is the mean and the principal modes of the lungs' shape and of the film's texture in the frame of the mean
 shape, with one Gaussian of all their scores for normal films and one for tuberculosis. :mod:`synthetic.fit` fits it,
-:mod:`synthetic.acquire` takes the film. A sample's masks are exact: they are the outline that the film was drawn around.
+:mod:`synthetic.acquire` takes the film. A sample's masks are exact: the outline that the film was drawn around.
 
 Source: Cootes, Edwards & Taylor 2001, Active appearance models.
 """
@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -26,9 +27,14 @@ from ..files import manifest_path
 from ..quality import outline
 from . import acquire as acquisition
 from . import fit as appearance
+from .fit import FitConfig
 
 ASSET = Path(__file__).parents[1] / "assets" / "appearance.npz"
 VERSION = 1
+DEFAULT_FIT = FitConfig()
+_MONTGOMERY = "pulmonary-chest-xray-abnormalities/Montgomery/MontgomerySet"  # folders of the raw sets
+_SHENZHEN = "pulmonary-chest-xray-abnormalities/ChinaSet_AllFiles/ChinaSet_AllFiles"
+_SHENZHEN_MASKS = "shcxr-lung-mask/mask/mask"
 _MODES = ("shape_modes", "flow_modes", "global_modes", "linked_modes", "window_modes")  # stored as int8
 _PARTS = ("shape", "pose", "tone", "flow", "global", "linked")
 _SPREAD = {"shape": 1.05, "pose": 1.0, "tone": 0.85, "global": 0.9}  # of the fitted sd, chosen by eye
@@ -37,7 +43,7 @@ _LIMIT = 2.5  # sd; a film further out in one number than that is a monster, not
 
 
 @dataclass(frozen=True)
-class Film:
+class SyntheticFilm:
     """A radiograph that shows nobody.
 
     Attributes:
@@ -87,13 +93,15 @@ class AppearanceModel:
         self._noise_sd = cv2.resize(arrays["noise_sd"], (appearance.SIZE,) * 2, interpolation=cv2.INTER_LINEAR)
 
     @classmethod
-    def fit(cls, images, masks, tb, config: appearance.FitConfig = appearance.FitConfig()) -> AppearanceModel:
-        """Fits a model, see :func:`appearance.fit_arrays` for the arguments."""
+    def fit(
+        cls, images: list[np.ndarray], masks: list[np.ndarray], tb: np.ndarray, config: FitConfig = DEFAULT_FIT
+    ) -> AppearanceModel:
+        """Fits a model, see :func:`synthetic.fit.fit_arrays` for the arguments."""
         return cls(appearance.fit_arrays(images, masks, tb, config))
 
     def save(self, path: str | Path) -> None:
         """Writes the model: modes as int8 with a scale each, the rest as 16-bit or 32-bit floats."""
-        packed = {"version": np.array(VERSION)}
+        packed: dict[str, Any] = {"version": np.array(VERSION)}
         for name, array in self.arrays.items():
             if name in _MODES:
                 scale = np.abs(array).max(1, keepdims=True) / 127
@@ -102,7 +110,7 @@ class AppearanceModel:
             elif name in ("texture_mean", "class_factor"):
                 packed[name] = array.astype(np.float16)
             else:
-                packed[name] = array.astype(np.float32) if array.dtype.kind == "f" else array.astype(np.int16)
+                packed[name] = array.astype(np.float32 if array.dtype.kind == "f" else np.int16)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **packed)
         image.write_bytes(path, buffer.getvalue())
@@ -130,15 +138,22 @@ class AppearanceModel:
         try:
             for name in _MODES:
                 packed[name] = packed[name].astype(np.float32) * packed.pop(f"{name}_scale")
-            return cls({k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in packed.items()})
+            for name, array in packed.items():
+                if array.dtype == np.float16:
+                    packed[name] = array.astype(np.float32)
+            return cls(packed)
         except KeyError as error:
             raise ValueError(f"{path}: the appearance model lacks {error}; {advice}") from None
 
-    def sample(self, n: int, seed: int, *, size: int = 256, tb: float = 0.5, acquire: bool = True) -> list[Film]:
+    def sample(
+        self, n: int, seed: int, *, size: int = 256, tb: float = 0.5, acquire: bool = True
+    ) -> list[SyntheticFilm]:
         """Draws n films, see :meth:`stream`."""
         return list(self.stream(n, seed, size=size, tb=tb, acquire=acquire))
 
-    def stream(self, n: int, seed: int, *, size: int = 256, tb: float = 0.5, acquire: bool = True) -> Iterator[Film]:
+    def stream(
+        self, n: int, seed: int, *, size: int = 256, tb: float = 0.5, acquire: bool = True
+    ) -> Iterator[SyntheticFilm]:
         """Draws films one at a time; film i of a seed is the same whatever n is.
 
         Args:
@@ -151,19 +166,21 @@ class AppearanceModel:
         for index in range(n):
             yield self.film(seed, index, size=size, tb=tb, acquire=acquire)
 
-    def film(self, seed: int, index: int, *, size: int = 256, tb: float = 0.5, acquire: bool = True) -> Film:
+    def film(self, seed: int, index: int, *, size: int = 256, tb: float = 0.5, acquire: bool = True) -> SyntheticFilm:
         """Draws film ``index`` of a seed alone, for loaders that want any film at any time."""
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index])))
         label = int(rng.random() < tb)
         shape, code = self._draw(label, rng)
         # The patient is placed before the film is drawn: moving a finished one would blur it.
-        placed = acquisition.place(shape, rng) if acquire else {"outlines": shape}
-        gray = self._render(placed["outlines"], code, rng, size)
-        gray = acquisition.take(gray, placed, rng) if acquire else gray
-        lines = np.stack([outline.smooth(side) for side in placed["outlines"]])
+        placed = acquisition.place(shape, rng) if acquire else acquisition.Placed(shape)
+        gray = self._render(placed.outlines, code, rng, size)
+        if acquire:
+            gray = acquisition.take(gray, placed, rng)
+        lines = np.stack([outline.smooth(side) for side in placed.outlines])
         right, left = (outline.fill(line, size) for line in lines)
         pixels = np.clip(np.rint(gray), 0, 255).astype(np.uint8)
-        return Film(pixels, left & (1 - right), right, label, f"synthetic_{seed}_{index:05d}_{label}", lines)
+        name = f"synthetic_{seed}_{index:05d}_{label}"
+        return SyntheticFilm(pixels, left & (1 - right), right, label, name, lines)
 
     def _draw(self, label: int, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Draws scores until the lungs lie apart and on the film (nearly always at once)."""
@@ -181,7 +198,8 @@ class AppearanceModel:
             scale = max(np.exp(log_scale), self._least_scale)
             shape = outline.move(shape, scale * np.exp(1j * turn), complex(x, y))
             apart = shape[1, :, 0].min() - shape[0, :, 0].max()
-            if shape.min() > 0.005 and shape.max() < 0.995 and apart > 0.005 and all(map(outline.is_simple, shape)):
+            on_film = shape.min() > 0.005 and shape.max() < 0.995
+            if on_film and apart > 0.005 and all(map(outline.is_simple, shape)):
                 return shape, parts
         raise ValueError("50 draws in a row gave lungs that overlap or leave the film: fit the model again")
 
@@ -201,19 +219,15 @@ class AppearanceModel:
         # Beyond the mean frame its last pixels go on for ever: as streaks, if they were sharp.
         return self._sharp * texture + (1 - self._sharp) * cv2.GaussianBlur(texture, (0, 0), 12)
 
-    def _render(self, shape, code, rng, size: int) -> np.ndarray:
+    def _render(
+        self, shape: np.ndarray, code: dict[str, np.ndarray], rng: np.random.Generator, size: int
+    ) -> np.ndarray:
         """The film in gray levels, ``float32 (size, size)``, around the outline ``shape``."""
         a, side = self.arrays, appearance.SIZE
         texture = self._texture(code, rng)
-        flow = (a["flow_centre"] + code["flow"] @ a["flow_modes"]).astype(np.float32)
-        flow = (
-            cv2.resize(
-                flow.reshape(appearance.FLOW_NODES, appearance.FLOW_NODES, 2),
-                (side, side),
-                interpolation=cv2.INTER_CUBIC,
-            )
-            * self._free
-        )
+        nodes = (a["flow_centre"] + code["flow"] @ a["flow_modes"]).astype(np.float32)
+        nodes = nodes.reshape(appearance.FLOW_NODES, appearance.FLOW_NODES, 2)
+        flow = cv2.resize(nodes, (side, side), interpolation=cv2.INTER_CUBIC) * self._free
         at = outline.warp_field(shape, a["frame"], size) * side - 0.5
         start = at
         for _ in range(3):  # the flow is given where it ends; going back is a fixed point
@@ -227,7 +241,7 @@ class AppearanceModel:
         return np.where(gray > 190, 190 + 65 * np.tanh((gray - 190) / 65), gray)
 
 
-def fit_prepared(root: str | Path, config: appearance.FitConfig = appearance.FitConfig()) -> AppearanceModel:
+def fit_prepared(root: str | Path, config: FitConfig = DEFAULT_FIT) -> AppearanceModel:
     """Fits a model on the training films of Montgomery and Shenzhen in a prepared folder, and on no other.
 
     Args:
@@ -242,32 +256,23 @@ def fit_prepared(root: str | Path, config: appearance.FitConfig = appearance.Fit
     return AppearanceModel.fit(films["images"], films["masks"], films["tb"], config)
 
 
-def _training_films(root: str | Path) -> dict:
+def _training_films(root: str | Path) -> dict[str, Any]:
     from ..splits import published_split
     from ..tables import read_csv
 
     root = Path(root)
     table = read_csv(manifest_path(root))
     # By the published lists, whatever the set's own split: no film of a validation or test list may get in.
-    table = table[(published_split(table) == "train") & table.source.isin(["montgomery", "shenzhen"])].sort_values(
-        "name"
-    )
-    table = table[~table.name.isin(appearance.LOOSE_MASKS)]
-    read = tqdm(table.name, desc="read", disable=None)
-    folders = root / table.split
-    pairs = [
-        (image.read_image(folder / "image" / f"{name}.png"), image.read_mask(folder / "mask" / f"{name}.png"))
-        for folder, name in zip(folders, read, strict=True)
-    ]
-    return {
-        "names": list(table.name),
-        "images": [p[0] for p in pairs],
-        "masks": [p[1] for p in pairs],
-        "tb": table.tb.to_numpy(int),
-    }
+    table = table[(published_split(table) == "train") & table["source"].isin(["montgomery", "shenzhen"])]
+    table = table[~table["name"].isin(appearance.LOOSE_MASKS)].sort_values("name")
+    images, masks = [], []
+    for split, name in zip(table["split"], tqdm(table["name"], desc="read", disable=None), strict=True):
+        images.append(image.read_image(root / split / "image" / f"{name}.png"))
+        masks.append(image.read_mask(root / split / "mask" / f"{name}.png"))
+    return {"names": list(table["name"]), "images": images, "masks": masks, "tb": table["tb"].to_numpy(int)}
 
 
-def check_privacy(model: AppearanceModel, root: str | Path, *, n: int = 500, seed: int = 0) -> dict:
+def check_privacy(model: AppearanceModel, root: str | Path, *, n: int = 500, seed: int = 0) -> dict[str, Any]:
     """Compares samples with the films that the model was fitted on.
 
     Films are compared in the mean frame, so that neither position nor shape hides a likeness: relative density in the
@@ -298,20 +303,21 @@ def check_privacy(model: AppearanceModel, root: str | Path, *, n: int = 500, see
     among = appearance.distances(train, train)
     np.fill_diagonal(among, np.inf)
     near = {"train_to_train": among.min(1), "sample_to_train": appearance.distances(samples, train).min(1)}
-    result = {
-        key: {
-            name: round(float(np.percentile(value, q)), 4)
-            for name, q in (("min", 0), ("p1", 1), ("p5", 5), ("median", 50))
-        }
-        for key, value in near.items()
-    }
     kinds = ("shape", "flow", "global", "linked", "window")
-    result["mode_share"] = {k: round(float(s), 3) for k, s in zip(kinds, model.arrays["share"], strict=True)}
-    result |= {"films": len(train), "samples": len(samples)}
-    result["passed"] = bool(
-        near["sample_to_train"].min() >= near["train_to_train"].min() and max(result["mode_share"].values()) < 0.5
-    )
-    return result
+    shares = {kind: round(float(share), 3) for kind, share in zip(kinds, model.arrays["share"], strict=True)}
+    far_enough = near["sample_to_train"].min() >= near["train_to_train"].min()
+    return {
+        **{name: _quantiles(distances) for name, distances in near.items()},
+        "mode_share": shares,
+        "films": len(train),
+        "samples": len(samples),
+        "passed": bool(far_enough and max(shares.values()) < 0.5),
+    }
+
+
+def _quantiles(distances: np.ndarray) -> dict[str, float]:
+    at = {"min": 0, "p1": 1, "p5": 5, "median": 50}
+    return {name: round(float(np.percentile(distances, percent)), 4) for name, percent in at.items()}
 
 
 def check_replaceable(path: str | Path) -> None:
@@ -320,9 +326,8 @@ def check_replaceable(path: str | Path) -> None:
         try:
             AppearanceModel.load(path)
         except ValueError:
-            raise ValueError(
-                f"{path}: it is there, and no model of built-in films: choose another file to write"
-            ) from None
+            message = f"{path}: it is there, and no model of synthetic radiographs: choose another file to write"
+            raise ValueError(message) from None
 
 
 def write_raw(out: str | Path, n: int, seed: int, *, model: AppearanceModel | None = None, size: int = 512) -> None:
@@ -342,43 +347,44 @@ def write_raw(out: str | Path, n: int, seed: int, *, model: AppearanceModel | No
         OSError: the folder can't be written.
     """
     model = model or AppearanceModel.load()
-    base = Path(out) / "pulmonary-chest-xray-abnormalities"
-    montgomery, shenzhen = base / "Montgomery/MontgomerySet", base / "ChinaSet_AllFiles/ChinaSet_AllFiles"
-    masks = Path(out) / "shcxr-lung-mask/mask/mask"
-    for folder in (
-        montgomery / "CXR_png",
-        montgomery / "ManualMask/leftMask",
-        montgomery / "ManualMask/rightMask",
-        montgomery / "ClinicalReadings",
-        shenzhen / "CXR_png",
-        shenzhen / "ClinicalReadings",
-        masks,
-    ):
-        folder.mkdir(parents=True, exist_ok=True)
+    out = Path(out)
+    montgomery, shenzhen, masks = (out / folder for folder in (_MONTGOMERY, _SHENZHEN, _SHENZHEN_MASKS))
+    for folder in ("CXR_png", "ManualMask/leftMask", "ManualMask/rightMask", "ClinicalReadings"):
+        (montgomery / folder).mkdir(parents=True, exist_ok=True)
+    for folder in ("CXR_png", "ClinicalReadings"):
+        (shenzhen / folder).mkdir(parents=True, exist_ok=True)
+    masks.mkdir(parents=True, exist_ok=True)
     films = model.stream(n, seed, size=size)
     for index, film in enumerate(tqdm(films, total=n, desc="synth", disable=None)):
         patient = _patient(seed, index, film.tb)
+        number = f"{9001 + index}_{film.tb}"
         if index % 3 == 0:
-            name = f"MCUCXR_{9001 + index}_{film.tb}"
-            image.write_image(montgomery / "CXR_png" / f"{name}.png", film.image)
-            image.write_mask(montgomery / "ManualMask/leftMask" / f"{name}.png", film.left)
-            image.write_mask(montgomery / "ManualMask/rightMask" / f"{name}.png", film.right)
-            sex = patient["sex"][0].upper()
-            text = f"Patient's Sex: {sex}\nPatient's Age: {patient['age']:03d}Y\n{patient['finding']}\n"
-            image.write_bytes(montgomery / "ClinicalReadings" / f"{name}.txt", text.encode())
+            _write_montgomery(montgomery, f"MCUCXR_{number}", film, patient)
             continue
-        name = f"CHNCXR_{9001 + index}_{film.tb}"
-        image.write_image(shenzhen / "CXR_png" / f"{name}.png", film.image)
-        text = f"{patient['sex']} {patient['age']}yrs\n{patient['finding']}\n"
-        image.write_bytes(shenzhen / "ClinicalReadings" / f"{name}.txt", text.encode())
+        _write_shenzhen(shenzhen, f"CHNCXR_{number}", film, patient)
         if index % 21 not in (4, 14):  # two of the 14 Shenzhen films in 21
-            image.write_mask(masks / f"{name}_mask.png", film.mask)
+            image.write_mask(masks / f"CHNCXR_{number}_mask.png", film.mask)
 
 
-def _patient(seed: int, index: int, tb: int) -> dict:
+def _write_montgomery(folder: Path, name: str, film: SyntheticFilm, patient: dict[str, Any]) -> None:
+    image.write_image(folder / "CXR_png" / f"{name}.png", film.image)
+    image.write_mask(folder / "ManualMask/leftMask" / f"{name}.png", film.left)
+    image.write_mask(folder / "ManualMask/rightMask" / f"{name}.png", film.right)
+    sex = patient["sex"][0].upper()
+    text = f"Patient's Sex: {sex}\nPatient's Age: {patient['age']:03d}Y\n{patient['finding']}\n"
+    image.write_bytes(folder / "ClinicalReadings" / f"{name}.txt", text.encode())
+
+
+def _write_shenzhen(folder: Path, name: str, film: SyntheticFilm, patient: dict[str, Any]) -> None:
+    image.write_image(folder / "CXR_png" / f"{name}.png", film.image)
+    text = f"{patient['sex']} {patient['age']}yrs\n{patient['finding']}\n"
+    image.write_bytes(folder / "ClinicalReadings" / f"{name}.txt", text.encode())
+
+
+def _patient(seed: int, index: int, tb: int) -> dict[str, Any]:
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index, 1])))
     return {
-        "sex": ("male", "female")[int(rng.random() < 0.4)],
+        "sex": "female" if rng.random() < 0.4 else "male",
         "age": int(np.clip(rng.normal(42, 15), 16, 89)),
         "finding": "bilateral pulmonary tuberculosis" if tb else "normal",
     }
