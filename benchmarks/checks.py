@@ -1,4 +1,4 @@
-"""How often the checks of a film are wrong: what their limits were chosen by, and what they do to films not seen before.
+"""How often the checks of a film are wrong: what their limits were chosen by, and what they do to unseen films.
 
     python -m benchmarks.checks [PART …] --data segmentation
 
@@ -51,7 +51,7 @@ def spread(values, digits: int = 2) -> dict[str, float]:
 
 
 def limits(films: list[np.ndarray], masks: list[np.ndarray], found: list[np.ndarray]) -> dict:
-    """The numbers that the limits in checks.py were chosen by, of films as they are and taken otherwise, and of no films."""
+    """The numbers that chose the limits in checks.py, of films as they are and taken otherwise, and of no films."""
     rng = np.random.default_rng(1)
     result = {}
     for name, views in {
@@ -167,7 +167,7 @@ def no_films(films: list[np.ndarray]) -> dict[str, dict[str, float]]:
 
 
 def cut_off(films: list[np.ndarray], truths: list[np.ndarray], part: float) -> dict[str, dict[str, float]]:
-    """Films whose frame cuts this share of the lungs' height or width off: refused, or noted as cut at the right side."""
+    """Films whose frame cuts off this share of the lungs' height or width: refused, or noted at the right side."""
     segmenter, result = LungSegmenter(), {}
     for side in ("top", "bottom", "left", "right"):
         cut = [film[window(truth, side, part)] for film, truth in zip(films, truths)]

@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from benchmarks import negatives
 from kaggle_utils.data import read_manifest
-from kaggle_utils.image import read_image, read_mask, resize_image, resize_mask, write_bytes
+from kaggle_utils.files import write_bytes
+from kaggle_utils.image import read_image, read_mask, resize_image, resize_mask
 from kaggle_utils.quality.checks import ASSET, OUTLINE, THUMB, distances, thumbnail, views
 from kaggle_utils.quality.outline import landmarks
 from kaggle_utils.splits import suspect_masks
@@ -111,7 +112,7 @@ def fit_network(films: list[np.ndarray], drawn: list[np.ndarray], *, steps: int,
 
 
 def fit_shapes(masks: list[np.ndarray], *, share: float = 0.98) -> dict[str, np.ndarray]:
-    """Principal modes of the landmarks of masks that hold this share of their variance, see ``checks.shape_distance``."""
+    """Principal modes of masks' landmarks that hold this share of their variance, see ``checks.shape_distance``."""
     points = [landmarks(resize_mask(mask, OUTLINE)) for mask in masks]
     x = np.stack([p.ravel() for p in points if p is not None])
     mean = x.mean(0)

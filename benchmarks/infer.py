@@ -61,7 +61,7 @@ def pytorch(model: nn.Module, *, bf16: bool) -> Run:
 
 
 def int8(graph: bytes, films: np.ndarray) -> Run:
-    """OpenVINO after post-training quantisation; ``films`` float32 ``(N, 1, H, W)`` set the ranges of the activations."""
+    """OpenVINO after quantisation; ``films``, float32 ``(N, 1, H, W)``, set the ranges of the activations."""
     nncf.set_log_level(logging.ERROR)
     core = openvino.Core()
     quantised = nncf.quantize(
@@ -208,7 +208,8 @@ def main() -> None:
     print("validation Dice: " + ", ".join(f"{runtime} {value:.4f}" for (_, runtime), value in dice.items()))
     lost = dice["this project", "PyTorch float32"] - dice["this project", "OpenVINO int8"]
     print(
-        f"int8 loses {lost:.4f} of float32's Dice: {'it may be recommended' if lost <= 0.001 else 'more than 0.001, too much'}"
+        f"int8 loses {lost:.4f} of float32's Dice: "
+        + ("it may be recommended" if lost <= 0.001 else "more than 0.001, too much")
     )
 
 

@@ -1,10 +1,10 @@
-"""Cold starts of ``deploy/lambda/handler.py`` as a process: seconds until it takes events and until its first film is done, and memory.
+"""Cold starts of ``deploy/lambda/handler.py``: seconds until it takes events and its first film is done, and memory.
 
     python -m benchmarks.lambda_cold [--runs 5]
 
-Each run is a fresh process on one core, with 512 MB for its data (``RLIMIT_DATA``, which the handler sets), that gets one event of a
-server (moto) on this machine: a film of 512 px, and one as large as the function takes, of 16 bits. Seconds are the clock's, which
-other processes move, and the process's own. Writes ``results/lambda.json``.
+Each run is a fresh process on one core, with 512 MB for its data (``RLIMIT_DATA``, which the handler sets), that gets
+one event of a server (moto) on this machine: a film of 512 px, and one as large as the function takes, of 16 bits.
+Seconds are the clock's, which other processes move, and the process's own. Writes ``results/lambda.json``.
 """
 
 from __future__ import annotations
@@ -33,10 +33,13 @@ os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})
 sys.path[:0] = [{root!r}, {root!r} + "/deploy/lambda"]
 import handler
 ready, cpu = time.time() - begun, time.process_time()
-outcome = handler.handler({{"Records": [{{"s3": {{"bucket": {{"name": "films"}}, "object": {{"key": sys.argv[2]}}}}}}]}})[0]["outcome"]
+film = {{"bucket": {{"name": "films"}}, "object": {{"key": sys.argv[2]}}}}
+outcome = handler.handler({{"Records": [{{"s3": film}}]}})[0]["outcome"]
 heavy = [name for name in ("torch", "pandas", "albumentations") if name in sys.modules]
-print(json.dumps({{"outcome": outcome, "start_s": ready, "start_cpu_s": cpu, "first_film_s": time.time() - begun - ready, "heavy": heavy,
-                   "peak_rss_mb": int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1]) / 1024}}))  # getrusage's is the parent's too
+first = time.time() - begun - ready
+peak = re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())  # getrusage's is the parent's too
+print(json.dumps({{"outcome": outcome, "start_s": ready, "start_cpu_s": cpu, "first_film_s": first, "heavy": heavy,
+                   "peak_rss_mb": int(peak[1]) / 1024}}))
 """
 
 
@@ -82,7 +85,7 @@ def main() -> None:
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     moto.start()
     result = {
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, of which the process has one",
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, the process has one",
         "load_before": round(os.getloadavg()[0], 1),
         "niceness": os.nice(0),
         "runs": runs,

@@ -57,7 +57,7 @@ def photograph(name: str) -> np.ndarray:
 
 
 def scans() -> list[np.ndarray]:
-    """Slices and projections of a head's MR volume and the test images of pydicom, each ``uint8 (H, W)``: other body parts."""
+    """Slices and projections of a head's MR volume and pydicom's test images, ``uint8 (H, W)``: other body parts."""
     import nibabel
     import nilearn
     import pydicom

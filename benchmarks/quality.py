@@ -3,16 +3,17 @@
     python -m benchmarks.quality [fit] [test] --data segmentation
     python -m benchmarks.quality run --data runs/builtin/segmentation --weights runs/builtin/best.safetensors
 
-fit   on the validation films of the sets that the shipped weights were trained on, a damaged copy of each by every kind of damage
-      (:mod:`kaggle_utils.quality.damages`), and drawn pictures that are no films; writes it into the weights' header. All choices
-      are made by its cross-validation over films: that a second view, mirrored, smaller and shifted, is left out is one.
-test  on the published test lists, all of JSRT, damaged copies of both, and pictures that the fit had nothing like: photographs and
-      micrographs that come with scikit-image, and other drawn ones
+fit   on the validation films of the sets that the shipped weights were trained on, a damaged copy of each by every kind
+      of damage (:mod:`kaggle_utils.quality.damages`), and drawn pictures that are no films; writes it into the weights'
+      header. All choices are made by its cross-validation over films: leaving out a second view, mirrored, smaller and
+      shifted, is one.
+test  on the published test lists, all of JSRT, damaged copies of both, and pictures that the fit had nothing like:
+      photographs and micrographs that come with scikit-image, and other drawn ones
 run   the estimate that a run of training ended with, on its own test films and damaged copies of them
 
-The true Dice is taken at 256 px, films by their own set's head, without averaging with the mirrored film. Films are segmented as damaged:
-``predict`` would put most negatives right first, see ``checks.check_film``. What the network
-said of the films is kept in ``runs/quality`` and not computed again with the same weights. Writes ``results/quality.json``.
+The true Dice is taken at 256 px, films by their own set's head, without averaging with the mirrored film. Films are
+segmented as damaged: ``predict`` would put most negatives right first, see ``checks.check_film``. What the network said
+of the films is kept in ``runs/quality`` and not computed again with the same weights. Writes ``results/quality.json``.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
 from kaggle_utils.data import read_manifest
-from kaggle_utils.image import read_image, read_mask, resize_image, resize_prob, write_bytes
+from kaggle_utils.files import write_bytes
+from kaggle_utils.image import read_image, read_mask, resize_image, resize_prob
 from kaggle_utils.infer import DEFAULT_WEIGHTS, LungSegmenter
 from kaggle_utils.model import update_header
 from kaggle_utils.quality import why_no_estimate
@@ -77,7 +79,7 @@ def bundled() -> list[Item]:
 
 
 def collect(name: str, items: list[Item], segmenter: LungSegmenter, *, second_view: bool = False) -> pd.DataFrame:
-    """True Dice and features of each item's mask; the table is kept, and read again for the same pictures, weights and names of features."""
+    """True Dice and features of each item's mask; kept, and read again for the same pictures, weights and features."""
     key = hashlib.sha256(f"{fingerprint(segmenter)} {[*REASONS]} {ZOOM} {SHIFT} {second_view}".encode())
     for item in items:
         key.update(item.image.tobytes())
@@ -109,7 +111,7 @@ def fingerprint(segmenter: LungSegmenter) -> str:
 def differences(
     segmenter: LungSegmenter, images: list[np.ndarray], probs: np.ndarray, heads: list[str]
 ) -> list[dict[str, float]]:
-    """How far each film's mask and probabilities ``probs`` change when it is segmented again, mirrored, smaller and shifted."""
+    """How far each film's mask and probabilities change when it is segmented again, mirrored, smaller and shifted."""
     matrix = view_matrix(segmenter.size)
     back, rows = cv2.invertAffineTransform(matrix), []
     for prob, other in zip(probs, segmenter.probabilities([_warp(image, matrix) for image in images], heads)):
@@ -152,7 +154,10 @@ def measured(table: pd.DataFrame) -> dict:
 
 
 def fit(data: Path, segmenter: LungSegmenter) -> dict:
-    """Fits the estimate and writes it into the shipped weights' header; what cross-validation says of it, and of the same with a second view of each film."""
+    """Fits the estimate and writes it into the shipped weights' header.
+
+    Returns what cross-validation says of it, and of the same with a second view of each film.
+    """
     frame = read_manifest(data)
     frame = frame[(frame["split"] == "val") & frame["source"].isin(segmenter.header["sources"])]
     table = pd.concat(
@@ -218,7 +223,7 @@ def test(data: Path, segmenter: LungSegmenter) -> dict:
 
 
 def run(data: Path, segmenter: LungSegmenter) -> dict:
-    """What the estimate in a run's own weights is worth on the run's test films, and how many of these good masks it flags."""
+    """What the estimate in a run's own weights is worth on its test films, and how many good masks it flags."""
     if why_no_estimate(segmenter.quality):
         raise ValueError(why_no_estimate(segmenter.quality))
     frame = read_manifest(data)

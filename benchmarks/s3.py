@@ -31,7 +31,7 @@ FILM = 8 << 20  # bytes of each of the smaller members, which together are two f
 
 
 def write_archive(path: Path, size: int) -> int:
-    """Noise, which doesn't get smaller: one member stored, of three fifths of the size, and films deflated. Returns their number."""
+    """Noise, which doesn't get smaller: a stored member of three fifths of the size, deflated films; their number."""
     noise = random.Random(0).randbytes(FILM)
     with zipfile.ZipFile(path, "w", compresslevel=1) as archive:
         with archive.open("large.bin", "w", force_zip64=True) as member:
@@ -43,7 +43,7 @@ def write_archive(path: Path, size: int) -> int:
 
 
 def serve() -> None:
-    """moto, which reads an object whole for each range of it that is asked for; here it maps large ones into memory instead."""
+    """moto, which reads an object whole for each range that is asked for; here it maps large ones into memory."""
     from moto.s3.models import FakeKey
     from moto.server import ThreadedMotoServer
 
@@ -123,7 +123,7 @@ def main() -> None:
             members = write_archive(archive, round(args.gigabytes * 1e9))
             s3.connect().create_bucket(Bucket="films")
             result = {
-                "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, the server on the same",
+                "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, with the server",
                 "load_before": round(os.getloadavg()[0], 1),
                 "archive_bytes": archive.stat().st_size,
                 "members": members,

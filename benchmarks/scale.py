@@ -43,7 +43,7 @@ DISTINCT = 200  # films of the memory rows
 
 
 class Watch(threading.Thread):
-    """Peak MB of this process, of the largest worker and of all of them together, and the workers' CPU seconds over time."""
+    """Peak MB of this process, of the largest worker and of all together, and the workers' CPU seconds over time."""
 
     def __init__(self):
         super().__init__(daemon=True)

@@ -1,11 +1,12 @@
 """Training from shards: as fast as from memory, and where memory is too small for the set.
 
-    python -m benchmarks.shards speed --data segmentation     # results/shards.json, in turn, on a quiet machine
-    python -m benchmarks.shards memory                        # the same file: a set larger than the memory that a process may take
+    python -m benchmarks.shards speed --data segmentation  # results/shards.json, in turn, on a quiet machine
+    python -m benchmarks.shards memory  # the same file: a set larger than the memory that a process may take
 
-``speed`` trains the default network for an epoch from memory, from shards as prepared and from shards at the training's size, in turn.
-``memory`` writes shards of built-in films, each many times under other names, and trains a small network from them in a process whose
-data may take no more than ``LIMIT`` bytes; the same films in memory, in another such process, are expected to fail.
+``speed`` trains the default network for an epoch from memory, from shards as prepared and from shards at the training's
+size, in turn. ``memory`` writes shards of synthetic radiographs, each many times under other names, and trains a small
+network from them in a process whose data may take no more than ``LIMIT`` bytes; the same films in memory, in another
+such process, are expected to fail.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ import pandas as pd
 import torch
 
 from kaggle_utils.config import TrainConfig
-from kaggle_utils.image import write_bytes, write_image, write_mask
+from kaggle_utils.files import write_bytes
+from kaggle_utils.image import write_image, write_mask
 from kaggle_utils.scale.shards import write_shards
 from kaggle_utils.synthetic import AppearanceModel
 from kaggle_utils.trainer import make_trainer
@@ -71,14 +73,16 @@ def speed(data: Path, rounds: int) -> dict[str, object]:
 
 
 def machine() -> str:
-    names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")] or [
-        platform.processor()
-    ]
-    return f"{names[0]}, {os.cpu_count()} cores, torch {torch.__version__}"
+    name = platform.processor()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            name = line.split(":")[1].strip()
+            break
+    return f"{name}, {os.cpu_count()} cores, torch {torch.__version__}"
 
 
 def memory(films: int) -> dict[str, object]:
-    """Trains an epoch on so many films of :data:`SIZE` px, from shards and from memory, in processes of limited memory."""
+    """Trains an epoch on so many films of :data:`SIZE` px, from shards and from memory, in limited processes."""
     prepared, sharded = RUNS / "large", RUNS / "large_shards"
     draw(prepared, films)
     write_shards(prepared, sharded, films=1000)

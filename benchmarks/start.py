@@ -1,10 +1,11 @@
-"""How long the program takes to start: until a mistyped path is told, until the shipped network is open, until one film is done.
+"""How long the program takes to start: until a mistyped path is told, the network is open, one film is done.
 
     python -m benchmarks.start [--runs 5]
 
-Each run is a process of its own, and the first of each kind isn't counted, as it reads the libraries from the disk. Seconds are the
-clock's, which other processes move, and the processor's, which they hardly do; the network's are of ``LungSegmenter()`` alone, in a
-process that has imported it. The film is built-in, 512 px. Writes ``results/start.json``; exit status 1 if a median is over its limit.
+Each run is a process of its own, and the first of each kind isn't counted, as it reads the libraries from the disk.
+Seconds are the clock's, which other processes move, and the processor's, which they hardly do; the network's are of
+``LungSegmenter()`` alone, in a process that has imported it. The film is a synthetic radiograph of 512 px. Writes
+``results/start.json``; exit status 1 if a median is over its limit.
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ def main() -> int:
     )
     for kind, times in found.items():
         print(
-            f"{kind}: {times['seconds']:.3f} s, {times['cpu_seconds']:.3f} s of the processor (limit {times['limit']} s)"
+            f"{kind}: {times['seconds']:.3f} s, "
+            f"{times['cpu_seconds']:.3f} s of the processor (limit {times['limit']} s)"
         )
     return int(any(times["seconds"] > times["limit"] for times in found.values()))
 

@@ -37,7 +37,8 @@ from tqdm import tqdm
 
 from kaggle_utils.config import TrainConfig
 from kaggle_utils.data import LungDataset, make_loader
-from kaggle_utils.image import read_image, resize_image, write_bytes
+from kaggle_utils.files import write_bytes
+from kaggle_utils.image import read_image, resize_image
 from kaggle_utils.infer import LungSegmenter
 from kaggle_utils.loss import make_loss
 from kaggle_utils.model import UNet, load_weights, save_weights
@@ -64,7 +65,8 @@ PROTOCOLS = {  # name: sets trained on, whose segmenter cuts, passes over the tr
     "shenzhen": (("shenzhen",), "shenzhen", 40),
 }
 SMALL = {"epochs": 120}  # as the protocol `montgomery`
-CHOICES = {  # what is said of it, the protocol whose films it is made with, what differs from TBConfig, a segmenter to start from
+# What is said of it, the protocol whose films it is made with, what differs from TBConfig, a segmenter to start from.
+CHOICES = {
     "chosen": ("random weights, the lung fields alone", "both", {}, ""),
     "crop": ("the box around the lungs", "both", {"arm": "crop"}, ""),
     "encoder": ("from the encoder of `pretrain`", "both", {}, "runs/tb/segmenter_both"),
@@ -160,7 +162,7 @@ def protocols(
 
 
 def summarise(films: pd.DataFrame) -> pd.DataFrame:
-    """One row a run and test set, and one for an arm's runs together: ``mean`` of the seeds' logits; the folds ``joined``."""
+    """A row per run and test set, and one for a variant's runs: ``mean`` of seeds' logits; folds ``joined``."""
     rows = []
     for (protocol, arm), runs in films.groupby(["protocol", "arm"]):
         tested = {seed: calibrated(one) for seed, one in runs.groupby("seed")}
@@ -189,7 +191,7 @@ def summarise(films: pd.DataFrame) -> pd.DataFrame:
 
 
 def test_sets(test: pd.DataFrame, protocol: str) -> list[tuple[str, pd.DataFrame]]:
-    """The test films of each set, of a foreign one its test list and all of it, and, where both were trained on, all together."""
+    """The test films of each set, of an external one its test list and all, and, where both were trained on, all."""
     own = PROTOCOLS[protocol][0]
     sets = [(name if name in own else f"{name}, all", test[test["source"] == name]) for name in SETS]
     sets += [
@@ -201,7 +203,7 @@ def test_sets(test: pd.DataFrame, protocol: str) -> list[tuple[str, pd.DataFrame
 
 
 def speed(data: str | Path, films: int) -> pd.DataFrame:
-    """Milliseconds a film of 512 px from pixels to a logit, with its mirror image, in turn for each arm, on one thread; median."""
+    """Median milliseconds per film of 512 px from pixels to a logit, with its mirror image, each variant in turn."""
     torch.set_num_threads(1)
     frame = tb_frame(data, SETS).head(films)
     segmenter, images = LungSegmenter(), [read_image(path) for path in frame["image"]]
@@ -271,7 +273,7 @@ def choose(data: str | Path, only: list[str], segmenters: Path, jobs: int) -> pd
 
 
 def pretrain(data: str | Path) -> None:
-    """A segmenter for `both`: trained on the masks of the published TB lists' training films, so no TB test film was seen."""
+    """A segmenter for `both`: trained on the masks of the published TB lists' training films, so on no TB test film."""
     frame = tb_frame(data, SETS)
     frame = frame[(frame["mask"] != "") & ~frame["name"].isin(suspect_masks()["name"])]
     config = TrainConfig(size=256, epochs=28, workers=0)
@@ -302,7 +304,8 @@ def ship(data: str | Path, out: Path, seeds: int, segmenters: Path) -> None:
         out,
         TBEnsemble(members),
         {
-            "task": "tuberculosis in frontal chest films, for research and teaching: not for diagnosis, triage or any decision",
+            "task": "tuberculosis in frontal chest films, for research and teaching: "
+            "not for diagnosis, triage or any decision",
             "arm": BEST,
             "size": TBConfig.size,
             **fixed,

@@ -3,17 +3,18 @@
     python -m benchmarks.time_to_dice --data segmentation [--only NAME …]
 
 The published Montgomery and Shenzhen lists at 256 px, one after the other, with all cores. The clock runs while a batch
-is loaded, augmented and learned from; it stands still while films are decoded at the start and while anyone is validated.
-All are validated every 30 steps, so that each time is known to the same number of films, by the same function, in
-the precision they train in: mean over the 70 films of each film's Dice at probability 0.5.
+is loaded, augmented and learned from; it stands still while films are decoded at the start and while anyone is
+validated. All are validated every 30 steps, so that each time is known to the same number of films, by the same
+function, in the precision they train in: mean over the 70 films of each film's Dice at probability 0.5.
 
-ours      the Trainer with TrainConfig's defaults and a budget (1.25 minutes, set beforehand: room for more than the six passes in which
-          benchmarks.pareto saw this network reach 0.95), to whose end it is run because the learning rate falls with it; the averaged weights are validated
-MONAI     the 2-D tutorials' loop: CacheDataset, dictionary transforms, Adam at 1e-3, DiceCELoss, float32, and in bf16 for
-          the comparison to be of more than the precision; stopped at 0.95 or at the cap
+ours      the Trainer with TrainConfig's defaults and a budget (1.25 minutes, set beforehand: room for more than the six
+          passes in which benchmarks.pareto saw this network reach 0.95), to whose end it is run because the learning
+          rate falls with it; the averaged weights are validated
+MONAI     the 2-D tutorials' loop: CacheDataset, dictionary transforms, Adam at 1e-3, DiceCELoss, float32, and in bf16
+          for the comparison to be of more than the precision; stopped at 0.95 or at the cap
 classic   the same loop for a few minutes; its time is extrapolated with the films that the quickest learner needed
 
-Writes ``results/time_to_dice.csv``, one row a validation, and ``.json``. Contestants that are not run again keep their
+Writes ``results/time_to_dice.csv``, a row per validation, and ``.json``. Contestants that are not run again keep their
 rows if machine, versions and films are the same.
 """
 
@@ -63,7 +64,7 @@ CONTESTANTS = ("ours", "MONAI UNet", "MONAI UNet bf16", "MONAI BasicUNet", "MONA
 
 @dataclass
 class Contestant:
-    """One who learns: ``step`` takes a batch and the seconds trained so far, ``judged`` has the weights that are validated."""
+    """One who learns: ``step`` takes a batch and the seconds trained so far, ``judged`` has the validated weights."""
 
     model: nn.Module
     judged: nn.Module
@@ -283,7 +284,7 @@ def main() -> None:
     if (Path(args.out) / "time_to_dice.json").exists() and not (Path(args.out) / "time_to_dice.csv").exists():
         parser.error(f"{args.out}/time_to_dice.json is there without its table: choose another folder")
 
-    # The trainer decodes the films for all, is everyone's judge, and has the process keep its memory, whoever runs first.
+    # The trainer decodes the films for all, judges everyone, and has the process keep its memory, whoever is first.
     trainer = make_trainer(
         args.data, None, TrainConfig(minutes=args.ours_minutes, films=args.films, size=args.size, device="cpu")
     )

@@ -1,11 +1,11 @@
-"""Two hosts that share S3 and, for training, one folder; the cable between them is cut in the middle of a cluster's run and of a training.
+"""Two hosts that share S3 and a folder: the cable between them is cut in a cluster's run and in a training.
 
     sudo .venv/bin/python -m benchmarks.two_hosts
 
-The hosts are network namespaces of this machine, each with an address, temporary files and a home of its own; needs root and
-Debian's ``iproute2``. Host a has the S3 server (moto). Ray's host b doesn't see this clone: it gets the code from host a. Films
-are built-in ones. A cut cable is worse than a process that dies: nobody is told, the others have to notice. Takes 12 minutes;
-writes ``results/two_hosts.json``.
+The hosts are network namespaces of this machine, each with an address, temporary files and a home of its own; needs
+root and Debian's ``iproute2``. Host a has the S3 server (moto). Ray's host b doesn't see this clone: it gets the code
+from host a. Films are synthetic. A cut cable is worse than a process that dies: nobody is told, the others have to
+notice. Takes 12 minutes; writes ``results/two_hosts.json``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "OMP_NUM_THREADS": "1",
 }
-CLUSTER = f"from kaggle_utils.scale.cluster import predict; predict(['s3://bkt/films'], 's3://bkt/lungs', address='{RAY}', shard={SHARD})"
+CLUSTER = (
+    "from kaggle_utils.scale.cluster import predict; "
+    f"predict(['s3://bkt/films'], 's3://bkt/lungs', address='{RAY}', shard={SHARD})"
+)
 
 
 def ip(*words: str) -> None:
@@ -109,7 +112,11 @@ def wait(condition, seconds: float, what: str, needs: list[subprocess.Popen] = (
 
 
 def objects(prefix: str) -> list[str]:
-    code = f"import boto3; print(*(o['Key'] for o in boto3.client('s3').list_objects_v2(Bucket='bkt', Prefix='{prefix}').get('Contents', [])), sep='\\n')"
+    code = (
+        "import boto3; "
+        f"told = boto3.client('s3').list_objects_v2(Bucket='bkt', Prefix='{prefix}'); "
+        "print(*(each['Key'] for each in told.get('Contents', [])), sep='\\n')"
+    )
     return on_a(sys.executable, "-c", code).split()
 
 
@@ -195,7 +202,7 @@ def cluster() -> dict[str, object]:
 
 
 def training() -> dict[str, object]:
-    """torchrun on both hosts, from shards in S3; b is lost in the third epoch, and the same commands go on when it is back."""
+    """torchrun on both hosts, from shards in S3; b is lost in the third epoch; the same commands resume later."""
     out = SHARED / "run"
     torchrun = [
         sys.executable,
@@ -248,7 +255,7 @@ def training() -> dict[str, object]:
         return len(pd.read_csv(out / "history.csv")) if (out / "history.csv").exists() else 0
 
     def messages() -> list[str]:
-        """What the processes said in the end: that the other one doesn't answer, or that S3 doesn't, whichever they waited for."""
+        """What the processes said in the end: that the other one doesn't answer, or that S3 doesn't."""
         found = [
             re.search(r"kaggle_utils train: (.*?the same command[^.\[]*)", (SHARED / f"train_{host}1.log").read_text())
             for host in HOSTS

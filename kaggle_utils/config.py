@@ -214,7 +214,7 @@ def check_header(header: object, path: str | Path, *, members: bool = False) -> 
     Args:
         header: as read from JSON.
         path: of the weights, for messages.
-        members: whether they are the classifier's, whose architecture is of :class:`tb_net.TBNet`.
+        members: whether they are the classifier's, whose architecture is of :class:`tb.net.TBNet`.
 
     Returns:
         The header.

@@ -1,4 +1,5 @@
-"""Files that are written: whole or not at all, by one run a folder, never in place of somebody else's; and what was finished, so that it goes on there.
+"""Files that are written: whole or not at all, by one run a folder, never in place of somebody else's; and what was
+finished, so that it goes on there.
 
 Imports nothing heavy: the command line asks before it loads anything.
 """
@@ -19,6 +20,7 @@ from contextlib import contextmanager, suppress
 from errno import EACCES, EAGAIN, EDEADLK, EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
 from secrets import token_hex
+from typing import Any
 
 if os.name == "nt":
     import msvcrt
@@ -27,7 +29,8 @@ else:
 
 log = logging.getLogger(__name__)
 
-LOCK = ".unet-lung.lock"  # how the name of a lock's file ends; each is hidden, so none is a film or makes a folder somebody's
+# how the name of a lock's file ends; each is hidden, so none is a film or makes a folder somebody's
+LOCK = ".unet-lung.lock"
 FULL = (ENOSPC, EDQUOT, EFBIG)  # errors that writing raises where there is no room, without a file's name
 DEAD_SECONDS = 600  # a file is written from memory, in seconds
 _PART = re.compile(r"\..+\.[0-9a-f]{8}\.part", re.DOTALL)  # as write_bytes names what isn't whole
@@ -50,7 +53,8 @@ def manifest_path(root: str | Path) -> Path:
         )
     if not path.is_file():
         raise FileNotFoundError(
-            f"{printable(path)} is not there: make it with `python -m kaggle_utils prep --input DIR --out {printable(root)}`"
+            f"{printable(path)} is not there: make it with `python -m kaggle_utils prep --input DIR --out "
+            f"{printable(root)}`"
         )
     return path
 
@@ -110,10 +114,12 @@ def start_results(out: Path, table: str, columns: Collection[str], folders: Coll
 
 
 def check_table(path: str | Path, columns: Collection[str]) -> None:
-    """Raises ValueError where there is a file that doesn't begin with these columns: a command would replace what it didn't write."""
+    """Raises ValueError where there is a file that doesn't begin with these columns: a command would replace what it
+    didn't write."""
     if Path(path).exists() and not _is_table(Path(path), columns):
         raise ValueError(
-            f"{printable(path)}: it is there, and no table that begins with {', '.join(columns)}: choose another file to write"
+            f"{printable(path)}: it is there, and no table that begins with {', '.join(columns)}: choose another file "
+            "to write"
         )
 
 
@@ -195,7 +201,8 @@ def name_key(name: str) -> str:
 
 
 def printable(text: object) -> str:
-    r"""A path or a message in one line of valid text: a control character is ``\n``, a byte that is not UTF-8 is ``\xf6``."""
+    r"""A path or a message in one line of valid text: a control character is ``\n``, a byte that is not UTF-8 is
+    ``\xf6``."""
 
     def escape(found: re.Match) -> str:
         code = ord(found[0])
@@ -208,7 +215,7 @@ _LOCKS: set[int] = set()  # open files of the locks that this process has
 
 
 def _take(lock: Path, what: str, wait: bool) -> int | None:
-    """The open file of a lock that is this process's now; None where there can be none. Otherwise see :func:`locked`."""
+    """The open file of a lock that is this process's now; None where there can be none. See :func:`locked`."""
     for attempt in itertools.count():
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
@@ -237,6 +244,7 @@ def _take(lock: Path, what: str, wait: bool) -> int | None:
         finally:
             if file not in _LOCKS:
                 os.close(file)
+    return None  # never: it counts for ever
 
 
 def _try_lock(file: int) -> None:
@@ -245,7 +253,7 @@ def _try_lock(file: int) -> None:
     try:
         if os.name == "nt":
             os.lseek(file, 1 << 30, os.SEEK_SET)  # far from the text, which others read
-            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
         else:  # not lockf, which ends with any file of that name that the process closes
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -270,7 +278,8 @@ if hasattr(os, "register_at_fork"):
 
 
 def _remove_unfinished(folder: Path, places: Collection[str]) -> None:
-    """Removes what :func:`write_bytes` left where it was killed: files that it alone calls so, and that nobody has written to for long."""
+    """Removes what :func:`write_bytes` left where it was killed: files that it alone calls so, and that nobody has
+    written to for long."""
     for part in (part for place in places for part in folder.glob(f"{place}.*.part")):
         with suppress(OSError):
             if _PART.fullmatch(part.name) and time.time() - part.lstat().st_mtime > DEAD_SECONDS:
@@ -305,7 +314,7 @@ class Journal:
         OSError: the file can't be written.
     """
 
-    def __init__(self, path: Path, settings: dict[str, object], films: Mapping[str, Path]):
+    def __init__(self, path: Path, settings: dict[str, Any], films: Mapping[str, Path]):
         self.path, self._settings = path, hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
         self._lines = _read(path)
         for name, film in films.items():
@@ -318,29 +327,30 @@ class Journal:
         # Written anew: a kill may have cut the last line, and the next one would be appended to the stump.
         write_bytes(path, "".join(json.dumps(line) + "\n" for line in self._lines.values()).encode())
 
-    def find(self, film: Path, name: str) -> dict[str, object] | None:
-        """What :meth:`add` was told of a film; None where it has to be done (again), as its file, its results or the settings have changed."""
+    def find(self, film: Path, name: str) -> dict[str, Any] | None:
+        """What :meth:`add` was told of a film; None where it is new, or its file, results or settings have changed."""
         line = self._lines.get(name_key(name))
         if not line or [line[key] for key in _KEYS[:4]] != [os.path.abspath(film), name, self._settings, _stamp(film)]:
             return None
         return line["found"] if all((self.path.parent / output).exists() for output in line["outputs"]) else None
 
     def remove(self, name: str, outputs: Iterable[str]) -> None:
-        """Removes those of the outputs that an earlier run wrote for a film, which is done again: it may get none now."""
+        """Removes those of the outputs that an earlier run wrote for a film, which is done again: it may get none
+        now."""
         written = self._lines.get(name_key(name), {}).get("outputs", ())
         for output in outputs:
             if output in written:
                 (self.path.parent / output).unlink(missing_ok=True)
 
-    def add(self, film: Path, name: str, found: dict[str, object], outputs: Iterable[str]) -> None:
+    def add(self, film: Path, name: str, found: dict[str, Any], outputs: Iterable[str]) -> None:
         """Writes down a finished film.
 
         Args:
             film: its file.
             name: of its results.
             found: what the tables will say of it, JSON-able.
-            outputs: files that this run may have written for it, from the journal's folder; those that are there will have to be
-                there still.
+            outputs: files that this run may have written for it, from the journal's folder; those that are there will
+                have to be there still.
         """
         there = [output for output in outputs if (self.path.parent / output).exists()]
         line = dict(zip(_KEYS, (os.path.abspath(film), name, self._settings, _stamp(film), there, found)))
@@ -348,7 +358,7 @@ class Journal:
             file.write(json.dumps(line) + "\n")
 
 
-def _read(path: Path) -> dict[str, dict[str, object]]:
+def _read(path: Path) -> dict[str, dict[str, Any]]:
     """The last line of each name, by its key; none that was cut, damaged or written by another version."""
     lines = {}
     for text in path.read_text(errors="replace").splitlines() if path.exists() else ():

@@ -204,7 +204,7 @@ def read_header(path: str | Path, *, members: bool = False) -> dict[str, Any]:
 
     Args:
         path: the file.
-        members: whether it is the classifier's, see :func:`tb_net.load_tb`, and not a segmenter's.
+        members: whether it is the classifier's, see :func:`tb.net.load_tb`, and not a segmenter's.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -25,8 +25,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from .config import MOST_LUNG, PREPARED_SIDES
-from .files import check_ours, is_below, naming, printable
-from .image import read_image, read_mask, resize_image, resize_mask, write_bytes, write_image, write_mask
+from .files import check_ours, is_below, naming, printable, write_bytes
+from .image import read_image, read_mask, resize_image, resize_mask, write_image, write_mask
 from .pictures.find import claims_film, may_hide_films, walk, without_suffix
 from .quality import MASK, is_mask, is_negative
 from .quality.checks import LEAST_SIDE
@@ -91,8 +91,8 @@ def find_films(root: str | Path) -> list[RawFilm]:
         root: the input folder.
 
     Returns:
-        Films in the order of their names; one may lack its image or its masks. After them, folders and links that can't be
-        searched, as films without a source: they can't be read either.
+        Films in the order of their names; one may lack its image or its masks. After them, folders and links that
+        can't be searched, as films without a source: they can't be read either.
 
     Raises:
         FileNotFoundError: there is no such folder, or nothing in it belongs to a known set.
@@ -104,10 +104,13 @@ def find_films(root: str | Path) -> list[RawFilm]:
     hidden = []
     for path in _files(root):
         stem = re.sub(r"(_mask)?(\.txt)?$", "", without_suffix(path.name), flags=re.I)
-        source, match = next(((s, m) for s, p in _PATTERNS.items() if (m := p.fullmatch(stem))), (None, None))
-        role = _role(path.relative_to(root)) if match else None
-        if not match and may_hide_films(path):
-            hidden.append(RawFilm(printable(path.relative_to(root)), "", files={"image": path}))
+        found = next(((s, m) for s, p in _PATTERNS.items() if (m := p.fullmatch(stem))), None)
+        if not found:
+            if may_hide_films(path):
+                hidden.append(RawFilm(printable(path.relative_to(root)), "", files={"image": path}))
+            continue
+        source, match = found
+        role = _role(path.relative_to(root))
         if role:
             name = stem.upper()
             tb = int(match["tb"]) if "tb" in match.groupdict() else None
@@ -115,8 +118,8 @@ def find_films(root: str | Path) -> list[RawFilm]:
     films = {name: film for name, film in films.items() if set(film.files) != {"text"}}
     if not films:
         raise FileNotFoundError(
-            f"{root}: no film of Montgomery (MCUCXR_0001_0.png), Shenzhen (CHNCXR_0001_0.png) or JSRT (JPCLN001.png) in it"
-            + (f"; {hidden[0].files['image']} can't be searched" if hidden else "")
+            f"{root}: no film of Montgomery (MCUCXR_0001_0.png), Shenzhen (CHNCXR_0001_0.png) or JSRT (JPCLN001.png) "
+            "in it" + (f"; {hidden[0].files['image']} can't be searched" if hidden else "")
         )
     return [films[name] for name in sorted(films)] + hidden
 
@@ -145,22 +148,25 @@ def prepare(
 
     Raises:
         FileNotFoundError: no film was found.
-        ValueError: ``size`` is outside ``config.PREPARED_SIDES``, ``out`` is the raw films' own folder, or no film could be prepared; the message says why.
+        ValueError: ``size`` is outside ``config.PREPARED_SIDES``, ``out`` is the raw films' own folder, or no film
+            could be prepared; the message says why.
     """
     least, most = PREPARED_SIDES
     if not least <= size <= most:
         raise ValueError(f"prepared films have a side of {least} to {most} px, not of {size}")
     if is_below(root, out):  # the next run would take the raw films for prepared ones
         raise ValueError(
-            f"{root}: raw films in the folder that prepared ones would be written to: choose another folder to write than {out}"
+            f"{root}: raw films in the folder that prepared ones would be written to: choose another folder to write "
+            f"than {out}"
         )
     films, out = find_films(root), Path(out)
     inside = next((path for film in films for path in film.files.values() if is_below(path, out)), None)
     if inside:
         raise ValueError(
-            f"{inside}: a raw film that lies in the folder to write, which would replace it: choose another one than {out}"
+            f"{inside}: a raw film that lies in the folder to write, which would replace it: choose another one than "
+            f"{out}"
         )
-    rows, problems = _prepare_all(films, out, size, workers or os.cpu_count())
+    rows, problems = _prepare_all(films, out, size, workers or os.cpu_count() or 1)
     frame = (
         pd.DataFrame(rows).sort_values("name", ignore_index=True)
         if rows
@@ -187,7 +193,8 @@ def prepare(
 
 
 def prepare_film(film: RawFilm, folder: str | Path, size: int = 512) -> dict[str, object]:
-    """Reads one film and its masks, turns over a negative, combines left and right masks with OR, resizes and writes them.
+    """Reads one film and its masks, turns over a negative, combines left and right masks with OR, resizes and writes
+    them.
 
     Args:
         film: its files.
@@ -198,14 +205,16 @@ def prepare_film(film: RawFilm, folder: str | Path, size: int = 512) -> dict[str
         The film's row of the manifest, without its split.
 
     Raises:
-        ValueError: a file is damaged, the film is too small or a mask, or a mask is none of it, see :func:`combined_mask`.
+        ValueError: a file is damaged, the film is too small or a mask, or a mask is none of it, see
+            :func:`combined_mask`.
     """
     if "image" not in film.files:
         raise ValueError("mask without image")
     image = read_image(film.files["image"])
     if min(image.shape) < LEAST_SIDE:
         raise ValueError(
-            f"{film.files['image']}: too small: {image.shape[1]}×{image.shape[0]} px, lungs need {LEAST_SIDE} px and more"
+            f"{film.files['image']}: too small: {image.shape[1]}×{image.shape[0]} px, lungs need {LEAST_SIDE} px and "
+            "more"
         )
     if is_mask(image):
         raise ValueError(f"{film.files['image']}: {MASK}")
@@ -237,8 +246,8 @@ def combined_mask(film: RawFilm, shape: tuple[int, int]) -> np.ndarray | None:
 
     Args:
         film: its files.
-        shape: (H, W) of the film, which the mask must have too. SCR's masks of JSRT (1024 px) may have another size of the same
-            shape, and are resized.
+        shape: (H, W) of the film, which the mask must have too. SCR's masks of JSRT (1024 px) may have another size of
+            the same shape, and are resized.
 
     Raises:
         ValueError: a mask is damaged, empty, nearly all lung, of another size, or lacks its other half.
@@ -324,7 +333,8 @@ def assign_splits(frame: pd.DataFrame, *, split: str = "published", seed: int = 
 
 
 def _files(root: Path) -> list[Path]:
-    """Films and texts in the order of their paths; our own prepared and built-in sets are neither raw films nor anybody's truth."""
+    """Films and texts in the order of their paths; our own prepared and built-in sets are neither raw films nor
+    anybody's truth."""
     paths = walk(root, unless=("prep.json", "drawn"))
     return sorted(
         path for path in paths if claims_film(path.name) or path.suffix.lower() == ".txt" or may_hide_films(path)

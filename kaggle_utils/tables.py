@@ -1,8 +1,10 @@
-"""Tables of films as CSV: the names in them are a stranger's, and a spreadsheet, pandas or a terminal would act on some.
+"""Tables of films as CSV: the names in them are a stranger's, and a spreadsheet, pandas or a terminal would act on
+some.
 
-A spreadsheet takes a cell that begins with ``=``, ``+``, ``-`` or ``@`` for a formula, so such a text is written with an
-apostrophe before it, which spreadsheets take for "text"; of what already looks like that (``'=a``) too, so that
-:func:`read_csv` gives every text back by taking one away. Any other name stands as it is, and joins with other tools' tables.
+A spreadsheet takes a cell that begins with ``=``, ``+``, ``-`` or ``@`` for a formula, so such a text is written with
+an apostrophe before it, which spreadsheets take for "text"; of what already looks like that (``'=a``) too, so that
+:func:`read_csv` gives every text back by taking one away. Any other name stands as it is, and joins with other tools'
+tables.
 """
 
 from __future__ import annotations

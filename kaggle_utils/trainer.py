@@ -39,7 +39,7 @@ from .metrics import confusion, overlap
 from .model import NORMALISATION, UNet, count_parameters, save_weights, update_header
 from .quality.fit import MOST, Item, fit_quality
 from .scale.shards import ShardedFilms, is_sharded, read_shards, stream_loader
-from .splits import BUILT_IN, LICENCES, suspect_masks
+from .splits import LICENCES, SYNTHETIC, suspect_masks
 
 CHECKPOINT_SECONDS = 300  # of training at most that a kill loses: epochs may be long
 
@@ -644,6 +644,6 @@ def describe_films(films: pd.DataFrame, held_out: pd.DataFrame) -> dict[str, Any
     both = pd.concat([films, held_out])[["name", "pixels"]].astype(str).to_csv(index=False)
     return {
         "films": films["source"].value_counts().sort_index().to_dict(),
-        "built_in": int(films["name"].str.fullmatch(BUILT_IN).sum()),
+        "built_in": int(films["name"].str.fullmatch(SYNTHETIC).sum()),
         "fingerprint": hashlib.sha256(both.encode()).hexdigest()[:16],
     }

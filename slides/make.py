@@ -197,7 +197,7 @@ def to_html(notebook: NotebookNode, path: Path) -> str:
 
 
 def embedded(source: str, notebook: Path) -> str:
-    """A picture beside a notebook as a ``data:`` address. (nbconvert's ``embed_images`` takes none from ``../images``.)"""
+    """A picture beside a notebook as a ``data:`` address: nbconvert's ``embed_images`` finds none in ``../images``."""
     picture, kind = notebook.parent / unquote(source), mimetypes.guess_type(source)[0] or ""
     if not (kind.startswith("image/") and "://" not in source and picture.is_file()):
         raise ValueError(
@@ -268,7 +268,7 @@ def packed(archive: Path, name: str) -> str:
 
 
 def in_script(source: str) -> str:
-    """JavaScript that may stand in a ``<script>``: what would end or nest one there is escaped, as strings and patterns allow."""
+    """JavaScript that may stand in a ``<script>``: what would end or nest one is escaped."""
     return source.replace("</script", r"<\/script").replace("<!--", r"\x3c!--")
 
 

@@ -56,7 +56,8 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def ctrl_c(monkeypatch):
-    """``ctrl_c(owner, name, calls)``: the signal that Ctrl-C sends comes after so many calls of a function of the main thread."""
+    """``ctrl_c(owner, name, calls)``: the signal that Ctrl-C sends comes after so many calls of a function of the main
+    thread."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process of xdist ignores
 
     def after(owner: object, name: str, calls: int) -> None:
@@ -107,7 +108,8 @@ ODD_NAMES = {
 
 @pytest.fixture
 def odd_names(tmp_path: Path) -> dict[Path, str]:
-    """Films whose names are not UTF-8, of 250 bytes and more, with a line's end, and so on, and what their results are called."""
+    """Films whose names are not UTF-8, of 250 bytes and more, with a line's end, and so on, and what their results are
+    called."""
     write_raw(tmp_path / "film.png", phantom(40, 32).image)
     films = {tmp_path / "odd" / name: result for name, result in ODD_NAMES.items()}
     (tmp_path / "odd").mkdir()
@@ -158,7 +160,8 @@ SLOW = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files come first, so that processes which share the files end together; who needs a slow fixture is slow."""
+    """The longest files come first, so that processes which share the files end together; who needs a slow fixture is
+    slow."""
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
     for item in items:
         if SLOW & set(item.fixturenames):

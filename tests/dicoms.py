@@ -80,8 +80,9 @@ def dicom(
     return file.getvalue()
 
 
-def gray_lut(values: np.ndarray = np.arange(4096), first: int = 0, bits: int = 16) -> Dataset:
+def gray_lut(values: np.ndarray | None = None, first: int = 0, bits: int = 16) -> Dataset:
     """An item of a Modality or VOI LUT sequence: what is shown for the values from ``first`` on."""
+    values = np.arange(4096) if values is None else values
     item = Dataset()
     item.LUTDescriptor, item.LUTData = [len(values), first, bits], [int(value) for value in values]
     item["LUTDescriptor"].VR, item["LUTData"].VR = "US", "US"

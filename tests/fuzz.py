@@ -1,7 +1,8 @@
-"""Damaged files, by the thousand: each is read as something valid or refused with ValueError, in bounded time and memory.
+"""Damaged files, by the thousand: each is read as something valid or refused with ValueError, in bounded time and
+memory.
 
-``python -m tests.fuzz --minutes 10`` prints counts and writes the inputs that broke the rule to runs/fuzz. A case is a whole
-file's name and a seed, so it can be made again: ``python -m tests.fuzz --case png8 17``.
+``python -m tests.fuzz --minutes 10`` prints counts and writes the inputs that broke the rule to runs/fuzz. A case is a
+whole file's name and a seed, so it can be made again: ``python -m tests.fuzz --case png8 17``.
 """
 
 from __future__ import annotations

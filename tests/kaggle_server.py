@@ -35,7 +35,7 @@ sys.addaudithook(fence)
 
 
 def environment(folder: Path, server: "Kaggle") -> dict[str, str | None]:
-    """Variables of the only environment in which tests may run Kaggle's command line; None is for those that must not be set."""
+    """The only environment in which tests may run Kaggle's command line; None is for what must not be set."""
     for name in ("home", "fence", "tmp"):
         (folder / name).mkdir()
     (folder / "fence" / "sitecustomize.py").write_text(FENCE)

@@ -1,4 +1,4 @@
-"""A server that speaks S3's protocol on loopback (moto), and before it a proxy that counts requests and breaks them on demand."""
+"""A server that speaks S3's protocol on loopback (moto), behind a proxy that counts and breaks requests."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Fault:
 
 
 class Proxy(ThreadingHTTPServer):
-    """Passes requests on to ``target`` (host, port); ``log`` has method, path, bytes of the body sent and of the answer."""
+    """Passes requests on to ``target`` (host, port); ``log`` has method, path, bytes sent and bytes of the answer."""
 
     daemon_threads = True
     request_queue_size = 64
@@ -136,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def environment(url: str, home) -> dict[str, str]:
-    """Variables with which boto3 finds this server, made-up credentials, and nothing else: no files of the user's, no role."""
+    """Variables with which boto3 finds this server, made-up credentials, and nothing of the user's."""
     return {
         "AWS_ENDPOINT_URL": url,
         "AWS_ACCESS_KEY_ID": "nobody",

@@ -110,7 +110,8 @@ def browser():
 
 @pytest.fixture
 def page(browser, server):
-    """The page, loaded; it fails a test whose page asked for anything that was not forbidden before it left the browser."""
+    """The page, loaded; it fails a test whose page asked for anything that was not forbidden before it left the
+    browser."""
     page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
     page.set_default_timeout(PATIENCE * 1000)
     asked, forbidden, errors = [], [], []
@@ -262,9 +263,8 @@ def test_answers_forbid_other_machines_whatever_the_page_would_load(page):
     )
     assert page.evaluate("""() => new Promise(done => {
       document.addEventListener('securitypolicyviolation', event => done(event.blockedURI));
-      document.head.append(Object.assign(document.createElement('script'), {src: 'https://example.org/x.js'})) })""").startswith(
-        "https://example.org"
-    )
+      const script = Object.assign(document.createElement('script'), {src: 'https://example.org/x.js'});
+      document.head.append(script) })""").startswith("https://example.org")
 
 
 # --- a hostile visitor -----------------------------------------------------------------------------------------------

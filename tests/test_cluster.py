@@ -1,4 +1,4 @@
-"""cluster.py on a Ray cluster of two nodes on this machine: the rows of predictions.predict, restarts, kills, bad films, S3."""
+"""cluster.py on a Ray cluster of two nodes on this machine: predict's rows, restarts, kills, bad films, S3."""
 
 import json
 import os
@@ -126,7 +126,7 @@ def assert_same(out, expected):
 
 
 def assert_alike(rows, expected):
-    """Each column's text to the letter and its numbers within those of float32: a batch of other films is summed in another order."""
+    """Each column's text to the letter, its numbers within float32's: other batches are summed in another order."""
     for name in expected:
         columns = [
             table[name].astype(object).where(table[name].notna(), "").reset_index(drop=True)

@@ -1,4 +1,5 @@
-"""dicom.py: whatever encodes a radiograph, the gray levels are those of the original; what is none is refused with its reason."""
+"""dicom.py: whatever encodes a radiograph, the gray levels are those of the original; what is none is refused with its
+reason."""
 
 import subprocess
 import sys
@@ -572,7 +573,8 @@ def test_largest_film_fits_and_one_more_row_does_not():
         read_dicom(dicom(FILM, Rows=MAX_PIXELS // columns + 1, Columns=columns))
 
 
-# --- files made to cost time or memory: each is refused in a line before it does ---------------------------------------
+# --- files made to cost time or memory: each is refused in a line before it does
+# ---------------------------------------
 
 UNDEFINED = b"\xff" * 4
 ITEM, END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0" + bytes(4)

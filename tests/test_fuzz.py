@@ -1,4 +1,5 @@
-"""Whatever happened to a file, it is read as something valid or refused with ValueError: never another exception, death or hang."""
+"""Whatever happened to a file, it is read as something valid or refused with ValueError: never another exception,
+death or hang."""
 
 import gzip
 import json

@@ -155,7 +155,8 @@ def test_a_plain_reader_does_not_turn_over_a_negative(tmp_path, film):
     np.testing.assert_array_equal(files.read_image(write_raw(tmp_path / "n.png", 255 - film.image)), 255 - film.image)
 
 
-# --- what surrounds the pixels: trailers, orientation, pages, wrappings --------------------------------------------------
+# --- what surrounds the pixels: trailers, orientation, pages, wrappings
+# --------------------------------------------------
 
 
 def encoded(kind, array, **options):
@@ -317,7 +318,8 @@ def test_damaged_gzip_is_refused(tmp_path, film, damage, said):
         files.read_image(tmp_path / "film.png.gz")
 
 
-# --- NIfTI, and the raw films of JSRT ------------------------------------------------------------------------------------
+# --- NIfTI, and the raw films of JSRT
+# ------------------------------------------------------------------------------------
 
 
 def nifti(axes, affine, *, kind=nibabel.Nifti1Image, code=1):
@@ -510,7 +512,8 @@ def test_more_than_two_labels_are_a_problem_in_words(tmp_path, labels):
     )
     with pytest.raises(
         ValueError,
-        match=f"mask.png: a label map of 3 labels \\({labels[0]}, {labels[1]}, {labels[2]}\\): which are lungs can't be told",
+        match=f"mask.png: a label map of 3 labels \\({labels[0]}, {labels[1]}, {labels[2]}\\): which are lungs can't "
+        "be told",
     ):
         files.read_mask(path)
 
@@ -712,7 +715,7 @@ def test_resized_mask_holds_0_and_1_at_any_size(mask, size):
 def test_probabilities_stay_probabilities_and_beat_the_resized_mask():
     truth = phantom(512, 512).mask
     small = files.resize_prob(truth.astype(np.float32), (64, 64))
-    assert 0 <= small.min() and small.max() <= 1 and small.dtype == np.float32
+    assert small.min() >= 0 and small.max() <= 1 and small.dtype == np.float32
 
     def dice(pred):
         return 2 * (pred & truth).sum() / (pred.sum() + truth.sum())

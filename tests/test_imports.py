@@ -104,7 +104,8 @@ def test_every_room_says_what_is_in_it():
 
 
 def test_importing_the_package_loads_nothing_heavy():
-    code = "import sys, kaggle_utils; print({'torch', 'albumentations', 'scipy', 'cv2', 'numpy', 'pandas'} & set(sys.modules))"
+    heavy = {"torch", "albumentations", "scipy", "cv2", "numpy", "pandas"}
+    code = f"import sys, kaggle_utils; print({heavy} & set(sys.modules))"
     assert (
         subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True).stdout.strip()
         == "set()"
@@ -112,7 +113,10 @@ def test_importing_the_package_loads_nothing_heavy():
 
 
 def test_a_segmenter_needs_neither_albumentations_nor_statistics():
-    code = "import sys; from kaggle_utils import LungSegmenter; print({'albumentations', 'scipy.stats'} & set(sys.modules))"
+    code = (
+        "import sys; from kaggle_utils import LungSegmenter; "
+        "print({'albumentations', 'scipy.stats'} & set(sys.modules))"
+    )
     assert (
         subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True).stdout.strip()
         == "set()"

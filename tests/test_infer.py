@@ -340,7 +340,9 @@ def test_measurements_have_a_row_for_each_film_with_a_mask(folder, segmenter, tm
 
 def test_measurements_are_in_mm_where_the_film_has_a_spacing(tmp_path, monkeypatch, segmenter):
     film = phantom(40, 32)
-    monkeypatch.setattr("kaggle_utils.infer.read_film", lambda path, **_: files.Radiograph(film.image, spacing_mm=(2.0, 0.5)))
+    monkeypatch.setattr(
+        "kaggle_utils.infer.read_film", lambda path, **_: files.Radiograph(film.image, spacing_mm=(2.0, 0.5))
+    )
     write_raw(tmp_path / "a.png", film.image)
     predict([tmp_path / "a.png"], tmp_path / "out", segmenter)
     row = pd.read_csv(tmp_path / "out" / "measurements.csv").loc[0]

@@ -45,7 +45,8 @@ def films(tmp_path):
 
 
 def counting(segmenter, fails_at=None):
-    """The segmenter, and a list that gets the number of films of each batch that it is given; it dies in one of them."""
+    """The segmenter, and a list that gets the number of films of each batch that it is given; it dies in one of
+    them."""
     seen, real = [], segmenter.probabilities
 
     def probabilities(films, *heads):
@@ -245,7 +246,8 @@ def test_results_of_other_films_are_not_replaced(films, tmp_path, weights):
     for formats in (["png"], ["png", "coco"]):  # other settings are no excuse
         with pytest.raises(
             ValueError,
-            match=f"^{out}: results of {films / 'film0.png'} are there, which those of .*others/film0.png would replace",
+            match=f"^{out}: results of {films / 'film0.png'} are there, which those of .*others/film0.png would "
+            "replace",
         ):
             run(tmp_path / "others", out, weights, formats=formats)
     assert {path.name: path.read_bytes() for path in out.glob("*/*.png")} == before

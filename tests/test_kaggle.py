@@ -1,4 +1,4 @@
-"""Kaggle: the metadata of notebooks and datasets; pushing and publishing against a stand-in on loopback, all that can be reached."""
+"""Kaggle: notebooks' and datasets' metadata; pushing and publishing against a stand-in on loopback, behind a fence."""
 
 import io
 import json
@@ -63,7 +63,10 @@ import socket, requests.utils as u, kagglesdk.kaggle_env as e
 print(e.get_endpoint(e.get_env()))
 for url in ("http://localhost/api", "https://api.kaggle.com", "https://www.kaggle.com"):
     print(u.select_proxy(url, u.get_environ_proxies(url)))
-for reach in (lambda: socket.create_connection(("192.0.2.1", 443), 1), lambda: socket.getaddrinfo("kaggle.invalid", 443)):
+for reach in (
+    lambda: socket.create_connection(("192.0.2.1", 443), 1),
+    lambda: socket.getaddrinfo("kaggle.invalid", 443),
+):
     try:
         print("reached", reach())
     except OSError as error:
@@ -101,11 +104,14 @@ def python(*arguments) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=600)
 
 
-RUN = "import sys; from kaggle_utils.kaggle import publish; publish.POLL = 0; {}; from kaggle_utils.cli import main; sys.exit(main(['kaggle', *sys.argv[1:]]))"
+RUN = (
+    "import sys; from kaggle_utils.kaggle import publish; publish.POLL = 0; {}; "
+    "from kaggle_utils.cli import main; sys.exit(main(['kaggle', *sys.argv[1:]]))"
+)
 
 
 def run(*arguments, before: str = "pass") -> SimpleNamespace:
-    """A command's status, output and errors, in a process behind the fence, which doesn't wait between two questions."""
+    """A command's status, output and errors, in a process behind the fence that doesn't wait between questions."""
     done = python("-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); " + RUN.format(before), *arguments)
     return SimpleNamespace(status=done.returncode, out=done.stdout, err=done.stderr)
 
@@ -159,7 +165,7 @@ def test_metadata_is_what_kaggle_takes(path):
 
 
 def test_every_notebook_has_metadata_and_reads_earlier_ones():
-    assert NAMES == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+    assert sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb")) == NAMES
     for n, metadata in enumerate(METADATA.values()):
         assert metadata["enable_gpu"] == (NAMES[n][:2] in ("02", "03", "05"))
         assert {source.split("/")[1] for source in metadata["kernel_sources"]} <= set(SLUGS[:n])
@@ -178,8 +184,7 @@ def test_notebooks_are_chosen_by_number_in_their_order(tmp_path):
         kaggle.choose(["all"], tmp_path)
 
 
-# --- the whole way: refused, published, published again, pushed, failed
-# ------------------------------------------------
+# --- the whole way: refused, published, published again, pushed, failed -----------------------------------------------
 
 
 @pytest.fixture(scope="module")

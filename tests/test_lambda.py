@@ -1,4 +1,5 @@
-"""deploy/lambda/handler.py, in front of a server on loopback that speaks S3's protocol: the masks of predict, without PyTorch."""
+"""deploy/lambda/handler.py, in front of a server on loopback that speaks S3's protocol: the masks of predict, without
+PyTorch."""
 
 import importlib.util
 import json
@@ -259,7 +260,8 @@ def test_s3_that_fails_is_raised_so_that_lambda_tries_again_and_the_second_try_i
 def test_it_runs_without_pytorch_pandas_and_albumentations_within_its_memory(client, films, onnx_file):
     put(client, "films/x.png", films[0])
     code = (
-        "import re, sys\nfor name in ('torch', 'pandas', 'albumentations', 'safetensors', 'onnx'): sys.modules[name] = None\n"
+        "import re, sys\nfor name in ('torch', 'pandas', 'albumentations', 'safetensors', 'onnx'): sys.modules[name] "
+        "= None\n"
         f"import handler\nprint(handler.handler({event('films/x.png')!r})[0]['outcome'])\n"
         "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
     )
@@ -277,7 +279,8 @@ def test_it_runs_without_pytorch_pandas_and_albumentations_within_its_memory(cli
 
 
 class Runtime(ThreadingHTTPServer):
-    """Lambda's side of its runtime's protocol: hands out events one after the other, and keeps what comes back for each."""
+    """Lambda's side of its runtime's protocol: hands out events one after the other, and keeps what comes back for
+    each."""
 
     def __init__(self, events: list[dict]):
         super().__init__(("127.0.0.1", 0), _RuntimeHandler)

@@ -803,7 +803,8 @@ def test_sizes_beyond_memory_are_refused_before_anything_is_read(command, size, 
         MemoryError(),
         MemoryError("Unable to allocate 40.0 GiB"),
         RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 4398046511104 bytes."
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+            "allocate 4398046511104 bytes."
         ),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
         cv2.error(
@@ -820,8 +821,8 @@ def test_too_little_memory_is_one_line_that_says_what_to_make_smaller(error, tmp
     write_prepared(tmp_path / "set", {"train": 1, "val": 1})
     assert main(["train", "--data", str(tmp_path / "set"), "--out", str(tmp_path / "run")]) == 1
     assert (
-        capfd.readouterr().err
-        == "kaggle_utils train: the memory is too small for this: try a smaller --batch or --size or --width or --workers\n"
+        capfd.readouterr().err == "kaggle_utils train: the memory is too small for this: "
+        "try a smaller --batch or --size or --width or --workers\n"
     )
 
 
@@ -844,7 +845,8 @@ def test_another_fault_of_ours_is_no_lack_of_memory(tmp_path, monkeypatch):
 # --- several runs at once --------------------------------------------------------------------------------------------
 
 BUSY = re.compile(
-    r"kaggle_utils \w+: (\S+) is being written by another run( \(process \d+\))?; wait for it or choose another folder\n"
+    r"kaggle_utils \w+: (\S+) is being written by another run( \(process \d+\))?; "
+    r"wait for it or choose another folder\n"
 )
 AT_ONCE = {  # command, and what the second run may say where the first one has ended already
     "prep": (["prep", "--input", "raw", "--out", "out/prep", "--size", "32"], ""),

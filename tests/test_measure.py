@@ -1,4 +1,5 @@
-"""measure.py: shapes whose areas, landmarks, symmetry and tilt are known, films whose lungs are known, and masks of any kind."""
+"""measure.py: shapes whose areas, landmarks, symmetry and tilt are known, films whose lungs are known, and masks of
+any kind."""
 
 from math import isnan, nan
 
@@ -26,7 +27,8 @@ PAIR = boxes(RIGHT, LEFT)
 
 
 def ellipses(*, tilt: float = 0.0, size: int = 400, shift: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """Two upright ellipses, mirror images of each other, turned clockwise about the film's middle and shifted along the row."""
+    """Two upright ellipses, mirror images of each other, turned clockwise about the film's middle and shifted along
+    the row."""
     y, x = np.mgrid[:size, :size] - (size - 1) / 2
     x -= shift
     turn = np.radians(tilt)

@@ -1,4 +1,5 @@
-"""benchmarks/memory.py: what it measured is below its limit, for every case that it has; the most telling ones are measured again."""
+"""benchmarks/memory.py: what it measured is below its limit, for every case that it has; the most telling ones are
+measured again."""
 
 import json
 import sys
@@ -21,7 +22,10 @@ def test_every_case_was_measured_and_is_below_the_limit():
 
 def test_the_peak_is_that_of_a_process_and_its_children_together():
     hold = "x = bytearray(60_000_000); import time; time.sleep(0.5)"
-    child = f"import subprocess, sys; x = bytearray(40_000_000); subprocess.run([sys.executable, '-c', {hold!r}]); print('said'); sys.exit(3)"
+    child = (
+        "import subprocess, sys; x = bytearray(40_000_000); "
+        f"subprocess.run([sys.executable, '-c', {hold!r}]); print('said'); sys.exit(3)"
+    )
     megabytes, status, said = memory.peak([sys.executable, "-c", child])
     assert 100 < megabytes < 160 and status == 3 and said == "said\n"
 

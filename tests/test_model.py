@@ -78,7 +78,9 @@ def test_default_has_at_most_2_million_parameters():
 
 def test_parameters_are_counted_by_hand():
     # 1→2 channels, depth 1: convolutions 3·3 without bias, two numbers a normalised channel, 1×1 with bias.
-    double = lambda i, o: 9 * i * o + 2 * o + 9 * o * o + 2 * o
+    def double(i: int, o: int) -> int:
+        return 9 * i * o + 2 * o + 9 * o * o + 2 * o
+
     assert count_parameters(UNet(width=2, depth=1)) == double(1, 2) + double(2, 4) + (4 * 2 + 2) + double(4, 2) + (
         2 + 1
     )

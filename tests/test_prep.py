@@ -386,7 +386,8 @@ def test_twins_by_pixels_are_reported_and_only_the_first_is_kept(tmp_path):
     assert problems_in(tmp_path / "out") == {"MCUCXR_0002_0": "the same pixels as MCUCXR_0001_0"}
 
 
-# --- negatives, and the raw films of JSRT ------------------------------------------------------------------------------
+# --- negatives, and the raw films of JSRT
+# ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

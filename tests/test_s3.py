@@ -1,4 +1,4 @@
-"""s3.py: copies to and from a server on loopback that speaks S3's protocol, through faults, kills and hostile archives."""
+"""s3.py: copies to and from a server on loopback that speaks S3's protocol; faults, kills and hostile archives."""
 
 import io
 import os
@@ -250,8 +250,8 @@ def test_a_failed_upload_leaves_no_parts_behind_and_the_next_one_sends_what_is_m
 
 
 def kill_and_repeat(proxy, arguments, wait, *, within, look=lambda: None):
-    """Kills the command once a request of a kind was answered while those of another kind hang, looks at what is there, gives the
-    command again, and returns what it said."""
+    """Kills the command once a request of a kind was answered while those of another kind hang, looks at what is there,
+    gives the command again, and returns what it said."""
     proxy.faults.append(Fault("slow", *within, times=100, seconds=20))
     process = start(*arguments)
     proxy.wait_for(*wait)
@@ -557,8 +557,9 @@ def test_a_link_that_lies_where_a_file_is_fetched_to_is_not_followed(client, tmp
 def test_disk_full_is_one_line_and_leaves_no_part(folder, proxy, tmp_path):
     s3.upload(folder, "s3://bkt/set")
     limited = (
-        f"import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, "
-        f"({4 * MB}, {4 * MB})); from kaggle_utils.cli import main; sys.exit(main(['s3', 'download', 's3://bkt/set', {str(tmp_path / 'back')!r}]))"
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({4 * MB}, {4 * MB})); from kaggle_utils.cli import main; "
+        f"sys.exit(main(['s3', 'download', 's3://bkt/set', {str(tmp_path / 'back')!r}]))"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(kaggle_utils.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", limited], env=environment, capture_output=True, text=True, timeout=600)
@@ -609,7 +610,10 @@ def test_without_boto3_the_line_says_what_to_install(tmp_path, monkeypatch, capf
 
 
 def test_boto3_is_not_imported_without_an_address():
-    code = "import sys; from kaggle_utils.scale import s3; s3.fetch('films'); sys.exit('boto3' in sys.modules or 'botocore' in sys.modules)"
+    code = (
+        "import sys; from kaggle_utils.scale import s3; s3.fetch('films'); "
+        "sys.exit('boto3' in sys.modules or 'botocore' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(kaggle_utils.__file__).parents[1]).returncode == 0
 
 

@@ -1,4 +1,4 @@
-"""shards.py: every film once, shuffled across shards, as the prepared set has it; training from them, from a disk and from S3."""
+"""shards.py: every film once, shuffled across shards, as the prepared set has it; training from a disk and from S3."""
 
 import gzip
 import io

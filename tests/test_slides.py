@@ -1,4 +1,4 @@
-"""slides/: which cells share a slide, and the deck in a browser: nothing asked of a network, nothing wider or higher than a slide."""
+"""slides/: which cells share a slide, and the deck in a browser: no network, nothing wider or higher than a slide."""
 
 import base64
 import hashlib
@@ -21,17 +21,23 @@ NOTEBOOKS = make.README.parent / "notebooks"
 LEGIBLE = 0.5  # of the usual text size; code is then 14 px high on a screen of 1080
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
-# What a slide shows, and what of it lies outside its slide or is clipped: by the browser, not by deck.js's own
-# reckoning.
+# What a slide shows, and what of it lies outside its slide or is clipped: by the browser, not by deck.js.
 REPORT = """() => {
-  const slide = Reveal.getCurrentSlide(), box = slide.getBoundingClientRect(), inside = [...slide.querySelectorAll(":not(aside, aside *, svg *)")];
-  const outside = e => { const r = e.getBoundingClientRect(); return r.left < box.left - 1 || r.top < box.top - 1 || r.right > box.right + 1 || r.bottom > box.bottom + 1; };
+  const slide = Reveal.getCurrentSlide(), box = slide.getBoundingClientRect(),
+    inside = [...slide.querySelectorAll(":not(aside, aside *, svg *)")];
+  const outside = e => {
+    const r = e.getBoundingClientRect();
+    return r.left < box.left - 1 || r.top < box.top - 1 || r.right > box.right + 1 || r.bottom > box.bottom + 1;
+  };
   const clipped = e => e.matches("pre, div, td, th, table, p, li, section") && e.scrollWidth > e.clientWidth + 1;
   const figure = slide.querySelector("img");
-  return {text: slide.innerText, heading: slide.querySelector("h1, h2, h3")?.innerText, scale: +slide.style.getPropertyValue("--scale"),
-    beside: slide.classList.contains("columns"), figure: figure ? [figure.clientWidth, figure.clientHeight] : null, last: Reveal.isLastSlide(),
+  return {text: slide.innerText, heading: slide.querySelector("h1, h2, h3")?.innerText,
+    scale: +slide.style.getPropertyValue("--scale"),
+    beside: slide.classList.contains("columns"),
+    figure: figure ? [figure.clientWidth, figure.clientHeight] : null, last: Reveal.isLastSlide(),
     wrong: inside.filter(e => outside(e) || clipped(e)).map(e => e.outerHTML.slice(0, 120)),
-    formulas: slide.querySelectorAll("mjx-container > svg").length, bad: slide.querySelectorAll("[data-mjx-error]").length};
+    formulas: slide.querySelectorAll("mjx-container > svg").length,
+    bad: slide.querySelectorAll("[data-mjx-error]").length};
 }"""
 
 
@@ -233,7 +239,8 @@ PREP = [
 TRAINING = [
     markdown("# Training"),
     markdown(
-        "## Why Dice?\n\nWith $p = \\sigma(z)$:\n\n$$1 - \\frac{2\\sum_i p_i y_i}{\\sum_i p_i + \\sum_i y_i}, \\quad \\mathbb{R} \\ni z, "
+        "## Why Dice?\n\nWith $p = \\sigma(z)$:\n\n$$1 - \\frac{2\\sum_i p_i y_i}{\\sum_i p_i + \\sum_i y_i}, \\quad "
+        "\\mathbb{R} \\ni z, "
         "\\boldsymbol{y}, \\mathcal{L}, \\mathfrak{B}$$"
     ),
     markdown("## Figure"),
@@ -263,7 +270,7 @@ HEADINGS = [
 
 
 def watch(deck: Path, shots: Path) -> dict:
-    """Steps through a deck in a browser without a network: each slide's report, what was asked for, and errors. Saves screenshots."""
+    """Steps through a deck in a browser without a network: slides' reports, requests, errors. Saves screenshots."""
     from playwright.sync_api import sync_playwright
 
     shots.mkdir()

@@ -318,7 +318,8 @@ def write_prepared(root, drawn, source="montgomery"):
         files.write_image(root / "train/image" / f"{name}.png", film.image)
         files.write_mask(root / "train/mask" / f"{name}.png", film.mask)
         rows.append(f"{name},{source},train,{film.tb}")
-    # None of these has a file: touching one would raise. The first is on the published test list, whatever is said here.
+    # None of these has a file: touching one would raise. The first is on the published test list, whatever is said
+    # here.
     rows += ["MCUCXR_0166_1,montgomery,train,1", "held_out,montgomery,test,0", "JPCLN049,jsrt,train,0"]
     (root / "manifest.csv").write_text("\n".join(rows))
 

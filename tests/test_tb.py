@@ -42,7 +42,7 @@ from kaggle_utils.tb.data import (
     view,
 )
 from kaggle_utils.tb.net import TBEnsemble, TBNet, grad_cam, load_tb
-from kaggle_utils.tb.screening import COLUMNS, TB_WEIGHTS, TBScreener, draw_heat, screen, why_not
+from kaggle_utils.tb.screening import SCREENING_COLUMNS, TB_WEIGHTS, TBScreener, draw_heat, screen, why_not
 from kaggle_utils.tb.train import TBConfig, compare_arms, logits_of, read_off, train_tb
 
 SIZE = 64
@@ -359,7 +359,7 @@ def weights(tmp_path_factory, trained):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two built-in films and everything that can't be classified."""
+    """Two synthetic radiographs and everything that can't be classified."""
     root = tmp_path_factory.mktemp("films")
     for k, film in enumerate(AppearanceModel.load().sample(2, 0, size=256)):
         write_image(root / f"film{k}.png", film.image)
@@ -371,7 +371,7 @@ def folder(tmp_path_factory):
 
 def test_screening_gives_a_probability_or_a_reason(folder, weights, tmp_path):
     table = screen([folder], tmp_path / "out", TBScreener(weights, device="cpu"), batch=3)
-    assert tuple(table) == COLUMNS and list(table["name"]) == ["blank", "broken", "film0", "film1", "noise"]
+    assert tuple(table) == SCREENING_COLUMNS and list(table["name"]) == ["blank", "broken", "film0", "film1", "noise"]
     fine = table["name"].str.startswith("film")
     assert (
         table.loc[fine, "probability"].between(0, 1).all()

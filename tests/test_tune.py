@@ -77,8 +77,7 @@ def counted(monkeypatch):
     return trained
 
 
-# --- kill and restart
-# --------------------------------------------------------------------------------------------------
+# --- kill and restart -------------------------------------------------------------------------------------------------
 
 
 def slowly(trainer):
@@ -136,8 +135,7 @@ def test_processes_beside_each_other_write_the_same_rows(prepared, tmp_path):
     pd.testing.assert_frame_equal(without_clock(alone), without_clock(beside))
 
 
-# --- what is recorded
-# --------------------------------------------------------------------------------------------------
+# --- what is recorded -------------------------------------------------------------------------------------------------
 
 
 def test_a_row_an_epoch_with_settings_scores_and_commit(prepared, tmp_path):
@@ -216,8 +214,7 @@ def test_summary_has_means_over_the_seeds_after_the_last_epoch(prepared, tmp_pat
     assert summary.set_index("run").loc["default", "val_dice"] == pytest.approx(last["val_dice"].mean())
 
 
-# --- bad input
-# ---------------------------------------------------------------------------------------------------------
+# --- bad input --------------------------------------------------------------------------------------------------------
 
 
 def test_an_unknown_study_is_answered_with_the_list(prepared, tmp_path, capsys):
@@ -243,8 +240,7 @@ def test_runs_of_other_settings_or_films_are_not_mixed(prepared, tmp_path):
         do(write_prepared(tmp_path / "other", first=50), tmp_path / "out")
 
 
-# --- the lists
-# ---------------------------------------------------------------------------------------------------------
+# --- the lists --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", tune.STUDIES)
@@ -271,8 +267,7 @@ def test_the_command_runs_a_study_and_prints_its_summary(prepared, tmp_path, mon
     assert len(read_table(tmp_path / "loss.csv")) == 3
 
 
-# --- how many films
-# ----------------------------------------------------------------------------------------------------
+# --- how many films ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -312,8 +307,7 @@ def test_built_in_films_are_drawn_once_and_counted_as_such(prepared, tmp_path):
     assert rows[-1]["real"] == 3 and 6 <= rows[-1]["built_in"] <= 9
 
 
-# --- search
-# ------------------------------------------------------------------------------------------------------------
+# --- search -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -402,8 +396,7 @@ def test_a_search_without_its_storage_does_not_overwrite_its_table(prepared, tmp
         do(prepared, tmp_path, "search", trials=1, storage=f"sqlite:///{tmp_path}/new.db")
 
 
-# --- the mistakes
-# ------------------------------------------------------------------------------------------------------
+# --- the mistakes -----------------------------------------------------------------------------------------------------
 
 
 def in_batches(logits, batch=4):

@@ -16,7 +16,7 @@ N = 3
 
 
 def at_once(folder: Path, commands: list[list[str]], modules: list[str]) -> list[list[tuple[int, str]]]:
-    """Of each command, status and stderr of three processes that begin together in a folder; the modules are loaded before that."""
+    """Each command's status and stderr, of three processes that begin together in a folder with the modules loaded."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, __file__],

@@ -1,9 +1,11 @@
-"""AWS Lambda: a film that arrives in S3 gets its mask, its overlay and its measurements there. ONNX Runtime computes, PyTorch isn't there.
+"""AWS Lambda: a film that arrives in S3 gets its mask, its overlay and its measurements there. ONNX Runtime computes,
+PyTorch isn't there.
 
-Each object below ``IN_PREFIX`` becomes, below ``OUT_PREFIX``, ``masks/KEY.png``, ``overlays/KEY.png`` and ``measurements/KEY.json``,
-where KEY is what follows the prefix, suffix included; or ``errors/KEY.json`` where it can't be read, or is no frontal chest film.
-What is written depends on the object alone, so an event that comes twice does no harm; what is wrong with a film is never
-raised, as Lambda would only try it again; what is wrong with S3 is, so that it does.
+Each object below ``IN_PREFIX`` becomes, below ``OUT_PREFIX``, ``masks/KEY.png``, ``overlays/KEY.png`` and
+``measurements/KEY.json``, where KEY is what follows the prefix, suffix included; or ``errors/KEY.json`` where it can't
+be read, or is no frontal chest film. What is written depends on the object alone, so an event that comes twice does no
+harm; what is wrong with a film is never raised, as Lambda would only try it again; what is wrong with S3 is, so that
+it does.
 """
 
 from __future__ import annotations
@@ -96,7 +98,8 @@ def process(bucket: str, key: str) -> str:
     folders = [f"{OUT_PREFIX}{kind}/" for kind in KINDS]
     if target == bucket and any(folder.startswith(IN_PREFIX) or IN_PREFIX.startswith(folder) for folder in folders):
         raise ValueError(
-            f"results below {OUT_PREFIX!r} would be films below {IN_PREFIX!r}, and segmented for ever: choose another OUT_PREFIX"
+            f"results below {OUT_PREFIX!r} would be films below {IN_PREFIX!r}, and segmented for ever: choose another "
+            "OUT_PREFIX"
         )
     if not key.startswith(IN_PREFIX) or key.endswith("/"):
         return "ignored"

@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..prep import find_films, prepare
-from ..splits import BUILT_IN
+from ..splits import SYNTHETIC
 from ..synthetic import write_raw
 
 KAGGLE = Path("/kaggle")
@@ -118,7 +118,7 @@ def _find_attached(kaggle: Path, name: str) -> Path | None:
 def _attached_sets(kaggle: Path) -> Path | None:
     """Kaggle's input folder, if it has films of known sets, raw or prepared, and not only synthetic ones."""
     manifest = _find_attached(kaggle, "segmentation/manifest.csv")
-    if manifest and not pd.read_csv(manifest)["name"].str.fullmatch(BUILT_IN).all():
+    if manifest and not pd.read_csv(manifest)["name"].str.fullmatch(SYNTHETIC).all():
         return kaggle / "input"
     try:
         return kaggle / "input" if find_films(kaggle / "input") else None

@@ -1,4 +1,5 @@
-"""The page: drop a radiograph on it, and see its lungs outlined, measured and screened. Gradio serves it; no radiograph stays.
+"""The page: drop a radiograph on it, and see its lungs outlined, measured and screened. Gradio serves it; no
+radiograph stays.
 
 - ``app``: the page and its reports
 - ``uploads``: what visitors send: in memory alone, so many and so large in all, from the page itself

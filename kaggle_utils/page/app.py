@@ -1,7 +1,8 @@
 """The page: a film is dropped on it, its lungs are outlined, measured and screened. Gradio serves it; no film stays.
 
-A report carries its picture, mask and table within itself, so the server keeps none of them; the film itself is in memory
-alone, until it is read. The page asks no other machine for anything: a policy that goes with every answer forbids it.
+A report carries its picture, mask and table within itself, so the server keeps none of them; the film itself is in
+memory alone, until it is read. The page asks no other machine for anything: a policy that goes with every answer
+forbids it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from html import escape
 from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -91,7 +92,7 @@ def serve(screener: TBScreener, *, host: str = "127.0.0.1", port: int = 7860) ->
         page.block_thread()
 
 
-def build_page(screener: TBScreener, examples: list[Path], uploads: Uploads) -> tuple[gradio.Blocks, dict[str, object]]:
+def build_page(screener: TBScreener, examples: list[Path], uploads: Uploads) -> tuple[gradio.Blocks, dict[str, Any]]:
     """The page, and what its ``launch`` is to be given besides.
 
     Args:
@@ -110,7 +111,8 @@ def build_page(screener: TBScreener, examples: list[Path], uploads: Uploads) -> 
     early, late = (look, {}) if int(gr.__version__.split(".")[0]) < 6 else ({}, look)  # Gradio 6 takes them at launch
     with gr.Blocks(title="Lungs in a chest radiograph", analytics_enabled=False, **early) as page:
         gr.HTML(
-            f"<h1>Lungs in a chest radiograph</h1><p>Drop a frontal film: PNG, JPEG, TIFF or DICOM, up to {MAX_UPLOAD // 10**6} MB. "
+            "<h1>Lungs in a chest radiograph</h1><p>Drop a frontal film: PNG, JPEG, TIFF or DICOM, up to "
+            f"{MAX_UPLOAD // 10**6} MB. "
             "A U-Net outlines the lungs, and they are measured. The film is in memory alone, until it is read.</p>"
             f"<p class='caution'>{CAUTION}</p>",
             elem_id="head",
@@ -181,12 +183,14 @@ def report(path: Path, screener: TBScreener, *, data: bytes | None = None) -> st
         "Tuberculosis, for research": why_not(found) or _probability(screener, image, mask),
     }
     name = escape(path.stem)
+    picture_file = _data("image/jpeg", encode_image(picture, ".jpg"))
+    mask_file = _data("image/png", encode_image(found.mask * np.uint8(255), ".png"))
     return f"""<article class='report'>
-      <figure><img alt='The film with its lungs outlined' src='{_data("image/jpeg", encode_image(picture, ".jpg"))}'>
+      <figure><img alt='The film with its lungs outlined' src='{picture_file}'>
         <figcaption>The patient's right lung is on the left.</figcaption></figure>
       <div><h2>{escape(path.name)}</h2>{_lungs(measured, film.spacing_mm)}{_rows(facts)}{_notes(reasons + found.notes)}
         <p class='downloads'>
-          <a download='{name}_mask.png' href='{_data("image/png", encode_image(found.mask * np.uint8(255), ".png"))}'>Mask (PNG)</a>
+          <a download='{name}_mask.png' href='{mask_file}'>Mask (PNG)</a>
           <a download='{name}_measurements.csv' href='{_data("text/csv", to_csv(table))}'>Measurements (CSV)</a>
         </p></div></article>"""
 
@@ -205,7 +209,8 @@ def _lungs(found: dict[str, float], spacing_mm: tuple[float, float] | None) -> s
         f"<tr><th scope='row'>{name}</th><td>{value('right')}</td><td>{value('left')}</td></tr>"
         for name, value in lines.items()
     )
-    return f"<table><thead><tr><td></td><th scope='col'>Right lung</th><th scope='col'>Left lung</th></tr></thead><tbody>{body}</tbody></table>"
+    head = "<thead><tr><td></td><th scope='col'>Right lung</th><th scope='col'>Left lung</th></tr></thead>"
+    return f"<table>{head}<tbody>{body}</tbody></table>"
 
 
 def _rows(facts: dict[str, str]) -> str:
@@ -235,7 +240,8 @@ def _data(kind: str, content: bytes) -> str:
 
 
 def _check_address(host: str, port: int) -> None:
-    """Raises OSError or ValueError for an address that nothing can listen at; Gradio would call every one a taken port."""
+    """Raises OSError or ValueError for an address that nothing can listen at; Gradio would call every one a taken
+    port."""
     if not 0 < port < 65536:
         raise ValueError(f"--port {port}: a port is 1 to 65535")
     try:
@@ -245,11 +251,14 @@ def _check_address(host: str, port: int) -> None:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except (OSError, UnicodeError) as error:  # UnicodeError: a name that can't be one
-        known = {
+        known: dict[Any, str] = {
             errno.EADDRINUSE: f"--port {port}: it is in use: choose another one",
             errno.EACCES: f"--port {port}: it is the system's: choose one above 1023",
         }
-        unknown = f"--host {host}: no address of this machine: 127.0.0.1 is for this machine alone, 0.0.0.0 for all who reach it"
+        unknown = (
+            f"--host {host}: no address of this machine: 127.0.0.1 is for this machine alone, "
+            "0.0.0.0 for all who reach it"
+        )
         raise OSError(known.get(getattr(error, "errno", None), unknown)) from None
 
 
@@ -262,7 +271,8 @@ def _names(host: str) -> list[str]:
 
 
 class _Policy:
-    """ASGI middleware: every answer forbids the page to load anything from another machine, as Gradio 5 would a script."""
+    """ASGI middleware: every answer forbids the page to load anything from another machine, as Gradio 5 would a
+    script."""
 
     def __init__(self, app: Callable):
         self.app = app

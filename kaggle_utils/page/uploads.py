@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from secrets import token_hex
+from typing import Any
 from urllib.parse import urlsplit
 
 from ..files import printable
@@ -18,7 +19,8 @@ MOST_BYTES = 4 * MAX_UPLOAD  # of these together
 KEPT_SECONDS = 300  # the longest that a film is kept which nobody asks to be read
 SENDING_SECONDS = 120  # the longest that sending one may take
 _ROOM = 10_000  # bytes of a request besides its film
-# What Gradio's page asks for; of its other addresses (proxies, calls without the page, recordings, source files) none is open.
+# What Gradio's page asks for; of its other addresses (proxies, calls without the page, recordings, source files) none
+# is open.
 _OPEN = {
     "GET": re.compile(
         r"/|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/(assets|static)/.*"
@@ -30,7 +32,8 @@ _OPEN["HEAD"] = _OPEN["GET"]
 
 
 class Uploads:
-    """The films that visitors have sent and that are not read yet: in memory alone, so that no kill leaves one on the disk."""
+    """The films that visitors have sent and that are not read yet: in memory alone, so that no kill leaves one on the
+    disk."""
 
     def __init__(self):
         self._films: dict[str, tuple[str, bytes]] = {}
@@ -44,7 +47,7 @@ class Uploads:
         return self._films.pop(ticket, None)
 
     async def receive(self, request):
-        """Answers a request that sends a film: with its ticket, as Gradio's page expects a path, or why it isn't taken."""
+        """Answers a request that sends a film: with its ticket, in a path's place, or why it isn't taken."""
         from starlette.responses import JSONResponse
 
         size = _length(request)
@@ -72,8 +75,9 @@ class Uploads:
 class Gate:
     """ASGI middleware before Gradio: takes films itself, and lets through what the page asks for, from the page alone.
 
-    Gradio would keep an upload under its content's hash, where another visitor can ask for it, and would open what path a request
-    names, or resolve it if it is an address. Here a request names a film by its ticket, or a built-in film by its number.
+    Gradio would keep an upload under its content's hash, where another visitor can ask for it, and would open what
+    path a request names, or resolve it if it is an address. Here a request names a film by its ticket, or a built-in
+    film by its number.
 
     Args:
         app: what answers the rest.
@@ -127,7 +131,7 @@ class Gate:
             return None
         return json.dumps(known).encode()
 
-    def _film(self, named: object) -> object:
+    def _film(self, named: Any) -> Any:
         if type(named) is int and named in range(self.examples):
             return named
         ticket = named["path"]

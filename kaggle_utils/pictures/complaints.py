@@ -1,4 +1,4 @@
-"""What a decoder complains of while it goes on: libjpeg and libtiff fill up what is damaged, and say so on stderr alone."""
+"""What a decoder complains of while it goes on: libjpeg and libtiff fill up what is damaged, and only print that."""
 
 from __future__ import annotations
 
@@ -25,13 +25,15 @@ _COMPLAINTS = re.compile(
 warnings.filterwarnings("ignore", module=r"PIL\.")  # about tags
 _DECODE = """import sys, cv2, numpy
 page = int(sys.argv[1])
-cv2.imdecodemulti(numpy.frombuffer(sys.stdin.buffer.read(), numpy.uint8), cv2.IMREAD_UNCHANGED, range=(page, page + 1))"""
+data = numpy.frombuffer(sys.stdin.buffer.read(), numpy.uint8)
+cv2.imdecodemulti(data, cv2.IMREAD_UNCHANGED, range=(page, page + 1))"""
 
 
 def complaint_alone(data: bytes, page: int = 0) -> str:
-    """What OpenCV's decoder says of a JPEG's or TIFF's page being damaged, in a process of its own; empty where it is content.
+    """What OpenCV's decoder says of damage to a JPEG's or TIFF's page, in a process of its own; empty where it's
+    content.
 
-    That takes a good part of a second: it's for a file about which there is a doubt.
+    That takes a good part of a second: it's for a file that may be damaged.
     """
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
     # OpenCV tells of libtiff's errors where its log is open.
@@ -66,7 +68,7 @@ def damage_of_tiff(data: bytes, page: int, most: int) -> str:
     try:
         with Image.open(BytesIO(data), formats=["TIFF"]) as picture:
             picture.seek(page)
-            tags = picture.tag_v2
+            tags = picture.tag_v2  # type: ignore[attr-defined]
             packing = tags.get(_COMPRESSION)
             if packing in _DEFLATE and not all(_is_whole(data[at : at + size], most) for at, size in _strips(tags)):
                 return "a checksum of its pixels is wrong"
@@ -87,7 +89,7 @@ def _strips(tags: Mapping[int, tuple[int, ...]]) -> Iterator[tuple[int, int]]:
 
 
 def _is_whole(packed: bytes, most: int) -> bool:
-    """Says whether zlib's stream has the checksum that it ends with, which libtiff doesn't read once it has its pixels."""
+    """Says whether zlib's stream ends with its checksum, which libtiff doesn't read once it has its pixels."""
     stream = zlib.decompressobj()
     try:
         return len(stream.decompress(packed, most + 1)) > most or stream.eof
@@ -98,12 +100,16 @@ def _is_whole(packed: bytes, most: int) -> bool:
 class _Ear:
     """Hears what C libraries print to stderr, which isn't printed then. Python's ``sys.stderr`` isn't touched.
 
-    While anybody listens, the C library's variable ``stderr`` is another file. Only glibc has it to be set: elsewhere nothing is
-    heard, and what is said is printed.
+    While anybody listens, the C library's variable ``stderr`` is another file. Only glibc has it to be set: elsewhere
+    nothing is heard, and what is said is printed.
     """
 
-    def __init__(self):
-        self._lock, self._listeners, self._file = threading.Lock(), 0, None
+    def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        self._lock, self._listeners = threading.Lock(), 0
+        self._file: int | None = None
         if "CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", ()):
             return
         libc = ctypes.CDLL(None)
@@ -117,28 +123,29 @@ class _Ear:
     @contextmanager
     def listening(self) -> Iterator[Callable[[], bool]]:
         """Tells, asked within the ``with``, whether anything was said by this thread or by others that listen."""
-        if self._file is None:
+        file = self._file
+        if file is None:
             yield lambda: False
             return
         with self._lock:
             self._listeners += 1
             if self._listeners == 1:
                 self._own, self._stderr.value = self._stderr.value, self._stream
-            before = os.fstat(self._file).st_size
+            before = os.fstat(file).st_size
         try:
-            yield lambda: os.fstat(self._file).st_size > before
+            yield lambda: os.fstat(file).st_size > before
         finally:
             with self._lock:
                 self._listeners -= 1
                 if not self._listeners:
                     self._stderr.value = self._own
-                    os.ftruncate(self._file, 0)
+                    os.ftruncate(file, 0)
 
     def after_fork(self) -> None:
         """In the child the other threads, who listened, are gone; and its file isn't the parent's."""
         if self._listeners:
             self._stderr.value = self._own
-        self.__init__()
+        self._begin()
 
 
 _EAR = _Ear()

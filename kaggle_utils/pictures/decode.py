@@ -6,6 +6,7 @@ import gzip
 import logging
 import zlib
 from io import BytesIO
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,7 +18,8 @@ from .header import HEAD, Header, check_png, check_size, kind_of, read_header
 JSRT_SIDE = 2048  # px
 JSRT_BYTES = 2 * JSRT_SIDE**2
 _JSRT_TOP = 4095
-# What EXIF's orientation says to do with stored pixels: exchange rows and columns, turn over the rows' order, the columns'.
+# What EXIF's orientation says to do with stored pixels: exchange rows and columns, turn over the rows' order, the
+# columns'.
 _PLACED = {
     1: (False, False, False),
     2: (False, False, True),
@@ -33,9 +35,9 @@ _PLACED = {
 def decode(data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
     """The pixels of a picture file's bytes, and notes on what was done to them.
 
-    A file with more than one film is refused; of a TIFF with reduced copies the whole film is read. An orientation tag is
-    obeyed in JPEG, PNG, WebP and TIFF alike, as browsers and Pillow's ``exif_transpose`` do. A note that begins with ``DAMAGED``
-    says what the decoder of a JPEG or TIFF complained of; the others' say nothing, or refuse.
+    A file with more than one film is refused; of a TIFF with reduced copies the whole film is read. An orientation tag
+    is obeyed in JPEG, PNG, WebP and TIFF alike, as browsers and Pillow's ``exif_transpose`` do. A note that begins with
+    ``DAMAGED`` says what the decoder of a JPEG or TIFF complained of; the others' say nothing, or refuse.
 
     Returns:
         ``(H, W)``, ``(H, W, 3)`` in BGR or ``(H, W, 4)`` in BGRA, of any real type.
@@ -56,22 +58,22 @@ def decode(data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
         return _nifti(data, declared), ()
     if kind == "PNG":
         check_png(data)
+    damage = ""
     with listening() as heard:
-        damage = (
-            damage_of_tiff(data, declared.page, declared.rows * declared.columns * declared.pixel)
-            if kind == "TIFF"
-            else ""
-        )
+        if kind == "TIFF":
+            damage = damage_of_tiff(data, declared.page, declared.rows * declared.columns * declared.pixel)
         pixels = _opencv(data, declared.page)
-        doubtful = kind == "JPEG" and heard()
-    if doubtful:
+        complained = heard()
+    if kind == "JPEG" and complained:
         damage = complaint_alone(data)
-    notes = (DAMAGED + damage,) if damage else ()
-    if declared.orientation not in range(2, 9):
-        return pixels, notes
-    if kind != "TIFF":  # of which OpenCV obeys it
-        pixels = _place(pixels, *_PLACED[declared.orientation])
-    return pixels, (*notes, f"turned or mirrored as its orientation tag says ({declared.orientation})")
+    notes = []
+    if damage:
+        notes.append(DAMAGED + damage)
+    if declared.orientation in range(2, 9):
+        notes.append(f"turned or mirrored as its orientation tag says ({declared.orientation})")
+        if kind != "TIFF":  # of which OpenCV obeys it
+            pixels = _place(pixels, *_PLACED[declared.orientation])
+    return pixels, tuple(notes)
 
 
 def unpack(data: bytes) -> bytes:
@@ -98,7 +100,8 @@ def _opencv(data: bytes, page: int) -> np.ndarray:
     buffer = np.frombuffer(data, np.uint8)
     try:
         if page:
-            pixels = next(iter(cv2.imdecodemulti(buffer, cv2.IMREAD_UNCHANGED, range=(page, page + 1))[1]), None)
+            _, pages = cv2.imdecodemulti(buffer, cv2.IMREAD_UNCHANGED, range=(page, page + 1))
+            pixels = pages[0] if pages else None
         else:
             pixels = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
@@ -126,8 +129,8 @@ def _jsrt(data: bytes) -> np.ndarray:
 def _nifti(data: bytes, declared: Header) -> np.ndarray:
     """The slice as a radiologist hangs it, by its affine: columns run to the patient's left, rows downwards.
 
-    Downwards is to the feet, or to the back where a converter took a picture for an axial slice. Where the header has no
-    affine, the first axis runs along the rows and the second down the columns, as they are stored.
+    Downwards is to the feet, or to the back where a converter took a picture for an axial slice. Where the header has
+    no affine, the first axis runs along the rows and the second down the columns, as they are stored.
     """
     try:
         import nibabel
@@ -135,10 +138,14 @@ def _nifti(data: bytes, declared: Header) -> np.ndarray:
         raise ImportError("NIfTI files need nibabel: pip install nibabel") from None
     logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # what it mends in a header
     try:
-        image = (nibabel.Nifti2Image if data[4:8] == b"n+2\0" else nibabel.Nifti1Image).from_bytes(data)
+        version = nibabel.Nifti2Image if data[4:8] == b"n+2\0" else nibabel.Nifti1Image
+        image = version.from_bytes(data)
         kind = image.get_data_dtype()
-        scaled = (image.dataobj.slope, image.dataobj.inter) != (1, 0)
-        values = image.get_fdata(caching="unchanged", dtype=np.float32) if scaled else np.asanyarray(image.dataobj)
+        stored: Any = image.dataobj
+        if (stored.slope, stored.inter) == (1, 0):
+            values = np.asanyarray(stored)
+        else:
+            values = image.get_fdata(caching="unchanged", dtype=np.float32)
         pixels = values.reshape(declared.columns, declared.rows).T
         known = int(image.header["sform_code"]) > 0 or int(image.header["qform_code"]) > 0
         ends = nibabel.aff2axcodes(image.affine) if known else ()

@@ -1,4 +1,5 @@
-"""Which files are films, and what their results are called. Nothing heavy is imported: the command line asks before it loads anything."""
+"""Which files are films, and what their results are called. Nothing heavy is imported: the command line asks before it
+loads anything."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from .header import HEAD, is_dicom, looks_like_image
 
 log = logging.getLogger(__name__)
 
-# Files that claim by their suffix to be films: where one is damaged, or of a kind that is not read here, that is said of it.
+# Files that claim by their suffix to be films: where one is damaged, or of a kind that is not read here, that is said
+# of it.
 FILM_SUFFIXES = (
     ".png",
     ".jpg",
@@ -95,12 +97,13 @@ _RESERVED = re.compile(r"\.*|(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.I)  # no 
 
 
 def find_files(patterns: Iterable[str | Path], *, out: str | Path | None = None) -> list[Path]:
-    """The films that files, folders (searched below, through links, not in hidden ones) and globs name, sorted, each once.
+    """The films that files, folders (searched below, through links, not in hidden ones) and globs name, sorted, each
+    once.
 
-    In folders, films are told by their content, or by a suffix that claims so; what may hide films (see :func:`may_hide_films`) is
-    among them, as nobody can read it. Other files are left out; a warning in the log names
-    them, unless they are texts, tables and the like. What this package wrote there itself is no film. A file that is named is taken as
-    it is.
+    In folders, films are told by their content, or by a suffix that claims so; what may hide films (see
+    :func:`may_hide_films`) is among them, as nobody can read it. Other files are left out; a warning in the log names
+    them, unless they are texts, tables and the like. What this package wrote there itself is no film. A file that is
+    named is taken as it is.
 
     Args:
         patterns: files, folders and globs.
@@ -128,7 +131,8 @@ def find_files(patterns: Iterable[str | Path], *, out: str | Path | None = None)
 
 
 def check_patterns(patterns: Iterable[str | Path]) -> None:
-    """Raises FileNotFoundError for a pattern in which :func:`find_files` would find nothing; looks no further than the first film."""
+    """Raises FileNotFoundError for a pattern in which :func:`find_files` would find nothing; looks no further than the
+    first film."""
     for pattern in map(Path, patterns):
         paths = [pattern] if os.path.lexists(pattern) else _expand(pattern)
         if not any(any(map(_counts, walk(path))) if path.is_dir() else True for path in paths):
@@ -136,7 +140,8 @@ def check_patterns(patterns: Iterable[str | Path]) -> None:
 
 
 def walk(root: str | Path, *, unless: Collection[str] = (), skip: Collection[str] = ()) -> Iterator[Path]:
-    """The files in a folder and below it, through links, each folder once; no hidden ones, and no pictures that this package wrote.
+    """The files in a folder and below it, through links, each folder once; no hidden ones, and no pictures that this
+    package wrote.
 
     A folder that can't be searched is given like a file: nobody can read it, and that is told of it where it is tried.
 
@@ -145,7 +150,9 @@ def walk(root: str | Path, *, unless: Collection[str] = (), skip: Collection[str
         unless: a folder that has a file of one of these names is left out with all below it.
         skip: folders to leave out with all below them, by their real paths.
     """
-    folders, links, seen, ours = [Path(root)], [], set(skip), set()
+    folders, seen = [Path(root)], set(skip)
+    links: list[Path] = []
+    ours: set[Path] = set()
     while folders or links:  # links last: a folder goes by its own place where it has one
         folder = folders.pop() if folders else links.pop(0)
         real = os.path.realpath(folder)
@@ -168,7 +175,8 @@ def walk(root: str | Path, *, unless: Collection[str] = (), skip: Collection[str
 
 
 def without_outputs(paths: Iterable[str], out: str | None = None) -> list[str]:
-    """Of all files' paths, with slashes, in some place those that aren't pictures which this package wrote there, by the tables beside.
+    """Of all files' paths, with slashes, in some place those that aren't pictures which this package wrote there, by
+    the tables beside.
 
     Args:
         paths: the files.
@@ -181,7 +189,8 @@ def without_outputs(paths: Iterable[str], out: str | None = None) -> list[str]:
 
 
 def is_film(path: str | Path) -> bool:
-    """Says whether a file looks like a film by its first bytes, or claims to be one by its suffix. A DICOM folder's index is none."""
+    """Says whether a file looks like a film by its first bytes, or claims to be one by its suffix. A DICOM folder's
+    index is none."""
     path = Path(path)
     if path.name.lower() in _INDICES or os.path.isdir(path):
         return False
@@ -189,7 +198,8 @@ def is_film(path: str | Path) -> bool:
 
 
 def may_hide_films(path: Path) -> bool:
-    """Says whether what :func:`walk` gives is a folder that can't be searched, or a link to what isn't there, perhaps a folder."""
+    """Says whether what :func:`walk` gives is a folder that can't be searched, or a link to what isn't there, perhaps
+    a folder."""
     return os.path.isdir(path) or not os.path.exists(path) and claims_film(path.name) is not False
 
 
@@ -210,8 +220,9 @@ def without_suffix(name: str) -> str:
 def unique_names(files: list[Path]) -> list[str]:
     """Names for the files' results, no two alike on any system: those of the files, without their suffix.
 
-    Films that share one are named by their whole path below the folder common to all. What can't be in a file's name everywhere
-    (a line's end, bytes that are not UTF-8, more than ``NAME_BYTES``) is replaced, and a long name's end by a hash of the whole.
+    Films that share one are named by their whole path below the folder common to all. What can't be in a file's name
+    everywhere (a line's end, bytes that are not UTF-8, more than ``NAME_BYTES``) is replaced, and a long name's end by
+    a hash of the whole.
     """
     stems = [without_suffix(path.name) for path in files]
     count = Counter(map(name_key, stems))
@@ -248,7 +259,8 @@ def _find(pattern: Path, written: set[str]) -> list[Path]:
 
 
 def _expand(pattern: Path) -> list[Path]:
-    """The files and folders that a glob names; ``**`` goes through links, into each folder once: those to themselves have no end."""
+    """The files and folders that a glob names; ``**`` goes through links, into each folder once: those to themselves
+    have no end."""
     if not has_magic(str(pattern)):
         return []
     if "**" not in pattern.parts:
@@ -275,10 +287,14 @@ def _fits(names: tuple[str, ...], parts: tuple[str, ...]) -> bool:
 
 
 def _search(folder: Path, written: set[str]) -> list[Path]:
-    films, others = [], []
+    films: list[Path] = []
+    left: list[Path] = []
     for path in walk(folder, skip=written):
-        (films if _counts(path) else others).append(path)
-    others = sorted(printable(path.relative_to(folder)) for path in others if claims_film(path.name) is None)
+        if _counts(path):
+            films.append(path)
+        else:
+            left.append(path)
+    others = sorted(printable(path.relative_to(folder)) for path in left if claims_film(path.name) is None)
     if others:
         log.warning(
             "%s: %d %s left out, as no film: %s%s",

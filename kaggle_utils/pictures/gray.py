@@ -11,8 +11,8 @@ _GAP = 0.01  # share of pixels: half of the range with fewer is a gap, which the
 def gray_range(levels: np.ndarray) -> tuple[float, float]:
     """The levels of a film that become 0 and 255: its 0.1 and 99.9 percentiles, markers and saturated rims left out.
 
-    A film's levels lie together. Where half of the range holds next to none of its pixels, one side of that gap is no part
-    of the film: a burned-in marker, a saturated rim, a border. The film is the side with more variety.
+    A film's levels lie together. Where half of the range holds next to none of its pixels, one side of that gap is no
+    part of the film: a burned-in marker, a saturated rim, a border. The film is the side with more variety.
 
     Args:
         levels: of its pixels or a sample of them, in any order.

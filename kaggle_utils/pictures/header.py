@@ -1,4 +1,5 @@
-"""What a file says it is, before anything decodes it: its format, size, number of pictures, which way up they are, its end.
+"""What a file says it is, before anything decodes it: its format, size, number of pictures, which way up they are, its
+end.
 
 A file of a few hundred bytes can declare an image that fills any memory; here it is refused while it is still small.
 A truncated one is told by its own structure: decoders fill up what is missing as if nothing had happened. What lies
@@ -13,9 +14,11 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
+from mmap import mmap
+from typing import Any
 
-# A 14×17 inch film scanned at 50 µm has 61 million, the largest film of the public sets 20. From file to mask such a film takes up to
-# 1.5 GB, see results/memory.json.
+# A 14×17 inch film scanned at 50 µm has 61 million, the largest film of the public sets 20. From file to mask such a
+# film takes up to 1.5 GB, see results/memory.json.
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 8 * MAX_PIXELS  # of a file: four channels of 16 bits, uncompressed
 HEAD = 512  # bytes that kind_of, is_dicom and looks_like_image want to see
@@ -26,23 +29,12 @@ _ALONE = frozenset((0x00, 0x01, *range(0xD0, 0xD9)))  # JPEG's stuffed zeros, TE
 _AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _MOST_PARTS = 1_000_000  # chunks, blocks or segments; a film of 64 megapixels as a GIF has some 200,000
 _MOST_PAGES = 100  # of a TIFF that are looked at
-_PAGE_KIND, _OLD_PAGE_KIND, _WIDTH, _LENGTH, _BITS, _ORIENTATION, _SAMPLES, _TILE_WIDTH, _TILE_LENGTH = _TAGS = (
-    254,
-    255,
-    256,
-    257,
-    258,
-    274,
-    277,
-    322,
-    323,
-)
+_PAGE_KIND, _OLD_PAGE_KIND, _WIDTH, _LENGTH, _BITS, _ORIENTATION, _SAMPLES = 254, 255, 256, 257, 258, 274, 277
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
+_TAGS = (*(_PAGE_KIND, _OLD_PAGE_KIND, _WIDTH, _LENGTH, _BITS, _ORIENTATION, _SAMPLES), *(_TILE_WIDTH, _TILE_LENGTH))
 _LEAST_TILE = 1 << 20  # pixels that a TIFF's tile may have in any film
-_PNG_SAMPLES = {
-    0: 1,
-    2: 3,
-    3: 3,
-}  # that OpenCV makes of a colour type; 4 of all others, and where a colour is transparent
+# That OpenCV makes of a colour type; 4 of all others, and where a colour is transparent.
+_PNG_SAMPLES = {0: 1, 2: 3, 3: 3}
 _KINDS = {
     kind: re.compile(magic, re.DOTALL)
     for kind, magic in {
@@ -84,7 +76,8 @@ class Header:
 
 
 def kind_of(head: bytes) -> str | None:
-    """The format of a file by its first ``HEAD`` bytes: DICOM, PNG, JPEG, TIFF, BMP, GIF, WebP, JP2, J2K, NIfTI, gzip."""
+    """The format of a file by its first ``HEAD`` bytes: DICOM, PNG, JPEG, TIFF, BMP, GIF, WebP, JP2, J2K, NIfTI,
+    gzip."""
     if is_dicom(head):
         return "DICOM"
     return next((kind for kind, magic in _KINDS.items() if magic.match(head)), None)
@@ -93,39 +86,35 @@ def kind_of(head: bytes) -> str | None:
 def is_dicom(head: bytes) -> bool:
     """Says whether a file's first ``HEAD`` bytes are DICOM's: "DICM" after the preamble, or a plausible first element.
 
-    Without a preamble a file begins with an element of group 0002 or 0008, in little endian; its VR is spelt out (explicit) or
-    its length is short (implicit).
+    Without a preamble a file begins with an element of group 0002 or 0008, in little endian; its VR is spelt out
+    (explicit) or its length is short (implicit).
     """
     if head[128:132] == b"DICM":
         return True
     if len(head) < 16 or head[:2] not in _GROUPS or head[3]:
         return False
-    return (
-        head[4:6] in (b"UL", b"CS", b"UI", b"OB", b"DA", b"TM", b"SH", b"LO")
-        or 0 < int.from_bytes(head[4:8], "little") <= 64
-    )
+    explicit = head[4:6] in (b"UL", b"CS", b"UI", b"OB", b"DA", b"TM", b"SH", b"LO")
+    return explicit or 0 < int.from_bytes(head[4:8], "little") <= 64
 
 
 def looks_like_image(head: bytes) -> bool:
-    """Says whether a file's first ``HEAD`` bytes are those of a picture or of a NIfTI volume, be it one that is read here or not."""
+    """Says whether a file's first ``HEAD`` bytes are those of a picture or a NIfTI volume, of whatever format."""
     return kind_of(head) not in (None, "gzip", "DICOM") or bool(_NOT_READ.match(head))
 
 
 def check_size(rows: int, columns: int, pixel: int = 1) -> None:
-    """Raises ValueError unless an image of this size has pixels, no more than ``MAX_PIXELS``, and each of some bytes."""
+    """Raises ValueError unless an image has pixels, at most ``MAX_PIXELS``, and no more than 8 bytes for each."""
+    said = f"it declares {columns} x {rows} pixels"
     if rows < 1 or columns < 1:
-        raise ValueError(f"it declares {columns} x {rows} pixels")
+        raise ValueError(said)
     if rows * columns > MAX_PIXELS:
-        raise ValueError(
-            f"it declares {columns} x {rows} pixels, more than {MAX_PIXELS / 1e6:.0f} million: too large for a film"
-        )
+        raise ValueError(f"{said}, more than {MAX_PIXELS / 1e6:.0f} million: too large for a film")
     if rows * columns * pixel > 8 * MAX_PIXELS:
-        raise ValueError(
-            f"it declares {columns} x {rows} pixels of {pixel} bytes, more than {8 * MAX_PIXELS / 1e6:.0f} million in all: too large for a film"
-        )
+        most = f"{8 * MAX_PIXELS / 1e6:.0f} million in all"
+        raise ValueError(f"{said} of {pixel} bytes, more than {most}: too large for a film")
 
 
-def read_header(data: bytes) -> Header:
+def read_header(data: bytes | mmap) -> Header:
     """What a file of PNG, JPEG, TIFF, BMP, GIF, WebP, JPEG 2000 or NIfTI declares.
 
     Raises:
@@ -145,16 +134,16 @@ def read_header(data: bytes) -> Header:
 
 
 def check_png(data: bytes) -> None:
-    """Raises ValueError where a checksum of a whole PNG's pixels is wrong: decoders may go on with other pixels, or write to stderr."""
+    """Raises ValueError where a checksum of a whole PNG's pixels is wrong: decoders may go on with other pixels."""
     at, kind, view = 8, b"", memoryview(data)
     while kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", data, at)
-        if (
-            kind in (b"IHDR", b"PLTE", b"IDAT")
-            and zlib.crc32(view[at + 4 : at + 8 + length]) != struct.unpack_from(">I", data, at + 8 + length)[0]
-        ):
-            raise ValueError("the file is damaged in the middle: a checksum of its pixels is wrong")
-        at += 12 + length
+        end = at + 8 + length
+        if kind in (b"IHDR", b"PLTE", b"IDAT"):
+            (checksum,) = struct.unpack_from(">I", data, end)
+            if zlib.crc32(view[at + 4 : end]) != checksum:
+                raise ValueError("the file is damaged in the middle: a checksum of its pixels is wrong")
+        at = end + 4
 
 
 def _png(data: bytes) -> Header:
@@ -173,28 +162,37 @@ def _png(data: bytes) -> Header:
             (pictures,) = struct.unpack_from(">I", data, at + 8)
         at += 12 + length
     struct.unpack_from(">I", data, at + 8)  # the last checksum
-    return Header(rows, columns, orientation, pictures, pixel=_PNG_SAMPLES.get(colour, 4) * (2 if depth > 8 else 1))
+    samples, sample = _PNG_SAMPLES.get(colour, 4), 2 if depth > 8 else 1
+    return Header(rows, columns, orientation, pictures, pixel=samples * sample)
 
 
 def _jpeg(data: bytes) -> Header:
-    at, size, orientation = 2, {}, 1
+    at, orientation = 2, 1
+    frame: tuple[int, int, int] | None = None  # rows, columns, samples; the first counts
     for _ in _parts():
         at = _find(data, b"\xff", at)
         marker = data[at + 1]
-        if marker == 0xD9:
-            *size, samples = size["declared"]
-            return Header(*size, orientation, pixel=1 if samples == 1 else 3)
-        if marker == 0xFF or marker in _ALONE:
-            at += 1 if marker == 0xFF else 2  # fill bytes before a marker
+        if marker == 0xD9:  # the end
+            break
+        if marker == 0xFF:  # a fill byte before a marker
+            at += 1
+            continue
+        if marker in _ALONE:
+            at += 2
             continue
         (length,) = struct.unpack_from(">H", data, at + 2)
         if marker in _SOF:
-            size.setdefault("declared", struct.unpack_from(">HHB", data, at + 5))
+            frame = frame or struct.unpack_from(">HHB", data, at + 5)
         elif marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
             orientation = _exif(data[at + 10 : at + 2 + length])
         at += 2 + length
         if marker == 0xDA:  # a scan, which has no length
-            at = found.start() if (found := _AFTER_SCAN.search(data, at)) else len(data)
+            found = _AFTER_SCAN.search(data, at)
+            at = found.start() if found else len(data)
+    if frame is None:
+        raise IndexError
+    rows, columns, samples = frame
+    return Header(rows, columns, orientation, pixel=1 if samples == 1 else 3)
 
 
 def _tiff(data: bytes) -> Header:
@@ -203,18 +201,12 @@ def _tiff(data: bytes) -> Header:
     whole = [n for n, page in enumerate(pages) if not page.get(_PAGE_KIND, 0) & 0b101 and page.get(_OLD_PAGE_KIND) != 2]
     film = whole[0] if whole else 0
     page = pages[film]
-    if page.get(_TILE_WIDTH, 1) * page.get(_TILE_LENGTH, 1) > max(
-        _LEAST_TILE, 4 * page[_WIDTH] * page[_LENGTH]
-    ):  # which are decoded whole
+    rows, columns = page[_LENGTH], page[_WIDTH]
+    # Tiles are decoded whole.
+    if page.get(_TILE_WIDTH, 1) * page.get(_TILE_LENGTH, 1) > max(_LEAST_TILE, 4 * columns * rows):
         raise ValueError(f"its tiles of {page[_TILE_WIDTH]} x {page[_TILE_LENGTH]} pixels are larger than the film")
-    return Header(
-        page[_LENGTH],
-        page[_WIDTH],
-        page.get(_ORIENTATION, 1),
-        max(len(whole), 1),
-        film,
-        page.get(_SAMPLES, 1) * -(-page.get(_BITS, 1) // 8),
-    )
+    pixel = page.get(_SAMPLES, 1) * -(-page.get(_BITS, 1) // 8)
+    return Header(rows, columns, page.get(_ORIENTATION, 1), max(len(whole), 1), film, pixel)
 
 
 def _pages(data: bytes) -> list[dict[int, int]]:
@@ -281,31 +273,37 @@ def _gif_colours(flags: int) -> int:
 def _gif_blocks(data: bytes, at: int, parts: Iterator[int]) -> int:
     for _ in parts:
         if not data[at]:
-            return at + 1
+            break
         at += 1 + data[at]
+    return at + 1
 
 
 def _webp(data: bytes) -> Header:
     end = 8 + struct.unpack_from("<I", data, 4)[0]
     if end > len(data):
         raise IndexError
-    at, size, orientation, pictures = 12, {}, 1, 0
+    at, orientation, pictures = 12, 1, 0
+    sizes: list[tuple[int, int]] = []  # the first counts
     for _ in _parts():
         if at + 8 > end:
             break
         kind, length = struct.unpack_from("<4sI", data, at)
         if kind == b"VP8X":
-            size.setdefault("declared", [1 + int.from_bytes(data[at + n : at + n + 3], "little") for n in (15, 12)])
+            columns, rows = (int.from_bytes(data[at + n : at + n + 3], "little") for n in (12, 15))
+            sizes.append((1 + rows, 1 + columns))
         elif kind == b"VP8L":
             (bits,) = struct.unpack_from("<I", data, at + 9)
-            size.setdefault("declared", (1 + (bits >> 14 & 0x3FFF), 1 + (bits & 0x3FFF)))
+            sizes.append((1 + (bits >> 14 & 0x3FFF), 1 + (bits & 0x3FFF)))
         elif kind == b"VP8 ":
-            size.setdefault("declared", [side & 0x3FFF for side in struct.unpack_from("<HH", data, at + 14)[::-1]])
+            columns, rows = struct.unpack_from("<HH", data, at + 14)
+            sizes.append((rows & 0x3FFF, columns & 0x3FFF))
         elif kind == b"EXIF":
             orientation = _exif(data[at + 8 : at + 8 + length])
-        pictures += kind in (b"VP8 ", b"VP8L", b"ANMF")
+        if kind in (b"VP8 ", b"VP8L", b"ANMF"):
+            pictures += 1
         at += 8 + length + length % 2
-    return Header(*size["declared"], orientation, pictures)
+    rows, columns = sizes[0]
+    return Header(rows, columns, orientation, pictures)
 
 
 def _jp2(data: bytes) -> Header:
@@ -314,12 +312,13 @@ def _jp2(data: bytes) -> Header:
         length, kind = struct.unpack_from(">I4s", data, at)
         head = 16 if length == 1 else 8
         if kind == b"jp2c":
-            return _j2k(data, at + head)
+            break
         if length == 1:
             (length,) = struct.unpack_from(">Q", data, at + 8)
         if length < head:
             raise IndexError
         at += length
+    return _j2k(data, at + head)
 
 
 def _j2k(data: bytes, at: int = 0) -> Header:
@@ -366,7 +365,7 @@ def _find(data: bytes, what: bytes, at: int) -> int:
     return found
 
 
-_READERS: dict[str, Callable[[bytes], Header]] = {
+_READERS: dict[str | None, Callable[[Any], Header]] = {
     "PNG": _png,
     "JPEG": _jpeg,
     "TIFF": _tiff,

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ..image import write_bytes
+from ..files import write_bytes
 
 MARK = "python -m kaggle_utils plots"
 

@@ -323,7 +323,7 @@ def _position(odds: np.ndarray) -> _Position:
 
 
 def _conv(films: np.ndarray, weight: np.ndarray, bias: np.ndarray, stride: int) -> np.ndarray:
-    """A convolution, padded as in :func:`benchmarks.fit_checks.make_network`, and ReLU; ``(B, C, H, W)``."""
+    """A convolution, padded as in :func:`quality.benchmarks.fit_checks.make_network`, and ReLU; ``(B, C, H, W)``."""
     edge = weight.shape[-1] // 2
     padded = np.pad(films, ((0, 0), (0, 0), (edge, edge), (edge, edge)))
     patches = sliding_window_view(padded, weight.shape[2:], axis=(2, 3))[:, :, ::stride, ::stride]

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from ..image import resize_mask, resize_prob, write_bytes
+from ..files import write_bytes
+from ..image import resize_mask, resize_prob
 from .outline import landmarks, move, similarity
 
 # What an outline is judged by: the shape part of the model of synthetic radiographs, a hundredth of it.

@@ -46,9 +46,9 @@ def fit_quality(films: Iterable[Item], segmenter) -> dict[str, Any]:
         segmenter: the trained network, a :class:`infer.LungSegmenter`.
 
     Returns:
-        ``bias`` and ``features`` as :func:`estimate.judge` takes them; how many ``films`` and ``masks`` it was fitted
-        on; and of those films, judged by fits to the others, ``spearman`` (rank correlation with the true Dice) and
-        ``mean_error``, and ``mean_error_untouched`` without the damaged copies. Or ``why_not``, where there is no
+        ``bias`` and ``features`` as :func:`quality.estimate.judge` takes them; how many ``films`` and ``masks`` it was
+        fitted on; and of those films, judged by fits to the others, ``spearman`` (rank correlation with the true Dice)
+        and ``mean_error``, and ``mean_error_untouched`` without the damaged copies. Or ``why_not``, where there is no
         estimate.
     """
     films = list(islice(films, MOST))
@@ -102,7 +102,8 @@ def no_film(name: str, kind: str, image: np.ndarray) -> Item:
 
 
 def observed(items: Sequence[Item], segmenter) -> pd.DataFrame:
-    """One row per picture: name, source, damage, strength, dice, the features of :func:`estimate.observe`, and found.
+    """One row per picture: name, source, damage, strength, dice, the features of :func:`quality.estimate.observe`, and
+    found.
 
     ``found`` says whether there was any lung in the mask.
     """
@@ -163,7 +164,7 @@ def regress(table: pd.DataFrame, features: Sequence[str] = tuple(REASONS)) -> di
 
 
 def judged(table: pd.DataFrame, fit: dict[str, Any]) -> pd.DataFrame:
-    """The table of :func:`observed` with estimate and flag as :func:`estimate.judge` gives them."""
+    """The table of :func:`observed` with estimate and flag as :func:`quality.estimate.judge` gives them."""
     usual, weights = np.array(list(fit["features"].values())).T
     lowers = np.nan_to_num((table[list(fit["features"])].to_numpy() - usual) * weights).sum(1)
     estimate = np.where(table["found"], logistic(fit["bias"] - lowers), 0.0)

@@ -72,8 +72,8 @@ def predict(
             objects, from the server that ``AWS_ENDPOINT_URL`` names; every node needs credentials of its own where
             AWS's tools find them.
         out: a folder, or an ``s3://`` prefix: gets ``_manifest.json`` and ``films-NNNNN.parquet``, a row per film:
-            what ``predictions.csv`` says, all of :func:`measure.measure`, and each lung as COCO run lengths of the
-            film as it lies.
+            what ``predictions.csv`` says, all of :func:`scale.measure.measure`, and each lung as COCO run lengths of
+            the film as it lies.
         settings: see there.
         weights: a file that this machine alone needs; None is the one that ships with the package.
         device: auto: the GPUs if Ray sees one; cpu; or cuda.
@@ -124,9 +124,9 @@ def _bar(manifest: dict[str, Any], missing: list[int]) -> tqdm:
 def list_films(patterns: Iterable[str | Path], out: str | Path | None = None) -> pa.Table:
     """Every film that files, folders, globs and ``s3://`` addresses name, sorted, each once: number, name and path.
 
-    Paths are absolute, and bytes, since some are not UTF-8. Folders are searched as in :func:`find.find_files`; of the
-    objects below a prefix, all count but those whose suffix says that they are no films, and what this package wrote
-    there.
+    Paths are absolute, and bytes, since some are not UTF-8. Folders are searched as in :func:`scale.find.find_files`;
+    of the objects below a prefix, all count but those whose suffix says that they are no films, and what this package
+    wrote there.
     """
     import pyarrow as pa
 

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 
-# Montgomery's clinical texts and films show that these are one person each. The published lists put MCUCXR_0166_1 into the
-# test and the other two into training, and MCUCXR_0113_1 into training and 0117 into validation.
+# Montgomery's clinical texts and films show that these are one person each. The published lists put MCUCXR_0166_1 into
+# the test and the other two into training, and MCUCXR_0113_1 into training and 0117 into validation.
 SAME_PATIENT = (("MCUCXR_0113_1", "MCUCXR_0117_1"), ("MCUCXR_0162_1", "MCUCXR_0166_1", "MCUCXR_0170_1"))
-BUILT_IN = (
-    r"(MCUCXR|CHNCXR)_(9\d{3}|\d{5,6})_[01]"  # names of built-in films: numbers that no film of the public sets has
-)
+# Names of synthetic radiographs, as a regular expression: numbers that no film of the public sets has.
+SYNTHETIC = r"(MCUCXR|CHNCXR)_(9\d{3}|\d{5,6})_[01]"
 LICENCES = {
     "montgomery": "Montgomery: research use with acknowledgement (Jaeger et al. 2014, Candemir et al. 2014)",
     "shenzhen": "Shenzhen masks: CC BY-NC-SA 4.0 (Stirenko et al. 2018)",
@@ -33,7 +32,7 @@ def published_split(frame: pd.DataFrame, task: str = "segmentation") -> pd.Serie
 def suspect_masks() -> pd.DataFrame:
     """Masks of the training lists that were seen to be wrong: name and reason.
 
-    Shenzhen's were drawn by several people, in runs of numbers: some include the heart or the stomach, some are displaced.
-    Validation and test masks are left as published, whatever they look like.
+    Shenzhen's were drawn by several people, in runs of numbers: some include the heart or the stomach, some are
+    displaced. Validation and test masks are left as published, whatever they look like.
     """
     return pd.read_csv(Path(__file__).with_name("suspect_masks.csv"))

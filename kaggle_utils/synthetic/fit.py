@@ -86,7 +86,7 @@ def fit_modes(
     """Principal modes of aligned shapes, flows and registered textures, and the Gaussians of their scores.
 
     Args:
-        aligned: of :func:`outline.align`.
+        aligned: of :func:`synthetic.outline.align`.
         tones: ``(N, 3)``, of :func:`encode_tone`.
         density, flows: of :func:`register`.
         tb: ``(N,)`` 0 or 1.
@@ -315,7 +315,7 @@ def _shift(film: np.ndarray, flow: np.ndarray) -> np.ndarray:
 def fingerprints(images: Sequence[np.ndarray], masks: Sequence[np.ndarray], frame: np.ndarray) -> np.ndarray:
     """Films as numbers to compare, ``(N, 64 * 64)``; those without two lungs are left out.
 
-    See :func:`synthetic.check_privacy` for what is compared.
+    See :func:`synthetic.synthetic.check_privacy` for what is compared.
     """
     found = [(image, outline.landmarks(mask)) for image, mask in zip(images, masks, strict=True)]
     kept = [(image, shape) for image, shape in found if shape is not None]

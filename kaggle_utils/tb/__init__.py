@@ -1,4 +1,4 @@
-"""Step two: does a film look like tuberculosis? A research demonstration, no medical device.
+"""Step two: presumptive tuberculosis on a chest X-ray. A research demonstration, no medical device.
 
 - ``data``: films to four views of the film and its lungs
 - ``net``: the classifier, the segmenter's encoder pooled inside a region, and where it looked

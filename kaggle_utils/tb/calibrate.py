@@ -14,9 +14,8 @@ from scipy.special import expit
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
-SENSITIVITY = (
-    0.9  # what WHO asks of a triage test for tuberculosis, with a specificity of 0.7 (target product profiles, 2014)
-)
+# What WHO asks of a triage test for tuberculosis, with a specificity of 0.7 (target product profiles, 2014).
+SENSITIVITY = 0.9
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -48,8 +47,8 @@ def score_tb(prob: np.ndarray, labels: np.ndarray, suspect: np.ndarray, *, seed:
         seed: of the bootstrap.
 
     Returns:
-        n, auc with low and high (95 % of 2,000 resamples of each class), sensitivity, specificity, brier (mean squared error of
-        the probability) and ece (expected calibration error, ten bins of equal width).
+        n, auc with low and high (95 % of 2,000 resamples of each class), sensitivity, specificity, brier (mean squared
+        error of the probability) and ece (expected calibration error, ten bins of equal width).
 
     Raises:
         ValueError: one class is missing.
@@ -74,12 +73,11 @@ def score_tb(prob: np.ndarray, labels: np.ndarray, suspect: np.ndarray, *, seed:
 
 
 def reliability(prob: np.ndarray, labels: np.ndarray, bins: int = 10) -> dict[str, np.ndarray]:
-    """Of each bin of probability that holds films: how many (n), their mean probability (prob), the share of sick ones (share)."""
+    """Of each bin of probability that holds films: how many (n), their mean probability (prob), the sick ones'
+    share."""
     share, mean = calibration_curve(labels, prob, n_bins=bins)
-    which = np.searchsorted(
-        np.linspace(0, 1, bins + 1)[1:-1], prob
-    )  # as scikit-learn, which keeps the numbers to itself
-    count = np.bincount(which, minlength=bins)
+    inner_edges = np.linspace(0, 1, bins + 1)[1:-1]  # as of scikit-learn, which keeps the numbers to itself
+    count = np.bincount(np.searchsorted(inner_edges, prob), minlength=bins)
     return {"n": count[count > 0], "prob": mean, "share": share}
 
 
@@ -91,10 +89,12 @@ def calibrated(films: pd.DataFrame, sensitivity: float = SENSITIVITY) -> pd.Data
         sensitivity: of the validation films, by :func:`choose_threshold`.
 
     Returns:
-        The test rows with prob (calibrated), suspect (whether it is at the threshold or above), temperature and threshold.
+        The test rows with prob (calibrated), suspect (presumptive tuberculosis: at the threshold or above),
+        temperature and threshold.
     """
-    val, test = (films[films["part"] == part] for part in ("val", "test"))
-    temperature = fit_temperature(val["logit"].to_numpy(), val["tb"].to_numpy())
-    threshold = choose_threshold(expit(val["logit"].to_numpy() / temperature), val["tb"].to_numpy(), sensitivity)
+    val, test = films[films["part"] == "val"], films[films["part"] == "test"]
+    logits, labels = val["logit"].to_numpy(), val["tb"].to_numpy()
+    temperature = fit_temperature(logits, labels)
+    threshold = choose_threshold(expit(logits / temperature), labels, sensitivity)
     prob = expit(test["logit"] / temperature)
     return test.assign(prob=prob, suspect=prob >= threshold, temperature=temperature, threshold=threshold)

@@ -7,9 +7,10 @@ Axes: N or B films, 1 channel, H rows, W columns. Arrays are ``uint8 (H, W)``, l
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -22,7 +23,8 @@ from ..image import read_image, resize_image, resize_mask, resize_prob
 from ..quality import split_lungs
 from ..splits import SAME_PATIENT, published_split
 
-ARMS = ("whole", "crop", "masked", "blanked")  # see view()
+ARMS = ("whole", "crop", "masked", "blanked")  # variants of what the network is shown, see view()
+CROPPED = ("crop", "masked")  # those that are shown the box around the lungs
 FILM = 512  # px, side of the square that a film is squeezed to before its lungs are cut out, as the prepared set's are
 MARGIN = 0.05  # of the lungs' longer side, around them: pleura and costophrenic angles lie on the mask's edge
 
@@ -31,8 +33,8 @@ def tb_frame(data: str | Path, sources: Sequence[str] = ("montgomery", "shenzhen
     """The films of a prepared set with a label for tuberculosis, those without a lung mask too.
 
     Returns:
-        Rows of ``data.read_manifest`` with ``part``: train, val or test by the published lists of this task; films that these don't
-        know (built-in ones) keep the set's own split, and train where they have no mask.
+        Rows of ``data.read_manifest`` with ``part``: train, val or test by the published lists of this task; films that
+        these don't know (synthetic ones) keep the set's own split, and train where they have no mask.
 
     Raises:
         ValueError: no such film.
@@ -47,10 +49,10 @@ def tb_frame(data: str | Path, sources: Sequence[str] = ("montgomery", "shenzhen
 
 @dataclass(frozen=True)
 class Cuts:
-    """Films and their lungs, whole and cut out, ready for every arm.
+    """Films and their lungs, whole and cut out, ready for every variant.
 
     Attributes:
-        frame: one row a film: name, source, tb and whatever else the manifest says.
+        frame: one row per film: name, source, tb and whatever else the manifest says.
         films, lungs: whole films and their lung fields, ``uint8 (N, size, size)``, see :func:`lung_fields`.
         crops, crop_lungs: the same around the lungs, letter-boxed.
     """
@@ -66,20 +68,19 @@ class Cuts:
 
     def __getitem__(self, keep: np.ndarray | pd.Series) -> Cuts:
         """Some of the films, by a boolean array or by positions."""
-        keep = np.asarray(keep)
-        return Cuts(
-            self.frame[keep] if keep.dtype == bool else self.frame.iloc[keep],
-            *(array[keep] for array in (self.films, self.lungs, self.crops, self.crop_lungs)),
-        )
+        at = np.arange(len(self))[np.asarray(keep)]
+        return Cuts(self.frame.iloc[at], self.films[at], self.lungs[at], self.crops[at], self.crop_lungs[at])
 
     def of(self, arm: str) -> tuple[np.ndarray, np.ndarray]:
-        """Images and lungs that an arm starts from, each ``uint8 (N, size, size)``."""
+        """Images and lungs that a variant starts from, each ``uint8 (N, size, size)``."""
         check_arm(arm)
-        return (self.crops, self.crop_lungs) if arm in ("crop", "masked") else (self.films, self.lungs)
+        if arm in CROPPED:
+            return self.crops, self.crop_lungs
+        return self.films, self.lungs
 
 
 def check_arm(arm: str) -> None:
-    """Raises ValueError unless there is such an arm."""
+    """Raises ValueError unless there is such a variant."""
     if arm not in ARMS:
         raise ValueError(f"arm is one of {', '.join(ARMS)}, not {arm!r}")
 
@@ -96,20 +97,18 @@ def lung_box(lungs: np.ndarray, margin: float = MARGIN) -> tuple[int, int, int, 
     """
     if not lungs.any():
         raise ValueError("no lung to cut out")
-    (top, bottom), (left, right) = (np.flatnonzero(lungs.any(axis))[[0, -1]] + (0, 1) for axis in (1, 0))
-    extra = round(margin * max(bottom - top, right - left))
-    return (
-        max(top - extra, 0),
-        min(bottom + extra, len(lungs)),
-        max(left - extra, 0),
-        min(right + extra, lungs.shape[1]),
-    )
+    left, top, width, height = cv2.boundingRect(lungs)
+    bottom, right = top + height, left + width
+    extra = round(margin * max(height, width))
+    rows, columns = lungs.shape
+    return max(top - extra, 0), min(bottom + extra, rows), max(left - extra, 0), min(right + extra, columns)
 
 
 def lung_fields(lungs: np.ndarray, margin: float = 0.02) -> np.ndarray:
     """The convex hull of each lung, a little wider: what disease hides from the segmenter is inside it.
 
-    Segmenters leave out what is white, and a consolidated lobe is: by the mask alone the sickest lungs would be cut away.
+    Segmenters leave out what is white, and a consolidated lobe is: by the mask alone the sickest lungs would be cut
+    away.
 
     Args:
         lungs: ``uint8 (H, W)`` in {0, 1}.
@@ -133,29 +132,34 @@ def letter_box(image: np.ndarray, box: tuple[int, int, int, int], size: int) -> 
         size: px, side of the square.
     """
     top, bottom, left, right = box
-    height, width = bottom - top, right - left
-    shape = tuple(max(1, round(side * size / max(height, width))) for side in (height, width))
-    row, column = ((size - side) // 2 for side in shape)
+    row, column, height, width = _fitted(box, size)
     square = np.zeros((size, size), np.uint8)
-    square[row : row + shape[0], column : column + shape[1]] = resize_image(image[top:bottom, left:right], shape)
+    part = resize_image(image[top:bottom, left:right], (height, width))
+    square[row : row + height, column : column + width] = part
     return square
 
 
 def from_letter_box(square: np.ndarray, box: tuple[int, int, int, int], shape: tuple[int, int]) -> np.ndarray:
     """What :func:`letter_box` did, undone: ``float32 (size, size)`` back into the box, 0 elsewhere in ``shape``."""
     top, bottom, left, right = box
-    size, height, width = len(square), bottom - top, right - left
-    inner = tuple(max(1, round(side * size / max(height, width))) for side in (height, width))
-    row, column = ((size - side) // 2 for side in inner)
+    row, column, height, width = _fitted(box, len(square))
     whole = np.zeros(shape, np.float32)
-    whole[top:bottom, left:right] = resize_prob(
-        square[row : row + inner[0], column : column + inner[1]], (height, width)
-    )
+    part = square[row : row + height, column : column + width]
+    whole[top:bottom, left:right] = resize_prob(part, (bottom - top, right - left))
     return whole
 
 
+def _fitted(box: tuple[int, int, int, int], size: int) -> tuple[int, int, int, int]:
+    """Where a box lies in its square of ``size`` px: row, column, height and width."""
+    top, bottom, left, right = box
+    longer = max(bottom - top, right - left)
+    height = max(1, round((bottom - top) * size / longer))
+    width = max(1, round((right - left) * size / longer))
+    return (size - height) // 2, (size - width) // 2, height, width
+
+
 def cut(image: np.ndarray, lungs: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """One film for all arms: whole film, its lung fields, the crop, its lung fields, each ``uint8 (size, size)``.
+    """One film for all variants: whole film, its lung fields, the crop, its lung fields, each ``uint8 (size, size)``.
 
     Args:
         image: ``uint8 (H, W)``, of any size.
@@ -171,6 +175,12 @@ def cut(image: np.ndarray, lungs: np.ndarray, size: int) -> tuple[np.ndarray, np
     return resize_image(image, size), resize_mask(lungs, size), letter_box(image, box, size), crop_lungs
 
 
+def stack(frame: pd.DataFrame, films: Iterable[tuple[np.ndarray, ...]]) -> Cuts:
+    """What :func:`cut` made of each row's film."""
+    whole, lungs, crops, crop_lungs = (np.stack(arrays) for arrays in zip(*films, strict=True))
+    return Cuts(frame, whole, lungs, crops, crop_lungs)
+
+
 def make_cuts(frame: pd.DataFrame, segmenter, size: int, *, batch: int = 16) -> Cuts:
     """Cuts the films of a manifest by the lungs that a segmenter finds; films without any are left out.
 
@@ -178,9 +188,10 @@ def make_cuts(frame: pd.DataFrame, segmenter, size: int, *, batch: int = 16) -> 
         frame: rows of :func:`tb_frame`.
         segmenter: the :class:`infer.LungSegmenter`, or a dict of them by source.
         size: px, side of the cuts.
-        batch: films a forward pass.
+        batch: films per forward pass.
     """
-    rows, arrays = [], []
+    rows: list[pd.DataFrame] = []
+    done: list[tuple[np.ndarray, ...]] = []
     with ThreadPoolExecutor() as pool:
         for source, films in frame.groupby("source", sort=False):
             finder = segmenter[source] if isinstance(segmenter, dict) else segmenter
@@ -190,8 +201,8 @@ def make_cuts(frame: pd.DataFrame, segmenter, size: int, *, batch: int = 16) -> 
                 masks = finder.masks(images)
                 kept = [k for k, mask in enumerate(masks) if mask.any()]
                 rows.append(some.iloc[kept])
-                arrays += pool.map(lambda k: cut(images[k], masks[k], size), kept)
-    return Cuts(pd.concat(rows, ignore_index=True), *map(np.stack, zip(*arrays)))
+                done += pool.map(partial(cut, size=size), [images[k] for k in kept], [masks[k] for k in kept])
+    return stack(pd.concat(rows, ignore_index=True), done)
 
 
 def save_cuts(path: str | Path, cuts: Cuts) -> None:
@@ -209,12 +220,12 @@ def load_cuts(path: str | Path) -> Cuts:
 
 
 def view(images: torch.Tensor, lungs: torch.Tensor, arm: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """What an arm shows of a film, normalised by the gray levels of what it shows, and the region it shows.
+    """What a variant shows of a film, normalised by the gray levels of what it shows, and the region it shows.
 
-    ``whole``: the film. ``crop``: the box around the lungs, normalised by the lungs' own levels, so that neither collimation
-    nor the arms of the patient set the scale. ``masked``: the same with all but the lungs at their mean. ``blanked``: the
-    film with its lungs at the mean of the rest: what is learned from that is no disease of the lungs, though their outline,
-    which disease changes too, is still seen.
+    ``whole``: the film. ``crop``: the box around the lungs, normalised by the lungs' own levels, so that neither
+    collimation nor the arms of the patient set the scale. ``masked``: the same with all but the lungs at their mean.
+    ``blanked``: the film with its lungs at the mean of the rest: what is learned from that is no disease of the lungs,
+    though their outline, which disease changes too, is still seen.
 
     Args:
         images: ``(B, 1, H, W)`` of any dtype.
@@ -222,7 +233,8 @@ def view(images: torch.Tensor, lungs: torch.Tensor, arm: str) -> tuple[torch.Ten
         arm: of :data:`ARMS`.
 
     Returns:
-        The images with zero mean and unit deviation over their region, and the region in {0, 1}, both ``float32 (B, 1, H, W)``.
+        The images with zero mean and unit deviation over their region, and the region in {0, 1}, both
+        ``float32 (B, 1, H, W)``.
     """
     check_arm(arm)
     images, lungs = images.float(), lungs.float()
@@ -251,20 +263,22 @@ def balance(frame: pd.DataFrame) -> np.ndarray:
 
 def batches(
     cuts: Cuts, arm: str, *, batch: int, seed: int, epoch: int, preset: str = "tb"
-) -> Iterator[tuple[torch.Tensor, ...]]:
-    """An epoch of augmented views in an order that seed and epoch alone decide: images, region and positions in the cuts."""
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, np.ndarray]]:
+    """An epoch of augmented views: images, region and positions in the cuts; seed and epoch alone decide the order."""
     images, lungs = cuts.of(arm)
     augment = augmentation(preset)
     order = np.random.default_rng([seed, epoch]).permutation(len(cuts))
     augment.set_random_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]))
     for some in np.array_split(order, max(1, round(len(order) / batch))):
         moved = [augment(image=images[k], mask=lungs[k]) for k in some]
-        yield (
-            *view(
-                *(torch.from_numpy(np.stack([film[key] for film in moved])[:, None]) for key in ("image", "mask")), arm
-            ),
-            some,
-        )
+        seen = as_tensor(np.stack([film["image"] for film in moved]))
+        inside = as_tensor(np.stack([film["mask"] for film in moved]))
+        yield *view(seen, inside, arm), some
+
+
+def as_tensor(films: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Films ``(B, H, W)`` as a tensor ``(B, 1, H, W)`` of the same dtype."""
+    return torch.from_numpy(films[:, None]).to(device)
 
 
 def folds(frame: pd.DataFrame, n: int, seed: int = 0) -> np.ndarray:

@@ -31,6 +31,7 @@ class TBNet(nn.Module):
 
     def __init__(self, *, width: int = 16, depth: int = 3, patch: int = 2, dropout: float = 0.3):
         super().__init__()
+        self.patch = patch
         self.architecture = {"width": width, "depth": depth, "patch": patch, "dropout": dropout}
         unet = UNet(width=width, depth=depth, patch=patch)
         self.inc, self.down = unet.inc, unet.down
@@ -38,15 +39,15 @@ class TBNet(nn.Module):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """The deepest features ``(B, C, h, w)``."""
-        patch = self.architecture["patch"]
-        features = self.inc(F.pixel_unshuffle(images, patch))
+        features = self.inc(F.pixel_unshuffle(images, self.patch))
         for down in self.down:
             features = down(features)
         return features
 
     def classify(self, features: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
         """Features ``(B, C, h, w)`` to logits ``(B,)``, by those inside the region ``(B, 1, H, W)`` alone."""
-        inside = F.adaptive_avg_pool2d(region, features.shape[-2:])
+        height, width = features.shape[-2:]
+        inside = F.adaptive_avg_pool2d(region, (height, width))
         mean = (features * inside).sum((-2, -1)) / inside.sum((-2, -1)).clamp_min(1e-3)
         return self.head(mean).squeeze(1)
 
@@ -59,9 +60,8 @@ class TBNet(nn.Module):
         Raises:
             ValueError: it has another width, depth or patch.
         """
-        mine, other = (
-            {key: a[key] for key in ("width", "depth", "patch")} for a in (self.architecture, unet.architecture)
-        )
+        mine = {key: self.architecture[key] for key in ("width", "depth", "patch")}
+        other = {key: unet.architecture[key] for key in mine}
         if mine != other:
             raise ValueError(f"the segmenter has {other}, the classifier {mine}")
         self.inc.load_state_dict(unet.inc.state_dict())
@@ -97,13 +97,13 @@ def load_tb(path: str | Path) -> TBEnsemble:
 
 
 def grad_cam(nets: Sequence[TBNet], images: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
-    """What raised the logit, place by place: the positive part of gradient × feature, added up over features and networks.
+    """What raised the logit, place by place: the positive part of gradient × feature, over all features and networks.
 
-    The product is taken at each place before it is added up: with a mean as the pooling that is Grad-CAM, in a region too.
+    The product is taken at each place before it is added up: with a mean as the pooling, that is Grad-CAM.
 
     Args:
         nets: classifiers.
-        images, region: ``(B, 1, H, W)``, of :func:`tb_data.view`.
+        images, region: ``(B, 1, H, W)``, of :func:`tb.data.view`.
 
     Returns:
         ``float32 (B, H, W)``, 0 and more, in units of the logit per place, interpolated.

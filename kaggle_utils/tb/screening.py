@@ -1,7 +1,7 @@
-"""Step two: does a film look like tuberculosis? A probability from the lung region, where it comes from, or why there is none.
+"""Step two: presumptive tuberculosis. A probability from the lung region, where it comes from, or why there is none.
 
-A research demonstration, no medical device. :mod:`tb.data` cuts the lungs out, :mod:`tb.net` is the network and its heat map,
-:mod:`tb.train` fits and scores it; this module puts them behind the segmenter.
+A research demonstration, no medical device. :mod:`tb.data` cuts the lungs out, :mod:`tb.net` is the network and its
+heat map, :mod:`tb.train` fits and scores it; this module puts them behind the segmenter.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,20 +20,20 @@ import torch
 from scipy.special import expit
 from tqdm import tqdm
 
-from ..files import Journal, printable, start_results
+from ..files import Journal, printable, start_results, write_bytes
 from ..hardware import choose_device
-from ..image import resize_mask, write_bytes, write_image
+from ..image import resize_mask, write_image
 from ..infer import LungSegmenter, Segmented, Unsegmented, draw_overlay, segment_batches
 from ..model import read_header
 from ..pictures.find import find_files, unique_names
 from ..tables import to_csv
-from .data import FILM, Cuts, cut, from_letter_box, lung_box, lung_fields, view
+from .data import CROPPED, FILM, Cuts, as_tensor, cut, from_letter_box, lung_box, lung_fields, stack, view
 from .net import grad_cam, load_tb
 from .train import logits_of
 
-COLUMNS = ("name", "path", "probability", "label", "quality", "flag", "reason", "notes", "overlay")
+SCREENING_COLUMNS = ("name", "path", "probability", "label", "quality", "flag", "reason", "notes", "overlay")
 TB_WEIGHTS = Path(__file__).parents[1] / "weights" / "tb.safetensors"
-SUSPECT, CLEAR = "suspect", "not suspect"
+SUSPECT, CLEAR = "suspect", "not suspect"  # presumptive tuberculosis or not, in the label column
 _STRIP = 512  # rows that are coloured at once: of fractions, a film of 64 megapixels would take 4 GB
 
 
@@ -45,7 +46,7 @@ class TBScreener:
         device: auto, cpu, cuda, cuda:N or mps (a Mac's GPU).
 
     Attributes:
-        threshold: the probability from which on a film is suspect, fixed on validation films.
+        threshold: the probability from which on tuberculosis is presumed, fixed on validation films.
 
     Raises:
         FileNotFoundError: no such weights.
@@ -60,13 +61,13 @@ class TBScreener:
         self.version = hashlib.sha256(path.read_bytes()).hexdigest()[:16]  # weights are told apart by their content
         missing = {"arm", "size", "temperature", "threshold"} - set(self.header)
         if missing:
-            raise ValueError(
-                f"{path}: not weights of the tuberculosis classifier, perhaps a segmenter's (no {' and no '.join(sorted(missing))} in the header)"
-            )
-        self.arm, self.size, self.temperature, self.threshold = (
-            self.header[k] for k in ("arm", "size", "temperature", "threshold")
-        )
-        self.net = load_tb(path).to(choose_device(device), memory_format=torch.channels_last)
+            lacks = " and no ".join(sorted(missing))
+            reason = f"not weights of the tuberculosis classifier, perhaps a segmenter's (no {lacks} in the header)"
+            raise ValueError(f"{path}: {reason}")
+        self.arm, self.size = self.header["arm"], self.header["size"]
+        self.temperature, self.threshold = self.header["temperature"], self.header["threshold"]
+        net = load_tb(path)
+        self.net = net.to(choose_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.segmenter = segmenter or LungSegmenter(device=device)
 
     def probabilities(self, films: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> np.ndarray:
@@ -82,12 +83,11 @@ class TBScreener:
         Raises:
             ValueError: a film has no lungs.
         """
-        arrays = zip(*(cut(film, mask, self.size) for film, mask in zip(films, masks, strict=True)))
-        cuts = Cuts(pd.DataFrame(index=range(len(films))), *map(np.stack, arrays))
+        cuts = self._cut(films, masks)
         return expit(logits_of(list(self.net.members), cuts, self.arm) / self.temperature)
 
     def heat(self, film: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """What raised the probability, place by place, and nothing outside each lung's convex hull: see :func:`tb_net.grad_cam`.
+        """What raised the probability, place by place, by :func:`tb.net.grad_cam`; 0 outside each lung's convex hull.
 
         Args:
             film, mask: as for :meth:`probabilities`.
@@ -95,40 +95,47 @@ class TBScreener:
         Returns:
             ``float32 (H, W)`` in [0, 1], 1 at the film's hottest place; all 0 where nothing spoke for tuberculosis.
         """
-        cuts = Cuts(pd.DataFrame(index=[0]), *(array[None] for array in cut(film, mask, self.size)))
+        images, lungs = self._cut([film], [mask]).of(self.arm)
         device = next(self.net.parameters()).device
-        image, region = view(*(torch.from_numpy(array[:, None]).to(device) for array in cuts.of(self.arm)), self.arm)
+        image, region = view(as_tensor(images, device), as_tensor(lungs, device), self.arm)
         warm = grad_cam(list(self.net.members), image, region)[0].cpu().numpy()
         small = resize_mask(mask, FILM)
-        box = lung_box(lung_fields(small)) if self.arm in ("crop", "masked") else (0, FILM, 0, FILM)
+        box = lung_box(lung_fields(small)) if self.arm in CROPPED else (0, FILM, 0, FILM)
         warm = from_letter_box(warm, box, small.shape) * lung_fields(small, margin=0)
         warm = cv2.resize(warm, film.shape[::-1])
         return warm / max(float(warm.max()), 1e-6)
+
+    def _cut(self, films: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> Cuts:
+        cuts = [cut(film, mask, self.size) for film, mask in zip(films, masks, strict=True)]
+        return stack(pd.DataFrame(index=range(len(cuts))), cuts)
 
 
 def why_not(found: Segmented | Unsegmented) -> str:
     """Why a film gets no probability: there is no mask, or one of no use; empty where it gets one."""
     if isinstance(found, Unsegmented):
         return found.error.removeprefix(f"{found.path}: ")
-    return "; ".join(found.quality.reasons) if found.quality and found.quality.flag == "reject" else ""
+    if found.quality and found.quality.flag == "reject":
+        return "; ".join(found.quality.reasons)
+    return ""
 
 
 def screen(patterns: Iterable[str | Path], out: str | Path, screener: TBScreener, *, batch: int = 8) -> pd.DataFrame:
     """Screens files; one that can't be read, is no chest film or has no lungs to look at is a row with the reason.
 
-    Rows are in ``screening.jsonl`` as they come, and a run that was stopped goes on, as in :func:`predictions.predict`.
+    Rows are in ``screening.jsonl`` as they come, and a run that was stopped resumes, as in :func:`predictions.predict`.
 
     Args:
         patterns: files, folders and globs, as for :func:`predictions.predict`.
-        out: gets ``screening.csv`` and ``overlays/NAME.png``: the film, upright, with its lungs' outline and, inside it, what raised
-            the probability, the stronger the more probable.
+        out: gets ``screening.csv`` and ``overlays/NAME.png``: the film, upright, with its lungs' outline and, inside
+            it, what raised the probability, the stronger the more probable.
         screener: with which weights.
-        batch: films a forward pass.
+        batch: films per forward pass.
 
     Returns:
-        The table: name, path, probability (missing where none is given), label (``suspect`` from the operating point on, else
-        ``not suspect``; empty without a probability), quality and flag of the mask (see :mod:`quality.estimate`; what it rejects gets no
-        probability), reason why there is none, notes (what reading and the checks found and did), overlay.
+        The table: name, path, probability (missing where none is given), label (``suspect``, presumptive tuberculosis,
+        from the operating point on, else ``not suspect``; empty without a probability), quality and flag of the mask
+        (see :mod:`quality.estimate`; what it rejects gets no probability), reason why there is none, notes (what
+        reading and the checks found and did), overlay.
 
     Raises:
         FileNotFoundError: a pattern names nothing.
@@ -137,17 +144,21 @@ def screen(patterns: Iterable[str | Path], out: str | Path, screener: TBScreener
     """
     out = Path(out)
     files = find_files(patterns, out=out)
-    start_results(out, "screening.csv", COLUMNS, ["overlays"])
+    start_results(out, "screening.csv", SCREENING_COLUMNS, ["overlays"])
     names = unique_names(files)
     settings = {**screener.segmenter.settings, "screener": screener.version, "out": printable(out)}
     journal = Journal(out / "screening.jsonl", settings, dict(zip(names, files)))
-    rows = {name: row for file, name in zip(files, names) if (row := journal.find(file, name))}
-    todo = [(file, name) for file, name in zip(files, names) if name not in rows]
+    rows: dict[str, dict[str, Any]] = {}
+    todo: list[tuple[Path, str]] = []
+    for file, name in zip(files, names):
+        row = journal.find(file, name)
+        if row:
+            rows[name] = row
+        else:
+            todo.append((file, name))
+    bar = tqdm(total=len(files), initial=len(rows), desc="screen", unit="film", disable=None)
     try:
-        with (
-            ThreadPoolExecutor() as pool,
-            tqdm(total=len(files), initial=len(rows), desc="screen", unit="film", disable=None) as bar,
-        ):
+        with ThreadPoolExecutor() as pool, bar:
             for results in segment_batches(todo, screener.segmenter, pool, batch=batch):
                 for result in results:
                     journal.remove(result.name, [f"overlays/{result.name}.png"])
@@ -163,8 +174,8 @@ def screen(patterns: Iterable[str | Path], out: str | Path, screener: TBScreener
     return _write_table([rows[name] for name in names], out)
 
 
-def _write_table(rows: list[dict[str, object]], out: Path) -> pd.DataFrame:
-    table = pd.DataFrame(rows, columns=COLUMNS)
+def _write_table(rows: list[dict[str, Any]], out: Path) -> pd.DataFrame:
+    table = pd.DataFrame(rows, columns=SCREENING_COLUMNS)
     write_bytes(out / "screening.csv", to_csv(table))
     return table
 
@@ -193,18 +204,30 @@ def draw_heat(image: np.ndarray, mask: np.ndarray, heat: np.ndarray, strength: f
     return drawn
 
 
-def _screen(results: list[Segmented | Unsegmented], out: Path, screener: TBScreener) -> list[dict[str, object]]:
+def _screen(results: list[Segmented | Unsegmented], out: Path, screener: TBScreener) -> list[dict[str, Any]]:
     """Rows of one batch, in order; writes the overlays."""
-    rows = [{**result.row, "label": "", "reason": printable(why_not(result))} for result in results]
-    fit = [(result, row) for result, row in zip(results, rows) if not why_not(result)]
-    images, masks = [result.film.checked.image for result, _ in fit], [result.upright for result, _ in fit]
-    probabilities = screener.probabilities(images, masks) if fit else ()
-    for (result, row), image, mask, probability in zip(fit, images, masks, probabilities):
-        path = out / "overlays" / f"{result.name}.png"
-        write_image(path, draw_heat(image, mask, screener.heat(image, mask), float(probability)))
-        row |= {
-            "probability": round(float(probability), 4),
-            "overlay": printable(path),
-            "label": SUSPECT if probability >= screener.threshold else CLEAR,
-        }
+    rows, films = [], []  # the films are those that get a probability, with their rows
+    for result in results:
+        reason = why_not(result)
+        row = {**result.row, "label": "", "reason": printable(reason)}
+        rows.append(row)
+        if isinstance(result, Segmented) and not reason:
+            films.append((result, row))
+    if films:
+        images = [film.film.checked.image for film, _ in films]
+        probabilities = screener.probabilities(images, [film.upright for film, _ in films])
+        for (film, row), probability in zip(films, probabilities):
+            row |= _label(film, float(probability), out, screener)
     return rows
+
+
+def _label(found: Segmented, probability: float, out: Path, screener: TBScreener) -> dict[str, Any]:
+    """Writes a film's overlay; what its probability adds to its row."""
+    image, mask = found.film.checked.image, found.upright
+    path = out / "overlays" / f"{found.name}.png"
+    write_image(path, draw_heat(image, mask, screener.heat(image, mask), probability))
+    return {
+        "probability": round(probability, 4),
+        "overlay": printable(path),
+        "label": SUSPECT if probability >= screener.threshold else CLEAR,
+    }

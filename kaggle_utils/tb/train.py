@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import cv2
 import numpy as np
@@ -18,7 +19,7 @@ from ..config import setting
 from ..hardware import choose_device, choose_precision, keep_memory
 from ..model import UNet
 from ..trainer import ema_with_warmup
-from .data import ARMS, Cuts, balance, batches, check_arm, view
+from .data import ARMS, Cuts, as_tensor, balance, batches, check_arm, view
 from .net import TBNet
 
 
@@ -62,10 +63,7 @@ def train_tb(
         ValueError: the films have another size, or one class alone.
         FloatingPointError: the loss is not finite.
     """
-    if set(np.unique(cuts.frame["tb"])) != {0, 1}:
-        raise ValueError(f"labels are {sorted(set(cuts.frame['tb']))}, there should be films with 0 and with 1")
-    if cuts.films.shape[1] != config.size:
-        raise ValueError(f"the films were cut at {cuts.films.shape[1]} px, the configuration wants {config.size}")
+    _check(cuts, config)
     device = choose_device(config.device)
     if device.type == "cpu":
         keep_memory()
@@ -74,32 +72,20 @@ def train_tb(
     net = TBNet(width=config.width, depth=config.depth, dropout=config.dropout)
     if encoder:
         net.take_encoder(encoder)
-    net.to(device, memory_format=torch.channels_last)
+    net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = AveragedModel(net, multi_avg_fn=ema_with_warmup(config.ema), use_buffers=True)
     optimizer = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    steps = config.epochs * len(cuts) / config.batch
-    rising = max(1, 0.1 * steps)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: (
-            step / rising
-            if step < rising
-            else max(0.01, (1 + math.cos(math.pi * (step - rising) / (steps - rising))) / 2)
-        ),
-    )
-    truth, weight = (
-        torch.from_numpy(a.astype(np.float32)).to(device) for a in (cuts.frame["tb"].to_numpy(), balance(cuts.frame))
-    )
+    rate = partial(_rate, steps=config.epochs * len(cuts) / config.batch)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    truth = torch.from_numpy(cuts.frame["tb"].to_numpy(np.float32)).to(device)
     truth = truth * (1 - config.smoothing) + config.smoothing / 2
+    weight = torch.from_numpy(balance(cuts.frame)).to(device)
     for epoch in range(config.epochs):
         net.train()
         losses = []
         for images, region, films in batches(cuts, config.arm, batch=config.batch, seed=config.seed, epoch=epoch):
-            images, region, target = (
-                images.to(device, memory_format=torch.channels_last),
-                region.to(device),
-                truth[films],
-            )
+            images = images.to(device, memory_format=torch.channels_last)
+            region, target = region.to(device), truth[films]
             if config.mixup:
                 images, region, target = mix(images, region, target, config.mixup)
             with _autocast(device):
@@ -116,14 +102,34 @@ def train_tb(
             raise FloatingPointError(f"the loss of epoch {epoch} is {np.mean(losses)}: try a lower lr than {config.lr}")
         if on_epoch:
             on_epoch(epoch, float(np.mean(losses)))
-    return ema.module.eval()
+    trained = ema.module.eval()
+    assert isinstance(trained, TBNet)
+    return trained
 
 
-def mix(images: torch.Tensor, region: torch.Tensor, target: torch.Tensor, alpha: float) -> tuple[torch.Tensor, ...]:
+def _check(cuts: Cuts, config: TBConfig) -> None:
+    if set(cuts.frame["tb"]) != {0, 1}:
+        raise ValueError(f"labels are {sorted(set(cuts.frame['tb']))}, there should be films with 0 and with 1")
+    if cuts.films.shape[1] != config.size:
+        raise ValueError(f"the films were cut at {cuts.films.shape[1]} px, the configuration wants {config.size}")
+
+
+def _rate(step: int, steps: float) -> float:
+    """The share of the peak learning rate: it rises for a tenth of the steps, then falls along half a cosine to 1 %."""
+    rising = max(1, 0.1 * steps)
+    if step < rising:
+        return step / rising
+    return max(0.01, (1 + math.cos(math.pi * (step - rising) / (steps - rising))) / 2)
+
+
+def mix(
+    images: torch.Tensor, region: torch.Tensor, target: torch.Tensor, alpha: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Blends each film with the next in the batch. Source: Zhang et al. 2018, mixup, with the larger share its own."""
     share = float(torch.distributions.Beta(alpha, alpha).sample())
     share = max(share, 1 - share)
-    images, target = (share * a + (1 - share) * a.roll(1, 0) for a in (images, target))
+    images = share * images + (1 - share) * images.roll(1, 0)
+    target = share * target + (1 - share) * target.roll(1, 0)
     return images, torch.maximum(region, region.roll(1, 0)), target
 
 
@@ -138,23 +144,25 @@ def logits_of(nets: Sequence[TBNet], cuts: Cuts, arm: str, *, batch: int = 32, f
     device = next(nets[0].parameters()).device
     found = []
     for start in range(0, len(cuts), batch):
-        seen, region = view(
-            *(torch.from_numpy(a[start : start + batch][:, None]).to(device) for a in (images, lungs)), arm
-        )
+        some = slice(start, start + batch)
+        seen, region = view(as_tensor(images[some], device), as_tensor(lungs[some], device), arm)
         seen = seen.contiguous(memory_format=torch.channels_last)
-        both = [(seen, region), (seen.flip(-1), region.flip(-1))][: 1 + flip]
+        views = [(seen, region)]
+        if flip:
+            views.append((seen.flip(-1), region.flip(-1)))
         with _autocast(device):
-            found.append(torch.stack([net(*one).float() for net in nets for one in both]).mean(0).cpu())
+            logits = [net(*one).float() for net in nets for one in views]
+        found.append(torch.stack(logits).mean(0).cpu())
     return torch.cat(found).numpy()
 
 
 def read_off(nets: Sequence[TBNet], cuts: Cuts, arm: str) -> pd.DataFrame:
-    """The films' name, source, tb, part and logit (see :func:`logits_of`), for :func:`calibrate.calibrated`."""
+    """The films' name, source, tb, part and logit (see :func:`logits_of`), for :func:`tb.calibrate.calibrated`."""
     return cuts.frame[["name", "source", "tb", "part"]].assign(logit=logits_of(nets, cuts, arm))
 
 
 def compare_arms(cuts: Cuts, config: TBConfig, *, arms: Sequence[str] = ARMS, seeds: int = 1) -> pd.DataFrame:
-    """Trains a classifier for each arm and seed on the ``train`` part of the films, alike otherwise.
+    """Trains a classifier for each variant and seed on the ``train`` part of the films, alike otherwise.
 
     Args:
         cuts: with ``part`` in the frame: train, val and test.
@@ -162,7 +170,8 @@ def compare_arms(cuts: Cuts, config: TBConfig, *, arms: Sequence[str] = ARMS, se
         arms, seeds: which, and how often each; seeds are counted from 0.
 
     Returns:
-        :func:`read_off` of the other films, with arm and seed: what ``plot_tb`` draws and ``calibrate.calibrated`` takes.
+        :func:`read_off` of the other films, with arm and seed: what ``plots.tb`` draws and ``calibrate.calibrated``
+        takes.
     """
     train = (cuts.frame["part"] == "train").to_numpy()
     tables = []

@@ -154,7 +154,7 @@ def run_study(
         config: what the runs differ from.
         jobs: trainings beside each other on one thread each, one per core if not given: two of them pass over a third
             more films than one on two threads. 1 is one after the other on all threads.
-        trials: of the search, see :func:`search.search`.
+        trials: of the search, see :func:`tuning.search.search`.
         storage: of the search; ``runs/tuning/search.db`` if not given.
         out: folder of the tables.
 

@@ -26,10 +26,11 @@ from torch.utils.data import DataLoader
 
 from ..config import TrainConfig
 from ..data import LungDataset, make_loader, read_manifest
-from ..image import read_mask, resize_mask, resize_prob, write_bytes
+from ..files import write_bytes
+from ..image import read_mask, resize_mask, resize_prob
 from ..metrics import confusion, overlap
 from ..model import count_parameters
-from ..splits import BUILT_IN
+from ..splits import SYNTHETIC
 from ..trainer import Trainer, make_trainer
 
 Outputs = list[tuple[torch.Tensor, torch.Tensor]]  # logits and truth of each validation batch, float32 (B, 1, H, W)
@@ -140,7 +141,7 @@ def _last_scores(trainer: Trainer, data: str | Path) -> dict[str, float | None]:
 def _describe(trainer: Trainer) -> dict[str, Any]:
     """The columns that are the same in all rows of a run."""
     names = films_of(trainer.train_loader).frame["name"].drop_duplicates()
-    synthetic = int(names.str.fullmatch(BUILT_IN).sum())
+    synthetic = int(names.str.fullmatch(SYNTHETIC).sum())
     return {
         **{name: getattr(trainer.config, name) for name in SETTINGS},
         "seed": trainer.config.seed,
