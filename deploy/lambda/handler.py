@@ -41,7 +41,7 @@ KINDS = {"masks": ".png", "overlays": ".png", "measurements": ".json", "errors":
 
 
 class Segmenter:
-    """The exported network: what ``kaggle_utils.segmenter.LungSegmenter`` is to PyTorch, for one film at a time."""
+    """The exported network: what ``kaggle_utils.infer.LungSegmenter`` is to PyTorch, for one film at a time."""
 
     threshold = 0.5
 
