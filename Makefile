@@ -40,7 +40,7 @@ run: .venv/run.stamp
 	@mkdir -p $(RUN)
 	$(if $(DATA),,test -f $(RUN)/raw/.done || { $(CLI) synth --n 200 --out $(RUN)/raw && touch $(RUN)/raw/.done; })
 	$(CLI) prep --input "$(RAW)" --out $(RUN)/segmentation
-	$(CLI) train --data $(RUN)/segmentation --out $(RUN) --minutes $(MINUTES) --resume
+	$(CLI) train --data $(RUN)/segmentation --out $(RUN) --time-budget-min $(MINUTES) --resume
 	$(CLI) evaluate --data $(RUN)/segmentation --weights $(RUN)/best.safetensors --input "$(RAW)" \
 	  --split test --out results/pipeline_$(NAME)
 	$(CLI) predict $(RUN)/segmentation/test/image --weights $(RUN)/best.safetensors --out $(RUN)/predictions

@@ -81,7 +81,7 @@ def networks() -> dict[str, nn.Module]:
         "this project": load_weights(DEFAULT_WEIGHTS),
         "MONAI UNet": MonaiUNet(2, 1, 1, channels=(16, 32, 64, 128, 256), strides=(2, 2, 2, 2), num_res_units=2),
         "MONAI BasicUNet": BasicUNet(spatial_dims=2, in_channels=1, out_channels=1),
-        "classic U-Net": UNet(width=64, depth=4, up="transposed"),
+        "classic U-Net": UNet(base_channels=64, depth=4, up="transposed"),
     }
     return {name: model.eval() for name, model in found.items()}
 

@@ -35,28 +35,28 @@ ROOT = Path(__file__).parents[1]
 CANDIDATES = [
     dict(conv="plain", depth=3, patch=2, size=256) | changed
     for changed in (
-        dict(width=24),
-        dict(width=16),
-        dict(width=16, depth=4),
-        dict(width=24, size=384),
-        dict(width=32, patch=4, size=384),
-        dict(width=16, size=384),
-        dict(width=32),
-        dict(width=16, depth=4, size=384),
-        dict(width=32, conv="separable"),
-        dict(width=32, patch=4, size=512),
-        dict(width=32, patch=4),
-        dict(width=24, patch=4),
-        dict(width=16, size=512),
-        dict(width=8),
-        dict(width=8, depth=4, patch=1),
+        dict(base_channels=24),
+        dict(base_channels=16),
+        dict(base_channels=16, depth=4),
+        dict(base_channels=24, size=384),
+        dict(base_channels=32, patch=4, size=384),
+        dict(base_channels=16, size=384),
+        dict(base_channels=32),
+        dict(base_channels=16, depth=4, size=384),
+        dict(base_channels=32, conv="separable"),
+        dict(base_channels=32, patch=4, size=512),
+        dict(base_channels=32, patch=4),
+        dict(base_channels=24, patch=4),
+        dict(base_channels=16, size=512),
+        dict(base_channels=8),
+        dict(base_channels=8, depth=4, patch=1),
     )
 ]
 
 
 def network(config: TrainConfig) -> str:
     """A candidate's name."""
-    return f"{config.conv}_p{config.patch}_w{config.width}_d{config.depth}_{config.size}px"
+    return f"{config.conv}_p{config.patch}_w{config.base_channels}_d{config.depth}_{config.size}px"
 
 
 def run(data: str, out: Path, config: TrainConfig) -> None:
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
                 "network": name,
                 "conv": config.conv,
                 "patch": config.patch,
-                "width": config.width,
+                "base_channels": config.base_channels,
                 "depth": config.depth,
                 "size": config.size,
                 "parameters": segmenter.header["parameters"],

@@ -96,7 +96,7 @@ def main() -> None:
         "decode_s": round(decoding, 2),
         "prep_s": round(preparing, 2),
         "ratio": round(preparing / decoding, 3),
-        "films_per_s": round(args.films / preparing, 2),
+        "images_per_s": round(args.films / preparing, 2),
         "peak_mb_per_worker": round(max(run[1]["mb"] for run in runs) / os.cpu_count()),
     }
     (ROOT / "results/bench_prep.json").write_text(json.dumps(result, indent=2) + "\n")

@@ -135,8 +135,8 @@ def scale() -> list[list[object]]:
         rows.append(
             [
                 f"{px} px, {two.mb_per_film:.2f} MB",
-                f"{one.films_per_s:.2f}",
-                f"{two.films_per_s:.2f}",
+                f"{one.images_per_s:.2f}",
+                f"{two.images_per_s:.2f}",
                 f"{two.cpu_s_per_film:.4f}",
             ]
         )
@@ -166,7 +166,7 @@ def time_to_dice() -> list[list[object]]:
         label = f"{name.removesuffix(' bf16')}, {one['precision']}" + (
             ", as its tutorial" if name == "MONAI UNet" else ""
         )
-        rows.append([label, f"{one['parameters'] / 1e6:.2f}M", f"{one['films_s']:.1f}", *ends])
+        rows.append([label, f"{one['parameters'] / 1e6:.2f}M", f"{one['images_per_s']:.1f}", *ends])
     return rows
 
 
@@ -199,7 +199,7 @@ def speed() -> list[list[object]]:
 def training() -> list[list[object]]:
     rows = [["training at 256 px, batch 8", "parameters", "films a second", "trainer is faster by"]]
     return rows + [
-        [one.contestant, f"{one.parameters / 1e6:.2f}M", f"{one.films_s:.1f}", f"{one.trainer_is_faster_by:.2f}"]
+        [one.contestant, f"{one.parameters / 1e6:.2f}M", f"{one.images_per_s:.1f}", f"{one.trainer_is_faster_by:.2f}"]
         for one in pd.read_csv(RESULTS / "bench_train.csv").itertuples()
     ]
 

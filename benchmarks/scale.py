@@ -8,7 +8,7 @@ with 1 and 2 workers. ``memory``: the whole way with a tiny network over hard li
 with 2 workers.
 
 Rates are those after the first quarter of the films, so that the start of Ray and of its workers doesn't count.
-``cpu_s_per_film`` is what the workers computed for a film: unlike ``films_per_s`` it hardly depends on what else the
+``cpu_s_per_film`` is what the workers computed for a film: unlike ``images_per_s`` it hardly depends on what else the
 machine does (``load``, before the row). Peaks are resident memory (RSS), with pages that processes share counted in
 each. A command replaces its rows of ``results/scale.csv``.
 """
@@ -91,7 +91,7 @@ def run(films: Path, out: Path, workers: int, shard: int, weights: Path | None =
         "films": manifest["films"],
         "masks": manifest["result"]["masks"],
         "total_s": round(whole[-1] - start, 1),
-        "films_per_s": round(count / seconds, 2),
+        "images_per_s": round(count / seconds, 2),
         "cpu_s_per_film": round(float(spent[1] - spent[0]) / count, 4),
         "driver_mb": round(watch.driver),
         "worker_mb": round(watch.worker),
@@ -137,7 +137,7 @@ def speed(folder: Path, films: int) -> list[dict]:
 def memory(folder: Path, counts: list[int]) -> list[dict]:
     torch.manual_seed(8)  # by chance a network that finds two large regions: they are measured and encoded as lungs are
     weights, rows = folder / "tiny.safetensors", []
-    save_weights(weights, UNet(width=2, depth=2), {"size": 32, "sources": ["montgomery"]})
+    save_weights(weights, UNet(base_channels=2, depth=2), {"size": 32, "sources": ["montgomery"]})
     size = write_films(folder / "distinct", DISTINCT, 96)
     for n in counts:
         link_films(folder / "distinct", folder / f"films-{n}", n)

@@ -59,7 +59,7 @@ def speed(data: Path, rounds: int) -> dict[str, object]:
                 films += len(batch["name"])
             found[name].append(films / (time.perf_counter() - start))
     return {
-        "films_s": {name: round(median(values), 2) for name, values in found.items()},
+        "images_per_s": {name: round(median(values), 2) for name, values in found.items()},
         "over_memory": {
             name: round(median(a / b for a, b in zip(values, found["memory"])), 3)
             for name, values in found.items()
@@ -145,14 +145,22 @@ def child(data: Path) -> None:
     """One epoch in limited memory; prints what it took."""
     resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT))
     config = TrainConfig(
-        sources=("shenzhen",), size=SIZE, width=4, depth=2, patch=8, batch=32, epochs=1, workers=0, heads=False
+        sources=("shenzhen",),
+        size=SIZE,
+        base_channels=4,
+        depth=2,
+        patch=8,
+        batch_size=32,
+        epochs=1,
+        workers=0,
+        heads=False,
     )
     trainer = make_trainer(data, None, replace(config, augment="none"))
     history = trainer.fit()
     print(
         json.dumps(
             {
-                "films_s": round(float(history["films_s"][0]), 1),
+                "images_per_s": round(float(history["images_per_s"][0]), 1),
                 "peak_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
                 "finite": bool(np.isfinite(history["train_loss"][0])),
             }

@@ -53,7 +53,9 @@ def trained(name: str, data: list[Path], steps: int, *, films: int = 0) -> Path:
     n = count(data)
     epochs = max(1, round(steps * batch / min(n, films or n)))
     # All settings that the results were taken with and that have other defaults since.
-    config = TrainConfig(epochs=epochs, films=films, ema=0.995, width=24, size=256, heads=False, suspects=True)
+    config = TrainConfig(
+        epochs=epochs, films=films, ema_decay=0.995, base_channels=24, size=256, heads=False, suspects=True
+    )
     train(data, out, config, resume=True)
     return out / "best.safetensors"
 

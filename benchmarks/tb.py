@@ -280,13 +280,13 @@ def pretrain(data: str | Path) -> None:
     loaders = [
         make_loader(
             LungDataset(frame[frame["part"] == part], config.size, preset, seed=0),
-            config.batch,
+            config.batch_size,
             shuffle=part == "train",
         )
         for part, preset in (("train", config.augment), ("val", "none"))
     ]
     torch.manual_seed(config.seed)
-    net = UNet(classes=2, width=config.width, depth=config.depth, patch=config.patch)
+    net = UNet(classes=2, base_channels=config.base_channels, depth=config.depth, patch=config.patch)
     Trainer(
         net, make_loss(config.loss, dice_weight=config.dice_weight), *loaders, config, RUNS / "segmenter_both"
     ).fit()

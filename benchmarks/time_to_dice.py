@@ -57,7 +57,7 @@ BATCH = TrainConfig().batch
 NETWORKS = {  # as MONAI's 2d_segmentation/torch/unet_training_dict.py and BasicUNet's own defaults have them
     "MONAI UNet": lambda: nets.UNet(2, 1, 1, channels=(16, 32, 64, 128, 256), strides=(2, 2, 2, 2), num_res_units=2),
     "MONAI BasicUNet": lambda: nets.BasicUNet(spatial_dims=2, in_channels=1, out_channels=1),
-    "classic U-Net": lambda: UNet(width=64, up="transposed"),
+    "classic U-Net": lambda: UNet(base_channels=64, up="transposed"),
 }
 CONTESTANTS = ("ours", "MONAI UNet", "MONAI UNet bf16", "MONAI BasicUNet", "MONAI BasicUNet bf16", "classic U-Net")
 
@@ -206,7 +206,7 @@ def summarise(table: pd.DataFrame) -> dict[str, dict]:
             "extrapolated": False,
             "best_dice": float(rows["val_dice"].max()),
             "trained_seconds": float(last["seconds"]),
-            "films_s": round(float(last["films"] / last["seconds"]), 2),
+            "images_per_s": round(float(last["films"] / last["seconds"]), 2),
         }
     reached = {name: row["films_to_target"] for name, row in result.items() if row["reached"]}
     classic = result.get("classic U-Net")
@@ -286,7 +286,7 @@ def main() -> None:
 
     # The trainer decodes the films for all, judges everyone, and has the process keep its memory, whoever is first.
     trainer = make_trainer(
-        args.data, None, TrainConfig(minutes=args.ours_minutes, films=args.films, size=args.size, device="cpu")
+        args.data, None, TrainConfig(time_budget_min=args.ours_minutes, films=args.films, size=args.size, device="cpu")
     )
     films, bf16 = trainer.train_loader.dataset, trainer.precision == "bf16"
     wanted = args.only or [

@@ -41,7 +41,7 @@ BATCH = 8
 def network() -> UNet:
     """The network that TrainConfig's defaults train, with one head."""
     config = TrainConfig()
-    return UNet(width=config.width, depth=config.depth, patch=config.patch)
+    return UNet(base_channels=config.base_channels, depth=config.depth, patch=config.patch)
 
 
 def bare_loop(
@@ -92,9 +92,9 @@ def main() -> None:
         films_per_second(bare_loop(network(), layout=torch.channels_last, bf16=bf16), loader, 12)
         for _ in range(rounds + 1)
     ][1:]
-    trainer = Trainer(network(), make_loss("bce_dice"), loader, loader, TrainConfig(device="cpu", batch=BATCH))
+    trainer = Trainer(network(), make_loss("bce_dice"), loader, loader, TrainConfig(device="cpu", batch_size=BATCH))
     trainer.model.train()
-    classic, monai = UNet(width=64, up="transposed"), BasicUNet(spatial_dims=2, in_channels=1, out_channels=1)
+    classic, monai = UNet(base_channels=64, up="transposed"), BasicUNet(spatial_dims=2, in_channels=1, out_channels=1)
     contestants = {  # name: (one step, steps a turn, parameters)
         "trainer": (trainer._train_step, 12, count_parameters(trainer.model)),
         "its bare loop": (
@@ -127,7 +127,7 @@ def main() -> None:
             {
                 "contestant": name,
                 "parameters": parameters,
-                "films_s": round(statistics.median(speeds[name]), 2),
+                "images_per_s": round(statistics.median(speeds[name]), 2),
                 "trainer_is_faster_by": round(ours / statistics.median(speeds[name]), 2),
                 "loader_share": round(statistics.median(loads[name]), 3),
             }

@@ -227,7 +227,7 @@ def training() -> dict[str, object]:
         str(out),
         "--size",
         "128",
-        "--width",
+        "--base-channels",
         "8",
         "--epochs",
         str(EPOCHS),

@@ -126,7 +126,7 @@ def predict(args: argparse.Namespace) -> int:
             [fetch(path, args.out) for path in args.path],
             out,
             segmenter,
-            batch=args.batch,
+            batch=args.batch_size,
             force=args.force,
             formats=args.format,
         )
@@ -156,7 +156,12 @@ def _predict_on_cluster(args: argparse.Namespace) -> int:
     if args.format != ["png"]:
         raise ValueError("--ray writes Parquet with COCO run lengths and no other format: leave --format away")
     settings = Settings(
-        batch=args.batch, force=args.force, flip=args.flip, clean=not args.raw, head=args.head, backend=args.backend
+        batch=args.batch_size,
+        force=args.force,
+        flip=args.flip,
+        clean=not args.raw,
+        head=args.head,
+        backend=args.backend,
     )
     weights = fetch(args.weights)
     manifest = predict(args.path, args.out, settings, weights=weights, device=args.device, address=args.ray)
@@ -199,7 +204,7 @@ def screen(args: argparse.Namespace) -> int:
         fetch(args.weights), segmenter=LungSegmenter(fetch(args.segmenter), device=args.device), device=args.device
     )
     with results(args.out) as out:
-        table = screen([fetch(path, args.out) for path in args.path], out, screener, batch=args.batch)
+        table = screen([fetch(path, args.out) for path in args.path], out, screener, batch=args.batch_size)
     without = table[table["probability"].isna()]
     print(
         f"{len(table) - len(without)} of {len(table)} films have a probability, {(table['label'] == SUSPECT).sum()} "
@@ -429,7 +434,7 @@ def _predict_options(sub: argparse.ArgumentParser) -> None:
         "one slice and DICOM, also gzip'd, under any name; and s3:// addresses of objects and prefixes, without globs",
     )
     sub.add_argument("--out", default="predictions", help="folder to write, or s3://bucket/prefix")
-    sub.add_argument("--batch", type=_positive, default=8, help="films a forward pass")
+    _add_batch_size(sub)
     sub.add_argument(
         "--force", action="store_true", help="segment too what is refused: no frontal chest film, blank, too small"
     )
@@ -485,7 +490,7 @@ def _screen_options(sub: argparse.ArgumentParser) -> None:
         "--segmenter", help="weights of the segmenter that finds the lungs, here or in S3; the one shipped if not given"
     )
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (a Mac's GPU)")
-    sub.add_argument("--batch", type=_positive, default=8, help="films a forward pass")
+    _add_batch_size(sub)
 
 
 def _export_options(sub: argparse.ArgumentParser) -> None:
@@ -737,9 +742,13 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--raw", action="store_true", help="leave small components and holes in the masks")
 
 
+def _add_batch_size(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch-size", type=_positive, default=8, help="radiographs per forward pass")
+
+
 def _add_config(parser: argparse.ArgumentParser) -> None:
     """An option for each setting of TrainConfig, with its default and its help text."""
-    from .config import TrainConfig
+    from .config import RENAMED, TrainConfig
 
     for setting in fields(TrainConfig):
         assert setting.default is not MISSING
@@ -751,6 +760,9 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
         else:
             option |= {"type": type(setting.default), "choices": setting.metadata["choices"] or None}
         parser.add_argument(f"--{setting.name.replace('_', '-')}", **option)
+    for old, name in RENAMED.items():
+        kind = type(getattr(TrainConfig, name))
+        parser.add_argument(f"--{old}", dest=name, type=kind, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 # Of what was stopped, by command.
@@ -804,7 +816,9 @@ def main(argv: list[str] | None = None) -> int:
         if not _lacks_memory(error):
             raise
         smaller = [
-            f"--{name}" for name in ("batch", "size", "sizes", "width", "workers", "jobs") if hasattr(args, name)
+            f"--{name.replace('_', '-')}"
+            for name in ("batch_size", "size", "sizes", "base_channels", "workers", "jobs")
+            if hasattr(args, name)
         ]
         advice = f": try a smaller {' or '.join(smaller)}" if smaller else ""
         print(f"kaggle_utils {args.command}: the memory is too small for this{advice}", file=sys.stderr)

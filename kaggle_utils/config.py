@@ -22,6 +22,14 @@ FORMAT = "unet-lung/2"
 NORMALISATION = "zero mean, unit deviation of each film (data.normalise)"
 UNSEALED = "0" * 64  # where the checksum will be
 SIDES = (16, 4096)  # px, the square that a network sees
+# Settings by their names before version 0.9, which 0.9 still takes.
+RENAMED = {
+    "batch": "batch_size",
+    "clip": "grad_clip",
+    "ema": "ema_decay",
+    "minutes": "time_budget_min",
+    "width": "base_channels",
+}
 
 
 def setting(
@@ -62,9 +70,9 @@ class TrainConfig:
     Where the defaults are from (``results/tuning/STUDY.csv``, validation films, three seeds): ``augment`` from
     ``augmentation`` and ``longer``: light was ahead in 8 and in 32 epochs. ``dice_weight`` from ``loss``: best of the
     mixtures, level with cross-entropy alone. Both together were not behind in a whole run at 384 px, one seed.
-    ``width``, ``depth``, ``patch`` and ``size`` are the knee of ``results/pareto.csv`` (one seed). In
-    ``optimisation``, 8 epochs, ``weight_decay`` and ``ema`` made no difference; higher ``lr`` and smaller ``batch``
-    were ahead, which whole runs have yet to show, and are left as they were.
+    ``base_channels``, ``depth``, ``patch`` and ``size`` are the knee of ``results/pareto.csv`` (one seed). In
+    ``optimisation``, 8 epochs, ``weight_decay`` and ``ema_decay`` made no difference; higher ``lr`` and smaller
+    ``batch_size`` were ahead, which whole runs have yet to show, and are left as they were.
     """
 
     # data
@@ -78,14 +86,14 @@ class TrainConfig:
     films: int = setting(0, "train on this many films, drawn by the seed; 0 is all", within=(0, 1e9))
     size: int = setting(384, "px, side of the square the network sees", within=(16, 4096))
     augment: str = setting("light", "see data.augmentation", choices=("none", "light", "full"))
-    batch: int = setting(8, "films a step, of all processes together", within=(1, 4096))
+    batch_size: int = setting(8, "radiographs per step, of all processes together", within=(1, 4096))
     workers: int = setting(
         -1,
         "loader processes; -1 is none on a CPU, which they would take from training, and all cores beside a GPU",
         within=(-1, 1024),
     )
     # model
-    width: int = setting(16, "channels of the first level, doubled at each level below", within=(1, 1024))
+    base_channels: int = setting(16, "channels of the first level, doubled at each level below", within=(1, 1024))
     depth: int = setting(3, "how many times the resolution is halved", within=(1, 8))
     norm: str = setting("batch", "of the layers after each convolution", choices=("batch", "group", "instance"))
     up: str = setting("bilinear", "how the resolution is doubled again", choices=("bilinear", "transposed"))
@@ -100,12 +108,14 @@ class TrainConfig:
     dice_weight: float = setting(0.25, "in [0, 1], the rest is cross-entropy's", within=(0, 1))
     # optimisation
     epochs: int = setting(60, "passes over the training films", within=(1, 100_000))
-    minutes: float = setting(0.0, "time budget; the learning rate falls with it, 0 is none", within=(0, 1e6))
+    time_budget_min: float = setting(
+        0.0, "minutes to train; the learning rate falls with them, 0 is no budget", within=(0, 1e6)
+    )
     lr: float = setting(2e-3, "peak learning rate of AdamW", within=(0, 10))
     weight_decay: float = setting(1e-2, "of AdamW, decoupled", within=(0, 10))
     warmup: float = setting(0.05, "share of the run in which the learning rate rises", within=(0, 0.9))
-    clip: float = setting(1.0, "largest norm of the gradient", within=(1e-6, 1e6))
-    ema: float = setting(
+    grad_clip: float = setting(1.0, "largest norm of the gradient", within=(1e-6, 1e6))
+    ema_decay: float = setting(
         0.99, "decay per step of the averaged weights, which are the ones kept; 0 is none", within=(0, 1)
     )
     patience: int = setting(0, "epochs without a better validation Dice before stopping, 0 is never", within=(0, 1e9))
@@ -149,6 +159,7 @@ class TrainConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
         """Rebuilds a stored configuration; an unknown key is an error, not a default in silence."""
+        values = {RENAMED.get(key, key): value for key, value in values.items()}
         unknown = set(values) - {f.name for f in fields(cls)}
         if unknown:
             raise ValueError(
@@ -227,6 +238,7 @@ def check_header(header: object, path: str | Path, *, members: bool = False) -> 
     architecture = header.get("architecture")
     if not isinstance(architecture, dict):
         raise ValueError(f"{path}: no architecture in the header")
+    architecture = {RENAMED.get(key, key): value for key, value in architecture.items()}
     if not members and "members" in architecture:
         raise ValueError(f"{path}: weights of the tuberculosis classifier, not of a segmenter")
     if members and "members" not in architecture:
@@ -255,7 +267,7 @@ def check_header(header: object, path: str | Path, *, members: bool = False) -> 
         check_fit(header.get("quality", {"why_not": ""}))
     except ValueError as error:
         raise ValueError(f"{path}: in the header, {error}") from None
-    return header
+    return {**header, "architecture": architecture}
 
 
 Rule = tuple[str, Callable[[object], bool]]  # in words, and whether a value keeps it
@@ -295,7 +307,7 @@ def _a(kind: type, name: str) -> Rule:
     return name, lambda v: isinstance(v, kind) and not isinstance(v, bool)
 
 
-_ENCODER = {"width": _whole(1, 1024), "depth": _whole(1, 8), "patch": _whole(1, 16)}
+_ENCODER = {"base_channels": _whole(1, 1024), "depth": _whole(1, 8), "patch": _whole(1, 16)}
 _UNET = {
     **_ENCODER,
     "in_channels": _whole(1, 64),

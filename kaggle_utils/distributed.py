@@ -1,7 +1,7 @@
 """One training on several GPUs or machines: ``torchrun --nproc-per-node 2 -m kaggle_utils train --data … --out …``.
 
 torchrun starts a process for each GPU. Each computes its share of every batch, DistributedDataParallel averages their
-gradients, so all hold the same weights, and the first one writes the files. ``--batch`` is that of all processes
+gradients, so all hold the same weights, and the first one writes the files. ``--batch-size`` is that of all processes
 together: the numbers are those of one process within float error. Batch normalisation on CPUs is the exception. On GPUs
 its statistics are those of the whole batch; for CPUs PyTorch has no such thing: there each process normalises by its
 own share, and the running statistics are the processes' mean. (On GPUs, where a last batch has fewer films than there
@@ -125,9 +125,7 @@ def batch_share(batch: int) -> int:
         ValueError: there are more processes than films.
     """
     if batch < world_size():
-        raise ValueError(
-            f"a batch of {batch} is too small for {world_size()} processes: choose a larger --batch or fewer processes"
-        )
+        raise ValueError(f"a batch of {batch} is too small for {world_size()} processes: choose a larger --batch-size")
     return len(share(range(batch)))
 
 

@@ -39,7 +39,7 @@ class UNet(nn.Module):
     Args:
         in_channels: channels of the input.
         classes: channels of the logits.
-        width: channels of the first level; each level below has twice as many.
+        base_channels: of the first level; each level below has twice as many.
         depth: how many times the resolution is halved.
         dims: 2 for films, 3 for volumes.
         norm: ``batch``, ``group`` (8 groups; for batches of one or two) or ``instance``.
@@ -62,7 +62,7 @@ class UNet(nn.Module):
         self,
         in_channels: int = 1,
         classes: int = 1,
-        width: int = 16,
+        base_channels: int = 16,
         depth: int = 4,
         *,
         dims: int = 2,
@@ -82,7 +82,7 @@ class UNet(nn.Module):
         self.architecture: dict[str, Any] = dict(
             in_channels=in_channels,
             classes=classes,
-            width=width,
+            base_channels=base_channels,
             depth=depth,
             dims=dims,
             norm=norm,
@@ -90,7 +90,7 @@ class UNet(nn.Module):
             patch=patch,
             conv=conv,
         )
-        widths = [width * 2**level for level in range(depth + 1)]
+        widths = [base_channels * 2**level for level in range(depth + 1)]
         self.inc = DoubleConv(in_channels * patch**2, widths[0], dims, norm, conv)
         self.down = nn.ModuleList(
             nn.Sequential(_POOL[dims](2), DoubleConv(shallow, deep, dims, norm, conv))

@@ -90,7 +90,7 @@ class Trainer:
         self.model = shared.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         step_model = distributed.average_gradients(self.model)
         self.step_model = torch.compile(step_model) if config.compile else step_model
-        self.ema = AveragedModel(self.model, multi_avg_fn=ema_with_warmup(config.ema), use_buffers=True)
+        self.ema = AveragedModel(self.model, multi_avg_fn=ema_with_warmup(config.ema_decay), use_buffers=True)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.history: list[dict[str, float]] = []
@@ -105,7 +105,7 @@ class Trainer:
     @property
     def best_model(self) -> nn.Module:
         """The weights that are validated and kept: the moving average, if there is one."""
-        return self.ema.module if self.config.ema else self.model
+        return self.ema.module if self.config.ema_decay else self.model
 
     @property
     def best_dice(self) -> float:
@@ -120,7 +120,7 @@ class Trainer:
 
         Returns:
             One row an epoch: epoch, lr, train_loss, val_loss, val_dice, val_iou, val_accuracy, val_foreground
-            (predicted share of lung), films_s (training alone) and seconds (since the start, resumed parts included).
+            (predicted share of lung), images_per_s (training alone) and seconds (since the start, over all resumes).
 
         Raises:
             ValueError: the first batch is not what a network can learn from; the message says what is wrong. Or there
@@ -191,7 +191,7 @@ class Trainer:
         state = read_checkpoint(path, self.device)
         stored = state["config"]
         # How long to go on may change; what is learned, and how, may not.
-        free = {"epochs", "minutes", "patience", "workers", "device"}
+        free = {"epochs", "time_budget_min", "patience", "workers", "device"}
         changed = [
             f.name
             for f in fields(stored)
@@ -231,7 +231,7 @@ class Trainer:
         # Epochs streamed from shards by several processes differ in length: the present one's counts, not a total of
         # steps.
         by_steps = (len(self.history) + self.begun.batches / len(self.train_loader)) / self.config.epochs
-        by_time = self.seconds / (self.config.minutes * 60) if self.config.minutes else 0.0
+        by_time = self.seconds / (self.config.time_budget_min * 60) if self.config.time_budget_min else 0.0
         return min(1.0, max(by_steps, by_time))
 
     def _finished(self) -> bool:
@@ -256,14 +256,14 @@ class Trainer:
             self.seconds = distributed.of_main(before + time.perf_counter() - start)
             bar.set_postfix(
                 loss=f"{begun.loss / begun.films:.4f}",
-                films_s=f"{begun.films / (self.seconds - begun.started):.1f}",
+                images_per_s=f"{begun.films / (self.seconds - begun.started):.1f}",
                 refresh=False,
             )
-            if self.config.minutes and self.progress() >= 1:
+            if self.config.time_budget_min and self.progress() >= 1:
                 break
             if self.seconds - self.saved >= CHECKPOINT_SECONDS:
                 self._checkpoint()
-        films_s = begun.films / (self.seconds - begun.started)
+        images_per_s = begun.films / (self.seconds - begun.started)
         result = self.validate()
         self.seconds = distributed.of_main(before + time.perf_counter() - start)
         return {
@@ -271,7 +271,7 @@ class Trainer:
             "lr": self.optimizer.param_groups[0]["lr"],
             "train_loss": begun.loss / begun.films,
             **result,
-            "films_s": films_s,
+            "images_per_s": images_per_s,
             "seconds": self.seconds,
         }
 
@@ -304,11 +304,11 @@ class Trainer:
         # Gradients are averaged over processes; weighed by how many films each has, this is the mean over films.
         self.scaler.scale(loss * (own * distributed.world_size() / films)).backward()
         self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         distributed.average_statistics(self.model)
-        if self.config.ema:
+        if self.config.ema_decay:
             self.ema.update_parameters(self.model)
         self.step += 1
         return total, films
@@ -504,7 +504,7 @@ def _validation_films(loader: DataLoader) -> Iterator[Item]:
 def _say_epoch(row: dict[str, float], epochs: int) -> bool:
     print(
         f"epoch {row['epoch'] + 1}/{epochs}: loss {row['train_loss']:.4f}, validation Dice {row['val_dice']:.4f}, "
-        f"{row['films_s']:.0f} films/s, {row['seconds']:.0f} s",
+        f"{row['images_per_s']:.0f} films/s, {row['seconds']:.0f} s",
         file=sys.stderr,
         flush=True,
     )
@@ -583,13 +583,13 @@ def make_loaders(films: pd.DataFrame, held_out: pd.DataFrame, config: TrainConfi
         if choose_device(config.device).type == "cuda":
             workers = (os.cpu_count() or 1) // distributed.machine_size()
     if "shard" in films:
-        common: dict[str, Any] = {"batch": config.batch, "seed": config.seed, "threads": workers}
+        common: dict[str, Any] = {"batch": config.batch_size, "seed": config.seed, "threads": workers}
         shuffled = ShardedFilms(films, config.size, config.augment, shuffle=True, **common)
         return stream_loader(shuffled, workers), stream_loader(ShardedFilms(held_out, config.size, **common), workers)
     learned = LungDataset(films, config.size, config.augment, seed=config.seed)
     return (
-        make_loader(learned, config.batch, shuffle=True, workers=workers),
-        make_loader(LungDataset(held_out, config.size), config.batch, workers=workers),
+        make_loader(learned, config.batch_size, shuffle=True, workers=workers),
+        make_loader(LungDataset(held_out, config.size), config.batch_size, workers=workers),
     )
 
 
@@ -597,7 +597,7 @@ def build_model(config: TrainConfig) -> UNet:
     """The U-Net of a configuration, with fresh weights."""
     return UNet(
         classes=len(config.sources) if config.heads else 1,
-        width=config.width,
+        base_channels=config.base_channels,
         depth=config.depth,
         norm=config.norm,
         up=config.up,

@@ -24,7 +24,7 @@ DAMAGED = {
     ],
 }
 BAD_ARCHITECTURE = {
-    "width": [0, -1, 2.0, None, True, 10**6, 10**12, "16"],
+    "base_channels": [0, -1, 2.0, None, True, 10**6, 10**12, "16"],
     "depth": [0, 9, 10**9, [1]],
     "patch": [0, 10**6, None],
     "classes": [0, 10**9, "2"],
@@ -42,7 +42,7 @@ BAD_SCREENER = {
     "threshold": [-0.1, 2, None, "0.5", False, float("inf")],
 }
 BAD_CLASSIFIER = {
-    "width": [0, -1, 2.0, None, True, 10**6, 10**12],
+    "base_channels": [0, -1, 2.0, None, True, 10**6, 10**12],
     "depth": [0, 10**9, [1]],
     "patch": [0, 10**6, None],
     "members": [0, -1, 2.5, None, True, 10**6, 10**12],

@@ -129,7 +129,7 @@ def whole_files() -> dict[str, bytes]:
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "w.safetensors")
-        save_weights(path, UNet(width=2, depth=1), {"size": 32, "sources": ["montgomery"]})
+        save_weights(path, UNet(base_channels=2, depth=1), {"size": 32, "sources": ["montgomery"]})
         found["weights"] = path.read_bytes()
     return found
 

@@ -480,7 +480,7 @@ def test_stopped_server_leaves_nothing_and_has_asked_no_other_machine(server):
 
 @pytest.fixture
 def screener(tmp_path) -> TBScreener:
-    save_weights(tmp_path / "w.safetensors", UNet(width=2, depth=2), {"size": 32, "sources": ["montgomery"]})
+    save_weights(tmp_path / "w.safetensors", UNet(base_channels=2, depth=2), {"size": 32, "sources": ["montgomery"]})
     segmenter = LungSegmenter(tmp_path / "w.safetensors", device="cpu")
     segmenter.model, segmenter.dtype = DarkIsLung(), None
     return TBScreener(segmenter=segmenter, device="cpu")

@@ -69,7 +69,7 @@ def cluster(folder):
 @pytest.fixture(scope="module")
 def weights(folder):
     torch.manual_seed(19)  # by chance a network that finds two lungs in each film
-    save_weights(folder / "w.safetensors", UNet(width=2, depth=2), {"size": 32, "sources": ["montgomery"]})
+    save_weights(folder / "w.safetensors", UNet(base_channels=2, depth=2), {"size": 32, "sources": ["montgomery"]})
     return folder / "w.safetensors"
 
 
@@ -183,7 +183,7 @@ def test_other_films_weights_settings_or_shards_are_an_error(done, films, weight
         predict(patterns, done[0], settings, weights=weights, address="127.0.0.1:1", shard=shard)
 
     torch.manual_seed(1)
-    save_weights(tmp_path / "w.safetensors", UNet(width=2, depth=2), {"size": 32, "sources": ["montgomery"]})
+    save_weights(tmp_path / "w.safetensors", UNet(base_channels=2, depth=2), {"size": 32, "sources": ["montgomery"]})
     before = times(done[0])
     for what, change in {
         "films": {"patterns": [films / "below"]},

@@ -27,7 +27,7 @@ from kaggle_utils.scale.shards import ShardedFilms, read_shards, write_shards
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 SETTINGS = {"PYTHONPATH": str(Path(kaggle_utils.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 ENVIRONMENT = {**os.environ, **SETTINGS}
-CLOCK = ["films_s", "seconds"]
+CLOCK = ["images_per_s", "seconds"]
 
 
 def be_process(monkeypatch, rank, world):
@@ -145,7 +145,7 @@ class Joined:
                     read_shards(shards).query("split == 'train'"),
                     config.size,
                     config.augment,
-                    batch=config.batch,
+                    batch=config.batch_size,
                     shuffle=True,
                 )
                 films.epoch = epoch
@@ -177,7 +177,7 @@ def test_two_machines_stream_from_s3_and_learn_what_one_process_does(data, proxy
     write_shards(data, tmp_path / "shards", films=3)
     s3.upload(tmp_path / "shards", "s3://bkt/set")
     proxy.faults.append(Fault("truncate", "GET", "train-00001"))
-    config = replace(BASE, sources=("montgomery", "shenzhen"), batch=4)
+    config = replace(BASE, sources=("montgomery", "shenzhen"), batch_size=4)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         endpoint = f"127.0.0.1:{free.getsockname()[1]}"

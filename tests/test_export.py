@@ -30,7 +30,7 @@ HEADER = {
 def network(**architecture) -> UNet:
     """A small U-Net whose normalisation does something: random running mean and variance."""
     torch.manual_seed(0)
-    model = UNet(**{"width": 4, "depth": 2, "prior": 0.5} | architecture)
+    model = UNet(**{"base_channels": 4, "depth": 2, "prior": 0.5} | architecture)
     with torch.no_grad():
         for norm in (module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)):
             norm.running_mean.normal_()
@@ -134,7 +134,7 @@ def test_graph_that_is_not_the_network_is_refused_and_no_file_is_left(wrong, wei
 
 
 def test_network_for_volumes_is_refused(tmp_path):
-    save_weights(tmp_path / "v.safetensors", UNet(width=2, depth=1, classes=2, dims=3), HEADER)
+    save_weights(tmp_path / "v.safetensors", UNet(base_channels=2, depth=1, classes=2, dims=3), HEADER)
     with pytest.raises(ValueError, match=r"\(B, C, D, H, W\)"):
         export_onnx(tmp_path / "v.safetensors", tmp_path / "v.onnx")
 
@@ -319,7 +319,7 @@ def test_openvino_reports_to_nobody():
 
 def test_nothing_but_an_earlier_export_is_replaced(tmp_path):
     weights, out = tmp_path / "w.safetensors", tmp_path / "w.onnx"
-    save_weights(weights, UNet(width=2, depth=1), {"size": 32, "sources": ["montgomery"]})
+    save_weights(weights, UNet(base_channels=2, depth=1), {"size": 32, "sources": ["montgomery"]})
     before = weights.read_bytes()
     with pytest.raises(ValueError, match="w.safetensors: it is there, and the weights themselves: choose another file"):
         export_onnx(weights, weights)

@@ -47,7 +47,9 @@ STUDY = {
 def segmenter(tmp_path) -> LungSegmenter:
     fit = {"bias": 3.6, "features": {name: [0.0, 1.0] for name in REASONS}}
     save_weights(
-        tmp_path / "w.safetensors", UNet(width=2, depth=2), {"size": 32, "sources": ["montgomery"], "quality": fit}
+        tmp_path / "w.safetensors",
+        UNet(base_channels=2, depth=2),
+        {"size": 32, "sources": ["montgomery"], "quality": fit},
     )
     segmenter = LungSegmenter(tmp_path / "w.safetensors", device="cpu")
     segmenter.model, segmenter.dtype = DarkIsLung(), None
@@ -579,7 +581,9 @@ def test_other_weights_are_another_version(tmp_path):
     versions = set()
     for seed in (0, 1, 1):
         torch.manual_seed(seed)
-        save_weights(tmp_path / "w.safetensors", UNet(width=2, depth=2), {"size": 32, "sources": ["montgomery"]})
+        save_weights(
+            tmp_path / "w.safetensors", UNet(base_channels=2, depth=2), {"size": 32, "sources": ["montgomery"]}
+        )
         versions.add(LungSegmenter(tmp_path / "w.safetensors", device="cpu").version)
     assert len(versions) == 2
 

@@ -268,12 +268,12 @@ def test_device_or_pipe_is_no_file():
 @pytest.mark.parametrize(
     "header",
     [
-        {"architecture": {"width": 10**6}},
+        {"architecture": {"base_channels": 10**6}},
         {"architecture": {"depth": 10**9}},
         {"architecture": {"depth": -1}},
         {"architecture": {"patch": 10**9}},
         {"architecture": {"prior": 1}},
-        {"architecture": {"width": "2"}},
+        {"architecture": {"base_channels": "2"}},
         {"architecture": [2]},
         {"architecture": None},
         {},
@@ -284,7 +284,7 @@ def test_device_or_pipe_is_no_file():
 )
 def test_header_that_names_an_impossible_network_is_refused(tmp_path, header):
     path = tmp_path / "w.safetensors"
-    path.write_bytes(save(UNet(width=2, depth=1).state_dict(), {FORMAT: json.dumps(header)}))
+    path.write_bytes(save(UNet(base_channels=2, depth=1).state_dict(), {FORMAT: json.dumps(header)}))
     with pytest.raises(ValueError, match=str(path)) as error:
         load_weights(path)
     assert "\n" not in str(error.value)

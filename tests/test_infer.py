@@ -38,7 +38,7 @@ class DarkIsLung(torch.nn.Module):
 def weights(tmp_path):
     torch.manual_seed(0)
     path = tmp_path / "w.safetensors"
-    save_weights(path, UNet(width=2, depth=2), {"size": 32, "sources": ["montgomery"]})
+    save_weights(path, UNet(base_channels=2, depth=2), {"size": 32, "sources": ["montgomery"]})
     return path
 
 
@@ -92,7 +92,7 @@ def two_heads(tmp_path):
     path = tmp_path / "two.safetensors"
     save_weights(
         path,
-        UNet(classes=2, width=2, depth=2),
+        UNet(classes=2, base_channels=2, depth=2),
         {"size": 32, "sources": ["montgomery", "shenzhen"], "heads": ["montgomery", "shenzhen"]},
     )
     dark = DarkIsLung()
@@ -156,7 +156,7 @@ def test_missing_weights_say_what_to_do(monkeypatch, tmp_path):
 
 
 def test_weights_without_the_networks_size_are_refused_with_the_files_name(tmp_path):
-    save_weights(tmp_path / "bare.safetensors", UNet(width=2, depth=2))
+    save_weights(tmp_path / "bare.safetensors", UNet(base_channels=2, depth=2))
     with pytest.raises(ValueError, match="bare.safetensors.*size"):
         LungSegmenter(tmp_path / "bare.safetensors")
 

@@ -30,7 +30,7 @@ class Killed(BaseException):
 def weights(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "w.safetensors"
-    model = UNet(width=2, depth=2)
+    model = UNet(base_channels=2, depth=2)
     torch.nn.init.constant_(model.outc.bias, 3.0)  # lung wherever it isn't sure that there is none
     save_weights(path, model, {"size": 32, "sources": ["montgomery"]})
     return path
@@ -136,7 +136,7 @@ def command(films, out, weights):
         "--device",
         "cpu",
         "--force",
-        "--batch",
+        "--batch-size",
         "1",
     ]
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from argparse import SUPPRESS
 from pathlib import Path
 
 import cv2
@@ -20,6 +21,7 @@ from three_at_once import at_once
 import kaggle_utils
 from benchmarks import start
 from kaggle_utils.cli import _write_table, build_parser, main
+from kaggle_utils.config import RENAMED
 from kaggle_utils.data import read_manifest
 from kaggle_utils.export import read_onnx_header
 from kaggle_utils.files import LOCK, locked
@@ -34,13 +36,13 @@ COMMANDS = next(a for a in build_parser()._actions if isinstance(a, argparse._Su
 TINY = [
     "--size",
     "32",
-    "--width",
+    "--base-channels",
     "2",
     "--depth",
     "2",
     "--patch",
     "1",
-    "--batch",
+    "--batch-size",
     "4",
     "--epochs",
     "2",
@@ -67,7 +69,7 @@ def run(folder, *arguments) -> subprocess.CompletedProcess:
 @pytest.fixture
 def weights(tmp_path):
     torch.manual_seed(0)
-    save_weights(tmp_path / "w.safetensors", UNet(width=2, depth=2), {"size": 32, "sources": ["montgomery"]})
+    save_weights(tmp_path / "w.safetensors", UNet(base_channels=2, depth=2), {"size": 32, "sources": ["montgomery"]})
     return tmp_path / "w.safetensors"
 
 
@@ -83,6 +85,17 @@ def test_the_main_commands_are_there():
     assert {"prep", "train", "evaluate", "predict"} <= set(COMMANDS)
 
 
+@pytest.mark.parametrize("old, new", RENAMED.items())
+def test_earlier_name_of_an_option_is_taken(old, new):
+    args = build_parser().parse_args(["train", "--out", "run", f"--{old}", "2"])
+    assert getattr(args, new) == 2 and not hasattr(args, old)
+
+
+@pytest.mark.parametrize("command", ["predict", "screen"])
+def test_earlier_name_of_the_batch_size_is_taken(command):
+    assert build_parser().parse_args([command, "film.png", "--batch", "2"]).batch_size == 2
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_lists_every_option_with_a_sentence(command, capsys):
     with pytest.raises(SystemExit) as end:
@@ -90,6 +103,8 @@ def test_help_lists_every_option_with_a_sentence(command, capsys):
     assert end.value.code == 0
     text = capsys.readouterr().out
     for action in COMMANDS[command]._actions:
+        if action.help == SUPPRESS:  # an earlier name
+            continue
         assert action.help and all(option in text for option in action.option_strings)
 
 
@@ -109,7 +124,13 @@ def test_help_states_the_defaults(command, capsys):
 
 
 @pytest.mark.parametrize(
-    "option, unit", [("--size", "px"), ("--minutes", "time budget"), ("--epochs", "passes"), ("--batch", "films")]
+    "option, unit",
+    [
+        ("--size", "px"),
+        ("--time-budget-min", "minutes to train"),
+        ("--epochs", "passes"),
+        ("--batch-size", "radiographs"),
+    ],
 )
 def test_help_of_train_states_units(option, unit):
     action = next(a for a in COMMANDS["train"]._actions if option in a.option_strings)
@@ -239,7 +260,7 @@ def test_prepared_side_has_bounds(size, capfd):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["prep", "--input", "raw", "--workers", "0"], ["predict", "film.png", "--out", "o", "--batch", "0"]],
+    [["prep", "--input", "raw", "--workers", "0"], ["predict", "film.png", "--out", "o", "--batch-size", "0"]],
     ids=["prep: workers 0", "predict: batch of 0"],
 )
 def test_number_below_one_is_a_usage_error(arguments, capfd):
@@ -659,19 +680,19 @@ def journey(tmp_path_factory):
             "run",
             "--size",
             48,
-            "--width",
+            "--base-channels",
             4,
             "--depth",
             3,
             "--patch",
             1,
-            "--batch",
+            "--batch-size",
             4,
             "--epochs",
             25,
             "--lr",
             0.01,
-            "--ema",
+            "--ema-decay",
             0.9,
             "--augment",
             "light",
@@ -822,7 +843,7 @@ def test_too_little_memory_is_one_line_that_says_what_to_make_smaller(error, tmp
     assert main(["train", "--data", str(tmp_path / "set"), "--out", str(tmp_path / "run")]) == 1
     assert (
         capfd.readouterr().err == "kaggle_utils train: the memory is too small for this: "
-        "try a smaller --batch or --size or --width or --workers\n"
+        "try a smaller --batch-size or --size or --base-channels or --workers\n"
     )
 
 
@@ -927,7 +948,7 @@ def three(tmp_path_factory):
     for n in range(4):
         write_raw(folder / "films" / f"film{n}.png", phantom(96, 80, n).image)
     torch.manual_seed(0)
-    save_weights(folder / "w.safetensors", UNet(width=2, depth=2), {"size": 32, "sources": ["montgomery"]})
+    save_weights(folder / "w.safetensors", UNet(base_channels=2, depth=2), {"size": 32, "sources": ["montgomery"]})
     return folder, dict(zip(AT_ONCE, at_once(folder, [command for command, _ in AT_ONCE.values()], LOADED)))
 
 

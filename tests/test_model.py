@@ -22,19 +22,19 @@ NORMS, UPS = ("batch", "group", "instance"), ("bilinear", "transposed")
 @pytest.fixture
 def unet() -> UNet:
     torch.manual_seed(0)
-    return UNet(width=2, depth=2).eval()
+    return UNet(base_channels=2, depth=2).eval()
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (33, 47), (64, 50), (16, 100), (5, 7), (1, 1)], ids=str)
 def test_logits_have_the_films_shape_whatever_it_is(shape):
-    assert UNet(width=2, depth=4).eval()(torch.zeros(2, 1, *shape)).shape == (2, 1, *shape)
+    assert UNet(base_channels=2, depth=4).eval()(torch.zeros(2, 1, *shape)).shape == (2, 1, *shape)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("up", UPS)
 @pytest.mark.parametrize("dims, size", [(2, (16, 20)), (3, (8, 12, 9))], ids=["2-D", "3-D"])
 def test_every_norm_and_up_in_2_and_3_dimensions(norm, up, dims, size):
-    net = UNet(2, 3, width=2, depth=2, dims=dims, norm=norm, up=up)
+    net = UNet(2, 3, base_channels=2, depth=2, dims=dims, norm=norm, up=up)
     logits = net(torch.randn(2, 2, *size))
     assert logits.shape == (2, 3, *size)
     logits.sum().backward()
@@ -43,8 +43,8 @@ def test_every_norm_and_up_in_2_and_3_dimensions(norm, up, dims, size):
 
 @pytest.mark.parametrize("dims, size", [(2, (16, 20)), (3, (8, 12, 9))], ids=["2-D", "3-D"])
 def test_separable_convolutions_have_about_a_ninth_of_the_weights_and_learn(dims, size):
-    net = UNet(1, 2, width=16, depth=1, dims=dims, conv="separable")
-    plain = UNet(1, 2, width=16, depth=1, dims=dims)
+    net = UNet(1, 2, base_channels=16, depth=1, dims=dims, conv="separable")
+    plain = UNet(1, 2, base_channels=16, depth=1, dims=dims)
     assert count_parameters(net) < count_parameters(plain) / 4
     net(torch.randn(2, 1, *size)).sum().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters())
@@ -53,13 +53,13 @@ def test_separable_convolutions_have_about_a_ninth_of_the_weights_and_learn(dims
 @pytest.mark.parametrize("patch", [2, 4])
 @pytest.mark.parametrize("shape", [(64, 64), (33, 47), (5, 7)], ids=str)
 def test_patches_still_give_a_logit_to_every_pixel(patch, shape):
-    logits = UNet(2, 3, width=2, depth=2, patch=patch).eval()(torch.randn(1, 2, *shape))
+    logits = UNet(2, 3, base_channels=2, depth=2, patch=patch).eval()(torch.randn(1, 2, *shape))
     assert logits.shape == (1, 3, *shape)
 
 
 def test_patches_put_every_pixel_back_in_its_place():
     """With the identity between them, folding pixels into channels and back moves none."""
-    net = UNet(width=2, depth=1, patch=2).eval()
+    net = UNet(base_channels=2, depth=1, patch=2).eval()
     net.inc, net.down, net.up, net.outc = nn.Identity(), nn.ModuleList(), nn.ModuleList(), nn.Identity()
     film = torch.randn(1, 1, 9, 6)
     torch.testing.assert_close(net(film), film)
@@ -81,34 +81,34 @@ def test_parameters_are_counted_by_hand():
     def double(i: int, o: int) -> int:
         return 9 * i * o + 2 * o + 9 * o * o + 2 * o
 
-    assert count_parameters(UNet(width=2, depth=1)) == double(1, 2) + double(2, 4) + (4 * 2 + 2) + double(4, 2) + (
-        2 + 1
-    )
+    assert count_parameters(UNet(base_channels=2, depth=1)) == double(1, 2) + double(2, 4) + (4 * 2 + 2) + double(
+        4, 2
+    ) + (2 + 1)
 
 
 @pytest.mark.parametrize("prior", [0.1, 0.25, 0.5])
 def test_output_bias_is_the_logit_of_the_prior(prior):
-    assert UNet(width=2, depth=1, prior=prior).outc.bias.item() == pytest.approx(math.log(prior / (1 - prior)))
+    assert UNet(base_channels=2, depth=1, prior=prior).outc.bias.item() == pytest.approx(math.log(prior / (1 - prior)))
 
 
 def test_untrained_networks_predict_about_the_prior():
     def share(seed):
         torch.manual_seed(seed)
-        return UNet(width=4, depth=2, prior=0.25).train()(torch.randn(2, 1, 32, 32)).sigmoid().mean().item()
+        return UNet(base_channels=4, depth=2, prior=0.25).train()(torch.randn(2, 1, 32, 32)).sigmoid().mean().item()
 
     assert sum(map(share, range(20))) / 20 == pytest.approx(0.25, abs=0.1)
 
 
 def test_he_initialisation():
     torch.manual_seed(0)
-    weight = UNet(width=32, depth=1).down[0][1][0].weight  # 32 → 64 channels
+    weight = UNet(base_channels=32, depth=1).down[0][1][0].weight  # 32 → 64 channels
     assert weight.std().item() == pytest.approx(math.sqrt(2 / (32 * 9)), rel=0.05)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_batch_of_one_trains(norm):
     torch.manual_seed(0)
-    net = UNet(width=4, depth=2, norm=norm).train()
+    net = UNet(base_channels=4, depth=2, norm=norm).train()
     film = torch.randn(1, 1, 16, 16)
     truth = (film > 0.3).float()
     optimizer = torch.optim.Adam(net.parameters(), 0.01)
@@ -125,7 +125,7 @@ def test_batch_of_one_trains(norm):
 @pytest.mark.parametrize("norm", ["group", "instance"])
 def test_norms_without_running_statistics_see_each_film_alone(norm):
     torch.manual_seed(0)
-    net = UNet(width=4, depth=2, norm=norm).train()
+    net = UNet(base_channels=4, depth=2, norm=norm).train()
     films = torch.randn(3, 1, 16, 16)
     torch.testing.assert_close(net(films)[:1], net(films[:1]), rtol=1e-4, atol=1e-5)
 
@@ -149,7 +149,7 @@ def test_unknown_choice_is_refused_with_the_choices(setting):
 def filled(**architecture) -> UNet:
     """A network whose running statistics aren't the initial ones either."""
     torch.manual_seed(1)
-    net = UNet(width=2, depth=2, **architecture).train()
+    net = UNet(base_channels=2, depth=2, **architecture).train()
     with torch.no_grad():
         net(torch.randn(2, 1, *[16] * net.architecture["dims"]))
     return net.eval()
@@ -167,7 +167,7 @@ def test_weights_come_back_bit_equal_with_their_architecture(tmp_path, architect
 
 
 def test_half_is_half_the_bytes_and_loads_as_float32(tmp_path):
-    net = UNet(width=16, depth=2)
+    net = UNet(base_channels=16, depth=2)
     save_weights(tmp_path / "full.safetensors", net)
     save_weights(tmp_path / "half.safetensors", net, half=True)
     assert (tmp_path / "half.safetensors").stat().st_size < 0.55 * (tmp_path / "full.safetensors").stat().st_size
@@ -223,7 +223,7 @@ def test_estimate_with_other_coefficients_is_refused(tmp_path, unet, bias, doubt
         "{",
         "[" * 100_000,
         '{"architecture": 3}',
-        '{"architecture": {"width": ' + "9" * 5000 + "}}",
+        '{"architecture": {"base_channels": ' + "9" * 5000 + "}}",
         "{}",
     ],
     ids=lambda text: text[:20],
@@ -327,7 +327,7 @@ def test_a_pickle_is_refused(tmp_path, unet):
 
 
 def test_tensors_of_another_architecture_are_refused(tmp_path, unet):
-    unet.architecture = {**unet.architecture, "width": 3}
+    unet.architecture = {**unet.architecture, "base_channels": 3}
     save_weights(tmp_path / "w.safetensors", unet)
     with pytest.raises(ValueError, match="w.safetensors: the tensors don't fit the architecture"):
         load_weights(tmp_path / "w.safetensors")

@@ -30,7 +30,7 @@ def pareto(tmp_path):
             "network",
             "conv",
             "patch",
-            "width",
+            "base_channels",
             "depth",
             "size",
             "parameters",

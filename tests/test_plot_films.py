@@ -98,7 +98,7 @@ def test_a_history_is_a_curve_of_each_loss_and_one_of_dice():
 
 @pytest.mark.parametrize("patch, depth", [(1, 2), (2, 3)])
 def test_shapes_in_the_networks_picture_are_those_that_come_out(patch, depth):
-    shapes = plot_unet.block_shapes(UNet(classes=2, width=4, depth=depth, patch=patch), 32)
+    shapes = plot_unet.block_shapes(UNet(classes=2, base_channels=4, depth=depth, patch=patch), 32)
     down = [(4 * 2**level, 32 // patch // 2**level) for level in range(depth + 1)]
     assert shapes == {"down": down, "up": down[-2::-1], "out": [(2 * patch**2, 32 // patch)]}
 

@@ -28,7 +28,7 @@ def made_up(name, *, jsrt=True, seeds=2, epochs=3):
             f"trial {n}",
             {
                 "lr": 10 ** rng.uniform(-3, -2),
-                "width": int(rng.choice([8, 16])),
+                "base_channels": int(rng.choice([8, 16])),
                 "augment": str(rng.choice(["none", "full"])),
             },
         )
@@ -44,8 +44,8 @@ def made_up(name, *, jsrt=True, seeds=2, epochs=3):
                 **{key: getattr(CONFIG, key) for key in SETTINGS},
                 **settings,
                 "seed": seed,
-                "real": 0 if run.endswith(" built-in") else films,
-                "built_in": 468 if "built-in" in run else 0,
+                "real": 0 if run.endswith(" synthetic") else films,
+                "synthetic": 468 if "synthetic" in run else 0,
                 "parameters": 1_000_000,
                 "data": "0",
                 "commit": "0",
@@ -121,7 +121,7 @@ def test_the_reported_pairs_lie_above_what_is_possible():
         assert np.interp(share, *bound.get_data()) == pytest.approx(dice, abs=5e-4) and dice < line.get_ydata()[0]
 
 
-def test_the_curve_of_films_has_their_number_where_built_in_ones_are_added(tables):
+def test_the_curve_of_films_has_their_number_where_synthetic_ones_are_added(tables):
     axes = plot.FIGURES["tuning_data.png"](tables=tables).axes[0]
     lines = [line.get_xdata() for line in axes.lines if len(line.get_xdata()) == 6]
     assert [list(x) for x in lines] == [

@@ -7,7 +7,9 @@ from phantoms import write_prepared
 from kaggle_utils.trainer import TrainConfig
 from kaggle_utils.tuning.protocol import run_protocol
 
-TINY = TrainConfig(size=32, batch=4, width=2, depth=2, patch=1, precision="fp32", device="cpu", augment="light")
+TINY = TrainConfig(
+    size=32, batch_size=4, base_channels=2, depth=2, patch=1, precision="fp32", device="cpu", augment="light"
+)
 
 
 @pytest.fixture

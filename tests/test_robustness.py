@@ -89,7 +89,7 @@ class DarkIsLung:
 
 
 def test_table_has_a_row_a_network_set_and_setting(prepared, tmp_path):
-    save_weights(tmp_path / "w.safetensors", UNet(width=2, depth=2), {"size": 32, "sources": ["montgomery"]})
+    save_weights(tmp_path / "w.safetensors", UNet(base_channels=2, depth=2), {"size": 32, "sources": ["montgomery"]})
     right, wrong = (LungSegmenter(tmp_path / "w.safetensors", device="cpu") for _ in range(2))
     right.model = DarkIsLung()
     wrong.model = lambda images: right.model(-images)
@@ -110,7 +110,7 @@ def test_table_has_a_row_a_network_set_and_setting(prepared, tmp_path):
 def test_header_says_how_a_network_was_trained(tmp_path):
     save_weights(
         tmp_path / "w.safetensors",
-        UNet(width=2, depth=2),
+        UNet(base_channels=2, depth=2),
         {"size": 32, "sources": ["montgomery"], "config": {"augment": "none"}},
     )
     assert (

@@ -639,7 +639,7 @@ def test_prep_and_predict_take_addresses(client, tmp_path, monkeypatch, capsys):
 
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(19)  # by chance a network that finds lungs
-    save_weights(tmp_path / "w.safetensors", UNet(width=2, depth=2), {"size": 32, "sources": ["montgomery"]})
+    save_weights(tmp_path / "w.safetensors", UNet(base_channels=2, depth=2), {"size": 32, "sources": ["montgomery"]})
     write_raw(tmp_path / "raw" / "CXR_png" / "MCUCXR_0001_0.png", phantom().image)
     for source, address in (("raw", "s3://bkt/raw"), ("w.safetensors", "s3://bkt/models")):
         assert main(["s3", "upload", source, address]) == 0
@@ -687,7 +687,7 @@ def test_results_below_the_films_in_s3_are_no_films(client, tmp_path, out):
     from kaggle_utils.model import UNet, save_weights
 
     torch.manual_seed(19)  # by chance a network that finds lungs
-    save_weights(tmp_path / "w.safetensors", UNet(width=2, depth=2), {"size": 32, "sources": ["montgomery"]})
+    save_weights(tmp_path / "w.safetensors", UNet(base_channels=2, depth=2), {"size": 32, "sources": ["montgomery"]})
     film = write_raw(tmp_path / "film.png", phantom().image).read_bytes()
     prefix = out.removeprefix("s3://bkt/")
     for key in ("raw/film.png", f"{prefix}/masks/of_an_upload_that_was_stopped.png", "raw/other run/overlays/film.png"):

@@ -225,10 +225,10 @@ def test_training_from_shards_learns_and_resumes_to_the_same_weights(sharded, tm
     config = TrainConfig(
         sources=("montgomery",),
         size=32,
-        width=4,
+        base_channels=4,
         depth=2,
         patch=1,
-        batch=6,
+        batch_size=6,
         epochs=3,
         device="cpu",
         precision="fp32",

@@ -65,7 +65,8 @@ def spotted(n: int, size: int = SIZE, seed: int = 0) -> Cuts:
 @pytest.fixture(scope="module")
 def trained() -> TBNet:
     return train_tb(
-        spotted(32), TBConfig(size=SIZE, width=8, depth=2, epochs=15, batch=8, lr=4e-3, ema=0.9, device="cpu")
+        spotted(32),
+        TBConfig(size=SIZE, base_channels=8, depth=2, epochs=15, batch_size=8, lr=4e-3, ema_decay=0.9, device="cpu"),
     )
 
 
@@ -224,7 +225,7 @@ def test_blanked_lungs_hide_what_the_masked_arm_sees():
     cuts.frame["part"] = ["train"] * 32 + ["val"] * 8 + ["test"] * 8
     films = compare_arms(
         cuts,
-        TBConfig(size=SIZE, width=8, depth=2, epochs=15, batch=8, lr=4e-3, ema=0.9, device="cpu"),
+        TBConfig(size=SIZE, base_channels=8, depth=2, epochs=15, batch_size=8, lr=4e-3, ema_decay=0.9, device="cpu"),
         arms=("masked", "blanked"),
     )
     assert (
@@ -239,7 +240,7 @@ def test_blanked_lungs_hide_what_the_masked_arm_sees():
 
 def test_the_head_reads_only_the_region():
     torch.manual_seed(0)
-    net = TBNet(width=4, depth=2).eval()
+    net = TBNet(base_channels=4, depth=2).eval()
     features, region = torch.rand(1, 16, 8, 8), torch.zeros(1, 1, 64, 64)
     region[..., :32, :32] = 1
     other = features.clone()
@@ -248,11 +249,11 @@ def test_the_head_reads_only_the_region():
 
 
 def test_it_starts_from_a_segmenter_of_its_shape():
-    net, unet = TBNet(width=4, depth=2), UNet(width=4, depth=2, patch=2)
+    net, unet = TBNet(base_channels=4, depth=2), UNet(base_channels=4, depth=2, patch=2)
     net.take_encoder(unet)
     assert torch.equal(net.down[1][1][0].weight, unet.down[1][1][0].weight)
     with pytest.raises(ValueError, match="depth"):
-        net.take_encoder(UNet(width=4, depth=3, patch=2))
+        net.take_encoder(UNet(base_channels=4, depth=3, patch=2))
 
 
 def test_it_learns_what_can_be_learned(trained):
@@ -284,11 +285,11 @@ def test_weights_come_back_as_they_were(tmp_path, trained):
 
 
 def test_other_weights_are_refused(tmp_path):
-    save_weights(tmp_path / "unet.safetensors", UNet(width=4, depth=2))
+    save_weights(tmp_path / "unet.safetensors", UNet(base_channels=4, depth=2))
     with pytest.raises(ValueError, match="no tuberculosis classifier"):
         load_tb(tmp_path / "unet.safetensors")
-    net = TBEnsemble([TBNet(width=4, depth=2)])
-    net.architecture["width"] = 8
+    net = TBEnsemble([TBNet(base_channels=4, depth=2)])
+    net.architecture["base_channels"] = 8
     save_weights(tmp_path / "odd.safetensors", net)
     with pytest.raises(ValueError, match="don't fit"):
         load_tb(tmp_path / "odd.safetensors")
@@ -306,13 +307,13 @@ def refused(path, about):
 
 @pytest.mark.parametrize("name, value", each(BAD_SCREENER), ids=repr)
 def test_header_of_wrong_types_and_sizes_is_refused_in_a_line(tmp_path, name, value):
-    save_weights(tmp_path / "tb.safetensors", TBEnsemble([TBNet(width=2, depth=1)]), {**SCREENER, name: value})
+    save_weights(tmp_path / "tb.safetensors", TBEnsemble([TBNet(base_channels=2, depth=1)]), {**SCREENER, name: value})
     refused(tmp_path / "tb.safetensors", name)
 
 
 @pytest.mark.parametrize("name, value", each(BAD_CLASSIFIER), ids=repr)
 def test_architecture_that_no_classifier_has_is_refused_in_a_line(tmp_path, name, value):
-    net = TBEnsemble([TBNet(width=2, depth=1)])
+    net = TBEnsemble([TBNet(base_channels=2, depth=1)])
     net.architecture = {**net.architecture, name: value}
     save_weights(tmp_path / "tb.safetensors", net, SCREENER)
     refused(tmp_path / "tb.safetensors", name)
@@ -322,7 +323,7 @@ def test_architecture_that_no_classifier_has_is_refused_in_a_line(tmp_path, name
 def test_header_that_lacks_a_key_is_refused_in_a_line(tmp_path, name):
     save_weights(
         tmp_path / "tb.safetensors",
-        TBEnsemble([TBNet(width=2, depth=1)]),
+        TBEnsemble([TBNet(base_channels=2, depth=1)]),
         {key: SCREENER[key] for key in SCREENER if key != name},
     )
     refused(tmp_path / "tb.safetensors", f"no {name} in the header")
@@ -330,7 +331,7 @@ def test_header_that_lacks_a_key_is_refused_in_a_line(tmp_path, name):
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
 def test_weights_that_are_no_numbers_are_refused(tmp_path, wrong):
-    net = TBEnsemble([TBNet(width=2, depth=1)])
+    net = TBEnsemble([TBNet(base_channels=2, depth=1)])
     net.members[0].head[1].bias.data[0] = wrong
     save_weights(tmp_path / "tb.safetensors", net, SCREENER)
     refused(tmp_path / "tb.safetensors", "holds NaN or infinity")
@@ -342,9 +343,9 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path, wrong):
 def test_one_class_is_nothing_to_learn_from():
     cuts = spotted(8)
     with pytest.raises(ValueError, match="0 and with 1"):
-        train_tb(cuts[cuts.frame["tb"] == 1], TBConfig(size=SIZE, width=4, depth=2))
+        train_tb(cuts[cuts.frame["tb"] == 1], TBConfig(size=SIZE, base_channels=4, depth=2))
     with pytest.raises(ValueError, match="64 px"):
-        train_tb(cuts, TBConfig(size=32, width=4, depth=2))
+        train_tb(cuts, TBConfig(size=32, base_channels=4, depth=2))
 
 
 # ---- screening
@@ -401,7 +402,7 @@ def test_what_stops_a_screening_is_told_in_a_line_and_the_same_command_goes_on(
         str(weights),
         "--device",
         "cpu",
-        "--batch",
+        "--batch-size",
         "1",
     ]
     if how == "Ctrl-C":

@@ -28,7 +28,16 @@ from kaggle_utils.splits import published_split, suspect_masks
 from kaggle_utils.trainer import TrainConfig, Trainer, check_batch, ema_with_warmup
 
 TINY = TrainConfig(
-    size=32, batch=3, width=2, depth=2, patch=1, epochs=3, lr=1e-2, precision="fp32", device="cpu", augment="light"
+    size=32,
+    batch_size=3,
+    base_channels=2,
+    depth=2,
+    patch=1,
+    epochs=3,
+    lr=1e-2,
+    precision="fp32",
+    device="cpu",
+    augment="light",
 )
 
 
@@ -42,7 +51,7 @@ def loaders(root, config):
                 config.augment if split == "train" else "none",
                 seed=config.seed,
             ),
-            config.batch,
+            config.batch_size,
             shuffle=split == "train",
         )
         for split in ("train", "val")
@@ -52,7 +61,9 @@ def loaders(root, config):
 def trainer(root, out=None, **changes) -> Trainer:
     config = replace(TINY, **changes)
     torch.manual_seed(config.seed)
-    model = UNet(width=config.width, depth=config.depth, norm=config.norm, up=config.up, patch=config.patch)
+    model = UNet(
+        base_channels=config.base_channels, depth=config.depth, norm=config.norm, up=config.up, patch=config.patch
+    )
     return Trainer(model, make_loss(config.loss), *loaders(root, config), config, out)
 
 
@@ -77,10 +88,10 @@ def test_overfits_one_batch(tmp_path, norm, patch, dice):
     write_prepared(tmp_path / "set", {"train": 4})
     frame = read_manifest(tmp_path / "set")
     films = LungDataset(frame, 32)
-    config = replace(TINY, epochs=60 * patch, batch=4, width=8, norm=norm, ema=0.9, augment="none")
+    config = replace(TINY, epochs=60 * patch, batch_size=4, base_channels=8, norm=norm, ema_decay=0.9, augment="none")
     torch.manual_seed(0)
     fitted = Trainer(
-        UNet(width=8, depth=2, norm=norm, patch=patch),
+        UNet(base_channels=8, depth=2, norm=norm, patch=patch),
         make_loss("bce_dice"),
         make_loader(films, 4, shuffle=True),
         make_loader(films, 4),
@@ -100,7 +111,7 @@ def test_history_has_a_row_an_epoch_with_the_documented_columns(prepared):
         "val_iou",
         "val_accuracy",
         "val_foreground",
-        "films_s",
+        "images_per_s",
         "seconds",
     ]
     assert history["epoch"].tolist() == [0, 1, 2] and history["seconds"].is_monotonic_increasing
@@ -152,7 +163,7 @@ def test_run_ends_with_an_estimate_of_its_masks_or_the_reason_why_there_is_none(
 
 def test_an_estimate_is_fitted_to_films_from_all_over_a_large_validation_set(tmp_path):
     write_prepared(tmp_path, {"train": 3, "val": 100})
-    films = list(training._validation_films(trainer(tmp_path, batch=8).val_loader))
+    films = list(training._validation_films(trainer(tmp_path, batch_size=8).val_loader))
     names = [film.name for film in films]
     assert len(set(names)) == len(films) == 34  # every third, as 48 are the most
     truth = LungDataset(read_manifest(tmp_path).query("split == 'val'"), TINY.size)
@@ -190,13 +201,13 @@ def test_average_forgets_fast_at_first(step, decay):
 
 
 def test_without_average_the_trained_weights_are_kept(prepared):
-    run = trainer(prepared, ema=0.0, epochs=1)
+    run = trainer(prepared, ema_decay=0.0, epochs=1)
     run.fit()
     assert run.best_model is run.model
 
 
 def test_average_differs_from_the_weights_and_is_what_is_validated(prepared):
-    run = trainer(prepared, ema=0.99)
+    run = trainer(prepared, ema_decay=0.99)
     history = run.fit()
     assert not torch.equal(run.ema.module.outc.weight, run.model.outc.weight)
     assert run.validate(run.ema.module)["val_loss"] == pytest.approx(history["val_loss"].iloc[-1], rel=1e-5)
@@ -213,7 +224,7 @@ def test_gradient_is_clipped(prepared, monkeypatch):
         return norm
 
     monkeypatch.setattr(nn.utils, "clip_grad_norm_", spy)
-    trainer(prepared, clip=0.01, epochs=1).fit()
+    trainer(prepared, grad_clip=0.01, epochs=1).fit()
     assert all(before > 0.01 and after <= 0.0101 for before, after in seen)
 
 
@@ -223,7 +234,7 @@ def test_gradient_is_clipped(prepared, monkeypatch):
 @pytest.mark.parametrize("batch", [1, 3, 8])
 def test_validation_does_not_depend_on_the_batch_size(tmp_path, batch):
     write_prepared(tmp_path, {"train": 3, "val": 8})
-    reference, run = trainer(tmp_path, batch=4), trainer(tmp_path, batch=batch)
+    reference, run = trainer(tmp_path, batch_size=4), trainer(tmp_path, batch_size=batch)
     assert run.validate(run.model) == pytest.approx(reference.validate(reference.model), rel=1e-5)
 
 
@@ -296,7 +307,7 @@ def test_run_stopped_in_any_step_resumes_to_bit_equal_weights(
         resumed.resume(tmp_path / "stopped" / "last.pt")
     assert resumed.step == (step if seconds == 0 else step // 3 * 3)  # three steps an epoch
     history = resumed.fit()
-    clock = ["films_s", "seconds"]
+    clock = ["images_per_s", "seconds"]
     expected = pd.read_csv(tmp_path / "whole" / "history.csv").drop(columns=clock)
     pd.testing.assert_frame_equal(history.drop(columns=clock), expected, check_exact=False, rtol=1e-12)
     assert_bit_equal(weights_of(tmp_path / "whole" / "last.pt"), weights_of(tmp_path / "stopped" / "last.pt"))
@@ -387,7 +398,7 @@ def test_run_killed_by_sigkill_again_and_again_ends_with_bit_equal_weights(forks
     assert_bit_equal(weights_of(whole / "last.pt"), weights_of(out / "last.pt"))
     assert_bit_equal(*(load_weights(folder / "best.safetensors").state_dict() for folder in (whole, out)))
     assert read_header(whole / "best.safetensors") == read_header(out / "best.safetensors")
-    clock = ["films_s", "seconds"]
+    clock = ["images_per_s", "seconds"]
     pd.testing.assert_frame_equal(
         pd.read_csv(whole / "history.csv").drop(columns=clock),
         pd.read_csv(out / "history.csv").drop(columns=clock),
@@ -476,7 +487,7 @@ def test_edited_checkpoint_is_refused_in_a_line_that_names_it(finished, tmp_path
 
 def test_checkpoint_of_another_network_is_refused(finished, tmp_path):
     run, _, state = finished
-    other = UNet(width=4, depth=2).state_dict()
+    other = UNet(base_channels=4, depth=2).state_dict()
     moments = {
         **state["optimizer"],
         "state": {n: {**one, "exp_avg": torch.zeros(7)} for n, one in state["optimizer"]["state"].items()},
@@ -556,11 +567,11 @@ def clock(monkeypatch):
 
 
 def test_time_budget_ends_in_mid_epoch_saves_and_is_resumable(prepared, tmp_path, clock):
-    short = trainer(prepared, tmp_path / "run", epochs=1000, minutes=10 / 60)
+    short = trainer(prepared, tmp_path / "run", epochs=1000, time_budget_min=10 / 60)
     history = short.fit()
     assert 10 <= history["seconds"].iloc[-1] <= 12
     assert load_weights(tmp_path / "run" / "best.safetensors")
-    longer = trainer(prepared, tmp_path / "run", epochs=1000, minutes=20 / 60)
+    longer = trainer(prepared, tmp_path / "run", epochs=1000, time_budget_min=20 / 60)
     longer.resume(tmp_path / "run" / "last.pt")
     assert longer.seconds == short.seconds
     resumed = longer.fit()
@@ -568,14 +579,14 @@ def test_time_budget_ends_in_mid_epoch_saves_and_is_resumable(prepared, tmp_path
 
 
 def test_learning_rate_reaches_its_end_with_the_time_budget(prepared, clock):
-    history = trainer(prepared, epochs=1000, minutes=1).fit()
+    history = trainer(prepared, epochs=1000, time_budget_min=1).fit()
     assert history["lr"].iloc[-1] < 0.05 * TINY.lr
 
 
 def test_used_up_budget_stops_at_once_on_resuming(prepared, tmp_path, clock):
-    first = trainer(prepared, tmp_path / "run", epochs=1000, minutes=0.1)
+    first = trainer(prepared, tmp_path / "run", epochs=1000, time_budget_min=0.1)
     n = len(first.fit())
-    again = trainer(prepared, tmp_path / "run", epochs=1000, minutes=0.1)
+    again = trainer(prepared, tmp_path / "run", epochs=1000, time_budget_min=0.1)
     again.resume(tmp_path / "run" / "last.pt")
     assert len(again.fit()) == n
 
@@ -685,7 +696,7 @@ def two_sources(tmp_path):
 
 @pytest.mark.slow
 def test_each_set_has_a_head_that_learns_its_masks_alone(two_sources, tmp_path):
-    config = replace(TINY, sources=("montgomery", "shenzhen"), width=8, epochs=40, batch=4, augment="none")
+    config = replace(TINY, sources=("montgomery", "shenzhen"), base_channels=8, epochs=40, batch_size=4, augment="none")
     fitted = training.train(two_sources, tmp_path / "run", config)
     assert fitted.best_dice > 0.85 and read_header(tmp_path / "run" / "best.safetensors")["heads"] == [
         "montgomery",
@@ -743,15 +754,22 @@ def test_settings_survive_json():
     assert TrainConfig.from_dict(json.loads(json.dumps(asdict(TINY)))) == TINY
 
 
+def test_stored_configuration_of_an_earlier_version_is_rebuilt():
+    earlier = {"batch": 3, "width": 2, "clip": 0.5, "ema": 0.9, "minutes": 7.0}
+    config = TrainConfig.from_dict(earlier)
+    names = ("batch_size", "base_channels", "grad_clip", "ema_decay", "time_budget_min")
+    assert tuple(getattr(config, name) for name in names) == tuple(earlier.values())
+
+
 @pytest.mark.parametrize(
     "setting",
     [
         {"size": 8},
-        {"batch": 0},
+        {"batch_size": 0},
         {"epochs": 0},
         {"dice_weight": 2},
-        {"ema": 1.5},
-        {"minutes": -1},
+        {"ema_decay": 1.5},
+        {"time_budget_min": -1},
         {"warmup": 1.5},
         {"warmup": -0.1},
         {"lr": math.nan},
@@ -821,21 +839,28 @@ def test_choices_are_those_that_the_library_has():
         augmentation(augment)
     for name in ("norm", "up", "conv"):
         for value in choices[name]:
-            UNet(width=1, depth=1, **{name: value})
+            UNet(base_channels=1, depth=1, **{name: value})
 
 
 def test_default_network_has_at_most_2_million_parameters():
     config = TrainConfig()
     assert (
         count_parameters(
-            UNet(width=config.width, depth=config.depth, norm=config.norm, up=config.up, patch=config.patch)
+            UNet(
+                base_channels=config.base_channels,
+                depth=config.depth,
+                norm=config.norm,
+                up=config.up,
+                patch=config.patch,
+            )
         )
         <= 2_000_000
     )
 
 
 @pytest.mark.parametrize(
-    "changed", [{}, {"minutes": 14.0, "sources": ("jsrt",)}, {"heads": False, "suspects": True, "weight_decay": 0.1}]
+    "changed",
+    [{}, {"time_budget_min": 14.0, "sources": ("jsrt",)}, {"heads": False, "suspects": True, "weight_decay": 0.1}],
 )
 def test_command_of_a_run_makes_the_same_configuration(changed, prepared, monkeypatch, tmp_path):
     config, seen = TrainConfig(**changed), []

@@ -32,18 +32,18 @@ from kaggle_utils.tuning.study import COLUMNS, Run, read_table
 TINY = TrainConfig(
     sources=("montgomery",),
     size=32,
-    width=2,
+    base_channels=2,
     depth=2,
     patch=1,
-    batch=4,
+    batch_size=4,
     epochs=2,
     lr=0.01,
-    ema=0.0,
+    ema_decay=0.0,
     augment="light",
     precision="fp32",
     device="cpu",
 )
-RUNS = [Run("default"), Run("width=4", {"width": 4}), Run("dice_weight=1.0", {"dice_weight": 1.0})]
+RUNS = [Run("default"), Run("base_channels=4", {"base_channels": 4}), Run("dice_weight=1.0", {"dice_weight": 1.0})]
 TRUTH = torch.from_numpy(np.stack([phantom(64, 64, seed).mask for seed in range(8)]))[:, None].float()
 SHARE = TRUTH.mean().item()  # of lung: p in the comments of test_twenty_bugs.py
 PERFECT, NOTHING = (TRUTH * 2 - 1) * 20, torch.full_like(TRUTH, -20.0)  # logits
@@ -56,7 +56,7 @@ def few_runs(monkeypatch, tmp_path):
 
 
 def do(data, out, name="loss", **options):
-    config = replace(TINY, width=8) if name == "search" else TINY  # the narrowest that is searched
+    config = replace(TINY, base_channels=8) if name == "search" else TINY  # the narrowest that is searched
     return tune.run_study(name, data, config=config, out=out, **{"jobs": 1, "seeds": 2, **options})
 
 
@@ -142,9 +142,9 @@ def test_a_row_an_epoch_with_settings_scores_and_commit(prepared, tmp_path):
     write_prepared(prepared, {"test": 3}, source="jsrt", first=100)
     table = do(prepared, tmp_path, seeds=1)
     assert tuple(table) == COLUMNS and table.groupby("run").size().eq(2).all()
-    wide = table[table["run"] == "width=4"]
+    wide = table[table["run"] == "base_channels=4"]
     assert (
-        wide["width"].eq(4).all()
+        wide["base_channels"].eq(4).all()
         and wide["epochs"].eq(2).all()
         and wide["size"].eq(32).all()
         and wide["real"].eq(8).all()
@@ -304,7 +304,7 @@ def test_built_in_films_are_drawn_once_and_counted_as_such(prepared, tmp_path):
     written = (root / "manifest.csv").stat().st_mtime_ns
     assert tune.built_in_films(n=9, size=64) == root and (root / "manifest.csv").stat().st_mtime_ns == written
     rows = study.train_run(Run("both", {}, partial(tune.choose_films, real=3, built_in=None)), prepared, TINY)
-    assert rows[-1]["real"] == 3 and 6 <= rows[-1]["built_in"] <= 9
+    assert rows[-1]["real"] == 3 and 6 <= rows[-1]["synthetic"] <= 9
 
 
 # --- search -----------------------------------------------------------------------------------------------------------
@@ -314,7 +314,7 @@ def test_built_in_films_are_drawn_once_and_counted_as_such(prepared, tmp_path):
 def test_an_interrupted_search_goes_on(prepared, tmp_path, monkeypatch):
     table = do(prepared, tmp_path, "search", trials=2)
     assert table["run"].unique().tolist() == ["trial 0", "trial 1"]
-    assert table.loc[0, ["lr", "width", "dice_weight"]].tolist() == [
+    assert table.loc[0, ["lr", "base_channels", "dice_weight"]].tolist() == [
         TINY.lr,
         8,
         TINY.dice_weight,
@@ -336,7 +336,10 @@ def test_pruned_and_diverged_trials_are_recorded(prepared, tmp_path, monkeypatch
         if run.name == "trial 0":
             return train_run(run, data, config, lambda row: True)
         return train_run(
-            replace(run, change=partial(mistakes.swap_loss, loss=NotANumber)), data, replace(config, batch=4), prune
+            replace(run, change=partial(mistakes.swap_loss, loss=NotANumber)),
+            data,
+            replace(config, batch_size=4),
+            prune,
         )
 
     monkeypatch.setattr(searching, "train_run", odd)

@@ -40,7 +40,7 @@ def validated(root, batch, model=None):
     loader = make_loader(LungDataset(frame[frame["split"] == "val"], 32), batch)
     torch.manual_seed(0)
     trainer = Trainer(
-        model or UNet(width=2, depth=2),
+        model or UNet(base_channels=2, depth=2),
         LOSSES["bce_dice"],
         loader,
         loader,
@@ -137,7 +137,7 @@ def test_08_perfect_logits_cost_nothing(name):
 
 def test_08_the_network_gives_logits_not_probabilities():
     torch.manual_seed(0)
-    net = UNet(width=4, depth=2)
+    net = UNet(base_channels=4, depth=2)
     nn.init.constant_(net.outc.bias, -7.0)
     assert net(torch.randn(2, 1, 16, 16)).max() < 0
     assert not any(isinstance(module, (nn.Sigmoid, nn.Softmax)) for module in net.modules())
@@ -178,7 +178,7 @@ def test_11_the_right_answer_costs_less_than_nothing_at_all(name):
 @each_loss
 def test_11_thirty_steps_raise_the_dice(name):
     torch.manual_seed(0)
-    net = UNet(width=4, depth=2, norm="group")
+    net = UNet(base_channels=4, depth=2, norm="group")
     films = data.normalise(torch.from_numpy(np.stack([phantom(32, 32, s).image for s in range(4)]))[:, None])
     truth = torch.from_numpy(np.stack([phantom(32, 32, s).mask for s in range(4)]))[:, None].float()
     optimizer = torch.optim.Adam(net.parameters(), 0.01)
@@ -244,11 +244,11 @@ def test_14_small_batches_train_and_evaluation_agrees_with_training(tmp_path, ba
     films = LungDataset(frame, 32)
     torch.manual_seed(0)
     trainer = Trainer(
-        UNet(width=4, depth=2, norm="group"),
+        UNet(base_channels=4, depth=2, norm="group"),
         LOSSES["bce_dice"],
         make_loader(films, batch, shuffle=True),
         make_loader(films, 4),
-        TrainConfig(size=32, batch=batch, epochs=30, lr=0.01, ema=0.0, precision="fp32", device="cpu"),
+        TrainConfig(size=32, batch_size=batch, epochs=30, lr=0.01, ema_decay=0.0, precision="fp32", device="cpu"),
     )
     history = trainer.fit()
     assert history["val_dice"].iloc[-1] > 0.9
@@ -390,6 +390,6 @@ def test_20_the_best_epoch_is_chosen_on_the_validation_films(tmp_path, monkeypat
     training.train(
         tmp_path / "set",
         tmp_path / "run",
-        TrainConfig(sources=("montgomery",), size=32, width=2, depth=2, patch=1, epochs=1, precision="fp32"),
+        TrainConfig(sources=("montgomery",), size=32, base_channels=2, depth=2, patch=1, epochs=1, precision="fp32"),
     )
     assert len(opened) == 6 and not any(f"{os.sep}test{os.sep}" in path.removeprefix(str(tmp_path)) for path in opened)

@@ -30,8 +30,8 @@ from kaggle_utils.trainer import Trainer, make_trainer
 BASE = TrainConfig(
     sources=("montgomery",),
     size=32,
-    batch=3,
-    width=2,
+    batch_size=3,
+    base_channels=2,
     depth=2,
     patch=1,
     epochs=3,
@@ -44,8 +44,8 @@ BASE = TrainConfig(
 EQUAL = {  # to one process's numbers; of 8 films in batches of 3 the last one holds 2, of 7 it holds 1
     "shares of 2 and 1": {},
     "no film for one process": {"films": 7, "norm": "instance"},
-    "no average": {"films": 5, "batch": 2, "ema": 0.0, "clip": 0.01},
-    "heads": {"sources": ("montgomery", "shenzhen"), "batch": 5, "loss": "tversky"},
+    "no average": {"films": 5, "batch_size": 2, "ema_decay": 0.0, "grad_clip": 0.01},
+    "heads": {"sources": ("montgomery", "shenzhen"), "batch_size": 5, "loss": "tversky"},
 }
 ALIKE = {"batch norm": {"norm": "batch", "films": 7}, "bf16": {"precision": "bf16"}, "fp16": {"precision": "fp16"}}
 
@@ -68,7 +68,10 @@ def run(root: Path, out: Path, **changes: object) -> dict[str, object]:
 
 def run_with_a_clock_of_its_own(root: Path, rank: int) -> list[dict[str, float]]:
     """A look at the clock takes one second in one process, and three in the other."""
-    trainer, real = make_trainer(root, None, replace(BASE, epochs=1000, minutes=20 / 60)), training.time.perf_counter
+    trainer, real = (
+        make_trainer(root, None, replace(BASE, epochs=1000, time_budget_min=20 / 60)),
+        training.time.perf_counter,
+    )
     ticks = iter(range(10**6))
     training.time.perf_counter = lambda: float(next(ticks) * (1 + 2 * rank))
     try:
@@ -117,7 +120,7 @@ def main(root: Path, out: Path) -> None:
         seen["clock"] = run_with_a_clock_of_its_own(root, rank)
         seen["diverged"] = error_of(lambda: diverge(root, rank))
         seen["other seed"] = error_of(lambda: make_trainer(root, None, replace(BASE, seed=rank)).fit())
-        seen["small batch"] = error_of(lambda: make_trainer(root, None, replace(BASE, batch=1)))
+        seen["small batch"] = error_of(lambda: make_trainer(root, None, replace(BASE, batch_size=1)))
     seen["writes"] = writes
     (out / f"{rank}.json").write_text(json.dumps(seen))
 

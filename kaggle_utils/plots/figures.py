@@ -217,7 +217,7 @@ def draw_pareto(path: str | Path | None = None, *, table: str | Path = RESULTS /
             rows["ms"], rows["val_dice"], rows["parameters"] / 8e3, color=colours[size], alpha=0.6, label=f"{size} px"
         )
     for k, row in frame.iterrows():
-        label = f"p{row['patch']} w{row['width']} d{row['depth']}"
+        label = f"p{row['patch']} w{row['base_channels']} d{row['depth']}"
         if row["conv"] == "separable":
             label += " separable"
         place = (0, 9 if k % 2 else -13)  # above and below in turn

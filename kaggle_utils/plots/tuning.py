@@ -173,7 +173,7 @@ def draw_capacity(path: str | Path | None = None, *, tables: str | Path = TABLES
     runs = last.groupby("run")[["dice_256", "seconds", "parameters"]].mean()
     spread = last.groupby("run")["dice_256"].agg(["min", "max"])
     figure, ax = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for setting, colour in zip(("width", "depth", "patch", "size"), (BLUE, ORANGE, GREEN, RED)):
+    for setting, colour in zip(("base_channels", "depth", "patch", "size"), (BLUE, ORANGE, GREEN, RED)):
         varied = runs_of(last, setting)["run"].unique()
         line = runs.loc[varied]
         ax.plot(line["seconds"], line["dice_256"], color=colour, linewidth=1, label=setting)
@@ -200,8 +200,8 @@ def draw_data(path: str | Path | None = None, *, tables: str | Path = TABLES) ->
     """
     last = last_epochs(read_study("data", tables))
     last["films"] = last["run"].str.extract(r"^\w+ (.*)$")
-    films = last["real"] + last["built_in"]
-    every = films.where(last["films"] == "built-in", films[last["run"] == "all real"].max())
+    films = last["real"] + last["synthetic"]
+    every = films.where(last["films"] == "synthetic", films[last["run"] == "all real"].max())
     last["n"] = pd.to_numeric(last["run"].str.split().str[0], errors="coerce").fillna(every)
     scores = scores_of(last)
     figure, axes = plt.subplots(1, len(scores), figsize=(5 * len(scores), 3.8), layout="constrained", squeeze=False)
@@ -232,7 +232,7 @@ def draw_optimisation(path: str | Path | None = None, *, tables: str | Path = TA
     Args and Raises: as :func:`draw_bugs`.
     """
     last = last_epochs(read_study("optimisation", tables))
-    settings = ("lr", "weight_decay", "batch", "epochs", "ema")
+    settings = ("lr", "weight_decay", "batch_size", "epochs", "ema_decay")
     figure, axes = plt.subplots(1, len(settings), figsize=(13, 3.2), sharey=True, layout="constrained")
     for ax, setting in zip(axes, settings):
         runs = runs_of(last, setting)
@@ -252,12 +252,12 @@ def draw_search(path: str | Path | None = None, *, tables: str | Path = TABLES) 
     """
     last = last_epochs(read_study("search", tables))
     last["trial"] = last["run"].str.removeprefix("trial ").astype(int)
-    settings = ("lr", "weight_decay", "dice_weight", "ema", "batch", "width", "augment")
+    settings = ("lr", "weight_decay", "dice_weight", "ema_decay", "batch_size", "base_channels", "augment")
     figure, axes = plt.subplots(1, len(settings), figsize=(15, 3.4), sharey=True, layout="constrained")
     finished = last["status"] == "finished"
     for ax, setting in zip(axes, settings):
         x = last[setting]
-        if setting in ("ema", "batch", "width", "augment"):
+        if setting in ("ema_decay", "batch_size", "base_channels", "augment"):
             choices = pd.Categorical(x)
             x = pd.Series(choices.codes, x.index)
             ax.set_xticks(range(len(choices.categories)), choices.categories)

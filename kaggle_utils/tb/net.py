@@ -22,20 +22,20 @@ class TBNet(nn.Module):
     ``results/tb_choices.csv``, and with a mean every place's share of the logit can be read off.
 
     Args:
-        width, depth, patch: of the U-Net whose encoder this is.
+        base_channels, depth, patch: of the U-Net whose encoder this is.
         dropout: share of the pooled features that training hides.
 
     Shape:
         images ``(B, 1, H, W)`` and region ``(B, 1, H, W)`` in {0, 1} → logits ``(B,)``.
     """
 
-    def __init__(self, *, width: int = 16, depth: int = 3, patch: int = 2, dropout: float = 0.3):
+    def __init__(self, *, base_channels: int = 16, depth: int = 3, patch: int = 2, dropout: float = 0.3):
         super().__init__()
         self.patch = patch
-        self.architecture = {"width": width, "depth": depth, "patch": patch, "dropout": dropout}
-        unet = UNet(width=width, depth=depth, patch=patch)
+        self.architecture = {"base_channels": base_channels, "depth": depth, "patch": patch, "dropout": dropout}
+        unet = UNet(base_channels=base_channels, depth=depth, patch=patch)
         self.inc, self.down = unet.inc, unet.down
-        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(width * 2**depth, 1))
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(base_channels * 2**depth, 1))
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """The deepest features ``(B, C, h, w)``."""
@@ -58,9 +58,9 @@ class TBNet(nn.Module):
         """Starts from a trained segmenter's encoder.
 
         Raises:
-            ValueError: it has another width, depth or patch.
+            ValueError: it has other base channels, depth or patch.
         """
-        mine = {key: self.architecture[key] for key in ("width", "depth", "patch")}
+        mine = {key: self.architecture[key] for key in ("base_channels", "depth", "patch")}
         other = {key: unet.architecture[key] for key in mine}
         if mine != other:
             raise ValueError(f"the segmenter has {other}, the classifier {mine}")

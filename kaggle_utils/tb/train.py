@@ -29,16 +29,16 @@ class TBConfig:
 
     arm: str = setting("masked", "what the network sees: whole, crop, masked or blanked")
     size: int = setting(192, "px, side of the square that it sees")
-    width: int = setting(16, "of the segmenter whose encoder it is")
+    base_channels: int = setting(16, "of the segmenter whose encoder it is")
     depth: int = setting(3, "the same")
     dropout: float = setting(0.3, "share of the pooled features that training hides")
     epochs: int = setting(40, "passes over the training films; all are made, the last averaged weights are kept")
-    batch: int = setting(16, "films a step")
+    batch_size: int = setting(16, "films a step")
     lr: float = setting(1e-3, "peak learning rate of AdamW")
     weight_decay: float = setting(0.05, "of AdamW, decoupled")
     smoothing: float = setting(0.05, "of the labels, some of which are wrong or invisible on a film")
     mixup: float = setting(0.0, "parameter of the beta distribution by which two films are blended; 0 is none")
-    ema: float = setting(0.99, "decay per step of the averaged weights")
+    ema_decay: float = setting(0.99, "decay per step of the averaged weights")
     seed: int = setting(0, "of initial weights, order and augmentation")
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps (a Mac's GPU)")
 
@@ -69,13 +69,13 @@ def train_tb(
         keep_memory()
     cv2.setNumThreads(1)  # tiny pictures: OpenCV's threads take longer to start than to work
     torch.manual_seed(config.seed)
-    net = TBNet(width=config.width, depth=config.depth, dropout=config.dropout)
+    net = TBNet(base_channels=config.base_channels, depth=config.depth, dropout=config.dropout)
     if encoder:
         net.take_encoder(encoder)
     net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    ema = AveragedModel(net, multi_avg_fn=ema_with_warmup(config.ema), use_buffers=True)
+    ema = AveragedModel(net, multi_avg_fn=ema_with_warmup(config.ema_decay), use_buffers=True)
     optimizer = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    rate = partial(_rate, steps=config.epochs * len(cuts) / config.batch)
+    rate = partial(_rate, steps=config.epochs * len(cuts) / config.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     truth = torch.from_numpy(cuts.frame["tb"].to_numpy(np.float32)).to(device)
     truth = truth * (1 - config.smoothing) + config.smoothing / 2
@@ -83,7 +83,7 @@ def train_tb(
     for epoch in range(config.epochs):
         net.train()
         losses = []
-        for images, region, films in batches(cuts, config.arm, batch=config.batch, seed=config.seed, epoch=epoch):
+        for images, region, films in batches(cuts, config.arm, batch=config.batch_size, seed=config.seed, epoch=epoch):
             images = images.to(device, memory_format=torch.channels_last)
             region, target = region.to(device), truth[films]
             if config.mixup:

@@ -66,7 +66,7 @@ def run_protocol(
     config = replace(config or TrainConfig(), sources=PROTOCOLS[name])
     frame = read_manifest(data)
     films = int((frame["source"].isin(config.sources) & (frame["split"] == "train")).sum())
-    train(data, out, replace(config, epochs=max(1, round(steps * config.batch / max(films, 1)))), resume=True)
+    train(data, out, replace(config, epochs=max(1, round(steps * config.batch_size / max(films, 1)))), resume=True)
     segmenter = LungSegmenter(Path(out) / "best.safetensors", flip=flip)
     scores = evaluate(data, segmenter, sizes=(256, 1024), raw=raw)
     scores.insert(0, "trained_on", name)

@@ -29,9 +29,9 @@ def suggest(trial: Trial) -> dict[str, Any]:
         "lr": trial.suggest_float("lr", 2e-4, 2e-2, log=True),
         "weight_decay": trial.suggest_float("weight_decay", 1e-4, 0.3, log=True),
         "dice_weight": trial.suggest_float("dice_weight", 0.0, 1.0),
-        "ema": trial.suggest_categorical("ema", (0.0, 0.9, 0.97, 0.99, 0.997)),
-        "batch": trial.suggest_categorical("batch", (4, 8, 16)),
-        "width": trial.suggest_int("width", 8, 32, step=8),
+        "ema_decay": trial.suggest_categorical("ema_decay", (0.0, 0.9, 0.97, 0.99, 0.997)),
+        "batch_size": trial.suggest_categorical("batch_size", (4, 8, 16)),
+        "base_channels": trial.suggest_int("base_channels", 8, 32, step=8),
         "augment": trial.suggest_categorical("augment", ("none", "light", "full")),
     }
 
@@ -63,7 +63,7 @@ def search(
         )
     default = {
         name: getattr(config, name)
-        for name in ("lr", "weight_decay", "dice_weight", "ema", "batch", "width", "augment")
+        for name in ("lr", "weight_decay", "dice_weight", "ema_decay", "batch_size", "base_channels", "augment")
     }
     study.enqueue_trial(default, skip_if_exists=True)
     tasks = [(data, config, storage, trials)] * (trials - len(done))

@@ -92,7 +92,7 @@ def choose_films(trainer: Trainer, real: int | None, built_in: int | None) -> No
         halves.append(_repeat(_sample(synthetic, built_in, config.seed), len(films)))
     dataset = LungDataset(pd.concat(halves), config.size, config.augment, seed=config.seed)
     sampler = FixedEpochSampler(len(dataset), config.seed, len(films))
-    trainer.train_loader = DataLoader(dataset, config.batch, sampler=sampler)
+    trainer.train_loader = DataLoader(dataset, config.batch_size, sampler=sampler)
 
 
 def _sample(frame: pd.DataFrame, n: int | None, seed: int) -> pd.DataFrame:
@@ -116,15 +116,17 @@ STUDIES: dict[str, list[Run]] = {
         *each(dice_weight=(0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0), loss=("tversky", "focal")),
         Run("BCE + 10 Dice", {}, partial(swap_loss, loss=TenfoldDice)),
     ],
-    "capacity": [Run("default"), *each(width=(8, 32), depth=(2, 4), patch=(4,), size=(64, 192))],
+    "capacity": [Run("default"), *each(base_channels=(8, 32), depth=(2, 4), patch=(4,), size=(64, 192))],
     "optimisation": [
         Run("default"),
-        *each(lr=(5e-4, 1e-3, 4e-3, 8e-3), batch=(4, 16), epochs=(4, 16), ema=(0.0,), weight_decay=(0.0, 1e-1)),
+        *each(
+            lr=(5e-4, 1e-3, 4e-3, 8e-3), batch_size=(4, 16), epochs=(4, 16), ema_decay=(0.0,), weight_decay=(0.0, 1e-1)
+        ),
     ],
     "data": [
         Run(f"{n or 'all'} {kind}", {}, partial(choose_films, real=real, built_in=built_in))
         for n in FILMS
-        for kind, real, built_in in (("real", n, 0), ("built-in", 0, n), ("real, built-in added", n, None))
+        for kind, real, built_in in (("real", n, 0), ("synthetic", 0, n), ("real, synthetic added", n, None))
     ],
     # Some of the other studies' runs at a size nearer to the shipped network's: does their ranking hold?
     "check": [

@@ -36,17 +36,17 @@ from ..trainer import Trainer, make_trainer
 Outputs = list[tuple[torch.Tensor, torch.Tensor]]  # logits and truth of each validation batch, float32 (B, 1, H, W)
 SETTINGS = (
     "augment",
-    "width",
+    "base_channels",
     "depth",
     "patch",
     "size",
     "loss",
     "dice_weight",
-    "batch",
+    "batch_size",
     "epochs",
     "lr",
     "weight_decay",
-    "ema",
+    "ema_decay",
 )
 MEASURES = (
     "train_loss",
@@ -65,7 +65,7 @@ COLUMNS = (
     *SETTINGS,
     "seed",
     "real",
-    "built_in",
+    "synthetic",
     "parameters",
     "epoch",
     *MEASURES,
@@ -146,7 +146,7 @@ def _describe(trainer: Trainer) -> dict[str, Any]:
         **{name: getattr(trainer.config, name) for name in SETTINGS},
         "seed": trainer.config.seed,
         "real": len(names) - synthetic,
-        "built_in": synthetic,
+        "synthetic": synthetic,
         "parameters": count_parameters(trainer.model),
         "commit": trainer.commit,
     }
