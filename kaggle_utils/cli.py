@@ -16,6 +16,8 @@ from . import __version__, files
 if TYPE_CHECKING:
     import pandas as pd
 
+    from .infer import LungSegmenter
+
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """The default after each option that has one worth saying."""
@@ -71,20 +73,10 @@ def train(args: argparse.Namespace) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    from .infer import LungSegmenter
     from .metrics import summarise
     from .predictions import evaluate
-    from .scale.s3 import fetch
 
-    segmenter = LungSegmenter(
-        fetch(args.weights),
-        device=args.device,
-        flip=args.flip,
-        clean=not args.raw,
-        head=args.head,
-        backend=args.backend,
-    )
-    scores = evaluate(args.data, segmenter, split=args.split, sizes=args.sizes, raw=args.input)
+    scores = evaluate(args.data, _segmenter(args), split=args.split, sizes=args.sizes, raw=args.input)
     summary = summarise(scores, ["source", "protocol", "size"])
     print(summary.to_string(index=False, float_format="{:.4f}".format))
     if args.out:
@@ -93,6 +85,21 @@ def evaluate(args: argparse.Namespace) -> int:
         _write_table(Path(f"{out}.csv"), scores.round(5))
         _write_table(Path(f"{out}_summary.csv"), summary.round(5))
     return 0
+
+
+def _segmenter(args: argparse.Namespace) -> LungSegmenter:
+    from .infer import LungSegmenter
+    from .scale.s3 import fetch
+
+    return LungSegmenter(
+        fetch(args.weights),
+        device=args.device,
+        flip=args.flip,
+        clean=not args.raw,
+        head=args.head,
+        backend=args.backend,
+        threshold=args.threshold,
+    )
 
 
 def _write_table(path: Path, table: pd.DataFrame) -> None:
@@ -108,19 +115,11 @@ def _write_table(path: Path, table: pd.DataFrame) -> None:
 def predict(args: argparse.Namespace) -> int:
     if args.ray:
         return _predict_on_cluster(args)
-    from .infer import LungSegmenter
     from .predictions import predict
     from .quality import why_no_estimate
     from .scale.s3 import as_addresses, fetch, results
 
-    segmenter = LungSegmenter(
-        fetch(args.weights),
-        device=args.device,
-        flip=args.flip,
-        clean=not args.raw,
-        head=args.head,
-        backend=args.backend,
-    )
+    segmenter = _segmenter(args)
     with results(args.out) as out:
         table = predict(
             [fetch(path, args.out) for path in args.path],
@@ -178,20 +177,10 @@ def _predict_on_cluster(args: argparse.Namespace) -> int:
 
 
 def app(args: argparse.Namespace) -> int:
-    from .infer import LungSegmenter
     from .page.app import serve
-    from .scale.s3 import fetch
     from .tb import TBScreener
 
-    segmenter = LungSegmenter(
-        fetch(args.weights),
-        device=args.device,
-        flip=args.flip,
-        clean=not args.raw,
-        head=args.head,
-        backend=args.backend,
-    )
-    serve(TBScreener(segmenter=segmenter, device=args.device), host=args.host, port=args.port)
+    serve(TBScreener(segmenter=_segmenter(args), device=args.device), host=args.host, port=args.port)
     return 0
 
 
@@ -611,9 +600,7 @@ _GROUPS = {
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser, with a subcommand for each function above."""
-    parser = argparse.ArgumentParser(
-        prog="kaggle_utils", description="Lung segmentation in chest radiographs with a U-Net."
-    )
+    parser = argparse.ArgumentParser(prog=_prog(), description="Lung segmentation in chest radiographs with a U-Net.")
     parser.add_argument("--version", action="version", version=f"unet-lung {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for run, about, add_options in _COMMANDS:
@@ -624,6 +611,12 @@ def build_parser() -> argparse.ArgumentParser:
         for run, about, add_options in members:
             _add_command(within, run.__name__.removeprefix(f"{group}_"), run, about, add_options)
     return parser
+
+
+def _prog() -> str:
+    """The command as it was typed."""
+    name = Path(sys.argv[0]).stem
+    return name if name == "unet-lung" else "python -m kaggle_utils"
 
 
 def _add_command(commands, name: str, run: Callable, about: str, add_options: Callable) -> None:
@@ -710,6 +703,13 @@ def _positive(text: str) -> int:
     return number
 
 
+def _share(text: str) -> float:
+    number = float(text)
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return number
+
+
 def _side(text: str) -> int:
     from .config import PREPARED_SIDES
 
@@ -736,6 +736,9 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
         choices=("torch", "onnxruntime", "openvino"),
         default="torch",
         help="what computes the network; the others are for CPUs, pip installs them",
+    )
+    parser.add_argument(
+        "--threshold", type=_share, default=0.5, help="probability, between 0 and 1, above which a pixel is lung"
     )
     parser.add_argument("--flip", action="store_true", help="average with the mirrored film: twice the time")
     parser.add_argument("--head", help="set whose annotators' rules the masks follow, of those in the weights' header")
@@ -773,25 +776,37 @@ _WAY_ON = {
 }
 
 
-def _no_room(error: Exception, args: argparse.Namespace) -> str:
-    """What is said of a full disk, or of a quota or a limit that is reached; empty for other errors."""
-    if not isinstance(error, OSError) or error.errno not in files.FULL:
-        return ""
-    place = error.filename or getattr(args, "out", None) or "a folder"
-    return f"{files.printable(place)}: {error.strerror}: make room there{_WAY_ON.get(args.command, '')}"
+def _explain(error: BaseException, args: argparse.Namespace) -> str:
+    """What a user can do about an error, in one line; empty where it is a fault of this program."""
+    way_on = _WAY_ON.get(args.command, "")
+    if isinstance(error, KeyboardInterrupt):
+        return f"stopped{way_on}"
+    if isinstance(error, OSError) and error.errno in files.FULL:
+        place = error.filename or getattr(args, "out", None) or "a folder"
+        return f"{place}: {error.strerror}: make room there{way_on}"
+    if isinstance(error, (ValueError, OSError, FloatingPointError)):
+        return str(error)
+    if isinstance(error, ImportError):
+        advice = "" if "pip install" in str(error) else ": pip install -r requirements.txt"
+        return f"{error}{advice}"
+    if _lacks_memory(error):
+        smaller = [
+            f"--{name.replace('_', '-')}"
+            for name in ("batch_size", "size", "sizes", "base_channels", "workers", "jobs")
+            if hasattr(args, name)
+        ]
+        advice = f": try a smaller {' or '.join(smaller)}" if smaller else ""
+        return f"the memory is too small for this{advice}"
+    return ""
 
 
-def _lacks_memory(error: Exception) -> bool:
+def _lacks_memory(error: BaseException) -> bool:
     """Whether it is Python's, PyTorch's or OpenCV's way of saying so; only Python's has a type known without them."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
     said = str(error)
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or any(
-            words in said
-            for words in ("can't allocate memory", "not enough memory", "Insufficient memory", "Unable to allocate")
-        )
-    )
+    words = ("can't allocate memory", "not enough memory", "Insufficient memory", "Unable to allocate")
+    return any(word in said for word in words)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -805,27 +820,12 @@ def main(argv: list[str] | None = None) -> int:
         _check_paths(args)
         with _lock(args):
             return args.function(args)
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"kaggle_utils {args.command}: {files.printable(_no_room(error, args) or error)}", file=sys.stderr)
-        return 1
-    except ImportError as error:
-        advice = "" if "pip install" in str(error) else ": pip install -r requirements.txt"
-        print(f"kaggle_utils {args.command}: {files.printable(error)}{advice}", file=sys.stderr)
-        return 1
-    except Exception as error:
-        if not _lacks_memory(error):
+    except (Exception, KeyboardInterrupt) as error:
+        line = _explain(error, args)
+        if not line:
             raise
-        smaller = [
-            f"--{name.replace('_', '-')}"
-            for name in ("batch_size", "size", "sizes", "base_channels", "workers", "jobs")
-            if hasattr(args, name)
-        ]
-        advice = f": try a smaller {' or '.join(smaller)}" if smaller else ""
-        print(f"kaggle_utils {args.command}: the memory is too small for this{advice}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"kaggle_utils {args.command}: stopped{_WAY_ON.get(args.command, '')}", file=sys.stderr)
-        return 130
+        print(f"unet-lung {args.command}: {files.printable(line)}", file=sys.stderr)
+        return 130 if isinstance(error, KeyboardInterrupt) else 1
 
 
 if __name__ == "__main__":

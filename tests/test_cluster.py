@@ -456,7 +456,7 @@ def test_without_ray_one_line_says_what_to_install(monkeypatch, capsys, tmp_path
     assert main(["predict", str(film), "--out", str(tmp_path), "--ray"]) == 1
     assert (
         capsys.readouterr().err
-        == "kaggle_utils predict: a cluster needs ray[data]>=2.60,<2.64: pip install 'ray[data]>=2.60,<2.64'\n"
+        == "unet-lung predict: a cluster needs ray[data]>=2.60,<2.64: pip install 'ray[data]>=2.60,<2.64'\n"
     )
 
 

@@ -162,7 +162,7 @@ def test_a_full_disk_ends_predict_in_a_line_and_the_same_command_goes_on(
     full_disk(6)  # the journal, mask and overlay of two films, and the third one's mask
     assert main(command(films, out, weights)) == 1
     said = capfd.readouterr().err
-    assert said.startswith(f"kaggle_utils predict: {out}") and said.endswith(
+    assert said.startswith(f"unet-lung predict: {out}") and said.endswith(
         "No space left on device: make room there; the same command goes on\n"
     )
     assert said.count("\n") == 1 and not list(out.rglob(".*.part"))
@@ -197,7 +197,7 @@ def test_ctrl_c_ends_predict_in_a_line_and_the_same_command_goes_on(
     out = tmp_path / "out"
     ctrl_c(Journal, "add", calls=3)
     assert main(command(films, out, weights)) == 130
-    assert capfd.readouterr().err == "kaggle_utils predict: stopped; the same command goes on\n"
+    assert capfd.readouterr().err == "unet-lung predict: stopped; the same command goes on\n"
     assert set(pd.read_csv(out / "predictions.csv")["name"]) >= {"film0", "film1"}
     assert segmented(films, out, weights, monkeypatch) == N - 3
 

@@ -345,7 +345,7 @@ def error_of(*arguments, before: str = "pass") -> str:
     assert (
         done.status == 1
         and len(done.err.splitlines()) == 1
-        and done.err.startswith("kaggle_utils kaggle: ")
+        and done.err.startswith("unet-lung kaggle: ")
         and not done.out
     ), done
     return done.err

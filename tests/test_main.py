@@ -91,6 +91,13 @@ def test_earlier_name_of_an_option_is_taken(old, new):
     assert getattr(args, new) == 2 and not hasattr(args, old)
 
 
+@pytest.mark.parametrize("text", ["0", "1", "nan", "-0.5"])
+def test_threshold_that_no_probability_could_fall_on_either_side_of_is_refused(text, capsys):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["predict", "film.png", f"--threshold={text}"])
+    assert f"{text} is not between 0 and 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["predict", "screen"])
 def test_earlier_name_of_the_batch_size_is_taken(command):
     assert build_parser().parse_args([command, "film.png", "--batch", "2"]).batch_size == 2
@@ -248,7 +255,7 @@ def test_error_is_one_line_on_stderr_and_a_status(case, tmp_path, weights, film_
     assert main(arguments) == 1
     output = capfd.readouterr()
     lines = output.err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith(f"kaggle_utils {arguments[0]}: ") and message in lines[0]
+    assert len(lines) == 1 and lines[0].startswith(f"unet-lung {arguments[0]}: ") and message in lines[0]
 
 
 @pytest.mark.parametrize("size", ["0", "7", "1000000"])
@@ -303,8 +310,7 @@ def test_ctrl_c_ends_a_training_in_a_line_and_it_goes_on(tmp_path, ctrl_c, prepa
     ctrl_c(Trainer, "_train_step", calls=6)
     assert main(command) == 130
     assert (
-        capfd.readouterr().err.splitlines()[-1]
-        == "kaggle_utils train: stopped; --resume goes on from the last checkpoint"
+        capfd.readouterr().err.splitlines()[-1] == "unet-lung train: stopped; --resume goes on from the last checkpoint"
     )  # below the epochs
     assert main([*command, "--resume"]) == 0
     assert len(pd.read_csv(tmp_path / "run" / "history.csv")) == 3
@@ -371,7 +377,7 @@ def test_a_wrong_path_is_told_in_one_line_before_any_library_is_loaded(tmp_path,
     )
     assert not modules & set(HEAVY)
     for line, (command, reason) in zip(said, WRONG_PATHS, strict=True):
-        assert line.startswith(f"kaggle_utils {command[0]}: {reason}")
+        assert line.startswith(f"unet-lung {command[0]}: {reason}")
 
 
 @pytest.mark.slow
@@ -842,7 +848,7 @@ def test_too_little_memory_is_one_line_that_says_what_to_make_smaller(error, tmp
     write_prepared(tmp_path / "set", {"train": 1, "val": 1})
     assert main(["train", "--data", str(tmp_path / "set"), "--out", str(tmp_path / "run")]) == 1
     assert (
-        capfd.readouterr().err == "kaggle_utils train: the memory is too small for this: "
+        capfd.readouterr().err == "unet-lung train: the memory is too small for this: "
         "try a smaller --batch-size or --size or --base-channels or --workers\n"
     )
 
@@ -850,7 +856,7 @@ def test_too_little_memory_is_one_line_that_says_what_to_make_smaller(error, tmp
 def test_too_little_memory_for_built_in_films_is_one_line_too(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr("kaggle_utils.synthetic.write_raw", lambda *_, **__: np.zeros(1 << 52))  # NumPy's own error
     assert main(["synth", "--out", str(tmp_path / "out"), "--size", "8192"]) == 1
-    assert capfd.readouterr().err == "kaggle_utils synth: the memory is too small for this: try a smaller --size\n"
+    assert capfd.readouterr().err == "unet-lung synth: the memory is too small for this: try a smaller --size\n"
 
 
 def test_another_fault_of_ours_is_no_lack_of_memory(tmp_path, monkeypatch):
@@ -866,7 +872,7 @@ def test_another_fault_of_ours_is_no_lack_of_memory(tmp_path, monkeypatch):
 # --- several runs at once --------------------------------------------------------------------------------------------
 
 BUSY = re.compile(
-    r"kaggle_utils \w+: (\S+) is being written by another run( \(process \d+\))?; "
+    r"unet-lung \w+: (\S+) is being written by another run( \(process \d+\))?; "
     r"wait for it or choose another folder\n"
 )
 AT_ONCE = {  # command, and what the second run may say where the first one has ended already
@@ -875,7 +881,7 @@ AT_ONCE = {  # command, and what the second run may say where the first one has 
     "shards": (["shards", "--data", "set", "--out", "out/shards"], ""),
     "train": (
         ["train", "--data", "set", "--out", "out/train", "--sources", "montgomery", *TINY],
-        "kaggle_utils train: out/train/last.pt is there: resume",
+        "unet-lung train: out/train/last.pt is there: resume",
     ),
     "tune": (
         [
@@ -1028,7 +1034,7 @@ def test_a_folder_that_another_run_writes_is_told_before_any_work(command, tmp_p
         assert main(words) == 1
     what = out / "augmentation" if command == "tune" else out
     assert capfd.readouterr().err == (
-        f"kaggle_utils {command}: {what} is being written by another run (process {os.getpid()}); "
+        f"unet-lung {command}: {what} is being written by another run (process {os.getpid()}); "
         "wait for it or choose another folder\n"
     )
     assert not list((tmp_path / "out").iterdir())
@@ -1060,3 +1066,13 @@ def test_film_called_as_a_formula_is_a_text_in_every_table(tmp_path):
     for table in ("predictions", "measurements"):
         assert (tmp_path / "out" / f"{table}.csv").read_text().splitlines()[1].startswith("'=1+1,")
     assert (tmp_path / "out" / "masks" / "=1+1.png").exists()
+
+
+def test_a_higher_threshold_makes_smaller_masks(tmp_path, capfd):
+    write_image(tmp_path / "film.png", AppearanceModel.load().film(7, 0, size=600, tb=0).image)
+    areas = []
+    for threshold in ("0.1", "0.9"):
+        out = tmp_path / threshold
+        assert main(["predict", str(tmp_path / "film.png"), "--out", str(out), "--threshold", threshold]) == 0
+        areas.append(pd.read_csv(out / "predictions.csv")["lung_px"][0])
+    assert areas[0] > areas[1] > 0

@@ -433,7 +433,7 @@ def test_hostile_archive_is_one_line_and_nothing_is_unpacked(case, client, capfd
     before = contents(client)
     assert main(["s3", "unzip", archive, "s3://bkt/in"]) == 1
     (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith(f"kaggle_utils s3: {archive}: ") and reason in line
+    assert line.startswith(f"unet-lung s3: {archive}: ") and reason in line
     assert contents(client) == before
 
 
@@ -465,7 +465,7 @@ def one_line(capfd, *arguments, status: int = 1) -> str:
     assert main(["s3", *map(str, arguments)]) == status
     (line,) = capfd.readouterr().err.splitlines()
     assert time.monotonic() - begun < 25
-    return line.removeprefix("kaggle_utils s3: ")
+    return line.removeprefix("unet-lung s3: ")
 
 
 def test_no_credentials(proxy, monkeypatch, folder, capfd):
@@ -903,7 +903,7 @@ def test_three_downloads_at_once_into_one_folder_end_with_whole_files(folder, pr
     assert files_below(tmp_path / "back") == files_below(folder)
     assert 0 in [status for status, _ in ends]
     assert all(
-        re.fullmatch("kaggle_utils s3: back is being written by another run( \\(process .*\\))?; .*\n", said)
+        re.fullmatch("unet-lung s3: back is being written by another run( \\(process .*\\))?; .*\n", said)
         for status, said in ends
         if status
     ), ends

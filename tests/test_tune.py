@@ -386,7 +386,7 @@ def test_storage_that_is_none_is_told_in_a_line_and_left_as_it_is(
     )
     said_so = capsys.readouterr().err
     assert (
-        re.search(f"^kaggle_utils tune: storage sqlite.*{said}|^kaggle_utils tune: storage garbage: {said}", said_so)
+        re.search(f"^unet-lung tune: storage sqlite.*{said}|^unet-lung tune: storage garbage: {said}", said_so)
         and said_so.count("\n") == 1
     )
     assert "secret" not in said_so

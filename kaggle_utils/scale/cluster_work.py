@@ -45,12 +45,19 @@ class Settings:
     force: bool = False  # segment what would be refused too
     flip: bool = False  # average with the mirrored film
     clean: bool = True  # keep two components without holes
+    threshold: float = 0.5  # probability above which a pixel is lung
     head: str | None = None  # whose rules the masks follow; the weights' first one if None
     backend: str = "torch"  # torch, onnxruntime or openvino
 
     def open(self, weights: str | Path, device: str) -> LungSegmenter:
         return LungSegmenter(
-            weights, device=device, flip=self.flip, clean=self.clean, backend=self.backend, head=self.head
+            weights,
+            device=device,
+            flip=self.flip,
+            clean=self.clean,
+            threshold=self.threshold,
+            backend=self.backend,
+            head=self.head,
         )
 
 
