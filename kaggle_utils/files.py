@@ -7,7 +7,6 @@ Imports nothing heavy: the command line asks before it loads anything.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import logging
 import os
@@ -15,7 +14,7 @@ import re
 import socket
 import time
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from errno import EACCES, EAGAIN, EDEADLK, EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
@@ -33,11 +32,10 @@ log = logging.getLogger(__name__)
 LOCK = ".unet-lung.lock"
 FULL = (ENOSPC, EDQUOT, EFBIG)  # errors that writing raises where there is no room, without a file's name
 DEAD_SECONDS = 600  # a file is written from memory, in seconds
-_PART = re.compile(r"\..+\.[0-9a-f]{8}\.part", re.DOTALL)  # as write_bytes names what isn't whole
-_UNSEEN = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
-)  # controls, ends of lines, bytes that are not UTF-8
-_KEYS = ("film", "name", "settings", "stamp", "outputs", "found")  # of a line
+_PART = f".*.{'[0-9a-f]' * 8}.part"  # as write_bytes names what isn't whole
+# Controls, ends of lines, bytes that are not UTF-8.
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_KEYS = {"film", "name", "settings", "stamp", "outputs", "found"}  # of a line
 
 
 def manifest_path(root: str | Path) -> Path:
@@ -46,16 +44,12 @@ def manifest_path(root: str | Path) -> Path:
     Raises:
         OSError: there is none; the message says how it is made.
     """
-    path = Path(root) / "manifest.csv"
+    path, folder = Path(root) / "manifest.csv", printable(root)
     if Path(root).is_file():
-        raise NotADirectoryError(
-            f"{printable(root)}: a file; expected the folder that `python -m kaggle_utils prep` wrote"
-        )
+        raise NotADirectoryError(f"{folder}: a file; expected the folder that `python -m kaggle_utils prep` wrote")
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{printable(path)} is not there: make it with `python -m kaggle_utils prep --input DIR --out "
-            f"{printable(root)}`"
-        )
+        how = f"make it with `python -m kaggle_utils prep --input DIR --out {folder}`"
+        raise FileNotFoundError(f"{printable(path)} is not there: {how}")
     return path
 
 
@@ -67,11 +61,10 @@ def check_weights(path: str | Path) -> None:
 
 
 def check_input(folder: str | Path) -> None:
-    """Raises OSError where there is no folder to read."""
+    """Raises FileNotFoundError where there is no folder to read."""
     if not Path(folder).is_dir():
-        raise FileNotFoundError(
-            f"{printable(folder)}: {'a file; expected a folder' if Path(folder).exists() else 'no such folder'}"
-        )
+        what = "a file; expected a folder" if Path(folder).exists() else "no such folder"
+        raise FileNotFoundError(f"{printable(folder)}: {what}")
 
 
 def check_out(folder: str | Path) -> None:
@@ -216,7 +209,8 @@ _LOCKS: set[int] = set()  # open files of the locks that this process has
 
 def _take(lock: Path, what: str, wait: bool) -> int | None:
     """The open file of a lock that is this process's now; None where there can be none. See :func:`locked`."""
-    for attempt in itertools.count():
+    waits = False
+    while True:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
             file = os.open(lock, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
@@ -230,26 +224,24 @@ def _take(lock: Path, what: str, wait: bool) -> int | None:
         except FileNotFoundError:  # its last holder has just removed it
             continue
         except BlockingIOError as holder:
-            said = f"{what} is being written by another run{holder}"
+            said = f"{what} is being written by another run ({holder})"
             if not wait:
                 raise BlockingIOError(f"{said}; wait for it or choose another folder") from None
-            if not attempt:
+            if not waits:
                 log.warning("%s: waiting for it", said)
+                waits = True
             time.sleep(0.2)
         except OSError as error:
-            log.warning(
-                "%s: can't be locked (%s): let no other run write there", printable(lock.parent), error.strerror
-            )
+            log.warning("%s: can't be locked (%s): let no other run write there", lock.parent, error.strerror)
             return None
         finally:
             if file not in _LOCKS:
                 os.close(file)
-    return None  # never: it counts for ever
 
 
 def _try_lock(file: int) -> None:
     """Locks an open file and writes down by whom; BlockingIOError has what another process wrote there."""
-    host = socket.gethostname()
+    here = f" on {socket.gethostname()}"
     try:
         if os.name == "nt":
             os.lseek(file, 1 << 30, os.SEEK_SET)  # far from the text, which others read
@@ -260,11 +252,11 @@ def _try_lock(file: int) -> None:
         if error.errno not in (EAGAIN, EACCES, EDEADLK):
             raise
         os.lseek(file, 0, os.SEEK_SET)
-        raise BlockingIOError(os.read(file, 999).decode(errors="replace").replace(f" on {host})", ")")) from None
+        raise BlockingIOError(os.read(file, 999).decode(errors="replace").removesuffix(here)) from None
     with suppress(OSError):  # a full disk
         os.ftruncate(file, 0)
         os.lseek(file, 0, os.SEEK_SET)
-        os.write(file, f" (process {os.getpid()} on {host})".encode())
+        os.write(file, f"process {os.getpid()}{here}".encode())
 
 
 def _close_locks() -> None:
@@ -278,11 +270,10 @@ if hasattr(os, "register_at_fork"):
 
 
 def _remove_unfinished(folder: Path, places: Collection[str]) -> None:
-    """Removes what :func:`write_bytes` left where it was killed: files that it alone calls so, and that nobody has
-    written to for long."""
-    for part in (part for place in places for part in folder.glob(f"{place}.*.part")):
+    """Removes what :func:`write_bytes` left where it was killed: what nobody has written to for long."""
+    for part in (part for place in places for part in folder.glob(place + _PART)):
         with suppress(OSError):
-            if _PART.fullmatch(part.name) and time.time() - part.lstat().st_mtime > DEAD_SECONDS:
+            if time.time() - part.lstat().st_mtime > DEAD_SECONDS:
                 part.unlink()
 
 
@@ -315,11 +306,12 @@ class Journal:
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], films: Mapping[str, Path]):
-        self.path, self._settings = path, hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+        self.path = path
+        self._settings = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
         self._lines = _read(path)
         for name, film in films.items():
             line = self._lines.get(name_key(name))
-            if line and line["film"] != os.path.abspath(film) and line["stamp"] != _stamp(film):  # nor was it moved
+            if line and line["film"] != os.path.abspath(film) and line["stamp"] != _stamp([film]):  # nor was it moved
                 raise ValueError(
                     f"{printable(path.parent)}: results of {printable(line['film'])} are there, which those of "
                     f"{printable(film)} would replace: choose another folder to write"
@@ -327,10 +319,10 @@ class Journal:
         # Written anew: a kill may have cut the last line, and the next one would be appended to the stump.
         write_bytes(path, "".join(json.dumps(line) + "\n" for line in self._lines.values()).encode())
 
-    def find(self, film: Path, name: str) -> dict[str, Any] | None:
-        """What :meth:`add` was told of a film; None where it is new, or its file, results or settings have changed."""
+    def find(self, film: Path, name: str, beside: Sequence[Path] = ()) -> dict[str, Any] | None:
+        """What :meth:`add` was told of a film; None where it is new, or its files, results or settings have changed."""
         line = self._lines.get(name_key(name))
-        if not line or [line[key] for key in _KEYS[:4]] != [os.path.abspath(film), name, self._settings, _stamp(film)]:
+        if not line or line | self._identity(film, name, beside) != line:
             return None
         return line["found"] if all((self.path.parent / output).exists() for output in line["outputs"]) else None
 
@@ -342,7 +334,9 @@ class Journal:
             if output in written:
                 (self.path.parent / output).unlink(missing_ok=True)
 
-    def add(self, film: Path, name: str, found: dict[str, Any], outputs: Iterable[str]) -> None:
+    def add(
+        self, film: Path, name: str, found: dict[str, Any], outputs: Iterable[str] = (), beside: Sequence[Path] = ()
+    ) -> None:
         """Writes down a finished film.
 
         Args:
@@ -351,11 +345,16 @@ class Journal:
             found: what the tables will say of it, JSON-able.
             outputs: files that this run may have written for it, from the journal's folder; those that are there will
                 have to be there still.
+            beside: other files that the results depend on.
         """
         there = [output for output in outputs if (self.path.parent / output).exists()]
-        line = dict(zip(_KEYS, (os.path.abspath(film), name, self._settings, _stamp(film), there, found)))
+        line = self._identity(film, name, beside) | {"outputs": there, "found": found}
         with naming(self.path), self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+    def _identity(self, film: Path, name: str, beside: Sequence[Path]) -> dict[str, Any]:
+        stamp = _stamp([film, *beside])
+        return {"film": os.path.abspath(film), "name": name, "settings": self._settings, "stamp": stamp}
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
@@ -364,14 +363,16 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
     for text in path.read_text(errors="replace").splitlines() if path.exists() else ():
         with suppress(ValueError, TypeError, AttributeError):
             line = json.loads(text)
-            if line.keys() == set(_KEYS):
+            if line.keys() == _KEYS:
                 lines[name_key(line["name"])] = line
     return lines
 
 
-def _stamp(film: Path) -> list[int]:
-    try:
-        stat = film.stat()
-    except OSError:
-        return []
-    return [stat.st_size, stat.st_mtime_ns]
+def _stamp(files: Iterable[Path]) -> list[int]:
+    """Sizes and times of files; nothing of one that isn't there."""
+    stamp = []
+    for file in files:
+        with suppress(OSError):
+            stat = file.stat()
+            stamp += [stat.st_size, stat.st_mtime_ns]
+    return stamp

@@ -16,8 +16,9 @@ import os
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -25,7 +26,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from .config import MOST_LUNG, PREPARED_SIDES
-from .files import check_ours, is_below, naming, printable, write_bytes
+from .files import Journal, check_ours, is_below, printable, write_bytes
 from .image import read_image, read_mask, resize_image, resize_mask, write_image, write_mask
 from .pictures.find import claims_film, may_hide_films, walk, without_suffix
 from .quality import MASK, is_mask, is_negative
@@ -38,11 +39,9 @@ COLUMNS = ("name", "source", "split", "tb", "sex", "age", "height", "width", "in
 _NEW = ".unet-lung-new"  # folder of the films that have no split yet
 _PLACES = (*SPLITS, "unlabelled", _NEW)  # of films; the newest last
 _RULES = 3  # of what is written for a film; another number does every film again
-_PATTERNS = {
-    "montgomery": re.compile(r"MCUCXR_\d{4,6}_(?P<tb>[01])", re.I),
-    "shenzhen": re.compile(r"CHNCXR_\d{4,6}_(?P<tb>[01])", re.I),
-    "jsrt": re.compile(r"JPC(LN|NN)\d{3}", re.I),
-}
+_NAMES = re.compile(  # of films; those of the tuberculosis sets end with their label
+    r"(?P<montgomery>MCUCXR_\d{4,6}_[01])|(?P<shenzhen>CHNCXR_\d{4,6}_[01])|(?P<jsrt>JPC(LN|NN)\d{3})", re.I
+)
 _ROLES = {
     "leftmask": "left",
     "left lung": "left",
@@ -56,8 +55,7 @@ _ROLES = {
 _OTHER_ORGANS = {"heart", "left clavicle", "right clavicle"}
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """An item of the raw sets that can't be used, and why."""
 
     name: str
@@ -73,6 +71,11 @@ class RawFilm:
     source: str
     tb: int | None = None
     files: dict[str, Path] = field(default_factory=dict)  # image, mask, left, right, text
+
+    @property
+    def paths(self) -> list[Path]:
+        """All its files."""
+        return [path for _, path in sorted(self.files.items())]
 
     @property
     def mask_files(self) -> list[Path]:
@@ -104,23 +107,18 @@ def find_films(root: str | Path) -> list[RawFilm]:
     hidden = []
     for path in _files(root):
         stem = re.sub(r"(_mask)?(\.txt)?$", "", without_suffix(path.name), flags=re.I)
-        found = next(((s, m) for s, p in _PATTERNS.items() if (m := p.fullmatch(stem))), None)
-        if not found:
-            if may_hide_films(path):
-                hidden.append(RawFilm(printable(path.relative_to(root)), "", files={"image": path}))
-            continue
-        source, match = found
-        role = _role(path.relative_to(root))
-        if role:
-            name = stem.upper()
-            tb = int(match["tb"]) if "tb" in match.groupdict() else None
+        found, role = _NAMES.fullmatch(stem), _role(path.relative_to(root))
+        if found and role:
+            name, source = stem.upper(), found.lastgroup or ""
+            tb = None if source == "jsrt" else int(name[-1])
             films.setdefault(name, RawFilm(name, source, tb)).files.setdefault(role, path)
+        elif not found and may_hide_films(path):
+            hidden.append(RawFilm(printable(path.relative_to(root)), "", files={"image": path}))
     films = {name: film for name, film in films.items() if set(film.files) != {"text"}}
     if not films:
-        raise FileNotFoundError(
-            f"{root}: no film of Montgomery (MCUCXR_0001_0.png), Shenzhen (CHNCXR_0001_0.png) or JSRT (JPCLN001.png) "
-            "in it" + (f"; {hidden[0].files['image']} can't be searched" if hidden else "")
-        )
+        sets = "Montgomery (MCUCXR_0001_0.png), Shenzhen (CHNCXR_0001_0.png) or JSRT (JPCLN001.png)"
+        unseen = f"; {hidden[0].files['image']} can't be searched" if hidden else ""
+        raise FileNotFoundError(f"{root}: no film of {sets} in it{unseen}")
     return [films[name] for name in sorted(films)] + hidden
 
 
@@ -154,31 +152,21 @@ def prepare(
     least, most = PREPARED_SIDES
     if not least <= size <= most:
         raise ValueError(f"prepared films have a side of {least} to {most} px, not of {size}")
-    if is_below(root, out):  # the next run would take the raw films for prepared ones
-        raise ValueError(
-            f"{root}: raw films in the folder that prepared ones would be written to: choose another folder to write "
-            f"than {out}"
-        )
-    films, out = find_films(root), Path(out)
-    inside = next((path for film in films for path in film.files.values() if is_below(path, out)), None)
+    out = Path(out)
+    if is_below(root, out):
+        raise ValueError(f"{root}: raw films in the folder to write, {out}: choose another folder")
+    films = find_films(root)
+    inside = next((path for film in films for path in film.paths if is_below(path, out)), None)
     if inside:
-        raise ValueError(
-            f"{inside}: a raw film that lies in the folder to write, which would replace it: choose another one than "
-            f"{out}"
-        )
+        raise ValueError(f"{inside}: a raw film in the folder to write, {out}: choose another folder")
     rows, problems = _prepare_all(films, out, size, workers or os.cpu_count() or 1)
-    frame = (
-        pd.DataFrame(rows).sort_values("name", ignore_index=True)
-        if rows
-        else pd.DataFrame(columns=[*COLUMNS, "masked"])
-    )
-    twins = frame[frame.duplicated("pixels")]
-    for twin in twins.itertuples():
-        first = frame.loc[frame.pixels == twin.pixels, "name"].iloc[0]
-        problems.append(Problem(twin.name, twin.source, f"the same pixels as {first}"))
-    frame = frame.drop(twins.index).reset_index(drop=True)
-    table = pd.DataFrame([asdict(p) for p in problems], columns=[f.name for f in fields(Problem)])
-    write_bytes(out / "problems.csv", to_csv(table))
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, "masked"]).sort_values("name", ignore_index=True)
+    first = frame.groupby("pixels")["name"].transform("first")
+    twin = frame["name"] != first
+    for name, source, other in zip(frame["name"][twin], frame["source"][twin], first[twin]):
+        problems.append(Problem(name, source, f"the same pixels as {other}"))
+    frame = frame[~twin].reset_index(drop=True)
+    write_bytes(out / "problems.csv", to_csv(pd.DataFrame(problems, columns=Problem._fields)))
     if frame.empty:
         raise ValueError(
             f"{root}: none of {len(films)} films could be prepared, see {out / 'problems.csv'}; "
@@ -210,14 +198,13 @@ def prepare_film(film: RawFilm, folder: str | Path, size: int = 512) -> dict[str
     """
     if "image" not in film.files:
         raise ValueError("mask without image")
-    image = read_image(film.files["image"])
+    path = film.files["image"]
+    image = read_image(path)
     if min(image.shape) < LEAST_SIDE:
-        raise ValueError(
-            f"{film.files['image']}: too small: {image.shape[1]}×{image.shape[0]} px, lungs need {LEAST_SIDE} px and "
-            "more"
-        )
+        size_px = f"{image.shape[1]}×{image.shape[0]} px"
+        raise ValueError(f"{path}: too small: {size_px}, lungs need {LEAST_SIDE} px and more")
     if is_mask(image):
-        raise ValueError(f"{film.files['image']}: {MASK}")
+        raise ValueError(f"{path}: {MASK}")
     inverted = is_negative(image)
     image = 255 - image if inverted else image
     mask = combined_mask(film, image.shape)
@@ -236,7 +223,7 @@ def prepare_film(film: RawFilm, folder: str | Path, size: int = 512) -> dict[str
         "width": image.shape[1],
         "inverted": int(inverted),
         "masked": mask is not None,
-        "sha256": hashlib.sha256(film.files["image"].read_bytes()).hexdigest(),
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "pixels": hashlib.sha256(small.tobytes()).hexdigest()[:16],
     }
 
@@ -337,7 +324,7 @@ def _files(root: Path) -> list[Path]:
     anybody's truth."""
     paths = walk(root, unless=("prep.json", "drawn"))
     return sorted(
-        path for path in paths if claims_film(path.name) or path.suffix.lower() == ".txt" or may_hide_films(path)
+        path for path in paths if path.suffix.lower() == ".txt" or claims_film(path.name) or may_hide_films(path)
     )
 
 
@@ -348,110 +335,75 @@ def _role(path: Path) -> str | None:
     if _OTHER_ORGANS & set(folders):
         return None
     roles = [_ROLES[name] for name in reversed(folders) if name in _ROLES]
-    return roles[0] if roles else "mask" if without_suffix(path.name).lower().endswith("_mask") else "image"
+    if roles:
+        return roles[0]
+    return "mask" if without_suffix(path.name).lower().endswith("_mask") else "image"
 
 
 def _prepare_all(films: list[RawFilm], out: Path, size: int, workers: int) -> tuple[list[dict], list[Problem]]:
-    """Rows and problems of all films. ``films.jsonl`` grows with each one finished, so a killed run goes on there."""
-    journal = _start_journal(out, size)
-    known = _finished(journal, out)
-    # Written anew: a kill may have cut the last line, and the next row would be appended to the stump.
-    write_bytes(journal, "".join(json.dumps(row) + "\n" for row in known.values()).encode())
-    rows, problems, todo = [], [], []
-    for film in films:
-        row = known.get(film.name)
-        stamp = _stamp(film)
-        rows.append(row) if row and row["stamp"] == stamp else todo.append((film, stamp))
-    # OpenCV's own threads on top of ours would only get in each other's way.
-    threads, pool = cv2.getNumThreads(), ThreadPoolExecutor(workers)
-    cv2.setNumThreads(1)
-    try:
-        jobs = {pool.submit(prepare_film, film, out / _NEW, size): (film, stamp) for film, stamp in todo}
-        for job in tqdm(as_completed(jobs), total=len(jobs), desc="prep", unit="film", disable=None):
-            (film, stamp), error = jobs[job], job.exception()
-            reason = error and _reason(
-                error, out, f"fewer workers than {workers}, or a smaller size than {size} px, take less"
-            )
-            if reason:
-                problems.append(Problem(film.name, film.source, printable(reason)))
-                continue
-            if error:
-                raise error
-            rows.append({**job.result(), "stamp": stamp})
-            with naming(journal), journal.open("a") as file:
-                file.write(json.dumps(rows[-1]) + "\n")
-    finally:
-        pool.shutdown(cancel_futures=True)  # after Ctrl-C, say, it would do all that is left
-        cv2.setNumThreads(threads)
-    return rows, sorted(problems, key=lambda p: p.name)
-
-
-def _reason(error: BaseException, out: Path, less: str) -> str:
-    """Why a film can't be used; empty where that isn't the film's fault: a full disk, say, or one of this program's."""
-    if _lacks_memory(error):
-        return f"this machine's memory is too small for it: {less}"
-    if isinstance(error, OSError) and error.filename and is_below(error.filename, out):
-        return ""
-    return str(error) if isinstance(error, (ValueError, OSError, ImportError)) else ""
-
-
-def _lacks_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem
-
-
-def _start_journal(out: Path, size: int) -> Path:
-    """Makes the folders; a prepared set of another size, or made by other rules, is done again from the start.
+    """Rows and problems of all films. ``films.jsonl`` grows with each one finished, so a killed run resumes there.
 
     Raises:
         ValueError: the folder holds something else.
     """
     check_ours(out, "prep.json")
-    out.mkdir(parents=True, exist_ok=True)
-    journal, settings = out / "films.jsonl", out / "prep.json"
-    wanted = json.dumps({"size": size, "rules": _RULES}).encode()
-    if not settings.exists() or settings.read_bytes() != wanted:
-        journal.unlink(missing_ok=True)
-        write_bytes(settings, wanted)
-    for name in (
-        f"{_NEW}/image",
-        f"{_NEW}/mask",
-        *(f"{s}/{kind}" for s in SPLITS for kind in ("image", "mask")),
-        "unlabelled/image",
-    ):
-        (out / name).mkdir(parents=True, exist_ok=True)
-    return journal
+    for kind in ("image", "mask"):
+        (out / _NEW / kind).mkdir(parents=True, exist_ok=True)
+    settings = {"size": size, "rules": _RULES}
+    write_bytes(out / "prep.json", json.dumps(settings).encode())
+    journal = Journal(out / "films.jsonl", settings, {})
+    there = {(path.parent.name, path.stem) for path in _written(out)}
+    rows, problems, todo = [], [], []
+    for film in films:
+        row = journal.find(film.paths[0], film.name, film.paths[1:])
+        if row and ("image", film.name) in there and (("mask", film.name) in there or not row["masked"]):
+            rows.append(row)
+        else:
+            todo.append(film)
+    # OpenCV's own threads on top of ours would only get in each other's way.
+    threads, pool = cv2.getNumThreads(), ThreadPoolExecutor(workers)
+    cv2.setNumThreads(1)
+    try:
+        jobs = {pool.submit(prepare_film, film, out / _NEW, size): film for film in todo}
+        for job in tqdm(as_completed(jobs), total=len(jobs), desc="prep", unit="film", disable=None):
+            film = jobs[job]
+            try:
+                row = job.result()
+            except Exception as error:
+                less = f"fewer workers than {workers}, or a smaller size than {size} px, take less"
+                problems.append(Problem(film.name, film.source, _reason(error, out, less)))
+            else:
+                rows.append(row)
+                journal.add(film.paths[0], film.name, row, beside=film.paths[1:])
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C, say, it would do all that is left
+        cv2.setNumThreads(threads)
+    return rows, sorted(problems)
 
 
-def _finished(journal: Path, out: Path) -> dict[str, dict]:
-    """Rows of the films whose files are still there, in whatever split."""
-    if not journal.exists():
-        return {}
-    lines = [line for line in journal.read_text().splitlines() if line.endswith("}")]  # a kill may cut the last one
-    here = {
-        kind: {path.stem for place in _PLACES for path in (out / place / kind).glob("*.png")}
-        for kind in ("image", "mask")
-    }
-    rows = {row["name"]: row for row in map(json.loads, lines)}
-    return {n: row for n, row in rows.items() if n in here["image"] and (n in here["mask"] or not row["masked"])}
+def _reason(error: Exception, out: Path, less: str) -> str:
+    """Why a film can't be used; raises what isn't the film's fault: a full disk, say, or an error of this program."""
+    if isinstance(error, MemoryError) or isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem:
+        return f"this machine's memory is too small for it: {less}"
+    ours = isinstance(error, OSError) and error.filename and is_below(error.filename, out)
+    if ours or not isinstance(error, (ValueError, OSError, ImportError)):
+        raise error
+    return printable(error)
 
 
-def _stamp(film: RawFilm) -> list:
-    """Changes when one of the film's raw files does, as make's rule would have it."""
-    return [
-        [role, str(path), path.stat().st_size, path.stat().st_mtime_ns]
-        for role, path in sorted(film.files.items())
-        if os.path.exists(path)
-    ]  # not so with a dangling link, which prepare_film will report
+def _written(out: Path) -> list[Path]:
+    """All prepared films and masks, those without a split last."""
+    return [path for place in _PLACES for path in sorted((out / place).glob("*/*.png"))]
 
 
 def _move_to_splits(frame: pd.DataFrame, out: Path) -> None:
     """Puts every film where its split says. What the manifest doesn't name is left where it is."""
-    target = dict(zip(frame["name"], frame["split"]))
-    for path in [path for place in _PLACES for path in sorted((out / place).glob("*/*.png"))]:
-        split = target.get(path.stem)
-        if split is None:
-            continue
-        if split == "unlabelled" and path.parts[-2] == "mask":
+    splits = dict(zip(frame["name"], frame["split"]))
+    for path in _written(out):
+        split, kind = splits.get(path.stem), path.parent.name
+        if split == "unlabelled" and kind == "mask":
             path.unlink()  # of an earlier run: its raw mask is gone
-        else:
-            os.replace(path, out / split / path.parts[-2] / path.name)
+        elif split:
+            target = out / split / kind / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)

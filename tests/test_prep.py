@@ -18,6 +18,7 @@ from PIL import Image
 from kaggle_utils import image as files
 from kaggle_utils import prep
 from kaggle_utils.cli import main
+from kaggle_utils.files import Journal
 from kaggle_utils.synthetic.model import AppearanceModel
 
 SIZE = 32
@@ -412,18 +413,13 @@ def test_negative_is_turned_over_and_the_manifest_says_of_which_film(tmp_path, d
     assert np.corrcoef(first.ravel(), second.ravel())[0, 1] > 0.8
 
 
-def test_set_that_was_prepared_before_negatives_were_marked_is_prepared_anew(raw, tmp_path, monkeypatch):
+def test_set_that_was_prepared_by_other_rules_is_prepared_anew(raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(prep, "_RULES", 2)
     prepare(raw, tmp_path / "out")
-    journal = tmp_path / "out" / "films.jsonl"
-    journal.write_text(
-        "".join(
-            json.dumps({k: v for k, v in json.loads(row).items() if k != "inverted"}) + "\n"
-            for row in journal.read_text().splitlines()
-        )
-    )
-    (tmp_path / "out" / "prep.json").write_text(json.dumps({"size": SIZE}))
+    monkeypatch.undo()
     done = count_films(monkeypatch)
-    assert set(prepare(raw, tmp_path / "out")["inverted"]) == {0} and sorted(done) == EXPECTED
+    prepare(raw, tmp_path / "out")
+    assert sorted(done) == EXPECTED
 
 
 def test_films_and_masks_of_other_formats_are_paired_too(tmp_path):
@@ -643,13 +639,13 @@ def test_ctrl_c_ends_prep_in_a_line_and_the_same_command_goes_on(tmp_path, monke
     ]
     done = count_films(monkeypatch)
     monkeypatch.setattr(prep, "prepare_film", lambda *film, quick=prep.prepare_film: time.sleep(0.02) or quick(*film))
-    ctrl_c(prep, "naming", calls=4)  # before the fourth row is written
+    ctrl_c(Journal, "add", calls=4)
     assert main(command) == 130
     assert capfd.readouterr().err == "unet-lung prep: stopped; the same command goes on\n"
     before = len(done)
     assert 3 < before < 15
     assert main(command) == 0
-    assert len(done) - before == 30 - 3 and len(pd.read_csv(tmp_path / "out" / "manifest.csv")) == 30
+    assert len(done) - before == 30 - 4 and len(pd.read_csv(tmp_path / "out" / "manifest.csv")) == 30
 
 
 def test_journal_cut_in_mid_line_is_read_up_to_there(raw, tmp_path, monkeypatch):
@@ -799,7 +795,7 @@ def test_raw_films_that_are_links_into_the_folder_to_write_are_refused_and_stay(
     else:
         (tmp_path / "links" / "theirs").symlink_to(tmp_path / "out" / "theirs")
     before = everything(tmp_path / "out")
-    with pytest.raises(ValueError, match="MCUCXR_0002_0.png: a raw film that lies in the folder to write"):
+    with pytest.raises(ValueError, match="MCUCXR_0002_0.png: a raw film in the folder to write"):
         prepare(tmp_path / "links", tmp_path / "out")
     assert everything(tmp_path / "out") == before
 
