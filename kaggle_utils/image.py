@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from .pictures.header import HEAD, MAX_BYTES, MAX_PIXELS, Header, check_size, is_dicom, kind_of, read_header
+from .pictures.header import HEAD, MAX_BYTES, MAX_PIXELS, check_size, is_dicom, kind_of, read_header
 
 # A second belt: OpenCV reads it when it is imported. An import before this one leaves OpenCV's own limit, 2**30.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
@@ -113,22 +113,23 @@ def from_array(array: np.ndarray) -> Radiograph:
     return Radiograph(to_8_bits(_to_gray(colour)), colour=colour)
 
 
-def film_bytes(path: str | Path, *, data: bytes | None = None) -> int:
+def film_bytes(film: str | Path | bytes | np.ndarray) -> int:
     """Memory that a film takes at most, in bytes, while it is read, segmented and written, by what its file declares.
 
     It's 0 for what :func:`read_film` refuses unread, the file's own for what it refuses by its declaration, and
     ``MOST_BYTES`` where that isn't at the file's beginning.
 
     Args:
-        path: the file.
-        data: its bytes where they are here already.
+        film: its file, the file's bytes, or an array.
     """
-    if data is not None:
-        return _film_bytes(data)
+    if isinstance(film, bytes):
+        return _film_bytes(film)
+    if not isinstance(film, (str, Path)):
+        return np.asarray(film).size * FINISHED_BYTES
     try:
-        if not Path(path).is_file() or not 0 < Path(path).stat().st_size <= MAX_BYTES:
+        if not Path(film).is_file() or not 0 < Path(film).stat().st_size <= MAX_BYTES:
             return 0
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as there:
+        with open(film, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as there:
             return _film_bytes(there)
     except (ValueError, OSError):  # what is wrong with it is said when it is read
         return 0
@@ -136,14 +137,15 @@ def film_bytes(path: str | Path, *, data: bytes | None = None) -> int:
 
 def _film_bytes(data: bytes | mmap.mmap) -> int:
     size, kind = len(data), kind_of(data[:HEAD])
+    if kind == "gzip":
+        return MOST_BYTES
+    if kind is None and size == JSRT_BYTES:
+        return size + JSRT_SIDE**2 * (4 + FINISHED_BYTES)
     try:
-        if kind == "gzip":
-            return MOST_BYTES
         if kind == "DICOM":
             found = dicom_bytes(data[:_DICOM_HEAD], FINISHED_BYTES)
             return MOST_BYTES if found is None else size + found
-        is_jsrt = kind is None and size == JSRT_BYTES
-        declared = Header(JSRT_SIDE, JSRT_SIDE) if is_jsrt else read_header(data)
+        declared = read_header(data)
     except (ValueError, ImportError):
         return size
     return size + declared.rows * declared.columns * (declared.pixel + FINISHED_BYTES)
@@ -335,11 +337,21 @@ def _naming(path: str | Path) -> Iterator[None]:
 
 def _read_bytes(path: Path) -> bytes:
     if path.is_dir():
-        raise ValueError("a folder that can't be searched")
-    if path.exists() and not path.is_file():
+        raise ValueError(_about_folder(path))
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    if not path.is_file():
         raise ValueError("not a file")  # a device or a pipe may never end
     _check_bytes(path.stat().st_size)  # before its bytes are in memory
     return path.read_bytes()
+
+
+def _about_folder(path: Path) -> str:
+    try:
+        os.listdir(path)
+    except OSError:
+        return "a folder that can't be searched"
+    return "a folder, not a film: give `predict` the folder, or `segment_films` a list of its files"
 
 
 def _check_bytes(size: int) -> None:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -21,7 +20,7 @@ import cv2
 import numpy as np
 
 from .files import printable
-from .image import FINISHED_BYTES, MOST_BYTES, film_bytes, from_array, read_film, resize_image, resize_prob
+from .image import MOST_BYTES, film_bytes, from_array, read_film, resize_image, resize_prob
 from .quality import (
     NO_CHEST,
     Checked,
@@ -38,8 +37,8 @@ if TYPE_CHECKING:
     import torch
 
 DEFAULT_WEIGHTS = Path(__file__).with_name("weights") / "lungs.safetensors"
-# Blue and orange of Okabe & Ito's palette, told apart by colour-blind eyes; BGR, as OpenCV draws.
-TRUTH_COLOUR, PRED_COLOUR = (178, 114, 0), (0, 159, 230)
+PRED = "#E69F00"  # Okabe and Ito's orange: of the outlines that are drawn into films
+FilmLike = str | Path | bytes | np.ndarray  # a file, its bytes, or an array
 _LARGE = 200_000_000  # bytes of a batch, after which memory is given back; eight films of 1024 px have 80 million
 
 
@@ -57,8 +56,8 @@ class CheckedFilm:
 
     name: str
     path: str | Path
-    image: np.ndarray
-    checked: Checked
+    image: np.ndarray = field(repr=False)
+    checked: Checked = field(repr=False)
     spacing_mm: tuple[float, float] | None = None
     notes: tuple[str, ...] = ()
     age: float | None = None
@@ -89,7 +88,7 @@ class Unsegmented:
         return row
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Segmented:
     """A film with its mask.
 
@@ -107,6 +106,11 @@ class Segmented:
     prob: np.ndarray
     quality: Quality | None = None
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        height, width = self.upright.shape
+        judged = f", quality {self.quality.estimate:.2f} ({self.quality.flag})" if self.quality else ""
+        return f"<Segmented {self.name}: {height} × {width} px, {self.upright.mean():.0%} lung{judged}>"
 
     @property
     def name(self) -> str:
@@ -170,7 +174,7 @@ class LungSegmenter:
         flip: average the prediction with that of the mirrored film: twice the time for a little accuracy.
         clean: keep the two largest components and fill holes, see :func:`clean_mask`.
         threshold: probability above which a pixel is lung.
-        backend: what computes the network: torch, onnxruntime or openvino.
+        backend: what computes the network: torch (onnxruntime for ONNX weights), onnxruntime or openvino.
         head: the set whose annotators' rules the masks follow, where the network has an output for each set that it was
             trained on (``heads`` in the header); the first one if None.
 
@@ -199,9 +203,9 @@ class LungSegmenter:
 
         path = Path(weights or DEFAULT_WEIGHTS)
         if weights is None and not path.exists():
-            raise FileNotFoundError(
-                f"{path} is not there: train one (`python -m kaggle_utils train`) and name it with --weights"
-            )
+            raise FileNotFoundError(f"{path} is not there: train some (`python -m kaggle_utils train`), name them")
+        if path.suffix == ".onnx" and backend == "torch":
+            backend = "onnxruntime"
         # Weights are identified by their content.
         self.version = hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""
         self.header: dict[str, Any] = read_onnx_header(path) if path.suffix == ".onnx" else read_header(path)
@@ -218,29 +222,31 @@ class LungSegmenter:
         self.heads: list[str] = self.header.get("heads") or [""]
         self.head = head or self.heads[0]
         if self.head not in self.heads:
-            raise ValueError(
-                f"{path}: no head {head!r}, it has {', '.join(filter(None, self.heads)) or 'a single one'}"
-            )
+            known = ", ".join(filter(None, self.heads)) or "a single one"
+            raise ValueError(f"{path}: no head {head!r}, it has {known}")
 
-    def __call__(self, films: str | Path | np.ndarray | Sequence) -> Segmented | list[Segmented | Unsegmented]:
+    def __call__(self, films: FilmLike | Iterable[FilmLike]) -> Segmented | list[Segmented | Unsegmented]:
         """Masks of films, from files or arrays.
 
         Args:
-            films: a path, an array, or a list of them. An array is gray ``(H, W)`` of any type and range, or RGB or
-                RGBA ``(H, W, C)``.
+            films: a path, a file's bytes, an array, or a list of them. An array is gray ``(H, W)`` of any type and
+                range, or RGB or RGBA ``(H, W, C)``.
 
         Returns:
             Of one film a :class:`Segmented`; of a list one result each, :class:`Unsegmented` where there is no mask.
 
         Raises:
             ValueError: the one film can't be read, or is no frontal chest film.
+            TypeError: neither a film nor several.
         """
-        if not isinstance(films, (str, Path, np.ndarray)):
-            return list(segment_films(films, self))
-        (result,) = segment_films([films], self)
-        if isinstance(result, Unsegmented):
-            raise ValueError(result.error)
-        return result
+        if isinstance(films, FilmLike):
+            (result,) = segment_films([films], self)
+            if isinstance(result, Unsegmented):
+                raise ValueError(result.error)
+            return result
+        if not isinstance(films, Iterable):
+            raise TypeError(f"expected a path, bytes, an array, or a list of them, not {films!r:.60}")
+        return list(segment_films(films, self))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -293,7 +299,7 @@ class LungSegmenter:
 
 
 def segment_films(
-    films: Iterable[str | Path | bytes | np.ndarray],
+    films: Iterable[FilmLike],
     segmenter: LungSegmenter,
     *,
     names: Iterable[str] | None = None,
@@ -306,19 +312,20 @@ def segment_films(
         films: files, their bytes, or arrays as for :class:`LungSegmenter`.
         segmenter: with which weights and switches; anything with its ``probabilities``, ``finish``, ``threshold`` and
             ``quality``.
-        names: by which films go in tables; if not given, their files' stems, and numbers for what has none.
+        names: by which films go in tables; if not given, their files' stems, and ``film 0`` and so on for others.
         batch: films per forward pass.
         force: segment too what would be refused (no chest film, blank, too small); the reasons become notes.
     """
     films = list(films)
-    names = names or (Path(film).stem if isinstance(film, (str, Path)) else str(n) for n, film in enumerate(films))
+    if names is None:
+        names = [Path(film).stem if isinstance(film, (str, Path)) else f"film {n}" for n, film in enumerate(films)]
     with ThreadPoolExecutor() as pool:
         for results in segment_batches(zip(films, names), segmenter, pool, batch=batch, force=force):
             yield from results
 
 
 def segment_batches(
-    films: Iterable[tuple[str | Path | bytes | np.ndarray, str]],
+    films: Iterable[tuple[FilmLike, str]],
     segmenter: LungSegmenter,
     pool: Executor,
     *,
@@ -340,7 +347,7 @@ def segment_batches(
 
 
 def read_checked(
-    film: str | Path | bytes | np.ndarray, name: str, *, force: bool = False, data: bytes | None = None
+    film: FilmLike, name: str, *, force: bool = False, data: bytes | None = None
 ) -> CheckedFilm | Unsegmented:
     """A film of any file, checked before it is segmented; never raises for what is in the file.
 
@@ -352,10 +359,10 @@ def read_checked(
     """
     path = film if isinstance(film, (str, Path)) else name
     try:
-        if isinstance(film, np.ndarray):
-            found = from_array(film)
-        else:
+        if isinstance(film, (str, Path, bytes)):
             found = read_film(path, data=film if isinstance(film, bytes) else data)
+        else:
+            found = from_array(np.asarray(film))
     except (ValueError, OSError, ImportError) as error:  # a folder may hold DICOM besides what needs no extra
         return Unsegmented(name, path, str(error))
     checked = check_film(found.image, found.colour, found.lie)
@@ -370,12 +377,9 @@ def read_checked(
 
 
 def read_ahead(
-    todo: Iterable[tuple[str | Path | bytes | np.ndarray, str]], pool: Executor, batch: int, *, force: bool = False
+    todo: Iterable[tuple[FilmLike, str]], pool: Executor, batch: int, *, force: bool = False
 ) -> Iterator[list[CheckedFilm | Unsegmented]]:
-    """Batches of checked films, in order; while one is worked on the next one is read.
-
-    As many are in memory as have room in :data:`image.MOST_BYTES` together; a batch ends early where the next film
-    has none.
+    """Batches of checked films, in order; while one is worked on the next one is read, if both have room in memory.
 
     Args:
         todo: of each film the file or array, and the name, as for :func:`read_checked`.
@@ -383,48 +387,46 @@ def read_ahead(
         batch: films of a batch at most.
         force: as for :func:`read_checked`.
     """
-    waiting = iter(todo)
-    sized: deque[tuple[tuple[Any, str], Future[int]]] = deque()  # and the bytes that each will take
-    reading: deque[tuple[Future[CheckedFilm | Unsegmented], int]] = deque()
-    films: list[CheckedFilm | Unsegmented] = []  # the next batch
-    held = taken = 0  # bytes of all that is in memory, and of the next batch
-    while True:
-        for item in islice(waiting, 2 * batch - len(sized)):
-            sized.append((item, pool.submit(_declared_bytes, item[0])))
-        while sized and len(reading) + len(films) < 2 * batch:
-            size = sized[0][1].result()
-            if held and held + size > MOST_BYTES:
-                break
-            (film, name), _ = sized.popleft()
-            reading.append((pool.submit(read_checked, film, name, force=force), size))
+    before: list[Future[CheckedFilm | Unsegmented]] = []
+    held = 0
+    for films, size in _batches(todo, pool, batch):
+        if held + size > MOST_BYTES:
+            yield from _take(before, held)
+        reading = [pool.submit(read_checked, film, name, force=force) for film, name in films]
+        yield from _take(before, held)
+        before, held = reading, size
+    yield from _take(before, held)
+
+
+def _batches(
+    todo: Iterable[tuple[FilmLike, str]], pool: Executor, batch: int
+) -> Iterator[tuple[list[tuple[FilmLike, str]], int]]:
+    """Films as many as a batch has and half of ``MOST_BYTES`` holds, but one at least; and the bytes they will take."""
+    todo = iter(todo)
+    films: list[tuple[FilmLike, str]] = []
+    held = 0
+    while some := list(islice(todo, batch)):
+        for item, size in zip(some, pool.map(film_bytes, [film for film, _ in some])):
+            if len(films) == batch or films and held + size > MOST_BYTES / 2:
+                yield films, held
+                films, held = [], 0
+            films.append(item)
             held += size
-        if reading and len(films) < batch:
-            job, size = reading.popleft()
-            films.append(job.result())
-            taken += size
-        elif films:
-            yield films
-            films.clear()  # whoever took them is done
-            held -= taken
-            if taken > _LARGE:
-                _give_back_memory()
-            taken = 0
-        else:
-            return
+    if films:
+        yield films, held
 
 
-def _give_back_memory() -> None:
-    """Gives what was freed back to the kernel, where the C library keeps it (:func:`hardware.keep_memory`) and can."""
-    with suppress(AttributeError, OSError, TypeError):  # not glibc: macOS, musl, Windows
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def _declared_bytes(film: str | Path | bytes | np.ndarray) -> int:
-    if isinstance(film, np.ndarray):
-        return film.size * FINISHED_BYTES
-    if isinstance(film, bytes):
-        return film_bytes("", data=film)
-    return film_bytes(film)
+def _take(reading: list[Future], held: int) -> Iterator[list[CheckedFilm | Unsegmented]]:
+    """What was read as one batch, unless it was taken before; gives its memory back to the kernel when it is done."""
+    if not reading:
+        return
+    films = [job.result() for job in reading]
+    reading.clear()
+    yield films
+    films.clear()
+    if held > _LARGE:
+        with suppress(AttributeError, OSError, TypeError):  # not glibc: macOS, musl, Windows
+            ctypes.CDLL(None).malloc_trim(0)  # :func:`hardware.keep_memory` has the C library keep what was freed
 
 
 def segment(
@@ -470,37 +472,32 @@ def clean_mask(mask: np.ndarray, components: int = 2) -> np.ndarray:
     return cv2.drawContours(np.zeros_like(mask), outlines, -1, 1, cv2.FILLED)
 
 
-def draw_overlay(image: np.ndarray, pred: np.ndarray, truth: np.ndarray | None = None) -> np.ndarray:
-    """The film with the outline of the prediction (orange) and, if there is one, of the truth (blue).
+def draw_overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The film with the mask's outline in orange.
 
     Args:
         image: ``uint8 (H, W)``.
-        pred: ``uint8 (H, W)`` in {0, 1}.
-        truth: the same.
+        mask: ``uint8 (H, W)`` in {0, 1}.
 
     Returns:
         ``uint8 (H, W, 3)``, BGR.
     """
     canvas = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
     width = max(1, round(min(image.shape) / 256))  # px: as thick on a 20-megapixel film as on a small one
-    for mask, colour in ((truth, TRUTH_COLOUR), (pred, PRED_COLOUR)):
-        if mask is not None:
-            outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-            cv2.drawContours(canvas, outlines, -1, colour, width, cv2.LINE_AA)
-    return canvas
+    outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    blue_green_red = tuple(bytes.fromhex(PRED[1:]))[::-1]
+    return cv2.drawContours(canvas, outlines, -1, blue_green_red, width, cv2.LINE_AA)
 
 
 def _check_header(path: Path, header: dict[str, Any]) -> None:
     """Raises ValueError where a weights file's header isn't that of a network for films."""
-    missing = {"size", "sources"} - set(header)
+    missing = " and no ".join(sorted({"size", "sources"} - header.keys()))
     if missing:
-        raise ValueError(
-            f"{path}: no {' and no '.join(sorted(missing))} in the header, so films can't be given to it as in training"
-        )
-    for_films = {"in_channels": 1, "dims": 2}
-    other = [f"{name} {value}" for name, value in header["architecture"].items() if for_films.get(name, value) != value]
-    if other:
-        raise ValueError(f"{path}: a network of {' and '.join(other)}, not one for films")
+        raise ValueError(f"{path}: no {missing} in the header, so films can't be given to it as in training")
+    for name, wanted in {"in_channels": 1, "dims": 2}.items():
+        found = header["architecture"].get(name, wanted)
+        if found != wanted:
+            raise ValueError(f"{path}: a network of {name} {found}, not one for films")
 
 
 def _open_network(
@@ -511,8 +508,6 @@ def _open_network(
     from .export import open_graph, to_onnx
     from .model import load_weights
 
-    if backend == "torch" and path.suffix == ".onnx":
-        raise ValueError(f"{path}: PyTorch doesn't compute ONNX files: choose backend onnxruntime or openvino")
     if backend == "torch":
         return load_weights(path).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device.type != "cpu":

@@ -298,9 +298,10 @@ def test_unknown_backend_is_an_error_that_lists_them(weights):
         LungSegmenter(weights, backend="abacus")
 
 
-def test_pytorch_is_not_given_an_onnx_file(exported):
-    with pytest.raises(ValueError, match="w.onnx.*choose backend onnxruntime or openvino"):
-        LungSegmenter(exported)
+def test_onnx_weights_choose_a_runtime_that_computes_them(exported):
+    films = [phantom().image]
+    chosen, named = LungSegmenter(exported), LungSegmenter(exported, backend="onnxruntime")
+    np.testing.assert_array_equal(chosen.masks(films), named.masks(films))
 
 
 @pytest.mark.parametrize(

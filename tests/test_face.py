@@ -23,14 +23,25 @@ def test_a_segmenter_takes_a_path_an_array_or_a_list(film, segmenter, tmp_path):
     alone, of_array = segmenter(tmp_path / "film.png"), segmenter(film)
     several = segmenter([tmp_path / "film.png", str(tmp_path / "none.png"), film])
     assert [type(result).__name__ for result in several] == ["Segmented", "Unsegmented", "Segmented"]
-    assert (alone.name, of_array.name) == ("film", "0") and several[1].error.endswith("none.png'")
+    assert (alone.name, of_array.name) == ("film", "film 0") and several[1].error.endswith("none.png: no such file")
     for result in (alone, of_array, several[0], several[2]):
         np.testing.assert_array_equal(result.mask, alone.mask)
     assert alone.mask.shape == alone.probability.shape == film.shape and alone.probability.dtype == np.float32
     np.testing.assert_array_equal(alone.left | alone.right, alone.mask)
     assert np.nonzero(alone.left)[1].mean() > np.nonzero(alone.right)[1].mean()  # as a radiologist hangs it
-    with pytest.raises(ValueError, match="refused: .*blank"):
-        segmenter(np.zeros((64, 64), np.uint8))
+    assert repr(alone).startswith("<Segmented film: 256 × 256 px, ") and len(repr(several)) < 500
+
+
+def test_what_is_no_film_is_refused_in_words(segmenter, tmp_path):
+    for what, kind, said in (
+        (np.zeros((64, 64), np.uint8), ValueError, "^film 0: refused: blank"),
+        (tmp_path / "none.png", ValueError, "none.png: no such file$"),
+        (tmp_path, ValueError, "a folder, not a film: give `predict` the folder"),
+        (None, TypeError, "expected a path, bytes, an array, or a list of them, not None"),
+    ):
+        with pytest.raises(kind, match=said):
+            segmenter(what)
+    assert "expected gray" in segmenter([None])[0].error
 
 
 def test_results_lie_as_the_film_does(film, segmenter):

@@ -847,7 +847,7 @@ def test_a_folder_that_can_not_be_searched_is_a_problem_and_a_status(raw, tmp_pa
         monkeypatch.setattr(os, "listdir", locked)
     assert main(["prep", "--input", str(raw), "--out", str(tmp_path / "out"), "--size", str(SIZE)]) == 3
     problems = pd.read_csv(tmp_path / "out" / "problems.csv").set_index("name")
-    assert ("can't be searched" if kind == "folder" else "No such file") in problems.loc["more films", "reason"]
+    assert ("can't be searched" if kind == "folder" else "no such file") in problems.loc["more films", "reason"]
     assert f"{raw / 'more films'}" in capfd.readouterr().err and len(
         pd.read_csv(tmp_path / "out" / "manifest.csv")
     ) == len(EXPECTED)

@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..image import read_image, read_mask, resize_image, resize_mask
+from ..infer import PRED
 
-TRUTH, PRED = "#56B4E9", "#E69F00"  # Okabe and Ito's sky blue and orange: told apart by the colour-blind, and on gray
+TRUTH = "#56B4E9"  # Okabe and Ito's sky blue: told apart from PRED, their orange, by the colour-blind, and on gray
 
 
 def show_film(

@@ -131,7 +131,7 @@ def _read_object(path: str, name: str, force: bool) -> CheckedFilm | Unsegmented
                 store, key = open_store(path)
                 with store.open_input_file(key) as file:
                     data = file.read(MAX_BYTES + 1)
-            with room(film_bytes(path, data=data)):
+            with room(film_bytes(data)):
                 return read_checked(path, name, force=force, data=data)
         except FileNotFoundError:
             return Unsegmented(name, path, f"{path}: it is no longer there")
