@@ -203,7 +203,8 @@ class LungSegmenter:
 
         path = Path(weights or DEFAULT_WEIGHTS)
         if weights is None and not path.exists():
-            raise FileNotFoundError(f"{path} is not there: train some (`python -m kaggle_utils train`), name them")
+            how = "train some (`python -m kaggle_utils train`) and name them with --weights"
+            raise FileNotFoundError(f"{path} is not there: {how}")
         if path.suffix == ".onnx" and backend == "torch":
             backend = "onnxruntime"
         # Weights are identified by their content.
