@@ -12,36 +12,29 @@ import numpy as np
 
 from ..quality import outline
 
-# Letters as strokes in a box of width 0.7 and height 1: OpenCV's fonts differ from one version to the next.
-_LETTERS: dict[str, list[list[tuple[float, float]]]] = {
-    "R": [[(0, 1), (0, 0), (0.5, 0), (0.7, 0.25), (0.5, 0.5), (0, 0.5)], [(0.35, 0.5), (0.7, 1)]],
-    "L": [[(0, 0), (0, 1), (0.65, 1)]],
-    "P": [[(0, 1), (0, 0), (0.5, 0), (0.7, 0.25), (0.5, 0.5), (0, 0.5)]],
-    "A": [[(0, 1), (0.35, 0), (0.7, 1)], [(0.14, 0.65), (0.56, 0.65)]],
-    "E": [[(0.65, 0), (0, 0), (0, 1), (0.65, 1)], [(0, 0.48), (0.5, 0.48)]],
-    "C": [[(0.7, 0.2), (0.5, 0), (0.2, 0), (0, 0.25), (0, 0.75), (0.2, 1), (0.5, 1), (0.7, 0.8)]],
-    "T": [[(0, 0), (0.7, 0)], [(0.35, 0), (0.35, 1)]],
+# How far radiographs are moved and spoilt; sd unless said otherwise, lengths in parts of the film's side.
+ROTATION = 2.0  # degrees
+ZOOM = 0.05  # of the logarithm
+SHIFT = 0.02
+TIGHT = 0.25  # chance of a film cropped around the lungs, as in JSRT
+WIDE = 0.12  # chance of a film taken from further away
+GAMMA, CONTRAST = 0.18, 0.10  # of the logarithm
+BRIGHTNESS = 8.0  # gray levels
+GRAIN = 0.5, 3.0  # gray levels, range
+COLLIMATED = 0.25  # chance of black borders that cut into the film
+SHUT = 0.35, 0.5, 0.35, 0.9  # chance of each border: top, right, left and, nearly always, as Montgomery's, bottom
+FRAMED = 0.35  # chance that a film taken from further away ends in black, not in more of its surroundings
+MARKER = 0.85  # chance of a printed side marker
+# Letters as lines in a box of width 0.7 and height 1: OpenCV's fonts differ from one version to the next.
+_LETTERS = {
+    "R": "0,1 0,0 0.5,0 0.7,0.25 0.5,0.5 0,0.5; 0.35,0.5 0.7,1",
+    "L": "0,0 0,1 0.65,1",
+    "P": "0,1 0,0 0.5,0 0.7,0.25 0.5,0.5 0,0.5",
+    "A": "0,1 0.35,0 0.7,1; 0.14,0.65 0.56,0.65",
+    "E": "0.65,0 0,0 0,1 0.65,1; 0,0.48 0.5,0.48",
+    "C": "0.7,0.2 0.5,0 0.2,0 0,0.25 0,0.75 0.2,1 0.5,1 0.7,0.8",
+    "T": "0,0 0.7,0; 0.35,0 0.35,1",
 }
-# How often each edge of a collimated film is black: at the bottom nearly always, as Montgomery's.
-_EDGES = {"top": 0.35, "right": 0.5, "left": 0.35, "bottom": 0.9}
-
-
-@dataclass(frozen=True)
-class Acquisition:
-    """How far films are moved and spoilt; sd unless said otherwise, lengths in parts of the film's side."""
-
-    rotation: float = 2.0  # degrees
-    zoom: float = 0.05  # of the logarithm
-    shift: float = 0.02
-    tight: float = 0.25  # chance of a film cropped around the lungs, as in JSRT
-    wide: float = 0.12  # chance of a film taken from further away
-    gamma: float = 0.18  # of the logarithm
-    contrast: float = 0.10  # of the logarithm
-    brightness: float = 8.0  # gray levels
-    grain: tuple[float, float] = (0.5, 3.0)  # gray levels, range
-    collimated: float = 0.25  # chance of black borders that cut into the film
-    framed: float = 0.35  # chance that a film taken from further away ends in black, not in more of its surroundings
-    marker: float = 0.85  # chance of a printed side marker
 
 
 @dataclass(frozen=True)
@@ -58,27 +51,26 @@ class Placed:
     b: complex = 0
 
 
-def place(outlines: np.ndarray, rng: np.random.Generator, settings: Acquisition = Acquisition()) -> Placed:
+def place(outlines: np.ndarray, rng: np.random.Generator) -> Placed:
     """Chooses where on the film the patient stands.
 
     Args:
         outlines: ``(2, P, 2)`` in units of the film's side.
         rng: where the chances come from; the same state gives the same film.
-        settings: how far.
 
     Returns:
         The move, and the moved outlines.
     """
-    rotation = np.deg2rad(settings.rotation) * rng.standard_normal()
-    zoom = np.exp(settings.zoom * rng.standard_normal())
-    shift = settings.shift * rng.standard_normal(2)
+    rotation = np.deg2rad(ROTATION) * rng.standard_normal()
+    zoom = np.exp(ZOOM * rng.standard_normal())
+    shift = SHIFT * rng.standard_normal(2)
     kind, room = rng.random(), rng.uniform(0.02, 0.10)
     low, high = _bounds(outlines)
     middle = (low + high) / 2
-    if kind < settings.tight:
+    if kind < TIGHT:
         zoom = (1 - 2 * room) / (high - low).max()
         shift = 0.5 - middle + shift / 2
-    elif kind > 1 - settings.wide:
+    elif kind > 1 - WIDE:
         zoom *= 0.85
     # No deeper crop than this: films of the public sets end at the apex or the costophrenic angle, not inside.
     zoom = min(zoom, 0.97 / (high - low).max())
@@ -89,23 +81,18 @@ def place(outlines: np.ndarray, rng: np.random.Generator, settings: Acquisition 
     return Placed(outline.move(outlines, a, b), a, b)
 
 
-def take(
-    image: np.ndarray, placed: Placed, rng: np.random.Generator, settings: Acquisition = Acquisition()
-) -> np.ndarray:
+def take(image: np.ndarray, placed: Placed, rng: np.random.Generator) -> np.ndarray:
     """Exposes the film, adds grain and borders, prints on it.
 
     Args:
         image: ``float32 (H, H)``, gray levels 0…255, drawn around the outlines of ``placed``.
         placed: from :func:`place`.
         rng: where the chances come from.
-        settings: how far.
 
     Returns:
         ``float32 (H, H)``.
     """
-    image = _expose(image, rng, settings)
-    image = _collimate(image, placed, rng, settings)
-    return _print_marker(image, rng, settings)
+    return _print_marker(_collimate(_expose(image, rng), placed, rng), rng)
 
 
 def _bounds(outlines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -113,9 +100,9 @@ def _bounds(outlines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return points.min(0), points.max(0)
 
 
-def _expose(image: np.ndarray, rng: np.random.Generator, settings: Acquisition) -> np.ndarray:
+def _expose(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     size = len(image)
-    gamma, contrast, brightness = rng.standard_normal(3) * (settings.gamma, settings.contrast, settings.brightness)
+    gamma, contrast, brightness = rng.standard_normal(3) * (GAMMA, CONTRAST, BRIGHTNESS)
     sharp, slope = rng.uniform(0, 0.8), rng.normal(0, 0.08, 2)
     image = image + sharp * (image - cv2.GaussianBlur(image, (0, 0), size / 170))
     y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j].astype(np.float32)
@@ -124,30 +111,33 @@ def _expose(image: np.ndarray, rng: np.random.Generator, settings: Acquisition) 
     image = image * (1 + slope[0] * x + slope[1] * y)
     grain = rng.standard_normal((size, size), np.float32)
     soft = cv2.GaussianBlur(grain, (0, 0), rng.uniform(0.4, 0.8))
-    return (image + soft * (rng.uniform(*settings.grain) / soft.std())).astype(np.float32)
+    return (image + soft * (rng.uniform(*GRAIN) / soft.std())).astype(np.float32)
 
 
-def _collimate(image: np.ndarray, placed: Placed, rng: np.random.Generator, settings: Acquisition) -> np.ndarray:
+def _collimate(image: np.ndarray, placed: Placed, rng: np.random.Generator) -> np.ndarray:
     """Black where the moved film ends and, by chance, along straight edges that keep off the lungs."""
     # All chances are taken whether they are needed or not, so that a setting changes nothing else of a film.
-    shut = rng.random(4) < list(_EDGES.values())
+    shut = rng.random(4) < SHUT
     depth = rng.uniform(0.01, 0.25, 4)
     slant = rng.normal(0, 0.008, 4)
-    collimated = rng.random() < settings.collimated
+    collimated = rng.random() < COLLIMATED
     black = np.float32(rng.uniform(0, 12))
-    framed = rng.random() < settings.framed
+    framed = rng.random() < FRAMED
     size = len(image)
     axis = (np.arange(size) + 0.5) / size
     x, y = np.meshgrid(axis, axis)
     inside = _depth_in_film(x, y, placed, more=0 if framed else 0.08)
-    if collimated:
-        inward = {"top": y, "right": 1 - x, "left": x, "bottom": 1 - y}
-        free = _room(placed.outlines)
-        for k, edge in enumerate(_EDGES):
-            if shut[k]:
-                across = x if edge in ("top", "bottom") else y
-                reach = min(depth[k], free[edge] - 0.01)
-                inside = np.minimum(inside, inward[edge] - reach - slant[k] * (across - 0.5))
+    low, high = _bounds(placed.outlines)
+    edges = [  # how far inwards each place lies, how far along the edge, and how near the lungs come
+        (y, x, low[1]),
+        (1 - x, y, 1 - high[0]),
+        (x, y, low[0]),
+        (1 - y, x, 1 - high[1]),
+    ]
+    for k, (inward, along, room) in enumerate(edges):
+        if collimated and shut[k]:
+            reach = min(depth[k], room - 0.01)
+            inside = np.minimum(inside, inward - reach - slant[k] * (along - 0.5))
     share = np.clip(inside * size + 0.5, 0, 1).astype(np.float32)
     return image * share + black * (1 - share)
 
@@ -159,15 +149,9 @@ def _depth_in_film(x: np.ndarray, y: np.ndarray, placed: Placed, more: float) ->
     return (inside + more) * abs(placed.a)
 
 
-def _room(outlines: np.ndarray) -> dict[str, float]:
-    """From the lungs to each edge of the film."""
-    low, high = _bounds(outlines)
-    return {"top": low[1], "right": 1 - high[0], "left": low[0], "bottom": 1 - high[1]}
-
-
-def _print_marker(image: np.ndarray, rng: np.random.Generator, settings: Acquisition) -> np.ndarray:
+def _print_marker(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A side marker and, by chance, how the film was taken below it; white, or black in a white box."""
-    printed, right, boxed, more = rng.random(4) < (settings.marker, 0.6, 0.15, 0.35)
+    printed, right, boxed, more = rng.random(4) < (MARKER, 0.6, 0.15, 0.35)
     height, x, y = rng.uniform(0.03, 0.05), rng.uniform(0.02, 0.14), rng.uniform(0.03, 0.12)
     bold, level = rng.uniform(0.10, 0.2), rng.uniform(170, 255)
     below = ("PA", "ERECT", "AP")[rng.integers(3)]
@@ -196,6 +180,7 @@ def _print_marker(image: np.ndarray, rng: np.random.Generator, settings: Acquisi
 def _write(ink: np.ndarray, text: str, x: float, y: float, tall: float, bold: float, value: int) -> None:
     thick = max(1, round(bold * tall * len(ink)))
     for k, letter in enumerate(text):
-        for stroke in _LETTERS[letter]:
-            points = (np.array(stroke) * tall + (x + k * tall, y)) * len(ink)
+        for line in _LETTERS[letter].split(";"):
+            points = np.array([point.split(",") for point in line.split()], float)
+            points = (points * tall + (x + k * tall, y)) * len(ink)
             cv2.polylines(ink, [np.round(points).astype(np.int32)], False, value, thick)
