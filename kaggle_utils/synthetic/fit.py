@@ -8,11 +8,13 @@ N counts films, C is the mean frame's side in px, K counts modes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import cv2
 import numpy as np
+from scipy import ndimage
 from scipy.interpolate import PchipInterpolator
 from tqdm import tqdm
 
@@ -66,13 +68,17 @@ def fit_arrays(
     Raises:
         ValueError: fewer than 12 films have two lungs.
     """
-    shapes, kept = _shapes(masks, config)
-    tb = np.asarray(tb)[kept]
+    shapes, kept = _landmarks(masks)
+    if len(kept) < 12:
+        raise ValueError(f"{len(kept)} of {len(masks)} masks have two lungs, a model needs at least 12 films")
+    usual = _spread(shapes, config.shape) < config.max_spread
+    tqdm.write(f"{len(masks) - usual.sum()} of {len(masks)} films left out: no two lungs, or an odd outline")
+    shapes, kept = shapes[usual], kept[usual]
     aligned = outline.align(shapes)
     frame = _mean_frame(aligned["mean"], aligned["pose"])
     tones, density, valid = _mean_frame_films([images[k] for k in kept], shapes, frame)
     density, flows = register(complete(density, valid), frame)
-    return {"frame": frame, **fit_modes(aligned, tones, density, flows, tb, config)}
+    return {"frame": frame, **fit_modes(aligned, tones, density, flows, np.asarray(tb)[kept], config)}
 
 
 def fit_modes(
@@ -86,18 +92,18 @@ def fit_modes(
     """Principal modes of aligned shapes, flows and registered textures, and the Gaussians of their scores.
 
     Args:
-        aligned: of :func:`synthetic.outline.align`.
+        aligned: of :func:`quality.outline.align`.
         tones: ``(N, 3)``, of :func:`encode_tone`.
         density, flows: of :func:`register`.
         tb: ``(N,)`` 0 or 1.
         config: numbers of modes.
     """
-    count, mean = len(tb), density.mean(0)
-    shape = pca((aligned["aligned"] - aligned["mean"]).reshape(count, -1), config.shape)
-    flow = pca(flows.reshape(count, -1), config.flow)
-    coarse, detail = _coarse_modes(density - mean, config)
+    mean = density.mean(0)
+    shape = pca(aligned["aligned"] - aligned["mean"], config.shape)
+    flow = pca(flows, config.flow)
+    coarse, detail = _coarse_modes(density - mean, config.texture)
     windows = window_pca(detail, config.windows)
-    noise = detail - window_sum(windows["scores"], windows, count)
+    noise = detail - window_sum(windows["scores"], windows["modes"], by_window(windows["at"]))
     scores = windows["scores"] / windows["sd"]
     linked = pca(scores, config.linked)
     codes = [shape["scores"], aligned["pose"], tones, flow["scores"], coarse["scores"], linked["scores"]]
@@ -114,37 +120,34 @@ def fit_modes(
         "window_modes": windows["modes"],
         "window_sd": windows["sd"],
         "unlinked_sd": (scores - linked["scores"] @ linked["modes"]).std(0),
-        "noise_sd": _resize(np.sqrt(_blur(noise.var(0), 4)), 64),
+        "noise_sd": _resize([np.sqrt(_blur(noise.var(0), 4))], 64)[0],
         "noise_spectrum": _spectrum(noise),
         **_classes(np.hstack(codes), tb),
         "sizes": np.array([code.shape[1] for code in codes]),
         "share": np.array([_share(part["scores"]) for part in (shape, flow, coarse, linked, windows)]),
-        "films": np.array(count),
+        "films": np.array(len(tb)),
     }
 
 
-def _coarse_modes(textures: np.ndarray, config: FitConfig) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def _coarse_modes(textures: np.ndarray, count: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Modes of whole textures ``(N, C, C)`` at half resolution, and the detail that these don't explain, as large."""
-    count, half = len(textures), SIZE // 2
-    small = np.stack([_resize(film, half) for film in textures]).reshape(count, -1)
-    coarse = pca(small, config.texture, centre=False)
-    explained = (coarse["scores"] @ coarse["modes"]).reshape(count, half, half)
-    return coarse, textures - np.stack([_resize(film, SIZE) for film in explained])
+    half = SIZE // 2
+    coarse = pca(_resize(textures, half), count)
+    explained = (coarse["scores"] @ coarse["modes"]).reshape(-1, half, half)
+    return coarse, textures - _resize(explained, SIZE)
 
 
-def _shapes(masks: list[np.ndarray], config: FitConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Landmarks ``(K, 2, POINTS, 2)`` of the films with two lungs of a usual outline, and which films these are."""
+def _landmarks(masks: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Landmarks ``(K, 2, POINTS, 2)`` of the masks that have two lungs, and which masks these are."""
     found = {k: shape for k, mask in enumerate(masks) if (shape := outline.landmarks(mask)) is not None}
-    if len(found) < 12:
-        raise ValueError(f"{len(found)} of {len(masks)} masks have two lungs, a model needs at least 12 films")
-    kept, shapes = np.array(list(found)), np.stack(list(found.values()))
+    return np.array(list(found.values())), np.array(list(found))
+
+
+def _spread(shapes: np.ndarray, modes: int) -> np.ndarray:
+    """How unusual each shape is: the rms of its scores, in sd."""
     fitted = outline.align(shapes)
-    offsets = (fitted["aligned"] - fitted["mean"]).reshape(len(kept), -1)
-    scores = pca(offsets, min(config.shape, len(kept) // 2))["scores"]
-    spread = np.sqrt(((scores / scores.std(0)) ** 2).mean(1))
-    inside = spread < config.max_spread
-    tqdm.write(f"{len(masks) - inside.sum()} of {len(masks)} films left out: no two lungs, or an odd outline")
-    return shapes[inside], kept[inside]
+    scores = pca(fitted["aligned"] - fitted["mean"], min(modes, len(shapes) // 2))["scores"]
+    return np.sqrt(((scores / scores.std(0)) ** 2).mean(1))
 
 
 def _mean_frame(mean: np.ndarray, pose: np.ndarray) -> np.ndarray:
@@ -153,17 +156,17 @@ def _mean_frame(mean: np.ndarray, pose: np.ndarray) -> np.ndarray:
 
 
 def _mean_frame_films(
-    images: Sequence[np.ndarray], shapes: Iterable[np.ndarray], frame: np.ndarray
+    images: Sequence[np.ndarray], shapes: np.ndarray, frame: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Films in the mean frame: their tones ``(N, 3)``, densities and where they show a patient, ``(N, C, C)``."""
     tones, density, valid = [], [], []
-    between = _mediastinum(frame)
-    lungs = (outline.fill(frame[0], SIZE) | outline.fill(frame[1], SIZE)) > 0
+    between, lungs = _mediastinum(frame), _lungs(frame, SIZE) > 0
     for image, shape in tqdm(zip(images, shapes, strict=True), total=len(images), desc="warp", disable=None):
         field = outline.warp_field(frame, shape, SIZE)
-        usable = usable_area(image, shape)
-        warped = _sample(_blur(image, 0.35 * len(image) / SIZE), field)  # against moiré: the frame is coarser
-        seen = (_sample(usable.astype(np.float32), field) > 0.99) & (field > 0).all(-1) & (field < 1).all(-1)
+        at = field * len(image) - 0.5
+        usable = usable_area(image, shape).astype(np.float32)
+        warped = _remap(_blur(image, 0.35 * len(image) / SIZE), at)  # against moiré: the frame is coarser
+        seen = (_remap(usable, at) > 0.99) & (field > 0).all(-1) & (field < 1).all(-1)
         tone = measure_tone(warped, seen, lungs, between)
         tones.append(encode_tone(tone))
         density.append(tone_curve(tone)(np.clip(warped, 0, 255)))
@@ -171,25 +174,18 @@ def _mean_frame_films(
     return np.array(tones), np.array(density, np.float32), np.array(valid)
 
 
-def _sample(image: np.ndarray, field: np.ndarray) -> np.ndarray:
-    height, width = image.shape
-    return cv2.remap(
-        image,
-        field[..., 0] * width - 0.5,
-        field[..., 1] * height - 0.5,
-        cv2.INTER_CUBIC,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
+def _lungs(shape: np.ndarray, size: int) -> np.ndarray:
+    """The area of both lungs, ``uint8 (size, size)`` in {0, 1}."""
+    return outline.fill(shape[0], size) | outline.fill(shape[1], size)
 
 
 def _mediastinum(frame: np.ndarray) -> np.ndarray:
     """The area between the lungs, ``bool (C, C)``: what its convex hull adds to them, less the diaphragm's part."""
     hull = cv2.convexHull(frame.reshape(-1, 2).astype(np.float32))[:, 0]
-    area = outline.fill(hull, SIZE) & ~(outline.fill(frame[0], SIZE) | outline.fill(frame[1], SIZE)) & 1
+    area = outline.fill(hull, SIZE) > _lungs(frame, SIZE)
     right, left = frame[0, :, 0].max(), frame[1, :, 0].min()
     columns = (np.arange(SIZE) + 0.5) / SIZE
-    middle, half = (right + left) / 2, max((left - right) / 2, 0.03)
-    return (area > 0) & (abs(columns - middle) < half + 0.02)[None]
+    return area & (abs(columns - (right + left) / 2) < max((left - right) / 2, 0.03) + 0.02)
 
 
 def usable_area(image: np.ndarray, shape: np.ndarray) -> np.ndarray:
@@ -202,19 +198,17 @@ def usable_area(image: np.ndarray, shape: np.ndarray) -> np.ndarray:
     """
     size = len(image)
     black = cv2.morphologyEx((image < 7).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
-    border = np.zeros_like(black)
+    usable = np.ones(image.shape, bool)
     for turns in range(4):  # a view of each edge as the upper one
         dark = np.rot90(black, turns).mean(1) > 0.75
-        depth = 0 if dark.all() else int(np.argmin(dark))
-        if depth:
-            np.rot90(border, turns)[: depth + int(0.03 * size)] = 1
-    width = size // 10
-    bright = cv2.morphologyEx(image, cv2.MORPH_TOPHAT, np.ones((width, width), np.uint8)) > 60
-    lungs = outline.fill(shape[0], size) | outline.fill(shape[1], size)
-    near = cv2.dilate(lungs, np.ones((size // 32, size // 32), np.uint8)) > 0
+        if dark[0] and not dark.all():
+            np.rot90(usable, turns)[: np.argmin(dark) + int(0.03 * size)] = False
+    bright = cv2.morphologyEx(image, cv2.MORPH_TOPHAT, np.ones((size // 10, size // 10), np.uint8)) > 60
+    around = np.ones((size // 32, size // 32), np.uint8)
+    near = cv2.dilate(_lungs(shape, size), around) > 0
     top = np.arange(size)[:, None] < size * float(np.quantile(shape[..., 1], 0.35))
-    print_ = cv2.dilate((bright & top & ~near).astype(np.uint8), np.ones((size // 32, size // 32), np.uint8))
-    return (border == 0) & (print_ == 0)
+    letters = cv2.dilate((bright & top & ~near).astype(np.uint8), around) > 0
+    return usable & ~letters
 
 
 def measure_tone(film: np.ndarray, seen: np.ndarray, lungs: np.ndarray, between: np.ndarray) -> np.ndarray:
@@ -243,29 +237,28 @@ def tone_curve(tone: np.ndarray) -> PchipInterpolator:
     return PchipInterpolator(x, y)
 
 
-def complete(density: np.ndarray, valid: np.ndarray, *, rounds: int = 12, modes: int = 30) -> np.ndarray:
+def complete(density: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """Fills what a film doesn't show from the modes of those that do.
 
     Works at a quarter of the resolution, because what lies outside a film needs no detail.
 
     Source: Roweis 1998, EM algorithms for PCA and SPCA, section 4 (missing data).
     """
-    side = SIZE // 4
-    small = np.stack([_resize(d, side) for d in density]).reshape(len(density), -1)
-    seen = np.stack([_resize(v.astype(np.float32), side) for v in valid]).reshape(len(density), -1) > 0.99
-    count = seen.sum(0)
-    mean = np.where(count > 0, (small * seen).sum(0) / np.maximum(count, 1), small.mean())
+    count, side = len(density), SIZE // 4
+    small = _resize(density, side).reshape(count, -1)
+    seen = _resize(valid, side).reshape(count, -1) > 0.99
+    times = seen.sum(0)
+    mean = np.where(times > 0, (small * seen).sum(0) / np.maximum(times, 1), small.mean())
     filled = np.where(seen, small, mean)
-    for _ in range(rounds):
-        part = pca(filled, min(modes, len(filled) // 3))
-        guess = part["mean"] + part["scores"] @ part["modes"]
-        filled = np.where(seen, small, guess)
-    low = np.stack([_resize(g.reshape(side, side).astype(np.float32), SIZE) for g in filled])
+    for _ in range(12):
+        part = pca(filled, min(30, count // 3))
+        filled = np.where(seen, small, part["mean"] + part["scores"] @ part["modes"])
+    low = _resize(filled.reshape(count, side, side), SIZE)
     soft = np.stack([_blur(cv2.erode(v.astype(np.float32), np.ones((5, 5))), 1.5) for v in valid])
     return soft * density + (1 - soft) * low
 
 
-def register(density: np.ndarray, frame: np.ndarray, *, rounds: int = 5) -> tuple[np.ndarray, np.ndarray]:
+def register(density: np.ndarray, frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Brings what the outlines don't pin down (ribs, clavicles, heart, shoulders) onto a common template.
 
     The flow fades to zero on the outlines, so that the masks stay exact.
@@ -281,16 +274,15 @@ def register(density: np.ndarray, frame: np.ndarray, *, rounds: int = 5) -> tupl
     flows = np.zeros((len(density), SIZE, SIZE, 2), np.float32)
     template = density.mean(0)
     details = [_detail(film) for film in density]
-    for _ in tqdm(range(rounds), desc="register", disable=None):
+    for _ in tqdm(range(5), desc="register", disable=None):
         target = _detail(template)
         for k, detail in enumerate(details):
             flow = dis.calc(target, detail, None)  # type: ignore[call-overload]  # None: a new array
-            flows[k] = free * cv2.GaussianBlur(np.clip(flow, -10, 10), (0, 0), 4)
+            flows[k] = free * _blur(np.clip(flow, -10, 10), 4)
         flows -= flows.mean(0)
-        template = np.mean([_shift(film, flow) for film, flow in zip(density, flows, strict=True)], 0)
-    nodes = np.stack([cv2.resize(f, (FLOW_NODES, FLOW_NODES), interpolation=cv2.INTER_AREA) for f in flows])
-    smooth = [free * cv2.resize(f, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC) for f in nodes]
-    return np.stack([_shift(film, flow) for film, flow in zip(density, smooth, strict=True)]), nodes
+        template = _shift(density, flows).mean(0)
+    nodes = _resize(flows, FLOW_NODES)
+    return _shift(density, free * _resize(nodes, SIZE)), nodes
 
 
 def freedom(frame: np.ndarray) -> np.ndarray:
@@ -307,46 +299,39 @@ def _detail(film: np.ndarray) -> np.ndarray:
     return np.clip(128 + 50 * (film - base) / spread, 0, 255).astype(np.uint8)
 
 
-def _shift(film: np.ndarray, flow: np.ndarray) -> np.ndarray:
-    y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
-    return cv2.remap(film, x + flow[..., 0], y + flow[..., 1], cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+def _shift(films: np.ndarray, flows: np.ndarray) -> np.ndarray:
+    here = np.stack(np.meshgrid(np.arange(SIZE), np.arange(SIZE)), -1)
+    return np.stack([_remap(film, here + flow) for film, flow in zip(films, flows, strict=True)])
 
 
 def fingerprints(images: Sequence[np.ndarray], masks: Sequence[np.ndarray], frame: np.ndarray) -> np.ndarray:
     """Films as numbers to compare, ``(N, 64 * 64)``; those without two lungs are left out.
 
-    See :func:`synthetic.synthetic.check_privacy` for what is compared.
+    See :func:`synthetic.model.check_privacy` for what is compared.
     """
-    found = [(image, outline.landmarks(mask)) for image, mask in zip(images, masks, strict=True)]
-    kept = [(image, shape) for image, shape in found if shape is not None]
-    _, density, _ = _mean_frame_films([image for image, _ in kept], [shape for _, shape in kept], frame)
+    shapes, kept = _landmarks(masks)
+    _, density, _ = _mean_frame_films([images[k] for k in kept], shapes, frame)
     low, high = frame.reshape(-1, 2).min(0) * SIZE, frame.reshape(-1, 2).max(0) * SIZE
-    box = np.s_[int(low[1]) : int(high[1]) + 1, int(low[0]) : int(high[0]) + 1]
-    flat = np.stack([_resize(film[box], 64).ravel() for film in density])
+    box = density[:, int(low[1]) : int(high[1]) + 1, int(low[0]) : int(high[0]) + 1]
+    flat = _resize(box, 64).reshape(len(kept), -1)
     flat -= flat.mean(1, keepdims=True)
     return flat / flat.std(1, keepdims=True)
 
 
-def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Rms differences between rows of ``a (N, D)`` and of ``b (M, D)``: ``(N, M)``."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    square = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
-    return np.sqrt(np.maximum(square, 0) / a.shape[1])
-
-
-def pca(data: np.ndarray, count: int, *, centre: bool = True) -> dict[str, np.ndarray]:
-    """Principal modes of rows ``(N, D)``: ``mean (D,)``, orthonormal ``modes (K, D)`` and ``scores (N, K)``."""
-    mean = data.mean(0) if centre else np.zeros(data.shape[1], data.dtype)
-    data = data - mean
-    if data.shape[1] > len(data):
-        values, vectors = np.linalg.eigh((data @ data.T).astype(np.float64))
-        order = np.argsort(values)[::-1][: min(count, len(data) - centre)]
-        modes = (vectors[:, order].T / np.sqrt(np.maximum(values[order, None], 1e-12))) @ data
-    else:
-        values, vectors = np.linalg.eigh((data.T @ data).astype(np.float64))
-        modes = vectors[:, np.argsort(values)[::-1][: min(count, data.shape[1])]].T
+def pca(data: np.ndarray, count: int) -> dict[str, np.ndarray]:
+    """Principal modes of ``data (N, …)``: ``mean (D,)``, orthonormal ``modes (K, D)`` and ``scores (N, K)``."""
+    rows = data.reshape(len(data), -1)
+    mean = rows.mean(0)
+    rows = rows - mean
+    count = min(count, len(rows) - 1)
+    wide = rows.shape[1] > len(rows)
+    square = rows @ rows.T if wide else rows.T @ rows  # the smaller one: both have the same eigenvalues
+    values, vectors = np.linalg.eigh(square.astype(np.float64))
+    modes = vectors[:, ::-1][:, :count].T
+    if wide:
+        modes = modes / np.sqrt(np.maximum(values[::-1][:count, None], 1e-12)) @ rows
     modes = modes.astype(np.float32)
-    return {"mean": mean, "modes": modes, "scores": data @ modes.T}
+    return {"mean": mean, "modes": modes, "scores": rows @ modes.T}
 
 
 def window_fade() -> np.ndarray:
@@ -355,7 +340,7 @@ def window_fade() -> np.ndarray:
     return np.outer(line, line)
 
 
-def window_pca(rest: np.ndarray, count: int, *, max_share: float = MAX_SHARE) -> dict[str, np.ndarray]:
+def window_pca(rest: np.ndarray, count: int) -> dict[str, np.ndarray]:
     """Modes of each overlapping window of ``rest (N, C, C)``; the ``count`` strongest of all windows are kept.
 
     Returns:
@@ -364,31 +349,32 @@ def window_pca(rest: np.ndarray, count: int, *, max_share: float = MAX_SHARE) ->
 
     Source: Malvar 1990, Lapped transforms (the fades).
     """
-    fade = window_fade().ravel()
     padded = np.pad(rest, ((0, 0), (STEP, STEP), (STEP, STEP)))
     places, parts = [], []
-    for row in range(0, SIZE + STEP, STEP):
-        for column in range(0, SIZE + STEP, STEP):
-            patch = padded[:, row : row + WINDOW, column : column + WINDOW].reshape(len(rest), -1) * fade
-            part = pca(patch, 24, centre=False)
-            places += [(row, column)] * len(part["modes"])
-            parts.append(part)
-    at = np.array(places)
+    for row, column in product(range(0, SIZE + STEP, STEP), repeat=2):
+        part = pca(padded[:, row : row + WINDOW, column : column + WINDOW] * window_fade(), 24)
+        places += [(row, column)] * len(part["modes"])
+        parts.append(part)
     modes = np.vstack([part["modes"] for part in parts])
     scores = np.hstack([part["scores"] for part in parts])
-    common = (scores**2).max(0) < max_share * (scores**2).sum(0)
-    modes, scores, at = modes[common], scores[:, common], at[common]
-    best = np.sort(np.argsort(-scores.std(0), kind="stable")[:count])
-    return {"at": at[best], "modes": modes[best], "scores": scores[:, best], "sd": scores[:, best].std(0)}
+    common = np.flatnonzero((scores**2).max(0) < MAX_SHARE * (scores**2).sum(0))
+    sd = scores.std(0)
+    best = np.sort(common[np.argsort(-sd[common], kind="stable")[:count]])
+    return {"at": np.array(places)[best], "modes": modes[best], "scores": scores[:, best], "sd": sd[best]}
 
 
-def window_sum(scores: np.ndarray, windows: dict[str, np.ndarray], count: int) -> np.ndarray:
-    """Adds windows up: the inverse of :func:`window_pca`, ``(N, C, C)``."""
+def by_window(at: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Each window's row, column and modes, of the windows ``at (K, 2)`` of all modes."""
+    for row, column in np.unique(at, axis=0):
+        yield row, column, np.flatnonzero((at == (row, column)).all(1))
+
+
+def window_sum(scores: np.ndarray, modes: np.ndarray, windows: Iterable[tuple[int, int, np.ndarray]]) -> np.ndarray:
+    """Adds windows up: the inverse of :func:`window_pca`, ``(N, C, C)``; ``windows`` are those of :func:`by_window`."""
     fade = window_fade()
-    total = np.zeros((count, SIZE + 2 * STEP, SIZE + 2 * STEP), np.float32)
-    for row, column in np.unique(windows["at"], axis=0):
-        here = (windows["at"] == (row, column)).all(1)
-        patch = (scores[:, here] @ windows["modes"][here]).reshape(count, WINDOW, WINDOW)
+    total = np.zeros((len(scores), SIZE + 2 * STEP, SIZE + 2 * STEP), np.float32)
+    for row, column, here in windows:
+        patch = (scores[:, here] @ modes[here]).reshape(-1, WINDOW, WINDOW)
         total[:, row : row + WINDOW, column : column + WINDOW] += patch * fade
     return total[:, STEP:-STEP, STEP:-STEP]
 
@@ -419,23 +405,33 @@ def _spectrum(noise: np.ndarray) -> np.ndarray:
     Only detail below 16 px: a broader random texture looks like hair, and the modes explain that range well.
     """
     power = np.mean(np.abs(np.fft.fft2(noise[:200])) ** 2, 0)
-    f = np.fft.fftfreq(SIZE)
-    radius = np.minimum(np.hypot(f[:, None], f[None]) * SIZE, SIZE // 2 - 1).astype(int)
-    spectrum = np.sqrt(np.bincount(radius.ravel(), power.ravel()) / np.bincount(radius.ravel()))
-    return spectrum * np.clip((np.arange(SIZE // 2) - 12) / 16, 0, 1)
+    rings = np.arange(SIZE // 2)
+    return np.sqrt(ndimage.mean(power, _radius(), rings)) * np.clip((rings - 12) / 16, 0, 1)
 
 
 def colour(white: np.ndarray, spectrum: np.ndarray) -> np.ndarray:
     """Gives white noise ``(C, C)`` a radial spectrum and unit variance."""
-    f, half = np.fft.fftfreq(SIZE), np.fft.rfftfreq(SIZE)
-    radius = np.minimum(np.hypot(f[:, None], half[None]) * SIZE, SIZE // 2 - 1).astype(int)
-    noise = np.fft.irfft2(np.fft.rfft2(white) * spectrum[radius], (SIZE, SIZE))
+    amplitude = spectrum[_radius()[:, : SIZE // 2 + 1]]
+    noise = np.fft.irfft2(np.fft.rfft2(white) * amplitude, (SIZE, SIZE))
     return (noise / noise.std()).astype(np.float32)
 
 
-def _resize(image: np.ndarray, size: int) -> np.ndarray:
-    way = cv2.INTER_AREA if size < max(image.shape) else cv2.INTER_CUBIC
-    return cv2.resize(np.ascontiguousarray(image, np.float32), (size, size), interpolation=way)
+def _radius() -> np.ndarray:
+    """The frequency of each coefficient of a Fourier transform ``(C, C)``, in periods per frame."""
+    f = np.fft.fftfreq(SIZE)
+    return np.minimum(np.hypot(f[:, None], f) * SIZE, SIZE // 2 - 1).astype(int)
+
+
+def _resize(images: Sequence[np.ndarray] | np.ndarray, size: int) -> np.ndarray:
+    """Images ``(N, H, W, …)`` as ``float32 (N, size, size, …)``."""
+    way = cv2.INTER_AREA if size < max(images[0].shape) else cv2.INTER_CUBIC
+    return np.stack([cv2.resize(image.astype(np.float32), (size, size), interpolation=way) for image in images])
+
+
+def _remap(image: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """The image at the places ``(C, C, 2)``, x and y in px."""
+    x, y = np.moveaxis(at.astype(np.float32), -1, 0)
+    return cv2.remap(image, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
 
 
 def _blur(image: np.ndarray, sigma: float) -> np.ndarray:

@@ -19,7 +19,9 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pandas as pd
 from scipy.ndimage import map_coordinates
+from scipy.spatial.distance import cdist
 from tqdm import tqdm
 
 from .. import image
@@ -31,7 +33,6 @@ from .fit import FitConfig
 
 ASSET = Path(__file__).parents[1] / "assets" / "appearance.npz"
 VERSION = 1
-DEFAULT_FIT = FitConfig()
 _MONTGOMERY = "pulmonary-chest-xray-abnormalities/Montgomery/MontgomerySet"  # folders of the raw sets
 _SHENZHEN = "pulmonary-chest-xray-abnormalities/ChinaSet_AllFiles/ChinaSet_AllFiles"
 _SHENZHEN_MASKS = "shcxr-lung-mask/mask/mask"
@@ -44,7 +45,7 @@ _LIMIT = 2.5  # sd; a film further out in one number than that is a monster, not
 
 @dataclass(frozen=True)
 class SyntheticFilm:
-    """A radiograph that shows nobody.
+    """A synthetic radiograph, its lungs and its label.
 
     Attributes:
         image: ``uint8 (H, W)``.
@@ -78,26 +79,14 @@ class AppearanceModel:
     def __init__(self, arrays: dict[str, np.ndarray]):
         self.arrays = arrays
         ends = np.cumsum(arrays["sizes"])
-        self._slices = {
-            name: slice(end - size, end) for name, end, size in zip(_PARTS, ends, arrays["sizes"], strict=True)
-        }
+        self._slices = dict(zip(_PARTS, map(slice, ends - arrays["sizes"], ends), strict=True))
         self._least_scale = abs(outline.similarity(arrays["shape_mean"], arrays["frame"])[0])
-        at = arrays["window_at"]
-        self._windows = [
-            (row, column, np.flatnonzero((at == (row, column)).all(1))) for row, column in np.unique(at, axis=0)
-        ]
-        self._fade = appearance.window_fade()
+        self._windows = list(appearance.by_window(arrays["window_at"]))
         edge = np.clip(np.arange(appearance.SIZE) / 12, 0, 1).astype(np.float32)
-        self._sharp = np.minimum.outer(np.minimum(edge, edge[::-1]), np.minimum(edge, edge[::-1]))
+        edge = np.minimum(edge, edge[::-1])
+        self._sharp = np.minimum.outer(edge, edge)
         self._free = appearance.freedom(arrays["frame"])
         self._noise_sd = cv2.resize(arrays["noise_sd"], (appearance.SIZE,) * 2, interpolation=cv2.INTER_LINEAR)
-
-    @classmethod
-    def fit(
-        cls, images: list[np.ndarray], masks: list[np.ndarray], tb: np.ndarray, config: FitConfig = DEFAULT_FIT
-    ) -> AppearanceModel:
-        """Fits a model, see :func:`synthetic.fit.fit_arrays` for the arguments."""
-        return cls(appearance.fit_arrays(images, masks, tb, config))
 
     def save(self, path: str | Path) -> None:
         """Writes the model: modes as int8 with a scale each, the rest as 16-bit or 32-bit floats."""
@@ -129,45 +118,36 @@ class AppearanceModel:
             raise FileNotFoundError(f"{path}: no appearance model here; {advice}")
         try:
             with np.load(path, allow_pickle=False) as file:
-                packed = {name: file[name] for name in file.files}
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, KeyError) as error:
-            raise ValueError(f"{path}: not a whole appearance model ({error}); {advice}") from None
-        found = packed.pop("version", None)
-        if found is None or found != VERSION:
-            raise ValueError(f"{path}: appearance model of version {found}, this code reads {VERSION}; {advice}")
-        try:
+                packed = dict(file)
+            if packed.pop("version") != VERSION:
+                raise ValueError("another version")
             for name in _MODES:
-                packed[name] = packed[name].astype(np.float32) * packed.pop(f"{name}_scale")
-            for name, array in packed.items():
-                if array.dtype == np.float16:
-                    packed[name] = array.astype(np.float32)
-            return cls(packed)
-        except KeyError as error:
-            raise ValueError(f"{path}: the appearance model lacks {error}; {advice}") from None
+                packed[name] = packed[name] * packed.pop(f"{name}_scale")
+            halves = {name: array for name, array in packed.items() if array.dtype == np.float16}
+            return cls(packed | {name: array.astype(np.float32) for name, array in halves.items()})
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, KeyError) as error:
+            reason = f"not a whole appearance model of version {VERSION} ({type(error).__name__}: {error})"
+            raise ValueError(f"{path}: {reason}; {advice}") from None
 
-    def sample(
-        self, n: int, seed: int, *, size: int = 256, tb: float = 0.5, acquire: bool = True
-    ) -> list[SyntheticFilm]:
+    def sample(self, n: int, seed: int, **options: Any) -> list[SyntheticFilm]:
         """Draws n films, see :meth:`stream`."""
-        return list(self.stream(n, seed, size=size, tb=tb, acquire=acquire))
+        return list(self.stream(n, seed, **options))
 
-    def stream(
-        self, n: int, seed: int, *, size: int = 256, tb: float = 0.5, acquire: bool = True
-    ) -> Iterator[SyntheticFilm]:
-        """Draws films one at a time; film i of a seed is the same whatever n is.
+    def stream(self, n: int, seed: int, **options: Any) -> Iterator[SyntheticFilm]:
+        """Draws n films of a seed one at a time, with the options of :meth:`film`; film i is the same whatever n is."""
+        for index in range(n):
+            yield self.film(seed, index, **options)
+
+    def film(self, seed: int, index: int, *, size: int = 256, tb: float = 0.5, acquire: bool = True) -> SyntheticFilm:
+        """Draws film ``index`` of a seed alone, for loaders that want any film at any time.
 
         Args:
-            n: number of films.
             seed: of the draw, >= 0.
+            index: of the film, >= 0.
             size: px a side.
             tb: share of tuberculosis, 0…1.
             acquire: with position, exposure, grain, borders and letters as in practice, or as the model draws it.
         """
-        for index in range(n):
-            yield self.film(seed, index, size=size, tb=tb, acquire=acquire)
-
-    def film(self, seed: int, index: int, *, size: int = 256, tb: float = 0.5, acquire: bool = True) -> SyntheticFilm:
-        """Draws film ``index`` of a seed alone, for loaders that want any film at any time."""
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index])))
         label = int(rng.random() < tb)
         shape, code = self._draw(label, rng)
@@ -209,13 +189,9 @@ class AppearanceModel:
         texture = a["texture_mean"] + cv2.resize(half, (side, side), interpolation=cv2.INTER_CUBIC)
         scores = code["linked"] @ a["linked_modes"] + rng.standard_normal(len(a["window_sd"])) * a["unlinked_sd"]
         scores = (scores * a["window_sd"]).astype(np.float32)
-        step, window = appearance.STEP, appearance.WINDOW
-        total = np.zeros((side + 2 * step,) * 2, np.float32)
-        for row, column, which in self._windows:
-            patch = (scores[which] @ a["window_modes"][which]).reshape(window, window)
-            total[row : row + window, column : column + window] += patch * self._fade
+        detail = appearance.window_sum(scores[None], a["window_modes"], self._windows)[0]
         noise = appearance.colour(rng.standard_normal((side, side), np.float32), a["noise_spectrum"])
-        texture = texture + total[step:-step, step:-step] + noise * (_NOISE * self._noise_sd)
+        texture = texture + detail + noise * (_NOISE * self._noise_sd)
         # Beyond the mean frame its last pixels go on for ever: as streaks, if they were sharp.
         return self._sharp * texture + (1 - self._sharp) * cv2.GaussianBlur(texture, (0, 0), 12)
 
@@ -241,35 +217,38 @@ class AppearanceModel:
         return np.where(gray > 190, 190 + 65 * np.tanh((gray - 190) / 65), gray)
 
 
-def fit_prepared(root: str | Path, config: FitConfig = DEFAULT_FIT) -> AppearanceModel:
+def fit_prepared(root: str | Path, config: FitConfig | None = None) -> AppearanceModel:
     """Fits a model on the training films of Montgomery and Shenzhen in a prepared folder, and on no other.
 
     Args:
         root: a prepared set: ``manifest.csv`` and ``train/{image,mask}/NAME.png``.
-        config: numbers of modes.
+        config: numbers of modes; None is the shipped model's.
 
     Raises:
         FileNotFoundError: the manifest or one of its films is missing.
         ValueError: fewer than 12 films have usable lungs.
     """
     films = _training_films(root)
-    return AppearanceModel.fit(films["images"], films["masks"], films["tb"], config)
+    arrays = appearance.fit_arrays(
+        list(films["image"]), list(films["mask"]), films["tb"].to_numpy(int), config or FitConfig()
+    )
+    return AppearanceModel(arrays)
 
 
-def _training_films(root: str | Path) -> dict[str, Any]:
+def _training_films(root: str | Path) -> pd.DataFrame:
+    """Rows of the manifest, with the pixels of image and mask."""
     from ..splits import published_split
     from ..tables import read_csv
 
-    root = Path(root)
     table = read_csv(manifest_path(root))
     # By the published lists, whatever the set's own split: no film of a validation or test list may get in.
     table = table[(published_split(table) == "train") & table["source"].isin(["montgomery", "shenzhen"])]
     table = table[~table["name"].isin(appearance.LOOSE_MASKS)].sort_values("name")
     images, masks = [], []
     for split, name in zip(table["split"], tqdm(table["name"], desc="read", disable=None), strict=True):
-        images.append(image.read_image(root / split / "image" / f"{name}.png"))
-        masks.append(image.read_mask(root / split / "mask" / f"{name}.png"))
-    return {"names": list(table["name"]), "images": images, "masks": masks, "tb": table["tb"].to_numpy(int)}
+        images.append(image.read_image(Path(root, split, "image", f"{name}.png")))
+        masks.append(image.read_mask(Path(root, split, "mask", f"{name}.png")))
+    return table.assign(image=images, mask=masks)
 
 
 def check_privacy(model: AppearanceModel, root: str | Path, *, n: int = 500, seed: int = 0) -> dict[str, Any]:
@@ -293,31 +272,27 @@ def check_privacy(model: AppearanceModel, root: str | Path, *, n: int = 500, see
     """
     from ..splits import SAME_PATIENT
 
-    films = _training_films(root)
+    films, frame = _training_films(root), model.arrays["frame"]
     again = {name for _, *others in SAME_PATIENT for name in others}  # one person's films may well be alike
-    kept = [k for k, name in enumerate(films["names"]) if name not in again]
-    films = {key: [values[k] for k in kept] for key, values in films.items()}
-    train = appearance.fingerprints(films["images"], films["masks"], model.arrays["frame"])
-    drawn = list(model.stream(n, seed, size=2 * appearance.SIZE, acquire=False))
-    samples = appearance.fingerprints([f.image for f in drawn], [f.mask for f in drawn], model.arrays["frame"])
-    among = appearance.distances(train, train)
+    films = films[~films["name"].isin(again)]
+    drawn = model.sample(n, seed, size=2 * appearance.SIZE, acquire=False)
+    train = appearance.fingerprints(list(films["image"]), list(films["mask"]), frame)
+    samples = appearance.fingerprints([film.image for film in drawn], [film.mask for film in drawn], frame)
+    among = cdist(train, train)
     np.fill_diagonal(among, np.inf)
-    near = {"train_to_train": among.min(1), "sample_to_train": appearance.distances(samples, train).min(1)}
+    units = np.sqrt(train.shape[1])
+    near = {"train_to_train": among.min(1) / units, "sample_to_train": cdist(samples, train).min(1) / units}
+    quantiles = {name: np.percentile(distances, (0, 1, 5, 50)).round(4) for name, distances in near.items()}
     kinds = ("shape", "flow", "global", "linked", "window")
-    shares = {kind: round(float(share), 3) for kind, share in zip(kinds, model.arrays["share"], strict=True)}
+    shares = dict(zip(kinds, model.arrays["share"].astype(float).round(3).tolist(), strict=True))
     far_enough = near["sample_to_train"].min() >= near["train_to_train"].min()
     return {
-        **{name: _quantiles(distances) for name, distances in near.items()},
+        **{name: dict(zip(("min", "p1", "p5", "median"), found.tolist())) for name, found in quantiles.items()},
         "mode_share": shares,
         "films": len(train),
         "samples": len(samples),
         "passed": bool(far_enough and max(shares.values()) < 0.5),
     }
-
-
-def _quantiles(distances: np.ndarray) -> dict[str, float]:
-    at = {"min": 0, "p1": 1, "p5": 5, "median": 50}
-    return {name: round(float(np.percentile(distances, percent)), 4) for name, percent in at.items()}
 
 
 def check_replaceable(path: str | Path) -> None:
@@ -349,13 +324,10 @@ def write_raw(out: str | Path, n: int, seed: int, *, model: AppearanceModel | No
     model = model or AppearanceModel.load()
     out = Path(out)
     montgomery, shenzhen, masks = (out / folder for folder in (_MONTGOMERY, _SHENZHEN, _SHENZHEN_MASKS))
-    for folder in ("CXR_png", "ManualMask/leftMask", "ManualMask/rightMask", "ClinicalReadings"):
-        (montgomery / folder).mkdir(parents=True, exist_ok=True)
-    for folder in ("CXR_png", "ClinicalReadings"):
-        (shenzhen / folder).mkdir(parents=True, exist_ok=True)
-    masks.mkdir(parents=True, exist_ok=True)
-    films = model.stream(n, seed, size=size)
-    for index, film in enumerate(tqdm(films, total=n, desc="synth", disable=None)):
+    made = ("CXR_png", "ManualMask/leftMask", "ManualMask/rightMask", "ClinicalReadings")
+    for folder in (*map(montgomery.joinpath, made), shenzhen / made[0], shenzhen / made[-1], masks):
+        folder.mkdir(parents=True, exist_ok=True)
+    for index, film in enumerate(tqdm(model.stream(n, seed, size=size), total=n, desc="synth", disable=None)):
         patient = _patient(seed, index, film.tb)
         number = f"{9001 + index}_{film.tb}"
         if index % 3 == 0:
