@@ -13,23 +13,11 @@ import numpy as np
 
 from . import header
 from .complaints import DAMAGED, complaint_alone, damage_of_tiff, listening
-from .header import HEAD, Header, check_png, check_size, kind_of, read_header
+from .header import HEAD, check_png, check_size, kind_of, read_header
 
 JSRT_SIDE = 2048  # px
 JSRT_BYTES = 2 * JSRT_SIDE**2
 _JSRT_TOP = 4095
-# What EXIF's orientation says to do with stored pixels: exchange rows and columns, turn over the rows' order, the
-# columns'.
-_PLACED = {
-    1: (False, False, False),
-    2: (False, False, True),
-    3: (False, True, True),
-    4: (False, True, False),
-    5: (True, False, False),
-    6: (True, False, True),
-    7: (True, True, True),
-    8: (True, True, False),
-}
 
 
 def decode(data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -55,7 +43,7 @@ def decode(data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
     if declared.pictures != 1:
         raise ValueError(f"{kind} of {declared.pictures} pictures, a film has one")
     if kind == "NIfTI":
-        return _nifti(data, declared), ()
+        return _nifti(data), ()
     if kind == "PNG":
         check_png(data)
     damage = ""
@@ -72,7 +60,7 @@ def decode(data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
     if declared.orientation in range(2, 9):
         notes.append(f"turned or mirrored as its orientation tag says ({declared.orientation})")
         if kind != "TIFF":  # of which OpenCV obeys it
-            pixels = _place(pixels, *_PLACED[declared.orientation])
+            pixels = _upright(pixels, declared.orientation)
     return pixels, tuple(notes)
 
 
@@ -113,9 +101,15 @@ def _opencv(data: bytes, page: int) -> np.ndarray:
     return pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
 
 
-def _place(pixels: np.ndarray, exchange: bool, upside_down: bool, mirror: bool) -> np.ndarray:
-    pixels = np.swapaxes(pixels, 0, 1) if exchange else pixels
-    return np.ascontiguousarray(pixels[:: -1 if upside_down else 1, :: -1 if mirror else 1])
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels as they are stored, turned and mirrored as EXIF's orientation says."""
+    if orientation > 4:  # rows and columns change places
+        pixels = np.swapaxes(pixels, 0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
 
 
 def _jsrt(data: bytes) -> np.ndarray:
@@ -126,7 +120,7 @@ def _jsrt(data: bytes) -> np.ndarray:
     return (_JSRT_TOP - pixels).astype(np.uint16)
 
 
-def _nifti(data: bytes, declared: Header) -> np.ndarray:
+def _nifti(data: bytes) -> np.ndarray:
     """The slice as a radiologist hangs it, by its affine: columns run to the patient's left, rows downwards.
 
     Downwards is to the feet, or to the back where a converter took a picture for an axial slice. Where the header has
@@ -146,18 +140,14 @@ def _nifti(data: bytes, declared: Header) -> np.ndarray:
             values = np.asanyarray(stored)
         else:
             values = image.get_fdata(caching="unchanged", dtype=np.float32)
-        pixels = values.reshape(declared.columns, declared.rows).T
-        known = int(image.header["sform_code"]) > 0 or int(image.header["qform_code"]) > 0
-        ends = nibabel.aff2axcodes(image.affine) if known else ()
-        first, second = [axis for axis, n in enumerate(image.shape) if n != 1][:2]
+        if int(image.header["sform_code"]) > 0 or int(image.header["qform_code"]) > 0:
+            # nibabel turns the axes to the patient's right, front and head: we want left, back and feet.
+            axes = nibabel.orientations.io_orientation(image.affine)
+            values = np.flip(nibabel.orientations.apply_orientation(np.atleast_3d(values), axes))
     except MemoryError:
         raise
     except Exception as error:  # of a dozen kinds
         raise ValueError(f"damaged NIfTI: {error}") from None
     if kind.kind not in "biuf":
         raise ValueError(f"NIfTI of {kind}: no gray")
-    across, down = (ends[axis] if axis < len(ends) else None for axis in (first, second))
-    exchange = down in ("L", "R")
-    if exchange:
-        across, down = down, across
-    return _place(pixels, exchange, down in ("S", "A"), across == "R")
+    return np.ascontiguousarray(np.atleast_2d(np.squeeze(values)).T)

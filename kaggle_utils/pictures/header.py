@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 from mmap import mmap
-from typing import Any
+from typing import Any, Literal
 
 # A 14×17 inch film scanned at 50 µm has 61 million, the largest film of the public sets 20. From file to mask such a
 # film takes up to 1.5 GB, see results/memory.json.
@@ -29,26 +29,33 @@ _ALONE = frozenset((0x00, 0x01, *range(0xD0, 0xD9)))  # JPEG's stuffed zeros, TE
 _AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _MOST_PARTS = 1_000_000  # chunks, blocks or segments; a film of 64 megapixels as a GIF has some 200,000
 _MOST_PAGES = 100  # of a TIFF that are looked at
-_PAGE_KIND, _OLD_PAGE_KIND, _WIDTH, _LENGTH, _BITS, _ORIENTATION, _SAMPLES = 254, 255, 256, 257, 258, 274, 277
-_TILE_WIDTH, _TILE_LENGTH = 322, 323
-_TAGS = (*(_PAGE_KIND, _OLD_PAGE_KIND, _WIDTH, _LENGTH, _BITS, _ORIENTATION, _SAMPLES), *(_TILE_WIDTH, _TILE_LENGTH))
+_TAGS = {  # of a TIFF's page
+    254: "kind",
+    255: "old kind",
+    256: "width",
+    257: "length",
+    258: "bits",
+    274: "orientation",
+    277: "samples",
+    322: "tile width",
+    323: "tile length",
+}
+_SIZES = {1: 1, 3: 2, 4: 4, 16: 8}  # bytes of a tag's value, by its type
+_Order = Literal["little", "big"]
 _LEAST_TILE = 1 << 20  # pixels that a TIFF's tile may have in any film
 # That OpenCV makes of a colour type; 4 of all others, and where a colour is transparent.
 _PNG_SAMPLES = {0: 1, 2: 3, 3: 3}
 _KINDS = {
-    kind: re.compile(magic, re.DOTALL)
-    for kind, magic in {
-        "PNG": rb"\x89PNG\r\n\x1a\n",
-        "JPEG": rb"\xff\xd8\xff",
-        "TIFF": rb"II[*+]\0|MM\0[*+]",
-        "GIF": rb"GIF8",
-        "WebP": rb"RIFF.{4}WEBP",
-        "BMP": rb"BM.{12}[\x0c(48@l|]\0{3}",
-        "JP2": rb"\0{3}\x0cjP  \r\n\x87\n",
-        "J2K": rb"\xff\x4f\xff\x51",
-        "gzip": rb"\x1f\x8b",
-        "NIfTI": rb".{344}n\+1\0|.{4}n\+2\0",
-    }.items()
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "JPEG": rb"\xff\xd8\xff",
+    "TIFF": rb"II[*+]\0|MM\0[*+]",
+    "GIF": rb"GIF8",
+    "WebP": rb"RIFF.{4}WEBP",
+    "BMP": rb"BM.{12}[\x0c(48@l|]\0{3}",
+    "JP2": rb"\0{3}\x0cjP  \r\n\x87\n",
+    "J2K": rb"\xff\x4f\xff\x51",
+    "gzip": rb"\x1f\x8b",
+    "NIfTI": rb".{344}n\+1\0|.{4}n\+2\0",
 }
 # HEIC and AVIF, PGM and its like, OpenEXR, NRRD
 _NOT_READ = re.compile(rb".{4}ftyp(?:hei[cx]|mif1|avif)|P[1-6]\s+[#\d]|v/1\x01|NRRD000", re.DOTALL)
@@ -80,7 +87,7 @@ def kind_of(head: bytes) -> str | None:
     gzip."""
     if is_dicom(head):
         return "DICOM"
-    return next((kind for kind, magic in _KINDS.items() if magic.match(head)), None)
+    return next((kind for kind, magic in _KINDS.items() if re.match(magic, head, re.DOTALL)), None)
 
 
 def is_dicom(head: bytes) -> bool:
@@ -135,35 +142,38 @@ def read_header(data: bytes | mmap) -> Header:
 
 def check_png(data: bytes) -> None:
     """Raises ValueError where a checksum of a whole PNG's pixels is wrong: decoders may go on with other pixels."""
-    at, kind, view = 8, b"", memoryview(data)
-    while kind != b"IEND":
-        length, kind = struct.unpack_from(">I4s", data, at)
-        end = at + 8 + length
+    view = memoryview(data)
+    for kind, at, length in _png_chunks(data):
         if kind in (b"IHDR", b"PLTE", b"IDAT"):
-            (checksum,) = struct.unpack_from(">I", data, end)
-            if zlib.crc32(view[at + 4 : end]) != checksum:
+            checksum = _number(data, at + length, 4)
+            if zlib.crc32(view[at - 4 : at + length]) != checksum:
                 raise ValueError("the file is damaged in the middle: a checksum of its pixels is wrong")
-        at = end + 4
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, beginning and length of each chunk's content; a checksum follows it."""
+    at, kind = 8, b""
+    for _ in _parts():
+        length, kind = struct.unpack_from(">I4s", data, at)
+        yield kind, at + 8, length
+        at += 12 + length
+        if kind == b"IEND":
+            return
 
 
 def _png(data: bytes) -> Header:
     columns, rows, depth, colour = struct.unpack_from(">IIBB", data, 16)
-    at, orientation, pictures = 8, 1, 1
+    orientation, pictures, at = 1, 1, 0
     # OpenCV makes room for a chunk of any length before it sees that the file ends: 2 GB, and seconds.
-    for _ in _parts():
-        if (kind := data[at + 4 : at + 8]) == b"IEND":
-            break
-        (length,) = struct.unpack_from(">I", data, at)
+    for kind, at, length in _png_chunks(data):
         if kind == b"eXIf":
-            orientation = _exif(data[at + 8 : at + 8 + length])
+            orientation = _exif(data[at : at + length])
         elif kind == b"tRNS":
             colour = -1
         elif kind == b"acTL":  # animated
-            (pictures,) = struct.unpack_from(">I", data, at + 8)
-        at += 12 + length
-    struct.unpack_from(">I", data, at + 8)  # the last checksum
-    samples, sample = _PNG_SAMPLES.get(colour, 4), 2 if depth > 8 else 1
-    return Header(rows, columns, orientation, pictures, pixel=samples * sample)
+            pictures = _number(data, at, 4)
+    _number(data, at, 4)  # the last checksum
+    return Header(rows, columns, orientation, pictures, pixel=_PNG_SAMPLES.get(colour, 4) * (2 if depth > 8 else 1))
 
 
 def _jpeg(data: bytes) -> Header:
@@ -180,7 +190,7 @@ def _jpeg(data: bytes) -> Header:
         if marker in _ALONE:
             at += 2
             continue
-        (length,) = struct.unpack_from(">H", data, at + 2)
+        length = _number(data, at + 2, 2)
         if marker in _SOF:
             frame = frame or struct.unpack_from(">HHB", data, at + 5)
         elif marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
@@ -198,52 +208,53 @@ def _jpeg(data: bytes) -> Header:
 def _tiff(data: bytes) -> Header:
     pages = _pages(data)
     # Neither reduced copies nor transparency masks.
-    whole = [n for n, page in enumerate(pages) if not page.get(_PAGE_KIND, 0) & 0b101 and page.get(_OLD_PAGE_KIND) != 2]
+    whole = [n for n, page in enumerate(pages) if not page.get("kind", 0) & 0b101 and page.get("old kind") != 2]
     film = whole[0] if whole else 0
     page = pages[film]
-    rows, columns = page[_LENGTH], page[_WIDTH]
-    # Tiles are decoded whole.
-    if page.get(_TILE_WIDTH, 1) * page.get(_TILE_LENGTH, 1) > max(_LEAST_TILE, 4 * columns * rows):
-        raise ValueError(f"its tiles of {page[_TILE_WIDTH]} x {page[_TILE_LENGTH]} pixels are larger than the film")
-    pixel = page.get(_SAMPLES, 1) * -(-page.get(_BITS, 1) // 8)
-    return Header(rows, columns, page.get(_ORIENTATION, 1), max(len(whole), 1), film, pixel)
+    rows, columns = page["length"], page["width"]
+    tile_columns, tile_rows = page.get("tile width", 1), page.get("tile length", 1)
+    if tile_columns * tile_rows > max(_LEAST_TILE, 4 * columns * rows):  # tiles are decoded whole
+        raise ValueError(f"its tiles of {tile_columns} x {tile_rows} pixels are larger than the film")
+    pixel = page.get("samples", 1) * -(-page.get("bits", 1) // 8)
+    return Header(rows, columns, page.get("orientation", 1), max(len(whole), 1), film, pixel)
 
 
-def _pages(data: bytes) -> list[dict[int, int]]:
+def _pages(data: bytes) -> list[dict[str, int]]:
     """The tags of each page of a TIFF, or of EXIF, which is one."""
-    order = "<" if data[:2] == b"II" else ">"
+    order: _Order = "little" if data[:2] == b"II" else "big"
     big = data[2:4] in (b"\x2b\x00", b"\x00\x2b")  # BigTIFF: 8-byte offsets and counts
-    offset, number, size, value = ("Q", "Q", 20, 12) if big else ("I", "H", 12, 8)
-    pages: dict[int, dict[int, int]] = {}
-    (start,) = struct.unpack_from(order + offset, data, 8 if big else 4)
+    word, short = (8, 8) if big else (4, 2)
+    pages: dict[int, dict[str, int]] = {}
+    start = _number(data, word, word, order)
     while start and start not in pages and len(pages) < _MOST_PAGES:
-        (count,) = struct.unpack_from(order + number, data, start)
-        first = start + struct.calcsize(order + number)
         tags = pages[start] = {}
-        for at in range(first, first + min(count, 4096) * size, size):
-            tag, kind = struct.unpack_from(order + "HH", data, at)
-            form = {1: "B", 3: "H", 4: "I", 16: "Q"}.get(kind)
-            if tag in _TAGS and form:
-                (times,) = struct.unpack_from(order + offset, data, at + 4)
-                there = times * struct.calcsize(form) <= struct.calcsize(offset)  # else where the entry points to
-                place = at + value if there else struct.unpack_from(order + offset, data, at + value)[0]
-                tags.setdefault(tag, *struct.unpack_from(order + form, data, place))  # the first counts, as for libtiff
-        link = data[first + count * size :][: struct.calcsize(order + offset)]
-        start = int.from_bytes(link, "little" if order == "<" else "big")  # some writers leave out the last one
+        count, first, entry = _number(data, start, short, order), start + short, 4 + 2 * word
+        for at in range(first, first + min(count, 4096) * entry, entry):
+            name, size, place = (
+                _TAGS.get(_number(data, at, 2, order)),
+                _SIZES.get(_number(data, at + 2, 2, order)),
+                at + 4 + word,
+            )
+            if name and size:
+                if _number(data, at + 4, word, order) * size > word:  # the value is where the entry points to
+                    place = _number(data, place, word, order)
+                tags.setdefault(name, _number(data, place, size, order))  # the first counts, as for libtiff
+        link = first + count * entry
+        start = int.from_bytes(data[link : link + word], order)  # some writers leave out the last one
     return list(pages.values())
 
 
 def _exif(block: bytes) -> int:
     """The orientation that a block of EXIF names; a damaged one says nothing about the pixels."""
     try:
-        orientation = _pages(block.removeprefix(b"Exif\0\0"))[0][_ORIENTATION]
+        orientation = _pages(block.removeprefix(b"Exif\0\0"))[0]["orientation"]
     except (struct.error, IndexError, KeyError, OverflowError):
         return 1
     return orientation if 1 <= orientation <= 8 else 1
 
 
 def _bmp(data: bytes) -> Header:
-    old = struct.unpack_from("<I", data, 14)[0] == 12  # OS/2's header has 16-bit sizes
+    old = _number(data, 14, 4, "little") == 12  # OS/2's header has 16-bit sizes
     columns, rows = struct.unpack_from("<HH" if old else "<ii", data, 18)
     return Header(abs(rows), abs(columns))  # a negative height means top-down
 
@@ -279,7 +290,7 @@ def _gif_blocks(data: bytes, at: int, parts: Iterator[int]) -> int:
 
 
 def _webp(data: bytes) -> Header:
-    end = 8 + struct.unpack_from("<I", data, 4)[0]
+    end = 8 + _number(data, 4, 4, "little")
     if end > len(data):
         raise IndexError
     at, orientation, pictures = 12, 1, 0
@@ -289,10 +300,10 @@ def _webp(data: bytes) -> Header:
             break
         kind, length = struct.unpack_from("<4sI", data, at)
         if kind == b"VP8X":
-            columns, rows = (int.from_bytes(data[at + n : at + n + 3], "little") for n in (12, 15))
+            columns, rows = _number(data, at + 12, 3, "little"), _number(data, at + 15, 3, "little")
             sizes.append((1 + rows, 1 + columns))
         elif kind == b"VP8L":
-            (bits,) = struct.unpack_from("<I", data, at + 9)
+            bits = _number(data, at + 9, 4, "little")
             sizes.append((1 + (bits >> 14 & 0x3FFF), 1 + (bits & 0x3FFF)))
         elif kind == b"VP8 ":
             columns, rows = struct.unpack_from("<HH", data, at + 14)
@@ -314,7 +325,7 @@ def _jp2(data: bytes) -> Header:
         if kind == b"jp2c":
             break
         if length == 1:
-            (length,) = struct.unpack_from(">Q", data, at + 8)
+            length = _number(data, at + 8, 8)
         if length < head:
             raise IndexError
         at += length
@@ -323,7 +334,7 @@ def _jp2(data: bytes) -> Header:
 
 def _j2k(data: bytes, at: int = 0) -> Header:
     right, bottom, left, top = struct.unpack_from(">IIII", data, at + 8)
-    (channels,) = struct.unpack_from(">H", data, at + 40)
+    channels = _number(data, at + 40, 2)
     if channels > 4:
         raise ValueError(f"it declares {channels} channels: no film")
     at += 2
@@ -331,10 +342,10 @@ def _j2k(data: bytes, at: int = 0) -> Header:
         if (marker := data[at : at + 2]) == b"\xff\xd9":
             break
         if marker == b"\xff\x90":  # a tile's part, which says how long it is, or 0: up to the end
-            (length,) = struct.unpack_from(">I", data, at + 6)
+            length = _number(data, at + 6, 4)
             at = at + length if length else _find(data, b"\xff\xd9", at)
         else:
-            at += 2 + struct.unpack_from(">H", data, at + 2)[0]
+            at += 2 + _number(data, at + 2, 2)
     return Header(bottom - top, right - left, pixel=4 * channels)  # OpenJPEG has whole numbers of 32 bits
 
 
@@ -346,6 +357,12 @@ def _nifti(data: bytes) -> Header:
     columns, rows, *others = axes + [1] * (2 - len(axes))
     (bits,) = struct.unpack_from(order + "H", data, 14 if data[4:8] == b"n+2\0" else 72)
     return Header(rows, columns, pictures=prod(others), pixel=max(1, bits // 8))
+
+
+def _number(data: bytes, at: int, size: int, order: _Order = "big") -> int:
+    if at + size > len(data):
+        raise IndexError
+    return int.from_bytes(data[at : at + size], order)
 
 
 def _parts() -> Iterator[int]:
