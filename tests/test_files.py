@@ -314,6 +314,8 @@ def test_pictures_of_earlier_runs_are_no_films(folder):
     write_raw(folder / "sub" / "masks" / "own.png", FILM)  # no table says that these are ours
     assert names(find_files([folder])) == ["a.jpg", "b.png", "c.PNG", "d.tif", "own.png"]
     assert "b.png" in names(find_files([folder / "first run" / "overlays"]))
+    with pytest.raises(FileNotFoundError, match="no film in it but an earlier run's own results"):
+        find_files([folder / "first run"])
 
 
 def test_masks_of_a_prepared_folder_are_no_films(prepared):

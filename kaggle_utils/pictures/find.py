@@ -15,74 +15,23 @@ from functools import cache
 from glob import glob, has_magic
 from pathlib import Path, PurePosixPath
 
-from ..files import name_key, printable
+from ..files import is_below, name_key, printable
 from .header import HEAD, is_dicom, looks_like_image
 
 log = logging.getLogger(__name__)
 
-# Files that claim by their suffix to be films: where one is damaged, or of a kind that is not read here, that is said
-# of it.
-FILM_SUFFIXES = (
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".jfif",
-    ".tif",
-    ".tiff",
-    ".bmp",
-    ".dib",
-    ".gif",
-    ".webp",
-    ".jp2",
-    ".j2k",
-    ".jpf",
-    ".jpx",
-    ".heic",
-    ".heif",
-    ".avif",
-    ".jxl",
-    ".dcm",
-    ".dicom",
-    ".dic",
-    ".ima",
-    ".nii",
-    ".img",
-    ".mha",
-    ".nrrd",
+# Names that claim to be films: where one is damaged, or of a kind that is not read here, that is said of it.
+_FILM = re.compile(
+    r"(?<=.)\.(png|jpe?g|jpe|jfif|tiff?|bmp|dib|gif|webp|jp2|j2k|jp[fx]|hei[cf]|avif|jxl"
+    r"|dcm|dicom|dic|ima|nii|img|mha|nrrd)(\.gz)?\Z",
+    re.I | re.DOTALL,
 )
 # What lies beside films without being taken for one; other files that are left out are named.
-_BESIDE = (
-    ".txt",
-    ".csv",
-    ".tsv",
-    ".json",
-    ".jsonl",
-    ".xml",
-    ".yaml",
-    ".yml",
-    ".toml",
-    ".md",
-    ".html",
-    ".htm",
-    ".pdf",
-    ".doc",
-    ".docx",
-    ".xls",
-    ".xlsx",
-    ".parquet",
-    ".py",
-    ".ipynb",
-    ".log",
-    ".db",
-    ".ini",
-    ".inf",
-    ".exe",
-    ".dll",
-    ".safetensors",
-    ".onnx",
+_BESIDE = re.compile(
+    r"\A(\..*|dicomdir)\Z|\.(txt|csv|tsv|jsonl?|xml|ya?ml|toml|md|html?|pdf|docx?|xlsx?|parquet|py|ipynb|log|db|ini|inf"
+    r"|exe|dll|safetensors|onnx)\Z",
+    re.I | re.DOTALL,
 )
-_INDICES = ("dicomdir",)
 # The pictures that this package writes, by the file that is in their folder's parent: none of them is a film.
 OUTPUTS = {
     "predictions.csv": ("masks", "overlays", "dicom-seg"),
@@ -90,9 +39,8 @@ OUTPUTS = {
     "prep.json": ("train/mask", "val/mask", "test/mask"),
 }
 _PICTURES = OUTPUTS["predictions.csv"]
-NAME_BYTES = (
-    220  # of the 255 that a file's name may have; the rest is for a suffix, a number and what a temporary file adds
-)
+# Of the 255 that a file's name may have; the rest is for a suffix, a number and what a temporary file adds.
+NAME_BYTES = 220
 _RESERVED = re.compile(r"\.*|(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.I)  # no names of files, on Windows or anywhere
 
 
@@ -135,7 +83,7 @@ def check_patterns(patterns: Iterable[str | Path]) -> None:
     first film."""
     for pattern in map(Path, patterns):
         paths = [pattern] if os.path.lexists(pattern) else _expand(pattern)
-        if not any(any(map(_counts, walk(path))) if path.is_dir() else True for path in paths):
+        if not any(not path.is_dir() or any(map(is_film, walk(path))) for path in paths):
             raise FileNotFoundError(_nothing(pattern))
 
 
@@ -188,13 +136,12 @@ def without_outputs(paths: Iterable[str], out: str | None = None) -> list[str]:
     return [path for path, pure in found if ours.isdisjoint(pure.parents)]
 
 
-def is_film(path: str | Path) -> bool:
-    """Says whether a file looks like a film by its first bytes, or claims to be one by its suffix. A DICOM folder's
-    index is none."""
-    path = Path(path)
-    if path.name.lower() in _INDICES or os.path.isdir(path):
-        return False
-    return bool(claims_film(path.name)) or _looks_like_film(path)
+def is_film(path: Path) -> bool:
+    """Says whether what :func:`walk` gives looks like a film by its first bytes, claims to be one by its name, or may
+    hide some."""
+    if may_hide_films(path) or claims_film(path.name):
+        return True
+    return path.name.lower() != "dicomdir" and _looks_like_film(path)
 
 
 def may_hide_films(path: Path) -> bool:
@@ -205,16 +152,14 @@ def may_hide_films(path: Path) -> bool:
 
 def claims_film(name: str) -> bool | None:
     """What a file's name says of it: a film, or none (a text, a table, an index); None where only its content can."""
-    if without_suffix(name) != name:
+    if _FILM.search(name):
         return True
-    return False if name.lower().endswith(_BESIDE) or name.lower() in _INDICES or name.startswith(".") else None
+    return False if _BESIDE.search(name) else None
 
 
 def without_suffix(name: str) -> str:
     """A file's name without what says that it is a film: ``.png``, ``.dcm.gz``; the end of a UID, ``.2``, stays."""
-    stem = name[:-3] if name.lower().endswith(".gz") else name
-    suffix = next((s for s in FILM_SUFFIXES if stem.lower().endswith(s) and len(stem) > len(s)), "")
-    return stem[: -len(suffix)] if suffix else name
+    return _FILM.sub("", name)
 
 
 def unique_names(files: list[Path]) -> list[str]:
@@ -239,23 +184,25 @@ def unique_names(files: list[Path]) -> list[str]:
 
 
 def _find(pattern: Path, written: set[str]) -> list[Path]:
+    def replaced(path: Path) -> bool:
+        return any(is_below(path.parent, folder) for folder in written)
+
     if pattern.is_dir():
         return _search(pattern, written)
     if os.path.lexists(pattern):
-        if _is_below(pattern, written):
+        if replaced(pattern):
             raise ValueError(
                 f"{printable(pattern)}: results would be written to this film's folder: choose another folder to write"
             )
         return [pattern]
     ours = cache(_is_ours)
-    paths = [path for path in _expand(pattern) if not ours(path if path.is_dir() else path.parent)]
-    folders = [film for path in paths if path.is_dir() for film in _search(path, written)]
-    files = {
-        path
-        for path in paths
-        if path.is_file() and claims_film(path.name) is not False and not _is_below(path, written)
-    }
-    return sorted(files.union(folders))
+    films: set[Path] = set()
+    for path in _expand(pattern):
+        if path.is_dir() and not ours(path):
+            films.update(_search(path, written))
+        elif path.is_file() and claims_film(path.name) is not False and not ours(path.parent) and not replaced(path):
+            films.add(path)
+    return sorted(films)
 
 
 def _expand(pattern: Path) -> list[Path]:
@@ -288,31 +235,17 @@ def _fits(names: tuple[str, ...], parts: tuple[str, ...]) -> bool:
 
 def _search(folder: Path, written: set[str]) -> list[Path]:
     films: list[Path] = []
-    left: list[Path] = []
+    others: list[str] = []
     for path in walk(folder, skip=written):
-        if _counts(path):
+        if is_film(path):
             films.append(path)
-        else:
-            left.append(path)
-    others = sorted(printable(path.relative_to(folder)) for path in left if claims_film(path.name) is None)
+        elif claims_film(path.name) is None:
+            others.append(printable(path.relative_to(folder)))
     if others:
-        log.warning(
-            "%s: %d %s left out, as no film: %s%s",
-            printable(folder),
-            len(others),
-            "files" if len(others) > 1 else "file",
-            ", ".join(others[:3]),
-            ", …" if len(others) > 3 else "",
-        )
+        named = ", ".join(sorted(others)[:3]) + (", …" if len(others) > 3 else "")
+        files = "file" if len(others) == 1 else "files"
+        log.warning("%s: %d %s left out, as no film: %s", printable(folder), len(others), files, named)
     return sorted(films)
-
-
-def _counts(path: Path) -> bool:
-    return is_film(path) or may_hide_films(path)
-
-
-def _is_below(path: Path, folders: set[str]) -> bool:
-    return any(str(parent) in folders for parent in Path(os.path.realpath(path.parent), path.name).parents)
 
 
 def _is_ours(folder: Path) -> bool:
@@ -327,14 +260,16 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _nothing(pattern: str | Path) -> str:
-    what = (
-        "no film in it"
-        if Path(pattern).is_dir()
-        else "no film among what it names"
-        if _expand(Path(pattern))
-        else "no such file"
-    )
-    return f"{printable(pattern)}: {what}; films are PNG, JPEG, TIFF, BMP, GIF, WebP, JPEG 2000 and DICOM files"
+    path = Path(pattern)
+    if any((path / marker).is_file() for marker in OUTPUTS):
+        what = "no film in it but an earlier run's own results"
+    elif path.is_dir():
+        what = "no film in it"
+    elif _expand(path):
+        what = "no film among what it names"
+    else:
+        what = "no such file"
+    return f"{printable(pattern)}: {what}; films are PNG, JPEG, TIFF, BMP, GIF, WebP, JPEG 2000, NIfTI and DICOM files"
 
 
 def _looks_like_film(path: Path) -> bool:
