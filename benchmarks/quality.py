@@ -44,7 +44,6 @@ from kaggle_utils.quality.fit import (
     FIT_KINDS,
     Item,
     drawn,
-    heads_of,
     judged,
     no_film,
     observed_one,
@@ -89,7 +88,7 @@ def collect(name: str, items: list[Item], segmenter: LungSegmenter, *, second_vi
     rows = []
     for at in tqdm(range(0, len(items), BATCH), desc=name, disable=None):
         batch = items[at : at + BATCH]
-        heads = heads_of(batch, segmenter)
+        heads = [item.source for item in batch]
         images = [resize_image(item.image, segmenter.size) for item in batch]
         probs = segmenter.probabilities(images, heads)
         others = differences(segmenter, images, probs, heads) if second_view else [{}] * len(batch)

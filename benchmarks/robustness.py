@@ -48,7 +48,7 @@ def scores(
             pairs = [damaged(image, truth, kind, strength, seed=film.name) for film, image, truth in batch]
             truths = [resize_mask(truth, SIZE) for _, truth in pairs]
             for network, segmenter in segmenters.items():
-                heads = [film.source if film.source in segmenter.heads else segmenter.head for film, *_ in batch]
+                heads = [film.source for film, *_ in batch]
                 probs = segmenter.probabilities([image for image, _ in pairs], heads)
                 rows += [
                     {

@@ -265,7 +265,7 @@ class LungSegmenter:
 
         Args:
             films: each ``uint8 (H, W)``, of any size.
-            heads: for each film, the head to use instead of the segmenter's own.
+            heads: for each film, the head to use instead of the segmenter's own, if the network has it.
 
         Returns:
             ``float32 (B, size, size)``.
@@ -280,7 +280,8 @@ class LungSegmenter:
             prob = self.model(images).float().sigmoid()
             if self.flip:
                 prob = (prob + self.model(images.flip(-1)).float().sigmoid().flip(-1)) / 2
-        channels = [self.heads.index(head) for head in heads or [self.head] * len(films)]
+        wanted = heads or [self.head] * len(films)
+        channels = [self.heads.index(head if head in self.heads else self.head) for head in wanted]
         return prob[range(len(films)), channels].cpu().numpy()
 
     def masks(self, films: list[np.ndarray]) -> list[np.ndarray]:

@@ -199,8 +199,7 @@ def evaluate(
     with tqdm(total=len(todo), desc="evaluate", unit="film", disable=None) as bar:
         for start in range(0, len(todo), batch):
             films = todo[start : start + batch]
-            heads = [film.source if film.source in segmenter.heads else segmenter.head for film in films]
-            probs = segmenter.probabilities([read_image(film.image) for film in films], heads)
+            probs = segmenter.probabilities([read_image(film.image) for film in films], [film.source for film in films])
             for film, prob in zip(films, probs):
                 protocols = [split] if film.split == split else []
                 if film.source not in trained_on:

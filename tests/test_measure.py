@@ -192,7 +192,7 @@ def test_mirrored_pair_is_symmetric_about_the_line_that_it_was_mirrored_at(tilt)
     line = find_midline(*ellipses(tilt=tilt, shift=30))
     assert line.symmetry == pytest.approx(1, abs=0.01)
     assert line.tilt_deg == pytest.approx(tilt, abs=0.2)
-    assert line.column == pytest.approx(399 / 2 + 30, abs=1)
+    assert line.midline_column == pytest.approx(399 / 2 + 30, abs=1)
 
 
 def test_tilt_is_positive_where_the_film_is_turned_clockwise(films):

@@ -112,8 +112,8 @@ def show_ranked(scores: pd.DataFrame, frame: pd.DataFrame, segmenter) -> Figure:
     ranked = scores.sort_values("dice", ascending=False).iloc[[0, len(scores) // 2, -1]]
     films = frame.set_index("name").loc[ranked["name"]]
     images = [read_image(path) for path in films["image"]]
-    heads = [source if source in segmenter.heads else segmenter.head for source in films["source"]]
-    preds = [segmenter.finish(prob, image.shape) for prob, image in zip(segmenter.probabilities(images, heads), images)]
+    probs = segmenter.probabilities(images, list(films["source"]))
+    preds = [segmenter.finish(prob, image.shape) for prob, image in zip(probs, images)]
     titles = [
         f"{rank}: {name}, Dice {dice:.3f}"
         for rank, name, dice in zip(("best", "median", "worst"), ranked["name"], ranked["dice"])

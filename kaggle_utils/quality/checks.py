@@ -124,9 +124,7 @@ def _colour_notes(colour: np.ndarray | None) -> tuple[str, ...]:
     if colour is None:
         return ()
     share = coloured_share(colour)
-    if share <= COLOURED:
-        return ()
-    return (f"a picture in colour ({share:.0%} of it)",)
+    return (f"a picture in colour ({share:.0%} of it)",) if share > COLOURED else ()
 
 
 def _check_despite(said: Lie, image: np.ndarray, colour: np.ndarray | None) -> Checked:
@@ -175,8 +173,7 @@ def is_negative(image: np.ndarray) -> bool:
 
 def is_mask(image: np.ndarray) -> bool:
     """Says whether an image ``uint8 (H, W)`` is a mask and no film: of two or three gray levels, or nearly of two."""
-    step = max(1, min(image.shape) // 256)
-    levels, counts = np.unique(image[::step, ::step], return_counts=True)
+    levels, counts = np.unique(_sampled(image), return_counts=True)
     if len(levels) <= 3:
         return len(np.unique(image)) in (2, 3)
     near = np.minimum(levels - levels[0], levels[-1] - levels) <= NEAR
@@ -205,9 +202,14 @@ def check_lungs(mask: np.ndarray) -> tuple[str, ...]:
 
 def contrast(image: np.ndarray) -> float:
     """Gray levels between the 1st and the 99th percentile of a film ``uint8 (H, W)``."""
-    step = max(1, min(image.shape) // 256)
-    low, high = np.percentile(image[::step, ::step], (1, 99))
+    low, high = np.percentile(_sampled(image), (1, 99))
     return float(high - low)
+
+
+def _sampled(image: np.ndarray) -> np.ndarray:
+    """Every k-th pixel of a large film, which say the same at a fraction of the time."""
+    step = max(1, min(image.shape[:2]) // 256)
+    return image[::step, ::step]
 
 
 def coloured_share(colour: np.ndarray) -> float:
@@ -216,8 +218,7 @@ def coloured_share(colour: np.ndarray) -> float:
     Args:
         colour: ``(H, W, 3)`` or ``(H, W, 4)``, of any depth.
     """
-    step = max(1, min(colour.shape[:2]) // 256)
-    small = colour[::step, ::step, :3].astype(np.float32)
+    small = _sampled(colour)[..., :3].astype(np.float32)
     small /= small.max() + 1e-6
     chroma = small - small.mean(-1, keepdims=True)
     gray = small.mean(-1, keepdims=True)
@@ -281,8 +282,7 @@ def view_odds(image: np.ndarray) -> np.ndarray:
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
     """The film at THUMB×THUMB with zero mean and unit deviation, ``float32``: its negative has the other sign."""
-    step = max(1, min(image.shape) // 256)  # every k-th pixel of a large film says the same at a fraction of the time
-    small = cv2.resize(image[::step, ::step], (THUMB, THUMB), interpolation=cv2.INTER_AREA).astype(np.float32)
+    small = cv2.resize(_sampled(image), (THUMB, THUMB), interpolation=cv2.INTER_AREA).astype(np.float32)
     small -= small.mean()
     return small / (small.std() + 1e-3)
 

@@ -72,7 +72,10 @@ def estimate_quality(
     Returns:
         None where the weights have no fit, see :func:`why_no_estimate`; but a mask without lungs is rejected by any.
     """
-    return judge(observe(prob, mask, threshold), fit)
+    features = observe(prob, mask, threshold)
+    if features and why_no_estimate(fit):
+        return None
+    return judge(features, fit or {})
 
 
 def why_no_estimate(fit: Mapping[str, Any] | None) -> str:
@@ -90,15 +93,11 @@ def check_fit(fit: object) -> None:
     """Raises ValueError, in a few words, if ``quality`` in a header is not of :func:`quality.fit.fit_quality`."""
     if not isinstance(fit, dict):
         raise ValueError(f"quality is an estimate's coefficients, not {fit!r:.60}")
-    if "why_not" in fit:
-        if not isinstance(fit["why_not"], str):
-            raise ValueError(f"why_not of quality is a text, not {fit['why_not']!r:.60}")
+    if isinstance(fit.get("why_not"), str):
         return
     features = fit.get("features")
-    if not isinstance(features, dict) or set(features) != set(REASONS):
-        raise ValueError(f"quality has the features {', '.join(REASONS)}, not {features!r:.60}")
-    if not _is_finite(fit.get("bias")):
-        raise ValueError(f"bias of quality is a number, not {fit.get('bias')!r:.60}")
+    if not isinstance(features, dict) or set(features) != set(REASONS) or not _is_finite(fit.get("bias")):
+        raise ValueError(f"bias and features ({', '.join(REASONS)}) of quality are numbers, not {fit!r:.60}")
     for name, value in features.items():
         pair = isinstance(value, list) and len(value) == 2 and all(map(_is_finite, value))
         if not pair or value[1] < 0:  # more of a feature never makes a mask better
@@ -126,31 +125,25 @@ def observe(prob: np.ndarray, mask: np.ndarray, threshold: float = 0.5) -> dict[
     }
 
 
-def judge(features: Mapping[str, float] | None, fit: Mapping[str, Any] | None) -> Quality | None:
+def judge(features: Mapping[str, Any] | None, fit: Mapping[str, Any]) -> Quality:
     """Features of a mask, as of :func:`observe`, to its estimate and reasons by a fit, as for :func:`estimate_quality`.
 
     A fit's ``bias`` is the logit of a median film; its ``features`` are of each what a median film has, and a weight.
     """
     if features is None:
         return Quality(0.0, ("no lung found",))
-    if not fit or why_no_estimate(fit):
-        return None
     # By so many logits each feature lowers the estimate against a median film; what is undefined does not.
     lowers = {
         name: float(np.nan_to_num(weight * (features[name] - usual)))
         for name, (usual, weight) in fit["features"].items()
     }
-    found = Quality(float(logistic(fit["bias"] - sum(lowers.values()))))
+    logit = fit["bias"] - sum(lowers.values())
+    found = Quality(float(1 + np.tanh(logit / 2)) / 2)  # as 1 / (1 + exp(-logit)), which may be beyond all floats
     if found.flag == "ok":
         return found
     ranked = sorted(lowers, key=lambda name: lowers[name], reverse=True)
     weighty = [name for name in ranked if lowers[name] > LEAST] or ranked[:1]
     return Quality(found.estimate, tuple(REASONS[name] for name in weighty))
-
-
-def logistic(x: float | np.ndarray) -> float | np.ndarray:
-    """1 / (1 + exp(-x)), also where the exponential is beyond all floats."""
-    return (1 + np.tanh(x / 2)) / 2
 
 
 def save_shape(arrays: Mapping[str, np.ndarray]) -> None:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ..image import resize_image, resize_mask
 from ..metrics import confusion, overlap
 from .damages import DAMAGES, DRAWN, STRENGTHS, damaged, draw
-from .estimate import OK, REASONS, REJECT, SIDE, logistic, observe
+from .estimate import REASONS, SIDE, judge, observe
 
 FEWEST, MOST, COPIES = 8, 48, 3  # films to fit by, and damaged copies of each
 FIT_KINDS, PICTURES = DRAWN[:5], 4  # of no film, and how many of each
@@ -111,14 +111,9 @@ def observed(items: Sequence[Item], segmenter) -> pd.DataFrame:
     for at in tqdm(range(0, len(items), BATCH), desc="quality", disable=None, leave=False):
         batch = items[at : at + BATCH]
         images = [resize_image(item.image, segmenter.size) for item in batch]
-        probs = segmenter.probabilities(images, heads_of(batch, segmenter))
+        probs = segmenter.probabilities(images, [item.source for item in batch])
         rows += [observed_one(item, prob, segmenter) for item, prob in zip(batch, probs)]
     return pd.DataFrame(rows)
-
-
-def heads_of(items: Sequence[Item], segmenter) -> list[str]:
-    """Of each picture its own set's head, or the segmenter's."""
-    return [item.source if item.source in segmenter.heads else segmenter.head for item in items]
 
 
 def observed_one(item: Item, prob: np.ndarray, segmenter) -> dict[str, Any]:
@@ -165,11 +160,8 @@ def regress(table: pd.DataFrame, features: Sequence[str] = tuple(REASONS)) -> di
 
 def judged(table: pd.DataFrame, fit: dict[str, Any]) -> pd.DataFrame:
     """The table of :func:`observed` with estimate and flag as :func:`quality.estimate.judge` gives them."""
-    usual, weights = np.array(list(fit["features"].values())).T
-    lowers = np.nan_to_num((table[list(fit["features"])].to_numpy() - usual) * weights).sum(1)
-    estimate = np.where(table["found"], logistic(fit["bias"] - lowers), 0.0)
-    flag = np.select([estimate >= OK, estimate >= REJECT], ["ok", "check"], "reject")
-    return table.assign(estimate=estimate, flag=flag)
+    found = [judge(row if row["found"] else None, fit) for row in table.to_dict("records")]
+    return table.assign(estimate=[each.estimate for each in found], flag=[each.flag for each in found])
 
 
 def out_of_fold(table: pd.DataFrame, features: Sequence[str] = tuple(REASONS)) -> pd.DataFrame:

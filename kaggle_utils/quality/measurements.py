@@ -7,12 +7,11 @@ patient, not of the pixels, so that pixels higher than wide don't slant them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import cos, isfinite, nan, radians, sin
+from typing import NamedTuple
 
 import cv2
 import numpy as np
-from scipy.optimize import minimize
 
 from ..image import check_mask
 
@@ -47,20 +46,19 @@ GROWN = 16  # years
 _MIDLINE_SIDE = 160  # px, the longer side of the copy in which the midline is sought
 
 
-@dataclass(frozen=True)
-class Midline:
+class Midline(NamedTuple):
     """The straight line about which a pair of lungs is most like its mirror image.
 
     Attributes:
-        column: where it crosses the film's middle row, px.
+        symmetry: Dice of the mask and its mirror image about this line, in [0, 1].
         tilt_deg: its angle to the film's columns, positive where its upper end leans to the image's right: the film, or
             the patient in it, is turned clockwise.
-        symmetry: Dice of the mask and its mirror image about this line, in [0, 1].
+        midline_column: where it crosses the film's middle row, px.
     """
 
-    column: float = nan
-    tilt_deg: float = nan
     symmetry: float = nan
+    tilt_deg: float = nan
+    midline_column: float = nan
 
 
 def measure(mask: np.ndarray, spacing_mm: tuple[float, float] | None = None) -> dict[str, float]:
@@ -99,14 +97,11 @@ def measure(mask: np.ndarray, spacing_mm: tuple[float, float] | None = None) -> 
     lungs = split_lungs(mask)
     each = {side: _measure_lung(lung, side, spacing_mm) for side, lung in zip(SIDES, lungs)}
     right, left = (found["area_px"] for found in each.values())
-    line = find_midline(*lungs, spacing_mm)
     found: dict[str, float] = {
         "lungs": (right > 0) + (left > 0),
         "lung_share": (right + left) / mask.size if mask.size else nan,
         "left_right_ratio": left / right if right and left else nan,
-        "symmetry": line.symmetry,
-        "tilt_deg": line.tilt_deg,
-        "midline_column": line.column,
+        **find_midline(*lungs, spacing_mm)._asdict(),
     }
     for side, lung in each.items():
         found |= {f"{side}_{name}": value for name, value in lung.items()}
@@ -209,6 +204,8 @@ def find_midline(right: np.ndarray, left: np.ndarray, spacing_mm: tuple[float, f
         The line, the best near the upright one, found on a copy of 160 px by Nelder and Mead's method; NaN if a lung is
         empty.
     """
+    from scipy.optimize import minimize  # here alone: importing it takes longer than all else that a mask needs
+
     if not (right.any() and left.any()):
         return Midline()
     both = right | left
@@ -225,7 +222,7 @@ def find_midline(right: np.ndarray, left: np.ndarray, spacing_mm: tuple[float, f
     film_middle = (len(right) / 2 - y) * rows / height - 0.5  # the film's middle row, in the copy
     along = (film_middle - (rows - 1) / 2) * sin(tilt)  # how far it is from the copy's middle along the normal
     column = (columns - 1) / 2 + (offset - along) / cos(tilt)
-    return Midline(float(x + (column + 0.5) * width / columns - 0.5), float(tilt_deg), float(1 - found.fun))
+    return Midline(float(1 - found.fun), float(tilt_deg), float(x + (column + 0.5) * width / columns - 0.5))
 
 
 def _unlike(line: np.ndarray, pair: np.ndarray, total: float) -> float:
