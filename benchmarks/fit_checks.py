@@ -25,7 +25,7 @@ from kaggle_utils.files import write_bytes
 from kaggle_utils.image import read_image, read_mask, resize_image, resize_mask
 from kaggle_utils.quality.checks import ASSET, OUTLINE, THUMB, distances, thumbnail, views
 from kaggle_utils.quality.outline import landmarks
-from kaggle_utils.splits import suspect_masks
+from kaggle_utils.splits import flagged_masks
 from kaggle_utils.synthetic import AppearanceModel
 
 BORDERS = (cv2.BORDER_CONSTANT, cv2.BORDER_CONSTANT, cv2.BORDER_REPLICATE)
@@ -140,7 +140,7 @@ def main() -> None:
     frame = training_films(args.data)
     films = [resize_image(read_image(path), 128) for path in frame["image"]]
     drawn = [film.image for film in AppearanceModel.load().stream(200, 71, size=128)]
-    good = frame[~frame["name"].isin(suspect_masks()["name"])]
+    good = frame[~frame["name"].isin(flagged_masks()["name"])]
     shapes = fit_shapes([read_mask(path) for path in good["mask"]])
     network = fit_network(films, drawn, steps=args.steps)
     arrays = {name: weights.numpy() for name, weights in network.state_dict().items()} | shapes

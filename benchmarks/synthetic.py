@@ -54,7 +54,7 @@ def trained(name: str, data: list[Path], steps: int, *, films: int = 0) -> Path:
     epochs = max(1, round(steps * batch / min(n, films or n)))
     # All settings that the results were taken with and that have other defaults since.
     config = TrainConfig(
-        epochs=epochs, films=films, ema_decay=0.995, base_channels=24, size=256, heads=False, suspects=True
+        epochs=epochs, films=films, ema_decay=0.995, base_channels=24, size=256, heads=False, flagged_masks=True
     )
     train(data, out, config, resume=True)
     return out / "best.safetensors"

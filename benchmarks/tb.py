@@ -42,7 +42,7 @@ from kaggle_utils.image import read_image, resize_image
 from kaggle_utils.infer import LungSegmenter
 from kaggle_utils.loss import make_loss
 from kaggle_utils.model import UNet, load_weights, save_weights
-from kaggle_utils.splits import LICENCES, suspect_masks
+from kaggle_utils.splits import LICENCES, flagged_masks
 from kaggle_utils.tb import ARMS, SUSPECT, TBConfig, TBScreener, calibrated, make_cuts, score_tb, screen, tb_frame
 from kaggle_utils.tb.calibrate import SENSITIVITY
 from kaggle_utils.tb.data import Cuts, cut, folds, load_cuts, save_cuts
@@ -275,7 +275,7 @@ def choose(data: str | Path, only: list[str], segmenters: Path, jobs: int) -> pd
 def pretrain(data: str | Path) -> None:
     """A segmenter for `both`: trained on the masks of the published TB lists' training films, so on no TB test film."""
     frame = tb_frame(data, SETS)
-    frame = frame[(frame["mask"] != "") & ~frame["name"].isin(suspect_masks()["name"])]
+    frame = frame[(frame["mask"] != "") & ~frame["name"].isin(flagged_masks()["name"])]
     config = TrainConfig(size=256, epochs=28, workers=0)
     loaders = [
         make_loader(

@@ -37,7 +37,7 @@ def prep(args: argparse.Namespace) -> int:
     print(frame.groupby(["source", "split"]).size().unstack(fill_value=0).to_string())
     problems = read_csv(Path(args.out) / "problems.csv")
     print(
-        f"{len(frame)} films in {args.out}; {len(problems)} could not be used"
+        f"{len(frame)} radiographs in {args.out}; {len(problems)} could not be used"
         + (", see problems.csv:" if len(problems) else "")
     )
     for problem in problems.head(5).itertuples():
@@ -197,7 +197,7 @@ def screen(args: argparse.Namespace) -> int:
     without = table[table["probability"].isna()]
     print(
         f"{len(table) - len(without)} of {len(table)} films have a probability, {(table['label'] == SUSPECT).sum()} "
-        "of them are suspect: "
+        "of them presumptive tuberculosis: "
         f"{args.out}/screening.csv. No medical device"
     )
     for film in without.head(5).itertuples():
@@ -222,7 +222,8 @@ def synth(args: argparse.Namespace) -> int:
 
     write_raw(args.out, n=args.n, seed=args.seed, size=args.size)
     print(
-        f"{args.n} built-in films in {args.out}, in the layout of the raw sets, with their masks: prep them next, or "
+        f"{args.n} synthetic radiographs in {args.out}, in the layout of the raw sets, with their masks: prep them "
+        "next, or "
         f"predict '{args.out}/**/CXR_png/*.png'"
     )
     return 0
@@ -325,29 +326,27 @@ def plots(args: argparse.Namespace) -> int:
 def _prep_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--input", required=True, help="folder with the raw sets, in any nesting, or s3://bucket/prefix")
     sub.add_argument("--out", default="segmentation", help="folder to write; a second run does what is missing")
-    sub.add_argument("--size", type=_side, default=512, help="px, side of the prepared films")
-    sub.add_argument("--workers", type=_positive, help="threads, one a core if not given")
+    sub.add_argument("--size", type=_side, default=512, help="px, side of the prepared images")
+    sub.add_argument("--workers", type=_positive, help="threads; one per core if not given")
     sub.add_argument(
         "--split",
         choices=("published", "random"),
         default="published",
-        help="the frozen published lists, or 50 films for the test and the rest 80:20",
+        help="the frozen published lists, or 50 radiographs for the test and the rest 80:20",
     )
     sub.add_argument("--seed", type=int, default=0, help="of the random split")
 
 
 def _synth_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--n", type=_positive, default=200, help="how many films")
+    sub.add_argument("--n", type=_positive, default=200, help="how many")
     sub.add_argument("--out", required=True, help="folder to write")
-    sub.add_argument("--size", type=_side, default=512, help="px, side of the films")
-    sub.add_argument("--seed", type=int, default=0, help="the same seed gives the same films on every machine")
+    sub.add_argument("--size", type=_side, default=512, help="px, side of the images")
+    sub.add_argument("--seed", type=int, default=0, help="the same seed gives the same images on every machine")
 
 
 def _fit_synth_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--data", default="segmentation", help="prepared folder with the real Montgomery and Shenzhen")
-    sub.add_argument(
-        "--out", help="file to write; if not given the package's own asset, and the shapes that masks are judged by"
-    )
+    sub.add_argument("--out", help="file to write; the package's own two models if not given")
 
 
 def _shards_options(sub: argparse.ArgumentParser) -> None:
@@ -358,10 +357,11 @@ def _shards_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--films",
         type=_positive,
-        help="films in each; if not given, 100 or an eighth of a split, so that up to 8 processes can train: n of them "
-        "need n shards of each split",
+        help="radiographs per shard; if not given 100, or an eighth of a split where that is less, since each of up "
+        "to 8 "
+        "processes needs a shard of its own",
     )
-    sub.add_argument("--size", type=_side, help="px, side of the films in the shards; as prepared if not given")
+    sub.add_argument("--size", type=_side, help="px, side of the images in the shards; as prepared if not given")
 
 
 def _train_options(sub: argparse.ArgumentParser) -> None:
@@ -373,44 +373,46 @@ def _train_options(sub: argparse.ArgumentParser) -> None:
         "--data",
         nargs="+",
         default=["segmentation"],
-        help="prepared folders; the first one's validation films count. Or one folder of shards, or its s3:// address",
+        help="prepared folders, of which the first gives the validation set; or one folder of shards, here or in S3",
     )
     sub.add_argument("--out", required=True, help="folder of the run: weights, checkpoint, history")
-    sub.add_argument("--resume", action="store_true", help="go on where a stopped run was")
+    sub.add_argument("--resume", action="store_true", help="go on with the run in that folder where it stopped")
     _add_config(sub)
 
 
 def _evaluate_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--data", default="segmentation", help="prepared folder")
-    sub.add_argument("--split", choices=("train", "val", "test"), default="test", help="which films")
+    sub.add_argument("--split", choices=("train", "val", "test"), default="test", help="which part of it")
     sub.add_argument("--sizes", type=_side, nargs="+", default=[256, 512], help="px at which masks are compared")
-    sub.add_argument("--input", help="folder with the raw sets: compare at each film's own size too (size 0)")
-    sub.add_argument("--out", help="write OUT.csv, a row a film, and OUT_summary.csv")
+    sub.add_argument(
+        "--input", help="folder with the raw sets: compare at the original sizes too (size 0 in the table)"
+    )
+    sub.add_argument("--out", help="write OUT.csv, one row per radiograph, and OUT_summary.csv")
     _add_weights(sub)
 
 
 def _protocol_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("name", nargs="+", help="both, montgomery, shenzhen or jsrt: whose training lists are trained on")
+    sub.add_argument("name", nargs="+", help="both, montgomery, shenzhen or jsrt: whose training list to train on")
     sub.add_argument("--data", default="segmentation", help="prepared folder")
-    sub.add_argument("--input", help="folder with the raw sets: compare at each film's own size too (size 0)")
-    sub.add_argument("--out", default="runs/protocols", help="folder of the runs; a stopped one goes on")
-    sub.add_argument("--steps", type=_positive, default=3000, help="optimiser steps of each training, about")
-    sub.add_argument("--no-flip", action="store_true", help="test without averaging with the mirrored film")
+    sub.add_argument(
+        "--input", help="folder with the raw sets: compare at the original sizes too (size 0 in the table)"
+    )
+    sub.add_argument("--out", default="runs/protocols", help="folder of the runs; a stopped one is resumed")
+    sub.add_argument("--steps", type=_positive, default=3000, help="optimiser steps per training, about")
+    sub.add_argument("--no-flip", action="store_true", help="test without averaging over the mirrored image")
 
 
 def _tune_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("study", help="bugs, augmentation, longer, loss, capacity, optimisation, data, check or search")
     sub.add_argument("--data", default="segmentation", help="prepared folder")
     sub.add_argument(
-        "--seeds", type=_positive, default=3, help="how often each run is repeated; a search repeats nothing"
+        "--seeds", type=_positive, default=3, help="how often to repeat each run; a search repeats nothing"
     )
     sub.add_argument("--size", type=_side, default=128, help="px, where the study doesn't vary it")
     sub.add_argument("--epochs", type=_positive, default=8, help="of each run, where the study doesn't vary them")
-    sub.add_argument(
-        "--jobs", type=_positive, help="single-threaded trainings beside each other, one a core if not given"
-    )
-    sub.add_argument("--trials", type=_positive, default=60, help="of the search, those of earlier calls included")
-    sub.add_argument("--storage", help="of the search, a URL of SQLAlchemy's; runs/tuning/search.db if not given")
+    sub.add_argument("--jobs", type=_positive, help="single-threaded trainings side by side; one per core if not given")
+    sub.add_argument("--trials", type=_positive, default=60, help="of the search, earlier ones included")
+    sub.add_argument("--storage", help="of the search, an SQLAlchemy URL; runs/tuning/search.db if not given")
     sub.add_argument("--out", default="results/tuning", help="folder of the tables")
 
 
@@ -425,7 +427,9 @@ def _predict_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", default="predictions", help="folder to write, or s3://bucket/prefix")
     _add_batch_size(sub)
     sub.add_argument(
-        "--force", action="store_true", help="segment too what is refused: no frontal chest film, blank, too small"
+        "--force",
+        action="store_true",
+        help="also segment what would be refused: no frontal chest radiograph, blank, too small",
     )
     sub.add_argument(
         "--format",
@@ -472,11 +476,10 @@ def _screen_options(sub: argparse.ArgumentParser) -> None:
         "--out", default="screening", help="folder to write, or s3://bucket/prefix: screening.csv and overlays"
     )
     sub.add_argument(
-        "--weights",
-        help="of the classifier, a safetensors file, here or in S3; the one shipped with the package if not given",
+        "--weights", help="of the classifier, a safetensors file, here or in S3; the shipped one if not given"
     )
     sub.add_argument(
-        "--segmenter", help="weights of the segmenter that finds the lungs, here or in S3; the one shipped if not given"
+        "--segmenter", help="weights of the network that finds the lungs, here or in S3; the shipped one if not given"
     )
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (a Mac's GPU)")
     _add_batch_size(sub)
@@ -484,7 +487,7 @@ def _screen_options(sub: argparse.ArgumentParser) -> None:
 
 def _export_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--format", choices=("onnx",), default="onnx", help="of the file")
-    sub.add_argument("--weights", help="safetensors file; the one shipped with the package if not given")
+    sub.add_argument("--weights", help="safetensors file; the shipped one if not given")
     sub.add_argument("--out", help="file to write; the weights' name with .onnx, in this folder, if not given")
 
 
@@ -524,48 +527,48 @@ def _s3_unzip_options(sub: argparse.ArgumentParser) -> None:
 
 # Each command: what runs it, what it is about, and what adds its options.
 _COMMANDS = (
-    (prep, "raw public sets to a prepared folder; exit status 3 if a folder could not be searched", _prep_options),
-    (synth, "write built-in films, drawn from a statistical model, in the layout of the raw sets", _synth_options),
-    (fit_synth, "fit the statistical model of the built-in films again", _fit_synth_options),
+    (
+        prep,
+        "make a prepared folder from the raw public sets; exit status 3 if a folder could not be searched",
+        _prep_options,
+    ),
+    (
+        synth,
+        "write synthetic radiographs, drawn from a statistical model, in the layout of the raw sets",
+        _synth_options,
+    ),
+    (fit_synth, "fit the statistical model of the synthetic radiographs again", _fit_synth_options),
     (
         shards,
-        "pack a prepared set into tar files, from which training streams what memory can't hold; needs webdataset",
+        "pack a prepared set into tar files, for training on more than memory holds; needs webdataset",
         _shards_options,
     ),
     (train, "train a U-Net on a prepared folder", _train_options),
-    (evaluate, "score weights on a prepared folder, film by film", _evaluate_options),
+    (evaluate, "score weights on a prepared folder, radiograph by radiograph", _evaluate_options),
     (
         protocol,
         "train and test by the published protocols; writes results/protocols.csv and its summary",
         _protocol_options,
     ),
-    (
-        tune,
-        "do a study's runs, into results/tuning/STUDY.csv; the same command goes on with a stopped study",
-        _tune_options,
-    ),
+    (tune, "run a study, into results/tuning/STUDY.csv; the same command resumes a stopped one", _tune_options),
     (
         predict,
-        "masks, overlays, measurements and a table for films; exit status 3 if some could not be read or were refused",
+        "write masks, overlays, measurements and a table; exit status 3 if files could not be read or were refused",
         _predict_options,
     ),
     (
         app,
-        "a page to drop a film on: its lungs outlined, measured and screened for tuberculosis, for research; nothing "
-        "leaves the machine or stays on it; needs gradio",
+        "open a page that outlines and measures the lungs of the radiograph you drop on it and screens it for "
+        "tuberculosis, for research; nothing leaves the machine or stays on it; needs gradio",
         _app_options,
     ),
     (
         screen,
-        "a probability of tuberculosis for films, with a heat map, or the reason why there is none: for research and "
-        "teaching, no medical device; exit status 3 if some films have none",
+        "give a probability of tuberculosis with a heat map, or the reason why there is none: for research and "
+        "teaching, no medical device; exit status 3 if some have none",
         _screen_options,
     ),
-    (
-        export,
-        "write the network as a file for runtimes other than PyTorch, and check it against PyTorch",
-        _export_options,
-    ),
+    (export, "write the network for runtimes other than PyTorch, and check it against PyTorch", _export_options),
     (plots, "draw the README's pictures again", _plots_options),
 )
 _GROUPS = {
@@ -580,7 +583,7 @@ _GROUPS = {
             ),
             (
                 kaggle_push,
-                "push notebooks, wait until each has run, fetch its outputs; publish comes first",
+                "push notebooks, wait until each has run, and fetch its outputs; publish first",
                 _kaggle_push_options,
             ),
         ),
@@ -588,7 +591,7 @@ _GROUPS = {
     "s3": (
         "copy folders to S3 and back, unpack archives there; credentials from the usual chain, "
         "a server other than Amazon's from AWS_ENDPOINT_URL",
-        "upload, download or unzip; the same command goes on where it was stopped",
+        "upload, download or unzip; the same command resumes a stopped one",
         (
             (s3_upload, "copy a folder, or a file, to S3", _s3_upload_options),
             (s3_download, "copy all below a prefix, or an object, from S3", _s3_download_options),
@@ -727,22 +730,21 @@ def _ray_address(text: str) -> str:
 
 def _add_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--weights",
-        help="safetensors file, or one of export, here or in S3; the one shipped with the package if not given",
+        "--weights", help="safetensors file, or an exported one, here or in S3; the shipped one if not given"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (a Mac's GPU)")
     parser.add_argument(
         "--backend",
         choices=("torch", "onnxruntime", "openvino"),
         default="torch",
-        help="what computes the network; the others are for CPUs, pip installs them",
+        help="what runs the network; onnxruntime and openvino are for CPUs and are installed apart",
     )
     parser.add_argument(
         "--threshold", type=_share, default=0.5, help="probability, between 0 and 1, above which a pixel is lung"
     )
-    parser.add_argument("--flip", action="store_true", help="average with the mirrored film: twice the time")
-    parser.add_argument("--head", help="set whose annotators' rules the masks follow, of those in the weights' header")
-    parser.add_argument("--raw", action="store_true", help="leave small components and holes in the masks")
+    parser.add_argument("--flip", action="store_true", help="average over the mirrored image: twice the time")
+    parser.add_argument("--head", help="set whose annotation rules to follow, one of those in the weights' header")
+    parser.add_argument("--raw", action="store_true", help="keep small components and holes in the masks")
 
 
 def _add_batch_size(parser: argparse.ArgumentParser) -> None:
@@ -753,31 +755,33 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
     """An option for each setting of TrainConfig, with its default and its help text."""
     from .config import RENAMED, TrainConfig
 
+    earlier = {new: old for old, new in RENAMED.items()}
     for setting in fields(TrainConfig):
         assert setting.default is not MISSING
-        option = {"help": setting.metadata["about"].replace("%", "%%"), "default": setting.default}
+        option: dict[str, Any] = {}
         if isinstance(setting.default, bool):
             option["action"] = argparse.BooleanOptionalAction
         elif isinstance(setting.default, tuple):
             option["nargs"] = "+"
         else:
             option |= {"type": type(setting.default), "choices": setting.metadata["choices"] or None}
-        parser.add_argument(f"--{setting.name.replace('_', '-')}", **option)
-    for old, name in RENAMED.items():
-        kind = type(getattr(TrainConfig, name))
-        parser.add_argument(f"--{old}", dest=name, type=kind, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        about = setting.metadata["about"].replace("%", "%%")
+        parser.add_argument(f"--{setting.name.replace('_', '-')}", help=about, default=setting.default, **option)
+        if setting.name in earlier:
+            option |= {"dest": setting.name, "help": argparse.SUPPRESS, "default": argparse.SUPPRESS}
+            parser.add_argument(f"--{earlier[setting.name]}", **option)
 
 
 # Of what was stopped, by command.
 _WAY_ON = {
     "train": "; --resume goes on from the last checkpoint",
     "kaggle": "; what was pushed runs on at Kaggle",
-    **dict.fromkeys(("prep", "predict", "screen", "protocol", "tune", "s3"), "; the same command goes on"),
+    **dict.fromkeys(("prep", "predict", "screen", "protocol", "tune", "s3"), "; the same command resumes it"),
 }
 
 
-def _explain(error: BaseException, args: argparse.Namespace) -> str:
-    """What a user can do about an error, in one line; empty where it is a fault of this program."""
+def _explain(error: BaseException, args: argparse.Namespace) -> str | None:
+    """What a user can do about an error, in one line; None where it is a fault of this program."""
     way_on = _WAY_ON.get(args.command, "")
     if isinstance(error, KeyboardInterrupt):
         return f"stopped{way_on}"
@@ -797,7 +801,7 @@ def _explain(error: BaseException, args: argparse.Namespace) -> str:
         ]
         advice = f": try a smaller {' or '.join(smaller)}" if smaller else ""
         return f"the memory is too small for this{advice}"
-    return ""
+    return None
 
 
 def _lacks_memory(error: BaseException) -> bool:
@@ -822,7 +826,7 @@ def main(argv: list[str] | None = None) -> int:
             return args.function(args)
     except (Exception, KeyboardInterrupt) as error:
         line = _explain(error, args)
-        if not line:
+        if line is None:
             raise
         print(f"unet-lung {args.command}: {files.printable(line)}", file=sys.stderr)
         return 130 if isinstance(error, KeyboardInterrupt) else 1

@@ -28,6 +28,7 @@ RENAMED = {
     "clip": "grad_clip",
     "ema": "ema_decay",
     "minutes": "time_budget_min",
+    "suspects": "flagged_masks",
     "width": "base_channels",
 }
 
@@ -76,26 +77,28 @@ class TrainConfig:
     """
 
     # data
-    sources: tuple[str, ...] = setting(("montgomery", "shenzhen"), "sets to train on; JSRT is for testing across sets")
-    suspects: bool = setting(
-        False, "train on the masks of splits/suspect_masks.csv too, which include heart or stomach or are displaced"
+    sources: tuple[str, ...] = setting(("montgomery", "shenzhen"), "sets to train on; JSRT is for external tests")
+    flagged_masks: bool = setting(
+        False, "train on the masks of splits/flagged_masks.csv too, which include heart or stomach or are displaced"
     )
     heads: bool = setting(
-        True, "an output for each set, whose masks alone it learns: each set's annotators drew by rules of their own"
+        True, "one output per set, which learns from that set's masks alone: annotators follow different rules"
     )
-    films: int = setting(0, "train on this many films, drawn by the seed; 0 is all", within=(0, 1e9))
+    films: int = setting(0, "train on this many radiographs, drawn by the seed; 0 is all", within=(0, 1e9))
     size: int = setting(384, "px, side of the square the network sees", within=(16, 4096))
-    augment: str = setting("light", "see data.augmentation", choices=("none", "light", "full"))
+    augment: str = setting(
+        "light", "how radiographs are varied in training, see data.augmentation", choices=("none", "light", "full")
+    )
     batch_size: int = setting(8, "radiographs per step, of all processes together", within=(1, 4096))
     workers: int = setting(
         -1,
-        "loader processes; -1 is none on a CPU, which they would take from training, and all cores beside a GPU",
+        "processes that load data; -1 is none on a CPU, which training needs itself, and one per core with a GPU",
         within=(-1, 1024),
     )
     # model
     base_channels: int = setting(16, "channels of the first level, doubled at each level below", within=(1, 1024))
     depth: int = setting(3, "how many times the resolution is halved", within=(1, 8))
-    norm: str = setting("batch", "of the layers after each convolution", choices=("batch", "group", "instance"))
+    norm: str = setting("batch", "normalisation after each convolution", choices=("batch", "group", "instance"))
     up: str = setting("bilinear", "how the resolution is doubled again", choices=("bilinear", "transposed"))
     patch: int = setting(
         2,
@@ -107,13 +110,13 @@ class TrainConfig:
     loss: str = setting("bce_dice", "see loss.make_loss", choices=("bce", "dice", "bce_dice", "tversky", "focal"))
     dice_weight: float = setting(0.25, "in [0, 1], the rest is cross-entropy's", within=(0, 1))
     # optimisation
-    epochs: int = setting(60, "passes over the training films", within=(1, 100_000))
+    epochs: int = setting(60, "passes over the training radiographs", within=(1, 100_000))
     time_budget_min: float = setting(
-        0.0, "minutes to train; the learning rate falls with them, 0 is no budget", within=(0, 1e6)
+        0.0, "stop after so many minutes, with the learning rate at its end; 0 is no budget", within=(0, 1e6)
     )
     lr: float = setting(2e-3, "peak learning rate of AdamW", within=(0, 10))
     weight_decay: float = setting(1e-2, "of AdamW, decoupled", within=(0, 10))
-    warmup: float = setting(0.05, "share of the run in which the learning rate rises", within=(0, 0.9))
+    warmup: float = setting(0.05, "share of the run during which the learning rate rises", within=(0, 0.9))
     grad_clip: float = setting(1.0, "largest norm of the gradient", within=(1e-6, 1e6))
     ema_decay: float = setting(
         0.99, "decay per step of the averaged weights, which are the ones kept; 0 is none", within=(0, 1)
@@ -122,8 +125,10 @@ class TrainConfig:
     # the machine
     seed: int = setting(0, "of initial weights, order and augmentation", within=(0, 2**32 - 1))
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps (a Mac's GPU)")
-    precision: str = setting("auto", "auto is the fastest the hardware has", choices=("auto", "fp32", "bf16", "fp16"))
-    compile: bool = setting(False, "torch.compile: minutes of waiting for some 10-30 percent on long runs")
+    precision: str = setting(
+        "auto", "number format; auto is the fastest that the hardware has", choices=("auto", "fp32", "bf16", "fp16")
+    )
+    compile: bool = setting(False, "torch.compile: minutes of waiting, then 10-30 percent faster; for long runs")
 
     def __post_init__(self):
         check_settings(self)

@@ -39,7 +39,7 @@ from .metrics import confusion, overlap
 from .model import NORMALISATION, UNet, count_parameters, save_weights, update_header
 from .quality.fit import MOST, Item, fit_quality
 from .scale.shards import ShardedFilms, is_sharded, read_shards, stream_loader
-from .splits import LICENCES, SYNTHETIC, suspect_masks
+from .splits import LICENCES, SYNTHETIC, flagged_masks
 
 CHECKPOINT_SECONDS = 300  # of training at most that a kill loses: epochs may be long
 
@@ -548,7 +548,7 @@ def select_films(data: str | Path | list[str | Path], config: TrainConfig) -> tu
 
     Args:
         data: a prepared set, several, or one in shards; the validation films are those of the first.
-        config: its ``sources``, ``suspects``, ``films`` and ``seed`` choose.
+        config: its ``sources``, ``flagged_masks``, ``films`` and ``seed`` choose.
 
     Raises:
         ValueError: a wanted source isn't there, a film is there twice, or shards are not alone.
@@ -568,8 +568,8 @@ def select_films(data: str | Path | list[str | Path], config: TrainConfig) -> tu
         raise ValueError(f"no film of {', '.join(sorted(absent))} in {data}: choose --sources from {there}")
     films = everything[(everything["split"] == "train") & everything["source"].isin(config.sources)]
     held_out = first[(first["split"] == "val") & first["source"].isin(config.sources)]
-    if not config.suspects:
-        films = films[~films["name"].isin(suspect_masks()["name"])]
+    if not config.flagged_masks:
+        films = films[~films["name"].isin(flagged_masks()["name"])]
     if config.films:
         films = films.sample(min(config.films, len(films)), random_state=config.seed)
     return films, held_out

@@ -163,7 +163,7 @@ def test_a_full_disk_ends_predict_in_a_line_and_the_same_command_goes_on(
     assert main(command(films, out, weights)) == 1
     said = capfd.readouterr().err
     assert said.startswith(f"unet-lung predict: {out}") and said.endswith(
-        "No space left on device: make room there; the same command goes on\n"
+        "No space left on device: make room there; the same command resumes it\n"
     )
     assert said.count("\n") == 1 and not list(out.rglob(".*.part"))
     full_disk(None)
@@ -197,7 +197,7 @@ def test_ctrl_c_ends_predict_in_a_line_and_the_same_command_goes_on(
     out = tmp_path / "out"
     ctrl_c(Journal, "add", calls=3)
     assert main(command(films, out, weights)) == 130
-    assert capfd.readouterr().err == "unet-lung predict: stopped; the same command goes on\n"
+    assert capfd.readouterr().err == "unet-lung predict: stopped; the same command resumes it\n"
     assert set(pd.read_csv(out / "predictions.csv")["name"]) >= {"film0", "film1"}
     assert segmented(films, out, weights, monkeypatch) == N - 3
 

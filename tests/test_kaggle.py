@@ -234,7 +234,7 @@ def test_published_code_is_found_as_notebooks_look_for_it(journey, server, tmp_p
     shipped = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert {
         f"kaggle_utils/{name}"
-        for name in ("__main__.py", "weights/lungs.safetensors", "assets/appearance.npz", "splits/suspect_masks.csv")
+        for name in ("__main__.py", "weights/lungs.safetensors", "assets/appearance.npz", "splits/flagged_masks.csv")
     } | {"results/protocols.csv"} <= shipped
     assert (package / "trainer.py").read_bytes() == (ROOT / "kaggle_utils" / "trainer.py").read_bytes()
     assert not [name for name in shipped if "__pycache__" in name]

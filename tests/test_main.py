@@ -28,7 +28,7 @@ from kaggle_utils.files import LOCK, locked
 from kaggle_utils.image import write_image
 from kaggle_utils.model import UNet, read_header, save_weights
 from kaggle_utils.scale.shards import ShardedFilms, read_shards
-from kaggle_utils.splits import suspect_masks
+from kaggle_utils.splits import flagged_masks
 from kaggle_utils.synthetic.model import AppearanceModel
 from kaggle_utils.trainer import read_checkpoint
 
@@ -87,8 +87,9 @@ def test_the_main_commands_are_there():
 
 @pytest.mark.parametrize("old, new", RENAMED.items())
 def test_earlier_name_of_an_option_is_taken(old, new):
-    args = build_parser().parse_args(["train", "--out", "run", f"--{old}", "2"])
-    assert getattr(args, new) == 2 and not hasattr(args, old)
+    value = [] if new == "flagged_masks" else ["2"]
+    args = build_parser().parse_args(["train", "--out", "run", f"--{old}", *value])
+    assert getattr(args, new) == (2 if value else True) and not hasattr(args, old)
 
 
 @pytest.mark.parametrize("text", ["0", "1", "nan", "-0.5"])
@@ -132,12 +133,7 @@ def test_help_states_the_defaults(command, capsys):
 
 @pytest.mark.parametrize(
     "option, unit",
-    [
-        ("--size", "px"),
-        ("--time-budget-min", "minutes to train"),
-        ("--epochs", "passes"),
-        ("--batch-size", "radiographs"),
-    ],
+    [("--size", "px"), ("--time-budget-min", "minutes"), ("--epochs", "passes"), ("--batch-size", "radiographs")],
 )
 def test_help_of_train_states_units(option, unit):
     action = next(a for a in COMMANDS["train"]._actions if option in a.option_strings)
@@ -463,7 +459,7 @@ def test_names_that_the_terminal_has_no_letters_for_end_no_run(tmp_path, film_fi
         text=True,
         timeout=600,
     )
-    assert done.returncode == 0 and done.stdout.startswith(r"1 built-in films in r\udcf6ntgen \u7247")
+    assert done.returncode == 0 and done.stdout.startswith(r"1 synthetic radiographs in r\udcf6ntgen \u7247")
 
 
 # --- progress --------------------------------------------------------------------------------------------------------
@@ -637,7 +633,7 @@ def write_raw_sets(root):
     seed = 0
     for source, counts in wanted.items():
         table = pd.read_csv(lists / f"segmentation_{source}.csv")
-        table = table[~table["name"].isin(suspect_masks()["name"])]
+        table = table[~table["name"].isin(flagged_masks()["name"])]
         for split, n in zip(("train", "val", "test"), counts):
             for name in table.loc[table["split"] == split, "name"].head(n):
                 film, seed = phantom(96, 80, seed), seed + 1

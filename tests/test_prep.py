@@ -641,7 +641,7 @@ def test_ctrl_c_ends_prep_in_a_line_and_the_same_command_goes_on(tmp_path, monke
     monkeypatch.setattr(prep, "prepare_film", lambda *film, quick=prep.prepare_film: time.sleep(0.02) or quick(*film))
     ctrl_c(Journal, "add", calls=4)
     assert main(command) == 130
-    assert capfd.readouterr().err == "unet-lung prep: stopped; the same command goes on\n"
+    assert capfd.readouterr().err == "unet-lung prep: stopped; the same command resumes it\n"
     before = len(done)
     assert 3 < before < 15
     assert main(command) == 0

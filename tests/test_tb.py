@@ -412,9 +412,9 @@ def test_what_stops_a_screening_is_told_in_a_line_and_the_same_command_goes_on(
     assert main(command) == (130 if how == "Ctrl-C" else 1)
     said = capfd.readouterr().err
     assert said.endswith(
-        "stopped; the same command goes on\n"
+        "stopped; the same command resumes it\n"
         if how == "Ctrl-C"
-        else "No space left on device: make room there; the same command goes on\n"
+        else "No space left on device: make room there; the same command resumes it\n"
     )
     assert said.count("\n") == 1 and (how == "Ctrl-C" or str(tmp_path / "out") in said)
     full_disk(None)

@@ -24,7 +24,7 @@ from kaggle_utils.image import read_mask, write_mask
 from kaggle_utils.loss import LOSSES, make_loss
 from kaggle_utils.model import UNet, count_parameters, load_weights, read_header
 from kaggle_utils.quality.estimate import REASONS
-from kaggle_utils.splits import published_split, suspect_masks
+from kaggle_utils.splits import flagged_masks, published_split
 from kaggle_utils.trainer import TrainConfig, Trainer, check_batch, ema_with_warmup
 
 TINY = TrainConfig(
@@ -715,18 +715,18 @@ def test_without_heads_all_sets_share_one_output(two_sources, tmp_path):
     assert read_header(tmp_path / "run" / "best.safetensors")["heads"] == []
 
 
-@pytest.mark.parametrize("suspects, films", [(False, 6), (True, 8)])
-def test_masks_known_to_be_bad_are_trained_on_only_if_asked_for(prepared, tmp_path, monkeypatch, suspects, films):
+@pytest.mark.parametrize("flagged, films", [(False, 6), (True, 8)])
+def test_masks_known_to_be_bad_are_trained_on_only_if_asked_for(prepared, tmp_path, monkeypatch, flagged, films):
     bad = read_manifest(prepared)["name"].iloc[[0, 3, -1]]  # the last one is a test film
-    monkeypatch.setattr(training, "suspect_masks", lambda: pd.DataFrame({"name": bad, "reason": "heart"}))
+    monkeypatch.setattr(training, "flagged_masks", lambda: pd.DataFrame({"name": bad, "reason": "heart"}))
     fitted = training.train(
-        prepared, tmp_path / "run", replace(TINY, sources=("montgomery",), epochs=1, suspects=suspects)
+        prepared, tmp_path / "run", replace(TINY, sources=("montgomery",), epochs=1, flagged_masks=flagged)
     )
     assert len(fitted.train_loader.dataset) == films
 
 
 def test_only_masks_of_the_published_training_lists_are_called_bad():
-    assert (published_split(suspect_masks()) == "train").all()
+    assert (published_split(flagged_masks()) == "train").all()
 
 
 def test_no_film_of_the_wanted_sources_is_an_error(prepared, tmp_path):
@@ -860,7 +860,7 @@ def test_default_network_has_at_most_2_million_parameters():
 
 @pytest.mark.parametrize(
     "changed",
-    [{}, {"time_budget_min": 14.0, "sources": ("jsrt",)}, {"heads": False, "suspects": True, "weight_decay": 0.1}],
+    [{}, {"time_budget_min": 14.0, "sources": ("jsrt",)}, {"heads": False, "flagged_masks": True, "weight_decay": 0.1}],
 )
 def test_command_of_a_run_makes_the_same_configuration(changed, prepared, monkeypatch, tmp_path):
     config, seen = TrainConfig(**changed), []

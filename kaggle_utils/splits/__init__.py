@@ -29,10 +29,10 @@ def published_split(frame: pd.DataFrame, task: str = "segmentation") -> pd.Serie
     return frame["name"].map(pd.concat(lists).set_index("name")["split"])
 
 
-def suspect_masks() -> pd.DataFrame:
+def flagged_masks() -> pd.DataFrame:
     """Masks of the training lists that were seen to be wrong: name and reason.
 
     Shenzhen's were drawn by several people, in runs of numbers: some include the heart or the stomach, some are
     displaced. Validation and test masks are left as published, whatever they look like.
     """
-    return pd.read_csv(Path(__file__).with_name("suspect_masks.csv"))
+    return pd.read_csv(Path(__file__).with_name("flagged_masks.csv"))

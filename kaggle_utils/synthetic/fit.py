@@ -27,7 +27,7 @@ WINDOW, STEP = 64, 32  # px; windows overlap by half, so that their fades add up
 FLOW_NODES = 33
 MAX_SHARE = 0.2  # a window's mode with more of its squared scores in one film is that film's detail, and left out
 # Shenzhen masks that take in the heart or the stomach, or are crude: seen by eye, not by the spread of the outline.
-# The asset was fitted without these; training leaves out those of splits/suspect_masks.csv.
+# The asset was fitted without these; training leaves out those of splits/flagged_masks.csv.
 # fmt: off
 LOOSE_MASKS = (
     "CHNCXR_0513_1", "CHNCXR_0297_0", "CHNCXR_0511_1", "CHNCXR_0339_1", "CHNCXR_0294_0", "CHNCXR_0295_0",
