@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,39 +122,76 @@ def predict(
     """
     check_formats(formats)
     out = Path(out)
+    write = partial(_write, out=out, formats=formats, version=segmenter.version)
+    return segment_into(
+        out / "predictions.csv",
+        patterns,
+        segmenter,
+        columns=PREDICTION_COLUMNS,
+        outputs=_outputs(formats),
+        removed=_outputs(FORMATS),
+        settings={"force": force, "formats": list(formats)},
+        finish=lambda results, pool: pool.map(write, results),
+        write_tables=lambda found: _write_tables(found, out, formats),
+        batch=batch,
+        force=force,
+    )
+
+
+def segment_into(
+    table: Path,
+    patterns: Iterable[str | Path],
+    segmenter: LungSegmenter,
+    *,
+    columns: Sequence[str],
+    outputs: Sequence[str],
+    removed: Sequence[str],
+    settings: dict[str, Any],
+    finish: Callable[[list[Segmented | Unsegmented], Executor], Iterable[dict[str, Any]]],
+    write_tables: Callable[[list[dict[str, Any]]], pd.DataFrame],
+    batch: int = 8,
+    force: bool = False,
+) -> pd.DataFrame:
+    """Segments files into a folder with a table; a run that was stopped resumes there. See :func:`predict`.
+
+    Args:
+        table: CSV file in the folder; the journal, which is beside it, has its name.
+        patterns: files, folders and globs.
+        segmenter: with which weights and switches.
+        columns: of the table.
+        outputs: files that are written for a film, such as ``masks/{}.png``, from the folder.
+        removed: those of an earlier run that go before a film is done again.
+        settings: what decides the results besides the segmenter's own settings, JSON-able.
+        finish: makes of a batch, with a pool's help, what is kept in the journal of each film, in order.
+        write_tables: makes the tables of all that was kept, in the order of the files; what it returns is returned.
+        batch: films per forward pass.
+        force: see :func:`infer.segment_films`.
+    """
+    out = table.parent
     files = find_files(patterns, out=out)
-    folders = [folder for name in formats for folder in FORMATS[name].files]
-    start_results(out, "predictions.csv", PREDICTION_COLUMNS, folders)
+    start_results(out, table.name, columns, sorted({output.partition("/")[0] for output in outputs}))
     names = unique_names(files)
-    settings = {**segmenter.settings, "force": force, "formats": list(formats), "out": printable(out)}
-    journal = Journal(out / "predictions.jsonl", settings, dict(zip(names, files)))
-    done: dict[str, dict[str, Any]] = {}
-    todo: list[tuple[Path, str]] = []
-    for file, name in zip(files, names):
-        found = journal.find(file, name)
-        if found:
-            done[name] = found
-        else:
-            todo.append((file, name))
-
-    def write(result: Segmented | Unsegmented) -> dict[str, Any]:
-        journal.remove(result.name, _outputs(result.name, FORMATS))
-        return _write(result, out, formats, segmenter.version)
-
-    bar = tqdm(total=len(files), initial=len(done), desc="predict", unit="film", disable=None)
+    settings = {**segmenter.settings, **settings, "out": printable(out)}
+    journal = Journal(table.with_suffix(".jsonl"), settings, dict(zip(names, files)))
+    found = {name: journal.find(file, name) for file, name in zip(files, names)}
+    todo = [(file, name) for file, name in zip(files, names) if found[name] is None]
+    bar = tqdm(total=len(files), initial=len(files) - len(todo), desc=table.stem, unit="film", disable=None)
     try:
         with ThreadPoolExecutor() as pool, bar:
             for results in segment_batches(todo, segmenter, pool, batch=batch, force=force):
-                for result, found in zip(results, pool.map(write, results)):
-                    done[result.name] = found
+                for result in results:
+                    journal.remove(result.name, [output.format(result.name) for output in removed])
+                for result, kept in zip(results, finish(results, pool)):
+                    found[result.name] = kept
                     if isinstance(result, Segmented) or result.shape:  # what could not be read is tried again
-                        journal.add(Path(result.path), result.name, found, _outputs(result.name, formats))
+                        there = [output.format(result.name) for output in outputs]
+                        journal.add(Path(result.path), result.name, kept, there)
                 bar.update(len(results))
     except BaseException:
         with suppress(OSError):  # of which the first one counts
-            _write_tables([done[name] for name in names if name in done], out, formats)
+            write_tables([kept for kept in found.values() if kept is not None])
         raise
-    return _write_tables([done[name] for name in names], out, formats)
+    return write_tables([kept for kept in found.values() if kept is not None])
 
 
 def evaluate(
@@ -201,14 +239,13 @@ def evaluate(
             films = todo[start : start + batch]
             probs = segmenter.probabilities([read_image(film.image) for film in films], [film.source for film in films])
             for film, prob in zip(films, probs):
-                protocols = [split] if film.split == split else []
-                if film.source not in trained_on:
-                    protocols.append("all")
                 for size, truth in _truths(film, sizes, raw_films.get(film.name)).items():
-                    scores = score(segmenter.finish(prob, truth.shape), truth)
-                    for protocol in protocols:
-                        row = {"name": film.name, "source": film.source, "protocol": protocol, "size": size}
-                        rows.append(row | scores)
+                    row = {"name": film.name, "source": film.source, "protocol": split, "size": size}
+                    row |= score(segmenter.finish(prob, truth.shape), truth)
+                    if film.split == split:
+                        rows.append(row)
+                    if film.source not in trained_on:
+                        rows.append(row | {"protocol": "all"})
             bar.update(len(films))
     return pd.DataFrame(rows).sort_values(["size", "protocol", "source", "name"], ignore_index=True)
 
@@ -225,9 +262,9 @@ def _truths(film: Any, sizes: Sequence[int], raw: RawFilm | None) -> dict[int, n
     return truths
 
 
-def _outputs(name: str, formats: Iterable[str]) -> list[str]:
-    """The files of a film in these formats."""
-    return [f"{folder}/{name}{suffix}" for form in formats for folder, suffix in FORMATS[form].files.items()]
+def _outputs(formats: Iterable[str]) -> list[str]:
+    """The files that a film gets in these formats, its name left open."""
+    return [f"{folder}/{{}}{suffix}" for form in formats for folder, suffix in FORMATS[form].files.items()]
 
 
 def _write(result: Segmented | Unsegmented, out: Path, formats: Sequence[str], version: str) -> dict[str, Any]:

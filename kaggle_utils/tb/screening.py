@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +16,13 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.special import expit
-from tqdm import tqdm
 
-from ..files import Journal, printable, start_results, write_bytes
+from ..files import printable, write_bytes
 from ..hardware import choose_device
 from ..image import resize_mask, write_image
-from ..infer import LungSegmenter, Segmented, Unsegmented, draw_overlay, segment_batches
+from ..infer import LungSegmenter, Segmented, Unsegmented, draw_overlay
 from ..model import read_header
-from ..pictures.find import find_files, unique_names
+from ..predictions import segment_into
 from ..tables import to_csv
 from .data import CROPPED, FILM, Cuts, as_tensor, cut, from_letter_box, lung_box, lung_fields, stack, view
 from .net import grad_cam, load_tb
@@ -143,35 +140,18 @@ def screen(patterns: Iterable[str | Path], out: str | Path, screener: TBScreener
         OSError: ``out`` can't be written.
     """
     out = Path(out)
-    files = find_files(patterns, out=out)
-    start_results(out, "screening.csv", SCREENING_COLUMNS, ["overlays"])
-    names = unique_names(files)
-    settings = {**screener.segmenter.settings, "screener": screener.version, "out": printable(out)}
-    journal = Journal(out / "screening.jsonl", settings, dict(zip(names, files)))
-    rows: dict[str, dict[str, Any]] = {}
-    todo: list[tuple[Path, str]] = []
-    for file, name in zip(files, names):
-        row = journal.find(file, name)
-        if row:
-            rows[name] = row
-        else:
-            todo.append((file, name))
-    bar = tqdm(total=len(files), initial=len(rows), desc="screen", unit="film", disable=None)
-    try:
-        with ThreadPoolExecutor() as pool, bar:
-            for results in segment_batches(todo, screener.segmenter, pool, batch=batch):
-                for result in results:
-                    journal.remove(result.name, [f"overlays/{result.name}.png"])
-                for result, row in zip(results, _screen(results, out, screener)):
-                    rows[result.name] = row
-                    if isinstance(result, Segmented) or result.shape:  # what could not be read is tried again
-                        journal.add(Path(result.path), result.name, row, [f"overlays/{result.name}.png"])
-                bar.update(len(results))
-    except BaseException:
-        with suppress(OSError):  # of which the first one counts
-            _write_table([rows[name] for name in names if name in rows], out)
-        raise
-    return _write_table([rows[name] for name in names], out)
+    return segment_into(
+        out / "screening.csv",
+        patterns,
+        screener.segmenter,
+        columns=SCREENING_COLUMNS,
+        outputs=["overlays/{}.png"],
+        removed=["overlays/{}.png"],
+        settings={"screener": screener.version},
+        finish=lambda results, _: _screen(results, out, screener),
+        write_tables=lambda rows: _write_table(rows, out),
+        batch=batch,
+    )
 
 
 def _write_table(rows: list[dict[str, Any]], out: Path) -> pd.DataFrame:
