@@ -1,7 +1,7 @@
 # make run [DATA=folder with the raw sets] · make demo · make check · make test · make test-machines · make test-kaggle · make bench [DATA=…] · make notebooks · make slides
 PYTHON  ?= python3
 DATA    ?=
-NAME    ?= $(if $(DATA),real,builtin)
+NAME    ?= $(if $(DATA),real,synthetic)
 MINUTES ?= $(if $(DATA),14,4)
 RUN     := runs/$(NAME)
 RAW     := $(or $(DATA),$(RUN)/raw)
@@ -21,17 +21,17 @@ export JUPYTER_CONFIG_DIR := $(CURDIR)/.cache/jupyter
 
 .PHONY: run demo weights check test test-machines test-kaggle bench notebooks slides clean help
 help:
-	@echo "make run [DATA=folder]  prepare, train, evaluate, predict, into runs/NAME; built-in films without DATA"
-	@echo "make demo               six built-in films and their lungs, into runs/demo/lungs"
+	@echo "make run [DATA=folder]  prepare, train, evaluate, predict, into runs/NAME; synthetic radiographs without DATA"
+	@echo "make demo               six synthetic radiographs and their lungs, into runs/demo/lungs"
 	@echo "make check              ruff and mypy: style, imports, types"
 	@echo "make test               all tests, in two processes; those of seconds: .venv/bin/python -m pytest -m 'not slow'"
 	@echo "make test-machines      those that compute, as on an old processor, on one with AVX2 and four threads, and with all threads"
 	@echo "make test-kaggle        the same with the versions of Kaggle's image; PYTHON=python3.12 is what it has"
 	@echo "make bench [DATA=…]     speed beside peers, and with the raw sets the time to a Dice of 0.95, into results/"
-	@echo "make notebooks          all notebooks again, on built-in films, saved with their outputs"
+	@echo "make notebooks          all notebooks again, on synthetic radiographs, saved with their outputs"
 	@echo "make slides             the notebooks as one deck that opens without a network, runs/slides/unet-lung.html; needs npm"
 
-# Six built-in films, their lungs outlined: overlays in runs/demo/lungs.
+# Six synthetic radiographs, their lungs outlined: overlays in runs/demo/lungs.
 demo: .venv/run.stamp
 	$(CLI) synth --n 6 --out runs/demo/raw
 	$(CLI) predict "runs/demo/raw/**/CXR_png/*.png" --out runs/demo/lungs
@@ -78,7 +78,7 @@ bench: .venv/dev.stamp
 	$(PY) -m benchmarks.infer $(if $(DATA),--data $(RUN)/segmentation)
 	$(if $(DATA),$(PY) -m benchmarks.time_to_dice --data $(RUN)/segmentation)
 
-# On built-in films, with their outputs; committed, and compared by make test.
+# On synthetic radiographs, with their outputs; committed, and compared by make test.
 notebooks: .venv/dev.stamp
 	$(PY) notebooks/run.py
 

@@ -1,7 +1,7 @@
 """Fits the estimate of a mask's Dice of the shipped weights, and measures it on films that it was not fitted on.
 
     python -m benchmarks.quality [fit] [test] --data segmentation
-    python -m benchmarks.quality run --data runs/builtin/segmentation --weights runs/builtin/best.safetensors
+    python -m benchmarks.quality run --data runs/synthetic/segmentation --weights runs/synthetic/best.safetensors
 
 fit   on the validation films of the sets that the shipped weights were trained on, a damaged copy of each by every kind
       of damage (:mod:`kaggle_utils.quality.damages`), and drawn pictures that are no films; writes it into the weights'

@@ -209,7 +209,7 @@ def synthetic() -> list[list[object]]:
     mixed, (real, both) = found["mixed"], found["mixed"]["training_films"]
     rows = [["trained on", "films", "Montgomery test", "Shenzhen test", "JSRT, all"]]
     for name, films, scores in (
-        ("built-in films alone: no real film ever seen", DRAWN, found["alone"]),
+        ("synthetic radiographs alone: no real film ever seen", DRAWN, found["alone"]),
         ("real films alone", real, mixed["real"]),
         ("both, at equal steps", both, mixed["real_and_samples"]),
     ):
@@ -218,7 +218,7 @@ def synthetic() -> list[list[object]]:
 
 
 def synthetic_number() -> list[list[object]]:
-    return _by_set("number", "built-in films, 600 steps each")
+    return _by_set("number", "synthetic radiographs, 600 steps each")
 
 
 def synthetic_modes() -> list[list[object]]:
