@@ -187,7 +187,7 @@ def app(args: argparse.Namespace) -> int:
 def screen(args: argparse.Namespace) -> int:
     from .infer import LungSegmenter
     from .scale.s3 import as_addresses, fetch, results
-    from .tb import SUSPECT, TBScreener, screen
+    from .tb import PRESUMPTIVE, TBScreener, screen
 
     screener = TBScreener(
         fetch(args.weights), segmenter=LungSegmenter(fetch(args.segmenter), device=args.device), device=args.device
@@ -195,10 +195,10 @@ def screen(args: argparse.Namespace) -> int:
     with results(args.out) as out:
         table = screen([fetch(path, args.out) for path in args.path], out, screener, batch=args.batch_size)
     without = table[table["probability"].isna()]
+    presumptive = (table["label"] == PRESUMPTIVE).sum()
     print(
-        f"{len(table) - len(without)} of {len(table)} films have a probability, {(table['label'] == SUSPECT).sum()} "
-        "of them presumptive tuberculosis: "
-        f"{args.out}/screening.csv. No medical device"
+        f"{len(table) - len(without)} of {len(table)} radiographs have a probability, {presumptive} of them "
+        f"presumptive tuberculosis: {args.out}/screening.csv. No medical device"
     )
     for film in without.head(5).itertuples():
         print(f"  {film.name}: {as_addresses(film.reason)}", file=sys.stderr)

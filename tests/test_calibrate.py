@@ -65,6 +65,6 @@ def test_validation_films_alone_fix_temperature_and_threshold(rng):
     test = calibrated(films)
     assert len(test) == 2000 and (test["part"] == "test").all()
     assert test["temperature"].unique() == pytest.approx(2, rel=0.15)
-    assert test.loc[test["tb"] == 1, "suspect"].mean() == pytest.approx(0.9, abs=0.04)
+    assert test.loc[test["tb"] == 1, "presumptive"].mean() == pytest.approx(0.9, abs=0.04)
     changed = films.assign(tb=films["tb"].where(films["part"] != "test", 1 - films["tb"]))
     assert calibrated(changed)["prob"].equals(test["prob"])

@@ -1,4 +1,4 @@
-"""The tuberculosis classifier, on drawn films: cuts, arms, head, heat map, calibration, scores, screening."""
+"""The tuberculosis classifier, on phantoms: cuts, variants, head, heat map, calibration, scores, screening."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from kaggle_utils.quality import check_film
 from kaggle_utils.quality.estimate import Quality
 from kaggle_utils.synthetic.model import AppearanceModel
 from kaggle_utils.tb.data import (
-    ARMS,
+    VARIANTS,
     Cuts,
     balance,
     batches,
@@ -43,7 +43,7 @@ from kaggle_utils.tb.data import (
 )
 from kaggle_utils.tb.net import TBEnsemble, TBNet, grad_cam, load_tb
 from kaggle_utils.tb.screening import SCREENING_COLUMNS, TB_WEIGHTS, TBScreener, draw_heat, screen, why_not
-from kaggle_utils.tb.train import TBConfig, compare_arms, logits_of, read_off, train_tb
+from kaggle_utils.tb.train import TBConfig, compare_variants, logits_of, read_off, train_tb
 
 SIZE = 64
 
@@ -156,7 +156,7 @@ def test_the_published_lists_of_this_task_decide_not_those_of_the_segmentation(t
     assert list(tb_frame(tmp_path)["part"]) == ["test", "train"]
 
 
-# ---- arms
+# ---- variants
 
 
 @pytest.fixture
@@ -165,28 +165,28 @@ def pair() -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(torch.from_numpy(a[None, None]) for a in (film.image, film.mask))
 
 
-def changed(arm: str, pair, where: torch.Tensor) -> bool:
-    """Whether an arm sees a new texture there."""
+def changed(variant: str, pair, where: torch.Tensor) -> bool:
+    """Whether a variant sees a new texture there."""
     image, lungs = pair
     other = torch.where(where.bool(), 255 - image, image)
-    return not torch.equal(view(image, lungs, arm)[0], view(other, lungs, arm)[0])
+    return not torch.equal(view(image, lungs, variant)[0], view(other, lungs, variant)[0])
 
 
 @pytest.mark.parametrize(
-    "arm, sees_lungs, sees_rest",
+    "variant, sees_lungs, sees_rest",
     [("whole", True, True), ("crop", True, True), ("masked", True, False), ("blanked", False, True)],
 )
-def test_an_arm_sees_what_it_should_and_nothing_else(arm, sees_lungs, sees_rest, pair):
-    assert changed(arm, pair, pair[1]) == sees_lungs and changed(arm, pair, 1 - pair[1]) == sees_rest
+def test_a_variant_sees_what_it_should_and_nothing_else(variant, sees_lungs, sees_rest, pair):
+    assert changed(variant, pair, pair[1]) == sees_lungs and changed(variant, pair, 1 - pair[1]) == sees_rest
 
 
-@pytest.mark.parametrize("arm", ARMS)
-def test_exposure_cancels_out(arm, pair):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_exposure_cancels_out(variant, pair):
     image, lungs = pair
-    assert torch.allclose(view(image, lungs, arm)[0], view(0.5 * image.float() + 20, lungs, arm)[0], atol=1e-4)
+    assert torch.allclose(view(image, lungs, variant)[0], view(0.5 * image.float() + 20, lungs, variant)[0], atol=1e-4)
 
 
-def test_no_such_arm(pair):
+def test_no_such_variant(pair):
     with pytest.raises(ValueError, match="whole, crop, masked, blanked"):
         view(*pair, "left")
 
@@ -220,19 +220,19 @@ def test_folds_are_stratified_and_keep_a_patient_together():
     assert all(abs(n - 12) <= 1 for n in pd.Series(fold[40:]).value_counts())
 
 
-def test_blanked_lungs_hide_what_the_masked_arm_sees():
+def test_blanked_lungs_hide_what_the_masked_variant_sees():
     cuts = spotted(48)
     cuts.frame["part"] = ["train"] * 32 + ["val"] * 8 + ["test"] * 8
-    films = compare_arms(
+    films = compare_variants(
         cuts,
         TBConfig(size=SIZE, base_channels=8, depth=2, epochs=15, batch_size=8, lr=4e-3, ema_decay=0.9, device="cpu"),
-        arms=("masked", "blanked"),
+        variants=("masked", "blanked"),
     )
     assert (
         films.groupby("arm")["name"].agg(list).map(lambda names: sorted(names) == sorted(cuts.frame["name"][32:])).all()
     )
-    by_arm = {arm: roc_auc_score(some["tb"], some["logit"]) for arm, some in films.groupby("arm")}
-    assert by_arm["masked"] == 1 and by_arm["blanked"] < 0.8
+    by_variant = {variant: roc_auc_score(some["tb"], some["logit"]) for variant, some in films.groupby("arm")}
+    assert by_variant["masked"] == 1 and by_variant["blanked"] < 0.8
 
 
 # ---- network and heat map
@@ -376,7 +376,7 @@ def test_screening_gives_a_probability_or_a_reason(folder, weights, tmp_path):
     fine = table["name"].str.startswith("film")
     assert (
         table.loc[fine, "probability"].between(0, 1).all()
-        and table.loc[fine, "label"].isin(["suspect", "not suspect"]).all()
+        and table.loc[fine, "label"].isin(["presumptive", "not presumptive"]).all()
     )
     assert table.loc[~fine, "probability"].isna().all() and (table.loc[~fine, "label"] == "").all()
     assert (
@@ -501,7 +501,7 @@ def test_command_line(folder, weights, tmp_path, capsys):
     )
     said = capsys.readouterr()
     assert (
-        "2 of 5 films have a probability" in said.out
+        "2 of 5 radiographs have a probability" in said.out
         and "No medical device" in said.out
         and "broken: the file is truncated" in said.err
     )

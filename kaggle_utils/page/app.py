@@ -27,7 +27,7 @@ from ..infer import Unsegmented, draw_overlay, segment_films
 from ..quality import MEASUREMENTS, measure
 from ..synthetic import AppearanceModel
 from ..tables import to_csv
-from ..tb import CLEAR, SUSPECT, TBScreener, why_not
+from ..tb import CLEAR, PRESUMPTIVE, TBScreener, why_not
 from .uploads import MAX_UPLOAD, MOST_FILMS, Gate, Uploads
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ def _notes(notes: tuple[str, ...]) -> str:
 
 def _probability(screener: TBScreener, image: np.ndarray, mask: np.ndarray) -> str:
     probability = float(screener.probabilities([image], [mask])[0])
-    return f"{probability:.2f} ({SUSPECT if probability >= screener.threshold else CLEAR})"
+    return f"{probability:.2f} ({PRESUMPTIVE if probability >= screener.threshold else CLEAR})"
 
 
 def _place(found: dict[str, float], name: str) -> str:

@@ -109,7 +109,7 @@ def draw_tb_roc(path: str | Path | None = None, *, films: pd.DataFrame | None = 
         name, colour = ARMS[arm]
         label = f"{name}, {roc_auc_score(truth, prob):.3f}"
         ax.step(false_positives, sensitivity, where="post", color=colour, label=label)
-        called = test.groupby("tb")["suspect"].mean()
+        called = test.groupby("tb")["presumptive"].mean()
         ax.plot(called[0], called[1], "o", color=colour)
     ax.plot([0, 1], [0, 1], color="0.7", linewidth=0.8, linestyle="--")
     ax.set(

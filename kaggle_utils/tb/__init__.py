@@ -8,18 +8,18 @@
 """
 
 from .calibrate import calibrated, reliability, score_tb
-from .data import ARMS, make_cuts, tb_frame, view
-from .screening import CLEAR, SUSPECT, TBScreener, draw_heat, screen, why_not
-from .train import TBConfig, compare_arms
+from .data import VARIANTS, make_cuts, tb_frame, view
+from .screening import CLEAR, PRESUMPTIVE, TBScreener, draw_heat, screen, why_not
+from .train import TBConfig, compare_variants
 
 __all__ = [
-    "ARMS",
+    "VARIANTS",
     "CLEAR",
-    "SUSPECT",
+    "PRESUMPTIVE",
     "TBConfig",
     "TBScreener",
     "calibrated",
-    "compare_arms",
+    "compare_variants",
     "draw_heat",
     "make_cuts",
     "reliability",

@@ -37,13 +37,13 @@ def choose_threshold(prob: np.ndarray, labels: np.ndarray, sensitivity: float = 
     return float(sick[math.floor(len(sick) * (1 - sensitivity) + 1e-9)])
 
 
-def score_tb(prob: np.ndarray, labels: np.ndarray, suspect: np.ndarray, *, seed: int = 0) -> dict[str, float]:
+def score_tb(prob: np.ndarray, labels: np.ndarray, presumptive: np.ndarray, *, seed: int = 0) -> dict[str, float]:
     """Scores of a set of films.
 
     Args:
         prob: calibrated probabilities.
         labels: in {0, 1}.
-        suspect: whether each probability is at or above the threshold that other films fixed, bool.
+        presumptive: whether each probability is at or above the threshold that other films fixed, bool.
         seed: of the bootstrap.
 
     Returns:
@@ -65,8 +65,8 @@ def score_tb(prob: np.ndarray, labels: np.ndarray, suspect: np.ndarray, *, seed:
         "auc": float(roc_auc_score(labels, prob)),
         "low": float(low),
         "high": float(high),
-        "sensitivity": float(suspect[sick].mean()),
-        "specificity": float(1 - suspect[well].mean()),
+        "sensitivity": float(presumptive[sick].mean()),
+        "specificity": float(1 - presumptive[well].mean()),
         "brier": float(brier_score_loss(labels, prob)),
         "ece": float((bins["n"] * abs(bins["prob"] - bins["share"])).sum() / len(labels)),
     }
@@ -89,7 +89,7 @@ def calibrated(films: pd.DataFrame, sensitivity: float = SENSITIVITY) -> pd.Data
         sensitivity: of the validation films, by :func:`choose_threshold`.
 
     Returns:
-        The test rows with prob (calibrated), suspect (presumptive tuberculosis: at the threshold or above),
+        The test rows with prob (calibrated), presumptive (at the threshold or above),
         temperature and threshold.
     """
     val, test = films[films["part"] == "val"], films[films["part"] == "test"]
@@ -97,4 +97,4 @@ def calibrated(films: pd.DataFrame, sensitivity: float = SENSITIVITY) -> pd.Data
     temperature = fit_temperature(logits, labels)
     threshold = choose_threshold(expit(logits / temperature), labels, sensitivity)
     prob = expit(test["logit"] / temperature)
-    return test.assign(prob=prob, suspect=prob >= threshold, temperature=temperature, threshold=threshold)
+    return test.assign(prob=prob, presumptive=prob >= threshold, temperature=temperature, threshold=threshold)

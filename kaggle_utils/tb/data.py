@@ -23,7 +23,7 @@ from ..image import read_image, resize_image, resize_mask, resize_prob
 from ..quality import split_lungs
 from ..splits import SAME_PATIENT, published_split
 
-ARMS = ("whole", "crop", "masked", "blanked")  # variants of what the network is shown, see view()
+VARIANTS = ("whole", "crop", "masked", "blanked")  # variants of what the network is shown, see view()
 CROPPED = ("crop", "masked")  # those that are shown the box around the lungs
 FILM = 512  # px, side of the square that a film is squeezed to before its lungs are cut out, as the prepared set's are
 MARGIN = 0.05  # of the lungs' longer side, around them: pleura and costophrenic angles lie on the mask's edge
@@ -71,18 +71,11 @@ class Cuts:
         at = np.arange(len(self))[np.asarray(keep)]
         return Cuts(self.frame.iloc[at], self.films[at], self.lungs[at], self.crops[at], self.crop_lungs[at])
 
-    def of(self, arm: str) -> tuple[np.ndarray, np.ndarray]:
+    def of(self, variant: str) -> tuple[np.ndarray, np.ndarray]:
         """Images and lungs that a variant starts from, each ``uint8 (N, size, size)``."""
-        check_arm(arm)
-        if arm in CROPPED:
+        if variant in CROPPED:
             return self.crops, self.crop_lungs
         return self.films, self.lungs
-
-
-def check_arm(arm: str) -> None:
-    """Raises ValueError unless there is such a variant."""
-    if arm not in ARMS:
-        raise ValueError(f"arm is one of {', '.join(ARMS)}, not {arm!r}")
 
 
 def lung_box(lungs: np.ndarray, margin: float = MARGIN) -> tuple[int, int, int, int]:
@@ -181,22 +174,21 @@ def stack(frame: pd.DataFrame, films: Iterable[tuple[np.ndarray, ...]]) -> Cuts:
     return Cuts(frame, whole, lungs, crops, crop_lungs)
 
 
-def make_cuts(frame: pd.DataFrame, segmenter, size: int, *, batch: int = 16) -> Cuts:
+def make_cuts(frame: pd.DataFrame, segmenter, size: int) -> Cuts:
     """Cuts the films of a manifest by the lungs that a segmenter finds; films without any are left out.
 
     Args:
         frame: rows of :func:`tb_frame`.
         segmenter: the :class:`infer.LungSegmenter`, or a dict of them by source.
         size: px, side of the cuts.
-        batch: films per forward pass.
     """
     rows: list[pd.DataFrame] = []
     done: list[tuple[np.ndarray, ...]] = []
     with ThreadPoolExecutor() as pool:
         for source, films in frame.groupby("source", sort=False):
             finder = segmenter[source] if isinstance(segmenter, dict) else segmenter
-            for start in range(0, len(films), batch):
-                some = films.iloc[start : start + batch]
+            for start in range(0, len(films), 16):
+                some = films.iloc[start : start + 16]
                 images = list(pool.map(read_image, some["image"]))
                 masks = finder.masks(images)
                 kept = [k for k, mask in enumerate(masks) if mask.any()]
@@ -208,18 +200,19 @@ def make_cuts(frame: pd.DataFrame, segmenter, size: int, *, batch: int = 16) -> 
 def save_cuts(path: str | Path, cuts: Cuts) -> None:
     """Writes cuts to an npz file: for this machine alone, since they are films."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    arrays = {key: getattr(cuts, key) for key in ("films", "lungs", "crops", "crop_lungs")}
-    np.savez_compressed(path, frame=np.frombuffer(cuts.frame.to_csv(index=False).encode(), np.uint8), **arrays)
+    table = cuts.frame.to_csv(index=False).encode()
+    np.savez_compressed(path, **vars(cuts) | {"frame": np.frombuffer(table, np.uint8)})
 
 
 def load_cuts(path: str | Path) -> Cuts:
     """Reads what :func:`save_cuts` wrote."""
     with np.load(path) as file:
-        frame = pd.read_csv(io.BytesIO(file["frame"].tobytes()), dtype={"name": str}, keep_default_na=False)
-        return Cuts(frame, *(file[key] for key in ("films", "lungs", "crops", "crop_lungs")))
+        arrays = dict(file)
+    table = io.BytesIO(arrays.pop("frame").tobytes())
+    return Cuts(pd.read_csv(table, dtype={"name": str}, keep_default_na=False), **arrays)
 
 
-def view(images: torch.Tensor, lungs: torch.Tensor, arm: str) -> tuple[torch.Tensor, torch.Tensor]:
+def view(images: torch.Tensor, lungs: torch.Tensor, variant: str) -> tuple[torch.Tensor, torch.Tensor]:
     """What a variant shows of a film, normalised by the gray levels of what it shows, and the region it shows.
 
     ``whole``: the film. ``crop``: the box around the lungs, normalised by the lungs' own levels, so that neither
@@ -230,19 +223,20 @@ def view(images: torch.Tensor, lungs: torch.Tensor, arm: str) -> tuple[torch.Ten
     Args:
         images: ``(B, 1, H, W)`` of any dtype.
         lungs: the same, in {0, 1}.
-        arm: of :data:`ARMS`.
+        variant: of :data:`VARIANTS`.
 
     Returns:
         The images with zero mean and unit deviation over their region, and the region in {0, 1}, both
         ``float32 (B, 1, H, W)``.
     """
-    check_arm(arm)
+    if variant not in VARIANTS:
+        raise ValueError(f"a variant is one of {', '.join(VARIANTS)}, not {variant!r}")
     images, lungs = images.float(), lungs.float()
-    region = {"whole": torch.ones_like(lungs), "crop": lungs, "masked": lungs, "blanked": 1 - lungs}[arm]
+    region = {"whole": torch.ones_like(lungs), "crop": lungs, "masked": lungs, "blanked": 1 - lungs}[variant]
     area = region.sum((-2, -1), keepdim=True).clamp_min(1)
     off = images - (images * region).sum((-2, -1), keepdim=True) / area
     off = off / ((off**2 * region).sum((-2, -1), keepdim=True) / area).sqrt().clamp_min(1e-3)
-    if arm == "crop":
+    if variant == "crop":
         return off.clamp(-4, 4), torch.ones_like(region)
     return off * region, region
 
@@ -262,18 +256,18 @@ def balance(frame: pd.DataFrame) -> np.ndarray:
 
 
 def batches(
-    cuts: Cuts, arm: str, *, batch: int, seed: int, epoch: int, preset: str = "tb"
+    cuts: Cuts, variant: str, *, batch: int, seed: int, epoch: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, np.ndarray]]:
     """An epoch of augmented views: images, region and positions in the cuts; seed and epoch alone decide the order."""
-    images, lungs = cuts.of(arm)
-    augment = augmentation(preset)
+    images, lungs = cuts.of(variant)
+    augment = augmentation("tb")
     order = np.random.default_rng([seed, epoch]).permutation(len(cuts))
     augment.set_random_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]))
     for some in np.array_split(order, max(1, round(len(order) / batch))):
         moved = [augment(image=images[k], mask=lungs[k]) for k in some]
         seen = as_tensor(np.stack([film["image"] for film in moved]))
         inside = as_tensor(np.stack([film["mask"] for film in moved]))
-        yield *view(seen, inside, arm), some
+        yield *view(seen, inside, variant), some
 
 
 def as_tensor(films: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:

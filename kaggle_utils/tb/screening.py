@@ -30,7 +30,7 @@ from .train import logits_of
 
 SCREENING_COLUMNS = ("name", "path", "probability", "label", "quality", "flag", "reason", "notes", "overlay")
 TB_WEIGHTS = Path(__file__).parents[1] / "weights" / "tb.safetensors"
-SUSPECT, CLEAR = "suspect", "not suspect"  # presumptive tuberculosis or not, in the label column
+PRESUMPTIVE, CLEAR = "presumptive", "not presumptive"  # tuberculosis, in the label column
 _STRIP = 512  # rows that are coloured at once: of fractions, a film of 64 megapixels would take 4 GB
 
 
@@ -61,7 +61,7 @@ class TBScreener:
             lacks = " and no ".join(sorted(missing))
             reason = f"not weights of the tuberculosis classifier, perhaps a segmenter's (no {lacks} in the header)"
             raise ValueError(f"{path}: {reason}")
-        self.arm, self.size = self.header["arm"], self.header["size"]
+        self.variant, self.size = self.header["arm"], self.header["size"]
         self.temperature, self.threshold = self.header["temperature"], self.header["threshold"]
         net = load_tb(path)
         self.net = net.to(choose_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -81,7 +81,7 @@ class TBScreener:
             ValueError: a film has no lungs.
         """
         cuts = self._cut(films, masks)
-        return expit(logits_of(list(self.net.members), cuts, self.arm) / self.temperature)
+        return expit(logits_of(list(self.net.members), cuts, self.variant) / self.temperature)
 
     def heat(self, film: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """What raised the probability, place by place, by :func:`tb.net.grad_cam`; 0 outside each lung's convex hull.
@@ -92,12 +92,12 @@ class TBScreener:
         Returns:
             ``float32 (H, W)`` in [0, 1], 1 at the film's hottest place; all 0 where nothing spoke for tuberculosis.
         """
-        images, lungs = self._cut([film], [mask]).of(self.arm)
+        images, lungs = self._cut([film], [mask]).of(self.variant)
         device = next(self.net.parameters()).device
-        image, region = view(as_tensor(images, device), as_tensor(lungs, device), self.arm)
+        image, region = view(as_tensor(images, device), as_tensor(lungs, device), self.variant)
         warm = grad_cam(list(self.net.members), image, region)[0].cpu().numpy()
         small = resize_mask(mask, FILM)
-        box = lung_box(lung_fields(small)) if self.arm in CROPPED else (0, FILM, 0, FILM)
+        box = lung_box(lung_fields(small)) if self.variant in CROPPED else (0, FILM, 0, FILM)
         warm = from_letter_box(warm, box, small.shape) * lung_fields(small, margin=0)
         warm = cv2.resize(warm, film.shape[::-1])
         return warm / max(float(warm.max()), 1e-6)
@@ -129,8 +129,8 @@ def screen(patterns: Iterable[str | Path], out: str | Path, screener: TBScreener
         batch: films per forward pass.
 
     Returns:
-        The table: name, path, probability (missing where none is given), label (``suspect``, presumptive tuberculosis,
-        from the operating point on, else ``not suspect``; empty without a probability), quality and flag of the mask
+        The table: name, path, probability (missing where none is given), label (``presumptive`` tuberculosis from
+        the operating point on, else ``not presumptive``; empty without a probability), quality and flag of the mask
         (see :mod:`quality.estimate`; what it rejects gets no probability), reason why there is none, notes (what
         reading and the checks found and did), overlay.
 
@@ -209,5 +209,5 @@ def _label(found: Segmented, probability: float, out: Path, screener: TBScreener
     return {
         "probability": round(probability, 4),
         "overlay": printable(path),
-        "label": SUSPECT if probability >= screener.threshold else CLEAR,
+        "label": PRESUMPTIVE if probability >= screener.threshold else CLEAR,
     }

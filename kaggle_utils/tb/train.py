@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -19,7 +19,7 @@ from ..config import setting
 from ..hardware import choose_device, choose_precision, keep_memory
 from ..model import UNet
 from ..trainer import ema_with_warmup
-from .data import ARMS, Cuts, as_tensor, balance, batches, check_arm, view
+from .data import VARIANTS, Cuts, as_tensor, balance, batches, view
 from .net import TBNet
 
 
@@ -27,7 +27,7 @@ from .net import TBNet
 class TBConfig:
     """Everything that decides a training; what the choices were made by is in ``results/tb_choices.csv``."""
 
-    arm: str = setting("masked", "what the network sees: whole, crop, masked or blanked")
+    variant: str = setting("masked", "what the network sees: whole, crop, masked or blanked")
     size: int = setting(192, "px, side of the square that it sees")
     base_channels: int = setting(16, "of the segmenter whose encoder it is")
     depth: int = setting(3, "the same")
@@ -42,13 +42,8 @@ class TBConfig:
     seed: int = setting(0, "of initial weights, order and augmentation")
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps (a Mac's GPU)")
 
-    def __post_init__(self):
-        check_arm(self.arm)
 
-
-def train_tb(
-    cuts: Cuts, config: TBConfig, encoder: UNet | None = None, on_epoch: Callable[[int, float], object] | None = None
-) -> TBNet:
+def train_tb(cuts: Cuts, config: TBConfig, encoder: UNet | None = None) -> TBNet:
     """Trains a classifier on labelled films.
 
     No film decides when to stop: validation films are left for the temperature and the threshold alone.
@@ -57,7 +52,6 @@ def train_tb(
         cuts: films of ``config.size`` with a label in ``frame["tb"]``.
         config: see :class:`TBConfig`.
         encoder: a segmenter to start from; None starts from random weights.
-        on_epoch: called with the epoch and its mean loss.
 
     Raises:
         ValueError: the films have another size, or one class alone.
@@ -83,7 +77,9 @@ def train_tb(
     for epoch in range(config.epochs):
         net.train()
         losses = []
-        for images, region, films in batches(cuts, config.arm, batch=config.batch_size, seed=config.seed, epoch=epoch):
+        for images, region, films in batches(
+            cuts, config.variant, batch=config.batch_size, seed=config.seed, epoch=epoch
+        ):
             images = images.to(device, memory_format=torch.channels_last)
             region, target = region.to(device), truth[films]
             if config.mixup:
@@ -100,8 +96,6 @@ def train_tb(
             losses.append(loss.item())
         if not math.isfinite(sum(losses)):
             raise FloatingPointError(f"the loss of epoch {epoch} is {np.mean(losses)}: try a lower lr than {config.lr}")
-        if on_epoch:
-            on_epoch(epoch, float(np.mean(losses)))
     trained = ema.module.eval()
     assert isinstance(trained, TBNet)
     return trained
@@ -134,50 +128,50 @@ def mix(
 
 
 @torch.inference_mode()
-def logits_of(nets: Sequence[TBNet], cuts: Cuts, arm: str, *, batch: int = 32, flip: bool = True) -> np.ndarray:
-    """Mean logits of the networks for each film, on request (the default) averaged with those of the mirrored film.
+def logits_of(nets: Sequence[TBNet], cuts: Cuts, variant: str) -> np.ndarray:
+    """Mean logits of the networks for each film, averaged with those of the mirrored film.
 
     Returns:
         ``float32 (N,)``.
     """
-    images, lungs = cuts.of(arm)
+    images, lungs = cuts.of(variant)
     device = next(nets[0].parameters()).device
     found = []
-    for start in range(0, len(cuts), batch):
-        some = slice(start, start + batch)
-        seen, region = view(as_tensor(images[some], device), as_tensor(lungs[some], device), arm)
+    for start in range(0, len(cuts), 32):
+        some = slice(start, start + 32)
+        seen, region = view(as_tensor(images[some], device), as_tensor(lungs[some], device), variant)
         seen = seen.contiguous(memory_format=torch.channels_last)
-        views = [(seen, region)]
-        if flip:
-            views.append((seen.flip(-1), region.flip(-1)))
+        views = (seen, region), (seen.flip(-1), region.flip(-1))
         with _autocast(device):
             logits = [net(*one).float() for net in nets for one in views]
         found.append(torch.stack(logits).mean(0).cpu())
     return torch.cat(found).numpy()
 
 
-def read_off(nets: Sequence[TBNet], cuts: Cuts, arm: str) -> pd.DataFrame:
+def read_off(nets: Sequence[TBNet], cuts: Cuts, variant: str) -> pd.DataFrame:
     """The films' name, source, tb, part and logit (see :func:`logits_of`), for :func:`tb.calibrate.calibrated`."""
-    return cuts.frame[["name", "source", "tb", "part"]].assign(logit=logits_of(nets, cuts, arm))
+    return cuts.frame[["name", "source", "tb", "part"]].assign(logit=logits_of(nets, cuts, variant))
 
 
-def compare_arms(cuts: Cuts, config: TBConfig, *, arms: Sequence[str] = ARMS, seeds: int = 1) -> pd.DataFrame:
+def compare_variants(
+    cuts: Cuts, config: TBConfig, *, variants: Sequence[str] = VARIANTS, seeds: int = 1
+) -> pd.DataFrame:
     """Trains a classifier for each variant and seed on the ``train`` part of the films, alike otherwise.
 
     Args:
         cuts: with ``part`` in the frame: train, val and test.
-        config: of all; its arm and seed don't count.
-        arms, seeds: which, and how often each; seeds are counted from 0.
+        config: of all; its variant and seed don't count.
+        variants, seeds: which, and how often each; seeds are counted from 0.
 
     Returns:
-        :func:`read_off` of the other films, with arm and seed: what ``plots.tb`` draws and ``calibrate.calibrated``
-        takes.
+        :func:`read_off` of the other films, with arm (the variant) and seed: what ``plots.tb`` draws and
+        ``calibrate.calibrated`` takes.
     """
     train = (cuts.frame["part"] == "train").to_numpy()
     tables = []
-    for arm, seed in itertools.product(arms, range(seeds)):
-        net = train_tb(cuts[train], replace(config, arm=arm, seed=seed))
-        tables.append(read_off([net], cuts[~train], arm).assign(arm=arm, seed=seed))
+    for variant, seed in itertools.product(variants, range(seeds)):
+        net = train_tb(cuts[train], replace(config, variant=variant, seed=seed))
+        tables.append(read_off([net], cuts[~train], variant).assign(arm=variant, seed=seed))
     return pd.concat(tables, ignore_index=True)
 
 
