@@ -43,7 +43,7 @@ from kaggle_utils.infer import LungSegmenter
 from kaggle_utils.loss import make_loss
 from kaggle_utils.model import UNet, load_weights, save_weights
 from kaggle_utils.splits import LICENCES, flagged_masks
-from kaggle_utils.tb import ARMS, SUSPECT, TBConfig, TBScreener, calibrated, make_cuts, score_tb, screen, tb_frame
+from kaggle_utils.tb import PRESUMPTIVE, VARIANTS, TBConfig, TBScreener, calibrated, make_cuts, score_tb, screen, tb_frame
 from kaggle_utils.tb.calibrate import SENSITIVITY
 from kaggle_utils.tb.data import Cuts, cut, folds, load_cuts, save_cuts
 from kaggle_utils.tb.net import TBEnsemble, TBNet, load_tb
@@ -68,7 +68,7 @@ SMALL = {"epochs": 120}  # as the protocol `montgomery`
 # What is said of it, the protocol whose films it is made with, what differs from TBConfig, a segmenter to start from.
 CHOICES = {
     "chosen": ("random weights, the lung fields alone", "both", {}, ""),
-    "crop": ("the box around the lungs", "both", {"arm": "crop"}, ""),
+    "crop": ("the box around the lungs", "both", {"variant": "crop"}, ""),
     "encoder": ("from the encoder of `pretrain`", "both", {}, "runs/tb/segmenter_both"),
     "mixup": ("mixup 0.4", "both", {"mixup": 0.4}, ""),
     "lr": ("lr 3e-3", "both", {"lr": 3e-3}, ""),
@@ -121,7 +121,7 @@ def run(path: Path, protocol: str, arm: str, seed: int) -> pd.DataFrame:
     cuts = _cuts(path)
     part = parts(cuts.frame, protocol, seed)
     start = time.perf_counter()
-    config = TBConfig(arm=arm, seed=seed, epochs=PROTOCOLS[protocol][2], size=cuts.films.shape[1])
+    config = TBConfig(variant=arm, seed=seed, epochs=PROTOCOLS[protocol][2], size=cuts.films.shape[1])
     net = train_tb(cuts[part == "train"], config)
     seconds = time.perf_counter() - start
     rest = cuts[(part == "val") | (part == "test")]
@@ -180,7 +180,7 @@ def summarise(films: pd.DataFrame) -> pd.DataFrame:
                     "arm": arm,
                     "seed": seed,
                     "tested_on": name,
-                    **score_tb(*(some[key].to_numpy() for key in ("prob", "tb", "suspect"))),
+                    **score_tb(*(some[key].to_numpy() for key in ("prob", "tb", "presumptive"))),
                     "temperature": some["temperature"].mean(),
                     "threshold": some["threshold"].mean(),
                     "train_s": some["seconds"].mean(),
@@ -207,8 +207,8 @@ def speed(data: str | Path, films: int) -> pd.DataFrame:
     torch.set_num_threads(1)
     frame = tb_frame(data, SETS).head(films)
     segmenter, images = LungSegmenter(), [read_image(path) for path in frame["image"]]
-    nets = {arm: TBNet().eval() for arm in ARMS}
-    times: dict[str, list[float]] = {"lungs found": [], **{arm: [] for arm in ARMS}}
+    nets = {arm: TBNet().eval() for arm in VARIANTS}
+    times: dict[str, list[float]] = {"lungs found": [], **{arm: [] for arm in VARIANTS}}
     for image in images:
         start = time.perf_counter()
         mask = segmenter.masks([image])[0]
@@ -229,7 +229,7 @@ def speed(data: str | Path, films: int) -> pd.DataFrame:
             times[arm].append(time.perf_counter() - start)
     ms = pd.Series({name: 1e3 * np.median(some[3:]) for name, some in times.items()}).round(1)
     table = pd.DataFrame(
-        {"arm": ARMS, "classifier_ms": ms[list(ARMS)].to_numpy(), "segmenter_ms": [0.0, *[ms["lungs found"]] * 3]}
+        {"arm": VARIANTS, "classifier_ms": ms[list(VARIANTS)].to_numpy(), "segmenter_ms": [0.0, *[ms["lungs found"]] * 3]}
     )
     return table.assign(total_ms=table["classifier_ms"] + table["segmenter_ms"])
 
@@ -244,7 +244,7 @@ def cross_validate(path: Path, choice: str, fold: int) -> dict[str, object]:
     start = time.perf_counter()
     net = train_tb(cuts[~held_out], config, load_weights(ROOT / encoder / "best.safetensors") if encoder else None)
     rest = cuts[held_out]
-    logits, truth, source = logits_of([net], rest, config.arm), rest.frame["tb"].to_numpy(), rest.frame["source"]
+    logits, truth, source = logits_of([net], rest, config.variant), rest.frame["tb"].to_numpy(), rest.frame["source"]
     each = {f"auc_{name}": roc_auc_score(truth[source == name], logits[source == name]) for name in sorted(set(source))}
     return {
         "choice": choice,
@@ -338,7 +338,7 @@ def shipped(data: str | Path) -> pd.DataFrame:
         for name, some in [*films.groupby("source"), ("both", films)]:
             given = some[some["probability"].notna()]
             found = score_tb(
-                given["probability"].to_numpy(), given["tb"].to_numpy(), (given["label"] == SUSPECT).to_numpy()
+                given["probability"].to_numpy(), given["tb"].to_numpy(), (given["label"] == PRESUMPTIVE).to_numpy()
             )
             rows.append({"part": part, "tested_on": name, **found, "without_probability": len(some) - len(given)})
     return pd.DataFrame(rows).round(4)
@@ -355,7 +355,7 @@ def main() -> None:
         help="folder of `python -m kaggle_utils protocol montgomery shenzhen`",
     )
     parser.add_argument("--only", nargs="+", help="protocols, or choices; all if not given")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="of all protocols but the folds")
+    parser.add_argument("--arms", nargs="+", choices=VARIANTS, default=VARIANTS, help="of all protocols but the folds")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each arm")
     parser.add_argument("--films", type=int, default=40, help="that speed is measured on")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="single-threaded trainings beside each other")
