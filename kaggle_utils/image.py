@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import mmap
 import os
-import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 from .pictures.header import HEAD, MAX_BYTES, MAX_PIXELS, check_size, is_dicom, kind_of, read_header
@@ -230,18 +230,13 @@ def decode_pnm(data: bytes) -> np.ndarray:
     Raises:
         ValueError: the bytes are truncated or no image.
     """
-    refusal = ValueError("it is truncated, or no PGM or PBM file")
-    head = re.match(rb"P([45])\s+(\d{1,5})\s+(\d{1,5})\s", data)
-    if not head:
-        raise refusal
-    columns, rows = int(head[2]), int(head[3])
-    row_bytes = columns if head[1] == b"5" else -(-columns // 8)
-    if len(data) <= rows * row_bytes:  # before OpenCV makes room for what a damaged head declares
-        raise refusal
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
-    if pixels is None:
-        raise refusal
-    return pixels
+    from PIL import Image
+
+    try:
+        with Image.open(BytesIO(data), formats=["PPM"]) as picture:
+            return np.array(picture.convert("L"))
+    except (OSError, ValueError, Image.DecompressionBombError):
+        raise ValueError("it is truncated, or no PGM or PBM file") from None
 
 
 def write_image(path: str | Path, image: np.ndarray) -> None:

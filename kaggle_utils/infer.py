@@ -460,16 +460,11 @@ def finish_mask(prob: np.ndarray, shape: tuple[int, int], *, threshold: float = 
     return clean_mask(mask) if clean else mask
 
 
-def clean_mask(mask: np.ndarray, components: int = 2) -> np.ndarray:
-    """Keeps the largest connected components and fills their holes.
-
-    Args:
-        mask: ``uint8 (H, W)`` in {0, 1}.
-        components: how many to keep; there are two lungs.
-    """
+def clean_mask(mask: np.ndarray) -> np.ndarray:
+    """Keeps the two largest connected components of a mask ``uint8 (H, W)`` in {0, 1}, and fills their holes."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
     keep = np.zeros(count, np.uint8)
-    keep[1 + np.argsort(-stats[1:, cv2.CC_STAT_AREA], kind="stable")[:components]] = 1
+    keep[1 + np.argsort(-stats[1:, cv2.CC_STAT_AREA], kind="stable")[:2]] = 1
     outlines, _ = cv2.findContours(keep[labels], cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     return cv2.drawContours(np.zeros_like(mask), outlines, -1, 1, cv2.FILLED)
 

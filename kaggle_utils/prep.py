@@ -244,23 +244,21 @@ def combined_mask(film: RawFilm, shape: tuple[int, int]) -> np.ndarray | None:
         return None
     if len(files) == 1 and "mask" not in film.files:
         raise ValueError(f"{files[0]}: the other lung's mask is missing")
-    masks = [_mask_of(film, path, shape) for path in files]
-    for path, mask in zip(files, masks):
+    masks = []
+    for path in files:
+        mask = read_mask(path)
+        if film.source == "jsrt" and mask.shape[0] * shape[1] == mask.shape[1] * shape[0]:
+            mask = resize_mask(mask, shape)
         if mask.shape != shape:
             raise ValueError(f"{path}: size mismatch, the mask is {mask.shape} and the film {shape}")
         if not mask.any():
             raise ValueError(f"{path}: the mask is empty")
+        masks.append(mask)
     # OR, not a sum: 255 + 255 wraps round to 254 in 8 bits.
     mask = np.bitwise_or.reduce(masks)
     if mask.mean() > MOST_LUNG:
         raise ValueError(f"{files[0]}: {mask.mean():.0%} of the film is lung: no mask of lungs")
     return mask
-
-
-def _mask_of(film: RawFilm, path: Path, shape: tuple[int, int]) -> np.ndarray:
-    mask = read_mask(path)
-    alike = mask.shape[0] * shape[1] == mask.shape[1] * shape[0]
-    return resize_mask(mask, shape) if film.source == "jsrt" and alike and mask.shape != shape else mask
 
 
 def read_clinical(path: str | Path) -> tuple[str | None, float | None]:
