@@ -284,16 +284,13 @@ class LungSegmenter:
         channels = [self.heads.index(head if head in self.heads else self.head) for head in wanted]
         return prob[range(len(films)), channels].cpu().numpy()
 
-    def masks(self, films: list[np.ndarray]) -> list[np.ndarray]:
-        """Masks of the films' own sizes: the probability is resized, then thresholded.
+    def masks(self, films: list[np.ndarray], heads: Sequence[str] | None = None) -> list[np.ndarray]:
+        """Masks of films ``uint8 (H, W)`` in their own sizes, each ``uint8 (H, W)`` in {0, 1}.
 
         Args:
-            films: each ``uint8 (H, W)``.
-
-        Returns:
-            Each ``uint8 (H, W)`` in {0, 1}.
+            films, heads: as for :meth:`probabilities`.
         """
-        return [self.finish(prob, film.shape) for prob, film in zip(self.probabilities(films), films)]
+        return [self.finish(prob, film.shape) for prob, film in zip(self.probabilities(films, heads), films)]
 
     def finish(self, prob: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
         """Probabilities ``(size, size)`` to a mask of any ``shape``: resized, thresholded, cleaned."""

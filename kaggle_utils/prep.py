@@ -29,8 +29,7 @@ from .config import MOST_LUNG, PREPARED_SIDES
 from .files import Journal, check_ours, is_below, printable, write_bytes
 from .image import read_image, read_mask, resize_image, resize_mask, write_image, write_mask
 from .pictures.find import claims_film, may_hide_films, walk, without_suffix
-from .quality import MASK, is_mask, is_negative
-from .quality.checks import LEAST_SIDE
+from .quality import is_negative, no_radiograph
 from .splits import SAME_PATIENT, published_split
 from .tables import to_csv
 
@@ -193,18 +192,16 @@ def prepare_film(film: RawFilm, folder: str | Path, size: int = 512) -> dict[str
         The film's row of the manifest, without its split.
 
     Raises:
-        ValueError: a file is damaged, the film is too small or a mask, or a mask is none of it, see
+        ValueError: a file is damaged, the film is too small, a mask or blank, or a mask is none of it, see
             :func:`combined_mask`.
     """
     if "image" not in film.files:
         raise ValueError("mask without image")
     path = film.files["image"]
     image = read_image(path)
-    if min(image.shape) < LEAST_SIDE:
-        size_px = f"{image.shape[1]}×{image.shape[0]} px"
-        raise ValueError(f"{path}: too small: {size_px}, lungs need {LEAST_SIDE} px and more")
-    if is_mask(image):
-        raise ValueError(f"{path}: {MASK}")
+    problem = no_radiograph(image)
+    if problem:
+        raise ValueError(f"{path}: {problem}")
     inverted = is_negative(image)
     image = 255 - image if inverted else image
     mask = combined_mask(film, image.shape)
@@ -276,21 +273,20 @@ def read_clinical(path: str | Path) -> tuple[str | None, float | None]:
     return sex and sex[1].upper(), round(years, 2)
 
 
-def random_split(frame: pd.DataFrame, *, test: int = 50, seed: int = 0) -> pd.Series:
-    """The walk-through's own split: ``test`` films put aside, of the rest 80 % train and 20 % validation.
+def random_split(frame: pd.DataFrame, *, seed: int = 0) -> pd.Series:
+    """The walk-through's own split: 50 films put aside, of the rest 80 % train and 20 % validation.
 
     Films are shuffled within each group of source and TB label and the groups dealt out in proportion. A set of fewer
     than 250 films gives a fifth of them to the test. Films known to be of one patient stay together.
     """
-    test_share = min(test / max(len(frame), 1), 0.2)
-    shares = {"test": test_share, "val": 0.2 * (1 - test_share)}
+    test = min(50, 0.2 * len(frame))
+    n_test, n_val = round(test), round(0.2 * (len(frame) - test))
     order = frame.assign(tb=frame["tb"].fillna(-1)).sample(frac=1, random_state=seed)
     # Each film's place within its group, as a number in (0, 1): equal shares of every group fall below any threshold.
     groups = order.groupby(["source", "tb"])
     place = (groups.cumcount() + 0.5) / groups["name"].transform("size")
     place = place.sort_values(kind="stable").index
     split = pd.Series("train", index=frame.index)
-    n_test, n_val = round(shares["test"] * len(frame)), round(shares["val"] * len(frame))
     split[place[:n_test]], split[place[n_test : n_test + n_val]] = "test", "val"
     for first, *others in SAME_PATIENT:
         split[frame["name"].isin(others)] = next(iter(split[frame["name"] == first]), "train")

@@ -112,8 +112,7 @@ def show_ranked(scores: pd.DataFrame, frame: pd.DataFrame, segmenter) -> Figure:
     ranked = scores.sort_values("dice", ascending=False).iloc[[0, len(scores) // 2, -1]]
     films = frame.set_index("name").loc[ranked["name"]]
     images = [read_image(path) for path in films["image"]]
-    probs = segmenter.probabilities(images, list(films["source"]))
-    preds = [segmenter.finish(prob, image.shape) for prob, image in zip(probs, images)]
+    preds = segmenter.masks(images, list(films["source"]))
     titles = [
         f"{rank}: {name}, Dice {dice:.3f}"
         for rank, name, dice in zip(("best", "median", "worst"), ranked["name"], ranked["dice"])

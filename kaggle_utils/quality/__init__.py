@@ -7,12 +7,11 @@
 - ``fit``, ``damages``: fits the estimate to weights, on films damaged on purpose (not imported here: they need pandas)
 """
 
-from .checks import MASK, NO_CHEST, Checked, check_film, check_lungs, is_mask, is_negative
+from .checks import NO_CHEST, Checked, check_film, check_lungs, is_negative, no_radiograph
 from .estimate import Quality, check_fit, estimate_quality, save_shape, why_no_estimate
 from .measurements import MEASUREMENTS, SIDES, check_height, measure, split_lungs
 
 __all__ = [
-    "MASK",
     "MEASUREMENTS",
     "NO_CHEST",
     "SIDES",
@@ -23,9 +22,9 @@ __all__ = [
     "check_height",
     "check_lungs",
     "estimate_quality",
-    "is_mask",
     "is_negative",
     "measure",
+    "no_radiograph",
     "save_shape",
     "split_lungs",
     "why_no_estimate",

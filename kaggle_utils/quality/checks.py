@@ -96,7 +96,7 @@ def check_film(image: np.ndarray, colour: np.ndarray | None = None, lie: Lie | N
     """
     said = lie or Lie()
     image = said.put_right(image)
-    problem = _no_radiograph(image)
+    problem = no_radiograph(image)
     if problem:
         return Checked(image, said, problems=(problem,))
     coloured = _colour_notes(colour)
@@ -108,7 +108,7 @@ def check_film(image: np.ndarray, colour: np.ndarray | None = None, lie: Lie | N
     return _put_right(image, said, odds, coloured)
 
 
-def _no_radiograph(image: np.ndarray) -> str:
+def no_radiograph(image: np.ndarray) -> str:
     """Why an image is no radiograph at all; empty where it may be one."""
     height, width = image.shape
     if min(height, width) < LEAST_SIDE:
