@@ -25,8 +25,8 @@ HEAD = 512  # bytes that kind_of, is_dicom and looks_like_image want to see
 _GROUPS = (b"\x02\x00", b"\x08\x00")  # with one of these a DICOM file without a preamble begins
 # JPEG's start-of-frame markers: 0xC0-0xCF without DHT, JPG and DAC.
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_ALONE = frozenset((0x00, 0x01, *range(0xD0, 0xD9)))  # JPEG's stuffed zeros, TEM, restarts and SOI have no length
-_AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+# What has a length: not stuffed zeros, TEM, restarts and SOI; bytes of 0xFF may fill up before a marker.
+_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
 _MOST_PARTS = 1_000_000  # chunks, blocks or segments; a film of 64 megapixels as a GIF has some 200,000
 _MOST_PAGES = 100  # of a TIFF that are looked at
 _TAGS = {  # of a TIFF's page
@@ -180,25 +180,18 @@ def _jpeg(data: bytes) -> Header:
     at, orientation = 2, 1
     frame: tuple[int, int, int] | None = None  # rows, columns, samples; the first counts
     for _ in _parts():
-        at = _find(data, b"\xff", at)
-        marker = data[at + 1]
+        found = _MARKER.search(data, at)  # behind a scan, too, which has no length
+        if not found:
+            raise IndexError
+        marker, at = found[1][0], found.end()
         if marker == 0xD9:  # the end
             break
-        if marker == 0xFF:  # a fill byte before a marker
-            at += 1
-            continue
-        if marker in _ALONE:
-            at += 2
-            continue
-        length = _number(data, at + 2, 2)
+        length = _number(data, at, 2)
         if marker in _SOF:
-            frame = frame or struct.unpack_from(">HHB", data, at + 5)
-        elif marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
-            orientation = _exif(data[at + 10 : at + 2 + length])
-        at += 2 + length
-        if marker == 0xDA:  # a scan, which has no length
-            found = _AFTER_SCAN.search(data, at)
-            at = found.start() if found else len(data)
+            frame = frame or struct.unpack_from(">HHB", data, at + 3)
+        elif marker == 0xE1 and data[at + 2 : at + 8] == b"Exif\0\0":
+            orientation = _exif(data[at + 8 : at + length])
+        at += length
     if frame is None:
         raise IndexError
     rows, columns, samples = frame
@@ -343,7 +336,9 @@ def _j2k(data: bytes, at: int = 0) -> Header:
             break
         if marker == b"\xff\x90":  # a tile's part, which says how long it is, or 0: up to the end
             length = _number(data, at + 6, 4)
-            at = at + length if length else _find(data, b"\xff\xd9", at)
+            at = at + length if length else data.find(b"\xff\xd9", at)
+            if at < 0:
+                raise IndexError
         else:
             at += 2 + _number(data, at + 2, 2)
     return Header(bottom - top, right - left, pixel=4 * channels)  # OpenJPEG has whole numbers of 32 bits
@@ -373,13 +368,6 @@ def _parts() -> Iterator[int]:
     """
     yield from range(_MOST_PARTS)
     raise ValueError(f"it has more than {_MOST_PARTS:,} parts: damaged, or no film")
-
-
-def _find(data: bytes, what: bytes, at: int) -> int:
-    found = data.find(what, at)
-    if found < 0:
-        raise IndexError
-    return found
 
 
 _READERS: dict[str | None, Callable[[Any], Header]] = {

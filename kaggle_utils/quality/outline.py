@@ -17,6 +17,8 @@ PARTS = (26, 14, 24)
 POINTS = sum(PARTS)
 _GRID = 41  # nodes a side on which a warp is computed; between them it is interpolated
 _LINES = 4  # a pixel row, along which the area inside an outline is measured
+_ROUNDS = 5  # of alignment
+_TIMES = 5  # points of a smooth curve for each landmark
 _STIFFNESS = 5e-6  # lets a warp pass ~0.1 px off a landmark instead of folding on tracing noise
 
 
@@ -98,7 +100,7 @@ def move(points: np.ndarray, a: complex, b: complex) -> np.ndarray:
     return np.stack([z.real, z.imag], -1)
 
 
-def align(shapes: np.ndarray, *, rounds: int = 5) -> dict[str, np.ndarray]:
+def align(shapes: np.ndarray) -> dict[str, np.ndarray]:
     """Procrustes alignment.
 
     Args:
@@ -111,7 +113,7 @@ def align(shapes: np.ndarray, *, rounds: int = 5) -> dict[str, np.ndarray]:
     Source: Cootes, Taylor, Cooper & Graham 1995, Active shape models, appendix A.
     """
     mean = shapes[0]
-    for _ in range(rounds):
+    for _ in range(_ROUNDS):
         mean = np.mean([move(s, *similarity(s, mean)) for s in shapes], 0)
         mean = mean - mean.reshape(-1, 2).mean(0)
         mean = mean / np.sqrt((mean**2).sum(-1).mean())
@@ -162,22 +164,19 @@ def _weights(count: int, size: int) -> np.ndarray:
     return CubicSpline(np.arange(count), np.eye(count))(at).astype(np.float32)
 
 
-def smooth(side: np.ndarray, *, times: int = 5) -> np.ndarray:
-    """A curve through one lung's landmarks, smooth but for the corners: ``(POINTS, 2)`` to ``(times * POINTS, 2)``."""
+def smooth(side: np.ndarray) -> np.ndarray:
+    """A curve through one lung's landmarks, smooth but for the corners: ``(POINTS, 2)`` to ``(5 * POINTS, 2)``."""
     closed = np.vstack([side, side[:1]])
-    pieces, start = [], 0
-    for count in PARTS:
-        pieces.append(_natural(count, times) @ closed[start : start + count + 1])
-        start += count
-    return np.vstack(pieces)
+    starts = np.cumsum((0, *PARTS))
+    return np.vstack([_natural(n) @ closed[start : start + n + 1] for start, n in zip(starts, PARTS)])
 
 
 @lru_cache(maxsize=8)
-def _natural(count: int, times: int) -> np.ndarray:
+def _natural(count: int) -> np.ndarray:
     from scipy.interpolate import CubicSpline
 
     spline = CubicSpline(np.arange(count + 1), np.eye(count + 1), bc_type="natural")
-    return spline(np.arange(count * times) / times)
+    return spline(np.arange(count * _TIMES) / _TIMES)
 
 
 def is_simple(side: np.ndarray) -> bool:
