@@ -43,7 +43,17 @@ from kaggle_utils.infer import LungSegmenter
 from kaggle_utils.loss import make_loss
 from kaggle_utils.model import UNet, load_weights, save_weights
 from kaggle_utils.splits import LICENCES, flagged_masks
-from kaggle_utils.tb import PRESUMPTIVE, VARIANTS, TBConfig, TBScreener, calibrated, make_cuts, score_tb, screen, tb_frame
+from kaggle_utils.tb import (
+    PRESUMPTIVE,
+    VARIANTS,
+    TBConfig,
+    TBScreener,
+    calibrated,
+    make_cuts,
+    score_tb,
+    screen,
+    tb_frame,
+)
 from kaggle_utils.tb.calibrate import SENSITIVITY
 from kaggle_utils.tb.data import Cuts, cut, folds, load_cuts, save_cuts
 from kaggle_utils.tb.net import TBEnsemble, TBNet, load_tb
@@ -229,7 +239,11 @@ def speed(data: str | Path, films: int) -> pd.DataFrame:
             times[arm].append(time.perf_counter() - start)
     ms = pd.Series({name: 1e3 * np.median(some[3:]) for name, some in times.items()}).round(1)
     table = pd.DataFrame(
-        {"arm": VARIANTS, "classifier_ms": ms[list(VARIANTS)].to_numpy(), "segmenter_ms": [0.0, *[ms["lungs found"]] * 3]}
+        {
+            "arm": VARIANTS,
+            "classifier_ms": ms[list(VARIANTS)].to_numpy(),
+            "segmenter_ms": [0.0, *[ms["lungs found"]] * 3],
+        }
     )
     return table.assign(total_ms=table["classifier_ms"] + table["segmenter_ms"])
 

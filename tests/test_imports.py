@@ -19,6 +19,7 @@ MAY = {
     "core": BELOW,
     "trainer": BELOW | {"scale"},  # a set may be streamed from shards
     "cli": {"core", *ROOMS},
+    "commands": {"core", *ROOMS},
     "__init__": {"core"},
     "splits": set(),
     "pictures": {"core"},

@@ -20,7 +20,8 @@ from three_at_once import at_once
 
 import kaggle_utils
 from benchmarks import start
-from kaggle_utils.cli import _write_table, build_parser, main
+from kaggle_utils.cli import build_parser, main
+from kaggle_utils.commands.segment import _write_table
 from kaggle_utils.config import RENAMED
 from kaggle_utils.data import read_manifest
 from kaggle_utils.export import read_onnx_header

@@ -1,0 +1,105 @@
+"""What commands have in common: how one is described, options that several have, and the kinds of numbers they take."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import files
+
+if TYPE_CHECKING:
+    from ..infer import LungSegmenter
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command, and what the command line has to know of it before and after it runs.
+
+    Args:
+        name: as typed.
+        run: does it, and returns the exit status.
+        about: its help.
+        add_options: adds its options to a parser.
+        s3: those options that may be ``s3://`` addresses.
+        writes: what no second run may write at the same time; what ``--out`` names if not given.
+        is_folder: whether that is a folder, and not a file.
+        check_out: raises OSError where ``--out`` can't be written.
+        way_on: said after a stop or a full disk: how to go on.
+    """
+
+    name: str
+    run: Callable[[argparse.Namespace], int]
+    about: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    s3: tuple[str, ...] = ()
+    writes: Callable[[argparse.Namespace], str | Path | None] = lambda args: getattr(args, "out", None)
+    is_folder: bool = True
+    check_out: Callable[[str | Path], None] = files.check_out
+    way_on: str = ""
+
+
+SAME_COMMAND = "; the same command resumes it"
+
+
+def make_segmenter(args: argparse.Namespace) -> LungSegmenter:
+    from ..infer import LungSegmenter
+    from ..scale.s3 import fetch
+
+    return LungSegmenter(
+        fetch(args.weights),
+        device=args.device,
+        flip=args.flip,
+        clean=not args.raw,
+        head=args.head,
+        backend=args.backend,
+        threshold=args.threshold,
+    )
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weights", help="safetensors file, or an exported one, here or in S3; the shipped one if not given"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (a Mac's GPU)")
+    parser.add_argument(
+        "--backend",
+        choices=("torch", "onnxruntime", "openvino"),
+        default="torch",
+        help="what runs the network; onnxruntime and openvino are for CPUs and are installed apart",
+    )
+    parser.add_argument(
+        "--threshold", type=share, default=0.5, help="probability, between 0 and 1, above which a pixel is lung"
+    )
+    parser.add_argument("--flip", action="store_true", help="average over the mirrored image: twice the time")
+    parser.add_argument("--head", help="set whose annotation rules to follow, one of those in the weights' header")
+    parser.add_argument("--raw", action="store_true", help="keep small components and holes in the masks")
+
+
+def add_batch_size(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch-size", type=positive, default=8, help="radiographs per forward pass")
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
+    return number
+
+
+def share(text: str) -> float:
+    number = float(text)
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return number
+
+
+def side(text: str) -> int:
+    from ..config import PREPARED_SIDES
+
+    least, most = PREPARED_SIDES
+    if not least <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"{text} is not from {least} to {most}")
+    return int(text)

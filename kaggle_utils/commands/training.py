@@ -1,0 +1,141 @@
+"""Commands that train: one network, the published protocols, tuning studies."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import MISSING, fields, replace
+from pathlib import Path
+from typing import Any
+
+from .common import SAME_COMMAND, Command, positive, side
+
+
+def _train_options(sub: argparse.ArgumentParser) -> None:
+    sub.epilog = (
+        "On several GPUs: torchrun --standalone --nproc-per-node 2 -m kaggle_utils train ...; "
+        "see kaggle_utils/distributed.py."
+    )
+    sub.add_argument(
+        "--data",
+        nargs="+",
+        default=["segmentation"],
+        help="prepared folders, of which the first gives the validation set; or one folder of shards, here or in S3",
+    )
+    sub.add_argument("--out", required=True, help="folder of the run: weights, checkpoint, history")
+    sub.add_argument("--resume", action="store_true", help="go on with the run in that folder where it stopped")
+    _add_config(sub)
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    """An option for each setting of TrainConfig, with its default and its help text."""
+    from ..config import RENAMED, TrainConfig
+
+    earlier = {new: old for old, new in RENAMED.items()}
+    for setting in fields(TrainConfig):
+        assert setting.default is not MISSING
+        option: dict[str, Any] = {}
+        if isinstance(setting.default, bool):
+            option["action"] = argparse.BooleanOptionalAction
+        elif isinstance(setting.default, tuple):
+            option["nargs"] = "+"
+        else:
+            option |= {"type": type(setting.default), "choices": setting.metadata["choices"] or None}
+        about = setting.metadata["about"].replace("%", "%%")
+        parser.add_argument(f"--{setting.name.replace('_', '-')}", help=about, default=setting.default, **option)
+        if setting.name in earlier:
+            option |= {"dest": setting.name, "help": argparse.SUPPRESS, "default": argparse.SUPPRESS}
+            parser.add_argument(f"--{earlier[setting.name]}", **option)
+
+
+def train(args: argparse.Namespace) -> int:
+    from ..config import TrainConfig
+    from ..distributed import is_main
+    from ..trainer import train
+
+    config = TrainConfig.from_dict({f.name: getattr(args, f.name) for f in fields(TrainConfig)})
+    trainer = train(args.data, args.out, config, resume=args.resume)
+    if is_main():
+        print(
+            f"{len(trainer.history)} epochs in {trainer.seconds / 60:.1f} min, {trainer.precision} on "
+            f"{trainer.device}; "
+            f"best validation Dice {trainer.best_dice:.4f}; weights: {Path(args.out) / 'best.safetensors'}"
+        )
+    return 0
+
+
+def _protocol_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("name", nargs="+", help="both, montgomery, shenzhen or jsrt: whose training list to train on")
+    sub.add_argument("--data", default="segmentation", help="prepared folder")
+    sub.add_argument(
+        "--input", help="folder with the raw sets: compare at the original sizes too (size 0 in the table)"
+    )
+    sub.add_argument("--out", default="runs/protocols", help="folder of the runs; a stopped one is resumed")
+    sub.add_argument("--steps", type=positive, default=3000, help="optimiser steps per training, about")
+    sub.add_argument("--no-flip", action="store_true", help="test without averaging over the mirrored image")
+
+
+def protocol(args: argparse.Namespace) -> int:
+    from ..tuning import run_protocol
+
+    for name in args.name:
+        out = Path(args.out) / name
+        summary = run_protocol(name, args.data, out, steps=args.steps, raw=args.input, flip=not args.no_flip)
+        print(summary.to_string(index=False, float_format="{:.4f}".format))
+    return 0
+
+
+def _tune_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("study", help="bugs, augmentation, longer, loss, capacity, optimisation, data, check or search")
+    sub.add_argument("--data", default="segmentation", help="prepared folder")
+    sub.add_argument("--seeds", type=positive, default=3, help="how often to repeat each run; a search repeats nothing")
+    sub.add_argument("--size", type=side, default=128, help="px, where the study doesn't vary it")
+    sub.add_argument("--epochs", type=positive, default=8, help="of each run, where the study doesn't vary them")
+    sub.add_argument("--jobs", type=positive, help="single-threaded trainings side by side; one per core if not given")
+    sub.add_argument("--trials", type=positive, default=60, help="of the search, earlier ones included")
+    sub.add_argument("--storage", help="of the search, an SQLAlchemy URL; runs/tuning/search.db if not given")
+    sub.add_argument("--out", default="results/tuning", help="folder of the tables")
+
+
+def tune(args: argparse.Namespace) -> int:
+    from ..tuning import BASE, run_study, summarise_runs
+
+    table = run_study(
+        args.study,
+        args.data,
+        seeds=args.seeds,
+        config=replace(BASE, size=args.size, epochs=args.epochs),
+        jobs=args.jobs,
+        trials=args.trials,
+        storage=args.storage,
+        out=args.out,
+    )
+    print(summarise_runs(table).to_string(index=False, float_format="{:.4f}".format))
+    return 0
+
+
+COMMANDS = (
+    Command(
+        "train",
+        train,
+        "train a U-Net on a prepared folder",
+        _train_options,
+        s3=("data",),
+        way_on="; --resume goes on from the last checkpoint",
+    ),
+    Command(
+        "protocol",
+        protocol,
+        "train and test by the published protocols; writes results/protocols.csv and its summary",
+        _protocol_options,
+        way_on=SAME_COMMAND,
+    ),
+    Command(
+        "tune",
+        tune,
+        "run a study, into results/tuning/STUDY.csv; the same command resumes a stopped one",
+        _tune_options,
+        writes=lambda args: Path(args.out) / args.study,
+        is_folder=False,
+        way_on=SAME_COMMAND,
+    ),
+)
