@@ -1,5 +1,5 @@
-"""Files that are written: whole or not at all, by one run a folder, never in place of somebody else's; and what was
-finished, so that it goes on there.
+"""Writes files whole or not at all, by one run per folder, never over somebody else's; and keeps a journal of what is
+finished, from which a run resumes.
 
 Imports nothing heavy: the command line asks before it loads anything.
 """
@@ -28,7 +28,7 @@ else:
 
 log = logging.getLogger(__name__)
 
-# how the name of a lock's file ends; each is hidden, so none is a film or makes a folder somebody's
+# How the name of a lock's file ends. Each is hidden: none is taken for a film, or makes a folder somebody's.
 LOCK = ".unet-lung.lock"
 FULL = (ENOSPC, EDQUOT, EFBIG)  # errors that writing raises where there is no room, without a file's name
 DEAD_SECONDS = 600  # a file is written from memory, in seconds
@@ -293,7 +293,7 @@ def _holds_something(path: Path) -> bool:
 
 
 class Journal:
-    """A text file of a line a film, in JSON, each with the settings that it was done with.
+    """A text file with one line of JSON per finished film, each with the settings that it was done with.
 
     Args:
         path: the file; its folder is that of the results.
@@ -320,7 +320,7 @@ class Journal:
         write_bytes(path, "".join(json.dumps(line) + "\n" for line in self._lines.values()).encode())
 
     def find(self, film: Path, name: str, beside: Sequence[Path] = ()) -> dict[str, Any] | None:
-        """What :meth:`add` was told of a film; None where it is new, or its files, results or settings have changed."""
+        """What :meth:`add` kept of a film; None where it is new, or its files, results or settings have changed."""
         line = self._lines.get(name_key(name))
         if not line or line | self._identity(film, name, beside) != line:
             return None

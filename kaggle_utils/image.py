@@ -1,4 +1,4 @@
-"""Files to arrays and back; with the rooms ``pictures`` and ``dicom``, all that knows file formats.
+"""Reads and writes radiographs and masks; with the rooms ``pictures`` and ``dicom``, all that knows file formats.
 
 Inside the project an image is ``uint8 (H, W)`` and a mask is ``uint8 (H, W)`` in {0, 1}; H counts rows, W columns.
 Films are seen as the radiologist hangs them: the **patient's left lung is on the image's right**.
@@ -357,7 +357,7 @@ def _check_bytes(size: int) -> None:
 
 
 def _check_whole(notes: tuple[str, ...]) -> None:
-    """Raises ValueError where a note says that pixels are wrong: nobody looks at one film of a training set."""
+    """Raises ValueError where a note says that pixels are wrong: in a training set nobody would see the note."""
     damage = next((note for note in notes if note.startswith(DAMAGED)), None)
     if damage:
         raise ValueError(damage)

@@ -1,4 +1,4 @@
-"""A radiograph to its mask: read, checked, segmented, judged; :func:`segment_films` is the one call for all of it.
+"""From a radiograph to its mask: read, checked, segmented, judged. :func:`segment_films` does all of it.
 
 Nothing here loads PyTorch or pandas before it is needed: a Lambda function segments without them.
 """
@@ -44,7 +44,7 @@ _LARGE = 200_000_000  # bytes of a batch, after which memory is given back; eigh
 
 @dataclass(frozen=True)
 class CheckedFilm:
-    """A film as it was read, and what the checks made of it.
+    """A film that was read, and what the checks found in it.
 
     Attributes:
         image: ``uint8 (H, W)``, as it lies in its file.
@@ -165,7 +165,7 @@ def _first_columns(result: Segmented | Unsegmented) -> dict[str, Any]:
 
 
 class LungSegmenter:
-    """A trained U-Net that takes films of any size. On a CPU it calls :func:`hardware.keep_memory` for the process.
+    """A trained U-Net that takes radiographs of any size. On a CPU it calls :func:`hardware.keep_memory`.
 
     Args:
         weights: a file of ``model.save_weights``, or of ``export.export_onnx`` for a backend other than torch; None is
@@ -180,7 +180,8 @@ class LungSegmenter:
 
     Raises:
         FileNotFoundError: no such weights.
-        ValueError: a damaged or foreign weights file, no such head, or no such backend for this file and device.
+        ValueError: weights that are damaged or of another network, no such head, or no such backend for this file and
+            device.
         ImportError: the backend is not installed.
     """
 
@@ -305,7 +306,8 @@ def segment_films(
     batch: int = 8,
     force: bool = False,
 ) -> Iterator[Segmented | Unsegmented]:
-    """One result per film, in order; never raises for what is in a film. While the network works, the next are read.
+    """Segments radiographs: one result each, in order. What is in a file never raises. While the network works, the
+    next ones are read.
 
     Args:
         films: files, their bytes, or arrays as for :class:`LungSegmenter`.
@@ -331,7 +333,7 @@ def segment_batches(
     batch: int = 8,
     force: bool = False,
 ) -> Iterator[list[Segmented | Unsegmented]]:
-    """:func:`segment_films` in batches, for those who go on working with several at once.
+    """:func:`segment_films` in batches, for callers that work on several at once.
 
     Args:
         films: of each the file or array, and the name.

@@ -1,4 +1,4 @@
-"""Folders of films: masks and tables for new ones; scores of a prepared set, whose truth is known."""
+"""Segments folders of radiographs into masks and tables; scores the masks of a prepared set, whose truth is known."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PREDICTION_COLUMNS = (
     "notes",
     "error",
 )
-_DISK = {*FULL, errno.EROFS, errno.EIO, errno.EACCES}  # the folder's failures, and no film's
+_DISK = {*FULL, errno.EROFS, errno.EIO, errno.EACCES}  # the folder's failures, not a film's
 
 
 class Format(NamedTuple):
@@ -86,7 +86,7 @@ def predict(
     force: bool = False,
     formats: Sequence[str] = ("png",),
 ) -> pd.DataFrame:
-    """Segments files; one that can't be read, or is refused, is a row with the reason, and the rest goes on.
+    """Segments files; one that can't be read, or is refused, is a row with the reason, and the rest is done.
 
     A film that lies on its side or upside down, is stored mirrored by its PatientOrientation, or is a negative, is put
     right by :func:`quality.check_film` before it is segmented, and the notes say so. Its mask and overlay lie as the
@@ -111,7 +111,7 @@ def predict(
     Returns:
         The table of predictions: name, path, height, width, lung_px, lung_share, quality (an estimate of the mask's
         Dice), flag (ok, check or reject) and reasons of :func:`quality.estimate_quality`, mask, overlay, notes (what
-        reading and the checks found and did, parted by semicolons), error. A film that was read but refused has
+        reading and the checks found and did, separated by semicolons), error. A film that was read but refused has
         height, width and ``refused: …`` in error; one that could not be read has error alone.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Raw public sets to the prepared ``/segmentation`` folder.
+"""Prepares the raw public sets: finds their films and masks, reads, checks and resizes them, and splits them.
 
 The sets are recognised by their file names, and what a file is (film, whole mask, left or right mask) by the folder it
-lies in, so any nesting works: ``/kaggle/input/<slug>``, ``/kaggle/input/datasets/<owner>/<slug>`` or a folder at home.
+lies in, so any nesting works: ``/kaggle/input/<slug>``, ``/kaggle/input/datasets/<owner>/<slug>`` or a local folder.
 
     OUT/{train,val,test}/{image,mask}/NAME.png   512×512
     OUT/unlabelled/image/NAME.png                films without a mask: they still serve step two
@@ -136,12 +136,12 @@ def prepare(
         root: folder with the raw sets.
         out: folder to write, see the module's docstring.
         size: px, side of the prepared films.
-        workers: threads, one a core by default; decoding and resizing run outside Python's lock.
+        workers: threads, one per core by default; decoding and resizing run outside Python's lock.
         split: ``published`` (the frozen lists; names outside them as ``random``) or ``random``.
         seed: of the random split.
 
     Returns:
-        The manifest, one row a prepared film. What could not be used is in ``problems.csv`` with its reason.
+        The manifest, one row per prepared film. What could not be used is in ``problems.csv`` with its reason.
 
     Raises:
         FileNotFoundError: no film was found.
@@ -314,8 +314,8 @@ def assign_splits(frame: pd.DataFrame, *, split: str = "published", seed: int = 
 
 
 def _files(root: Path) -> list[Path]:
-    """Films and texts in the order of their paths; our own prepared and built-in sets are neither raw films nor
-    anybody's truth."""
+    """Films and texts in the order of their paths; neither prepared sets nor synthetic radiographs, which are nobody's
+    raw films."""
     paths = walk(root, unless=("prep.json", "drawn"))
     return sorted(
         path for path in paths if path.suffix.lower() == ".txt" or claims_film(path.name) or may_hide_films(path)

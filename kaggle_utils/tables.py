@@ -1,5 +1,4 @@
-"""Tables of films as CSV: the names in them are a stranger's, and a spreadsheet, pandas or a terminal would act on
-some.
+"""Writes and reads tables as CSV, safely: names may come from anywhere, and spreadsheets and pandas act on some.
 
 A spreadsheet takes a cell that begins with ``=``, ``+``, ``-`` or ``@`` for a formula, so such a text is written with
 an apostrophe before it, which spreadsheets take for "text"; of what already looks like that (``'=a``) too, so that

@@ -1,4 +1,4 @@
-"""What a decoder complains of while it goes on: libjpeg and libtiff fill up what is damaged, and only print that."""
+"""Hears what decoders complain of: libjpeg and libtiff fill up what is damaged, and only print that."""
 
 from __future__ import annotations
 

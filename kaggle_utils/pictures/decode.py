@@ -1,4 +1,4 @@
-"""A picture file's bytes to its pixels, upright: what OpenCV reads, NIfTI of one slice, and the raw films of JSRT."""
+"""Decodes a picture file's bytes to upright pixels: what OpenCV reads, NIfTI of one slice, and JSRT's raw films."""
 
 from __future__ import annotations
 

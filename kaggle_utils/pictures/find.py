@@ -1,5 +1,5 @@
-"""Which files are films, and what their results are called. Nothing heavy is imported: the command line asks before it
-loads anything."""
+"""Finds the films in folders and globs, and names their results. Imports nothing heavy: the command line asks before
+it loads anything."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def find_files(patterns: Iterable[str | Path], *, out: str | Path | None = None)
     """The films that files, folders (searched below, through links, not in hidden ones) and globs name, sorted, each
     once.
 
-    In folders, films are told by their content, or by a suffix that claims so; what may hide films (see
-    :func:`may_hide_films`) is among them, as nobody can read it. Other files are left out; a warning in the log names
+    In folders, films are recognised by their content, or by a suffix that claims so; what may hide films (see
+    :func:`may_hide_films`) is among them, to be reported as unreadable. Other files are left out; a warning in the log names
     them, unless they are texts, tables and the like. What this package wrote there itself is no film. A file that is
     named is taken as it is.
 
@@ -91,7 +91,7 @@ def walk(root: str | Path, *, unless: Collection[str] = (), skip: Collection[str
     """The files in a folder and below it, through links, each folder once; no hidden ones, and no pictures that this
     package wrote.
 
-    A folder that can't be searched is given like a file: nobody can read it, and that is told of it where it is tried.
+    A folder that can't be searched is given like a file: reading it says so.
 
     Args:
         root: the folder.

@@ -1,4 +1,4 @@
-"""Gray levels of any type and range to 8 bits: one rule for pictures and for DICOM."""
+"""Scales gray levels of any type and range to 8 bits: one rule for pictures and for DICOM."""
 
 from __future__ import annotations
 

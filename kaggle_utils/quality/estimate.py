@@ -1,4 +1,4 @@
-"""How good is a mask whose truth nobody drew? An estimate of its Dice, a flag, and reasons in words.
+"""Estimates how good a mask is without a reference: its Dice, a flag, and reasons in words.
 
 How unsure the network is of its pixels, what cleaning took away, and how far the lungs' outlines are from those of the
 shape model are the features of a linear regression of Dice's logit; the more of each, the lower the estimate. It
@@ -38,7 +38,7 @@ REASONS = {  # by feature; of all, more is worse
 
 @dataclass(frozen=True)
 class Quality:
-    """What is thought of a mask.
+    """How good a mask is likely to be.
 
     Attributes:
         estimate: of its Dice, in [0, 1].

@@ -121,7 +121,7 @@ def observed_one(item: Item, prob: np.ndarray, segmenter) -> dict[str, Any]:
     mask = segmenter.finish(prob, (SIDE, SIDE))
     found = observe(prob, mask, segmenter.threshold)
     dice = overlap(confusion(mask, resize_mask(item.truth, SIDE)))["dice"]
-    # No lung found in a picture of none is right, and still nothing to go on with.
+    # To find no lung where there is none is right, but gives no mask to use.
     return {
         "name": item.name,
         "source": item.source,
