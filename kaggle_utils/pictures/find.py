@@ -49,9 +49,9 @@ def find_files(patterns: Iterable[str | Path], *, out: str | Path | None = None)
     once.
 
     In folders, films are recognised by their content, or by a suffix that claims so; what may hide films (see
-    :func:`may_hide_films`) is among them, to be reported as unreadable. Other files are left out; a warning in the log names
-    them, unless they are texts, tables and the like. What this package wrote there itself is no film. A file that is
-    named is taken as it is.
+    :func:`may_hide_films`) is among them, to be reported as unreadable. Other files are left out; a warning in the log
+    names them, unless they are texts, tables and the like. What this package wrote there itself is no film. A file that
+    is named is taken as it is.
 
     Args:
         patterns: files, folders and globs.

@@ -1,8 +1,8 @@
 """Reads what a picture file declares before anything decodes it: format, size, number of pictures, which way up, end.
 
 A file of a few hundred bytes can declare an image that fills any memory; here it is refused while it is still small.
-A truncated one is recognised by its own structure: decoders fill up what is missing as if nothing had happened. What lies
-behind the end (a phone's trailer, padding) is ignored.
+A truncated one is recognised by its own structure: decoders fill up what is missing as if nothing had happened. What
+lies behind the end (a phone's trailer, padding) is ignored.
 """
 
 from __future__ import annotations
