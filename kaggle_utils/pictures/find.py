@@ -15,7 +15,7 @@ from functools import cache
 from glob import glob, has_magic
 from pathlib import Path, PurePosixPath
 
-from ..files import is_below, name_key, printable
+from ..files import name_key, printable
 from .header import HEAD, is_dicom, looks_like_image
 
 log = logging.getLogger(__name__)
@@ -59,22 +59,23 @@ def find_files(patterns: Iterable[str | Path], *, out: str | Path | None = None)
 
     Raises:
         FileNotFoundError: a pattern names nothing.
-        ValueError: a named file, or all films of a pattern, lie where the caller would write its own.
+        ValueError: a film lies where the caller would write its own pictures.
     """
-    written = {os.path.join(os.path.realpath(out), name) for name in _PICTURES} if out is not None else set()
     found: dict[tuple[str, str], Path] = {}
     real = cache(os.path.realpath)
     for pattern in patterns:
-        films = _find(Path(pattern), written)
-        if not films and _find(Path(pattern), set()):
-            raise ValueError(
-                f"{printable(pattern)}: results would be written where these films lie: choose another folder to write"
-            )
+        films = _find(Path(pattern))
         if not films:
             raise FileNotFoundError(_nothing(pattern))
         for path in films:  # a folder that is reached in two ways is one; two links to one file are two names
             folder, name = os.path.split(path)
             found.setdefault((real(folder), name), path)
+    written = [Path(real(out), below) for below in _PICTURES] if out is not None else []
+    for (folder, _), path in found.items():
+        if any(Path(folder).is_relative_to(place) for place in written):
+            raise ValueError(
+                f"{printable(path)}: results would be written where it lies: choose another folder to write"
+            )
     return list(found.values())
 
 
@@ -87,7 +88,7 @@ def check_patterns(patterns: Iterable[str | Path]) -> None:
             raise FileNotFoundError(_nothing(pattern))
 
 
-def walk(root: str | Path, *, unless: Collection[str] = (), skip: Collection[str] = ()) -> Iterator[Path]:
+def walk(root: str | Path, *, unless: Collection[str] = ()) -> Iterator[Path]:
     """The files in a folder and below it, through links, each folder once; no hidden ones, and no pictures that this
     package wrote.
 
@@ -96,9 +97,8 @@ def walk(root: str | Path, *, unless: Collection[str] = (), skip: Collection[str
     Args:
         root: the folder.
         unless: a folder that has a file of one of these names is left out with all below it.
-        skip: folders to leave out with all below them, by their real paths.
     """
-    folders, seen = [Path(root)], set(skip)
+    folders, seen = [Path(root)], set()
     links: list[Path] = []
     ours: set[Path] = set()
     while folders or links:  # links last: a folder goes by its own place where it has one
@@ -183,24 +183,17 @@ def unique_names(files: list[Path]) -> list[str]:
     return list(names.values())
 
 
-def _find(pattern: Path, written: set[str]) -> list[Path]:
-    def replaced(path: Path) -> bool:
-        return any(is_below(path.parent, folder) for folder in written)
-
+def _find(pattern: Path) -> list[Path]:
     if pattern.is_dir():
-        return _search(pattern, written)
+        return _search(pattern)
     if os.path.lexists(pattern):
-        if replaced(pattern):
-            raise ValueError(
-                f"{printable(pattern)}: results would be written to this film's folder: choose another folder to write"
-            )
         return [pattern]
     ours = cache(_is_ours)
     films: set[Path] = set()
     for path in _expand(pattern):
         if path.is_dir() and not ours(path):
-            films.update(_search(path, written))
-        elif path.is_file() and claims_film(path.name) is not False and not ours(path.parent) and not replaced(path):
+            films.update(_search(path))
+        elif path.is_file() and claims_film(path.name) is not False and not ours(path.parent):
             films.add(path)
     return sorted(films)
 
@@ -233,10 +226,10 @@ def _fits(names: tuple[str, ...], parts: tuple[str, ...]) -> bool:
     return bool(names) and fnmatch(names[0], parts[0]) and _fits(names[1:], parts[1:])
 
 
-def _search(folder: Path, written: set[str]) -> list[Path]:
+def _search(folder: Path) -> list[Path]:
     films: list[Path] = []
     others: list[str] = []
-    for path in walk(folder, skip=written):
+    for path in walk(folder):
         if is_film(path):
             films.append(path)
         elif claims_film(path.name) is None:
