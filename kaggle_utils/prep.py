@@ -346,14 +346,8 @@ def _prepare_all(films: list[RawFilm], out: Path, size: int, workers: int) -> tu
     settings = {"size": size, "rules": _RULES}
     write_bytes(out / "prep.json", json.dumps(settings).encode())
     journal = Journal(out / "films.jsonl", settings, {})
-    there = {(path.parent.name, path.stem) for path in _written(out)}
-    rows, problems, todo = [], [], []
-    for film in films:
-        row = journal.find(film.paths[0], film.name, film.paths[1:])
-        if row and ("image", film.name) in there and (("mask", film.name) in there or not row["masked"]):
-            rows.append(row)
-        else:
-            todo.append(film)
+    rows, todo = _finished(films, journal, out)
+    problems = []
     # OpenCV's own threads on top of ours would only get in each other's way.
     threads, pool = cv2.getNumThreads(), ThreadPoolExecutor(workers)
     cv2.setNumThreads(1)
@@ -373,6 +367,19 @@ def _prepare_all(films: list[RawFilm], out: Path, size: int, workers: int) -> tu
         pool.shutdown(cancel_futures=True)  # after Ctrl-C, say, it would do all that is left
         cv2.setNumThreads(threads)
     return rows, sorted(problems)
+
+
+def _finished(films: list[RawFilm], journal: Journal, out: Path) -> tuple[list[dict], list[RawFilm]]:
+    """Rows of the films that an earlier run prepared and whose files are still there, in any split; and the others."""
+    there = {(path.parent.name, path.stem) for path in _written(out)}
+    rows, todo = [], []
+    for film in films:
+        row = journal.find(film.paths[0], film.name, film.paths[1:])
+        if row and ("image", film.name) in there and (("mask", film.name) in there or not row["masked"]):
+            rows.append(row)
+        else:
+            todo.append(film)
+    return rows, todo
 
 
 def _reason(error: Exception, out: Path, less: str) -> str:

@@ -16,21 +16,6 @@ import numpy as np
 from ..image import check_mask
 
 SIDES = ("right", "left")
-_FILM = ("lungs", "lung_share", "left_right_ratio", "symmetry", "tilt_deg", "midline_column")
-_LUNG = (
-    "area_px",
-    "area_mm2",
-    "height_px",
-    "height_mm",
-    "width_px",
-    "width_mm",
-    "apex_row",
-    "apex_column",
-    "costophrenic_row",
-    "costophrenic_column",
-)
-MEASUREMENTS = (*_FILM, *(f"{side}_{name}" for side in SIDES for name in _LUNG))  # the keys of measure(), in order
-
 _DUST = 0.02  # of the largest component's area: what is smaller is no part of a lung
 _SEAM_ROWS = 128  # of the copy in which the seam is sought
 _SEAM_ERROR = 1 / 64  # of the film's height: lungs a pixel apart are one in that copy, but not touching
@@ -204,8 +189,6 @@ def find_midline(right: np.ndarray, left: np.ndarray, spacing_mm: tuple[float, f
         The line, the best near the upright one, found on a copy of 160 px by Nelder and Mead's method; NaN if a lung is
         empty.
     """
-    from scipy.optimize import minimize  # here alone: importing it takes longer than all else that a mask needs
-
     if not (right.any() and left.any()):
         return Midline()
     both = right | left
@@ -215,6 +198,8 @@ def find_midline(right: np.ndarray, left: np.ndarray, spacing_mm: tuple[float, f
     pair = _thumbnail(both[y : y + height, x : x + width], rows, columns)
     if not pair.any():  # specks that fell between the samples
         return Midline()
+    from scipy.optimize import minimize  # here alone: importing it takes longer than all else that a mask needs
+
     options = {"initial_simplex": [(0, 0), (4, 0), (0, 4)], "xatol": 0.02, "fatol": 1e-5}  # degrees, px
     found = minimize(_unlike, (0, 0), args=(pair, float(pair.sum())), method="Nelder-Mead", options=options)
     tilt_deg, offset = found.x
@@ -247,7 +232,8 @@ def _measure_lung(lung: np.ndarray, side: str, spacing_mm: tuple[float, float] |
     by_row, by_column = spacing_mm or (nan, nan)
     area = int(np.count_nonzero(lung.view(bool)))  # five times as fast as of uint8
     if not area:
-        return {**dict.fromkeys(_LUNG, nan), "area_px": 0, "area_mm2": 0 * by_row}
+        names = _measure_lung(np.ones((1, 1), np.uint8), side, spacing_mm)
+        return dict.fromkeys(names, nan) | {"area_px": 0, "area_mm2": 0 * by_row}
     x, y, width, height = cv2.boundingRect(lung)
     box = lung[y : y + height, x : x + width]
     columns, rows = np.concatenate(cv2.findContours(box, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0])[:, 0].T
@@ -319,3 +305,6 @@ def _thumbnail(mask: np.ndarray, rows: int, columns: int) -> np.ndarray:
     """Share of lung in each cell of a coarse grid, ``float32 (rows, columns)``, by 16 pixels per cell."""
     sampled = cv2.resize(mask * np.uint8(255), (4 * int(columns), 4 * int(rows)), interpolation=cv2.INTER_NEAREST_EXACT)
     return cv2.resize(sampled, (int(columns), int(rows)), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+
+
+MEASUREMENTS = tuple(measure(np.zeros((1, 1), np.uint8)))  # the names, in order
