@@ -1,4 +1,4 @@
-"""plot.py: figures are drawn from tables alone, and a study that was not run is an error in words."""
+"""Figures are drawn from tables alone, and a study that was not run is an error in words."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from matplotlib import pyplot as plt  # noqa: E402
 
 from benchmarks import pareto as bench  # noqa: E402
 from kaggle_utils.cli import main  # noqa: E402
+from kaggle_utils.plots import benchmarks, check_replaceable, save  # noqa: E402
 from kaggle_utils.plots import figures as plot  # noqa: E402
-from kaggle_utils.plots.save import check_replaceable, saved  # noqa: E402
 from kaggle_utils.quality.measurements import SIDES, measure  # noqa: E402
 
 
@@ -39,11 +39,11 @@ def pareto(tmp_path):
             "standard_error",
         ],
     ).to_csv(path, index=False)
-    return path
+    return tmp_path
 
 
 def test_pareto_front_leaves_out_what_is_slower_and_no_better(pareto):
-    front = plot.draw_pareto(table=pareto).axes[0].lines[0]
+    front = benchmarks.draw_pareto(pareto).axes[0].lines[0]
     assert front.get_xdata().tolist() == [5, 12] and front.get_ydata().tolist() == [0.950, 0.953]
 
 
@@ -60,15 +60,17 @@ def test_time_to_dice_has_a_curve_for_each_contestant(tmp_path):
         for name in ("ours", "MONAI UNet")
         for s in (10, 100)
     ]
-    pd.DataFrame(rows).to_csv(tmp_path / "t.csv", index=False)
-    figure = plot.draw_time_to_dice(tmp_path / "t.png", table=tmp_path / "t.csv")
+    pd.DataFrame(rows).to_csv(tmp_path / "time_to_dice.csv", index=False)
+    figure = benchmarks.draw_time_to_dice(tmp_path)
     assert len(figure.axes[0].lines) == 3  # and the line at 0.95
+    save(figure, tmp_path / "t.png")
     assert (tmp_path / "t.png").stat().st_size > 1000
 
 
 def test_measurements_are_drawn_where_they_were_measured():
     film = plot.AppearanceModel.load().sample(1, 4, size=128)[0]
-    found, ax = measure(film.mask), plot.measured_film(film.image, film.mask, ax=matplotlib.figure.Figure().subplots())
+    found, ax = measure(film.mask), matplotlib.figure.Figure().subplots()
+    plot.draw_measured(film.image, film.mask, ax)
     marks = {tuple(float(v) for v in line.get_xydata()[0]) for line in ax.lines if len(line.get_xydata()) == 1}
     assert marks == {
         (found[f"{side}_{place}_column"], found[f"{side}_{place}_row"])
@@ -82,20 +84,20 @@ def test_measurements_are_drawn_where_they_were_measured():
     )  # its upper end leans to the right
 
 
-def test_figure_of_measurements_has_a_normal_film_and_one_with_tb(tmp_path):
-    figure = plot.draw_measurements(tmp_path / "m.png", size=96)
+def test_figure_of_measurements_has_a_normal_film_and_one_with_tb():
+    figure = plot.draw_measurements()
     assert len(figure.axes) == 2 and all("symmetry" in ax.get_title() for ax in figure.axes)
-    assert (tmp_path / "m.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("draw", [plot.draw_pareto, plot.draw_time_to_dice])
+@pytest.mark.parametrize("draw", [benchmarks.draw_pareto, benchmarks.draw_time_to_dice])
 def test_study_that_was_not_run_is_an_error_with_its_command(draw, tmp_path):
     with pytest.raises(FileNotFoundError, match="python -m benchmarks"):
-        draw(table=tmp_path / "nowhere.csv")
+        draw(tmp_path)
 
 
 def test_others_pictures_are_not_replaced_and_own_ones_are(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("kaggle_utils.plots.FIGURES", {"a.png": lambda path: saved(plt.figure(), path)})
+    monkeypatch.setattr("kaggle_utils.plots.PICTURES", {})
+    monkeypatch.setattr("kaggle_utils.plots.CHARTS", {"a.png": lambda results: plt.figure()})
     for _ in range(2):
         assert main(["plots", "--out", str(tmp_path)]) == 0
     plt.figure().savefig(tmp_path / "a.png")
@@ -120,12 +122,22 @@ def test_a_benchmark_replaces_no_table_of_others(tmp_path):
     assert (tmp_path / "notes.csv").read_text() == "mine\n"
 
 
-def test_plots_goes_on_after_a_figure_without_results(tmp_path, monkeypatch, capsys):
-    def missing(path):
-        raise FileNotFoundError("x.csv is not there")
+def missing(results):
+    raise FileNotFoundError(f"{results}/x.csv is not there")
 
-    monkeypatch.setattr(
-        "kaggle_utils.plots.FIGURES", {"a.png": missing, "b.png": lambda path: path.write_bytes(b"png")}
-    )
-    assert main(["plots", "--out", str(tmp_path)]) == 0
-    assert (tmp_path / "b.png").exists() and "x.csv is not there" in "".join(capsys.readouterr())
+
+def test_plots_goes_on_after_a_figure_without_results(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("kaggle_utils.plots.PICTURES", {})
+    monkeypatch.setattr("kaggle_utils.plots.CHARTS", {"a.png": missing, "b.png": lambda results: plt.figure()})
+    assert main(["plots", "--out", str(tmp_path), "--results", "there"]) == 0
+    assert (tmp_path / "b.png").exists() and "there/x.csv is not there" in "".join(capsys.readouterr())
+
+
+def test_a_folder_without_results_is_an_error_that_names_the_option(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("kaggle_utils.plots.PICTURES", {"self.png": plt.figure})
+    monkeypatch.setattr("kaggle_utils.plots.CHARTS", {"a.png": missing})
+    monkeypatch.chdir(tmp_path)
+    assert main(["plots"]) == 1
+    said = "".join(capsys.readouterr())
+    assert (tmp_path / "images/self.png").exists() and not (tmp_path / "images/a.png").exists()
+    assert "results/x.csv is not there" in said and "no results to draw: name their folder with --results" in said

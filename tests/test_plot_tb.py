@@ -11,8 +11,8 @@ from kaggle_utils.plots.tb import draw_tb_arms, draw_tb_reliability, draw_tb_roc
 
 
 @pytest.fixture
-def films(rng) -> pd.DataFrame:
-    """Two arms, two seeds, 60 films each for validation and test; `masked` tells them apart, `blanked` doesn't."""
+def results(rng, tmp_path):
+    """Logits of two variants, two seeds, 60 films each to validate and test; `blanked` is chance."""
     rows = []
     for arm, gap in (("masked", 50.0), ("blanked", 0.0)):
         for seed in range(2):
@@ -21,6 +21,7 @@ def films(rng) -> pd.DataFrame:
                 rows.append(
                     pd.DataFrame(
                         {
+                            "protocol": "both",
                             "arm": arm,
                             "seed": seed,
                             "part": part,
@@ -31,28 +32,32 @@ def films(rng) -> pd.DataFrame:
                         }
                     )
                 )
-    return pd.concat(rows, ignore_index=True)
+    pd.concat(rows).to_csv(tmp_path / "tb_films.csv", index=False)
+    return tmp_path
 
 
-def test_arms_are_bars_of_their_auc(films):
-    axes = draw_tb_arms(films=films).axes
+def test_variants_are_bars_of_their_auc(results):
+    axes = draw_tb_arms(results).axes
     assert [ax.get_title() for ax in axes] == ["Montgomery, 30 test films", "Shenzhen, 30 test films"]
     heights = [bar.get_height() for bar in axes[0].patches]
     assert heights[0] == 1 and 0.2 < heights[1] < 0.8
 
 
-def test_roc_of_what_tells_them_apart_goes_through_the_corner(films):
-    ax = draw_tb_roc(films=films).axes[0]
+def test_roc_of_what_tells_them_apart_goes_through_the_corner(results):
+    ax = draw_tb_roc(results).axes[0]
     curve = next(line for line in ax.lines if line.get_label().startswith("lungs alone"))
     assert curve.get_label() == "lungs alone, 1.000" and [0, 1] in np.column_stack(curve.get_data()).tolist()
 
 
-def test_reliability_and_heat(films, tmp_path):
-    assert draw_tb_reliability(tmp_path / "new" / "a.png", films=films).axes and (tmp_path / "new" / "a.png").exists()
+def test_reliability_lies_on_the_corners_where_variants_are_told_apart(results):
+    curve = draw_tb_reliability(results).axes[0].lines[1]
+    assert curve.get_ydata()[[0, -1]].tolist() == [0, 1]
+
+
+def test_heat_maps_stand_below_their_films():
     film = phantom(32, 32)
-    assert (
-        len(show_heat([film.image] * 3, [film.mask] * 3, [film.mask * np.float32(0.5)] * 3, ["a", "b", "c"]).axes) == 6
-    )
+    axes = show_heat([film.image] * 3, [film.mask] * 3, [film.mask * np.float32(0.5)] * 3).axes
+    assert [len(ax.images) for ax in axes] == [1, 1, 1, 2, 2, 2]
 
 
 def test_transfer_shows_the_set_that_was_not_trained_on():
@@ -62,4 +67,4 @@ def test_transfer_shows_the_set_that_was_not_trained_on():
 
 def test_no_results_are_an_error_that_says_what_to_run(tmp_path):
     with pytest.raises(FileNotFoundError, match="benchmarks.tb"):
-        read_tb(tmp_path / "none.csv")
+        read_tb(tmp_path)

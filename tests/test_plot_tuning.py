@@ -7,17 +7,14 @@ from matplotlib import pyplot as plt
 
 from kaggle_utils.config import TrainConfig
 from kaggle_utils.plots import figures as plot
+from kaggle_utils.plots import save
 from kaggle_utils.plots import tuning as plot_tuning
 from kaggle_utils.tuning.studies import STUDIES
 from kaggle_utils.tuning.study import COLUMNS, SETTINGS, write_rows
 
 CONFIG = TrainConfig(size=128, epochs=8)
 NAMES = [*STUDIES, "search"]
-FIGURES = {
-    name.removeprefix("tuning_").removesuffix(".png"): draw
-    for name, draw in plot_tuning.FIGURES.items()
-    if "impossible" not in name
-}
+FIGURES = {name.removeprefix("tuning_").removesuffix(".png"): draw for name, draw in plot_tuning.CHARTS.items()}
 
 
 def made_up(name, *, jsrt=True, seeds=2, epochs=3):
@@ -69,9 +66,10 @@ def made_up(name, *, jsrt=True, seeds=2, epochs=3):
 
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tuning")
+    folder = tmp_path_factory.mktemp("results")
+    (folder / "tuning").mkdir()
     for name in NAMES:
-        write_rows(folder / f"{name}.csv", made_up(name))
+        write_rows(folder / f"tuning/{name}.csv", made_up(name))
     return folder
 
 
@@ -83,28 +81,29 @@ def closed():
 
 def test_each_study_has_a_figure():
     assert sorted([*FIGURES, "longer"]) == sorted(NAMES)  # the longer runs are in augmentation's
-    assert plot_tuning.FIGURES.items() <= plot.FIGURES.items()
+    assert plot_tuning.CHARTS.items() <= plot.CHARTS.items()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_is_drawn_from_its_table(name, tables, tmp_path):
-    FIGURES[name](tmp_path / "new" / "figure.png", tables=tables)
+    save(FIGURES[name](tables), tmp_path / "new" / "figure.png")
     assert (tmp_path / "new" / "figure.png").stat().st_size > 5000
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_study_that_was_not_run_is_named_with_its_command(name, tmp_path):
     with pytest.raises(FileNotFoundError, match="kaggle_utils tune "):
-        FIGURES[name](tables=tmp_path)
+        FIGURES[name](tmp_path)
 
 
 @pytest.mark.parametrize("name, panels", [("augmentation", 3), ("loss", 2), ("data", 2)])
 def test_a_set_without_jsrt_has_no_panel_for_it(name, panels, tmp_path):
+    (tmp_path / "tuning").mkdir()
     for jsrt in (True, False):
         for table in {name, "longer"}:
-            write_rows(tmp_path / f"{table}.csv", made_up(table, jsrt=jsrt))
-        assert len(FIGURES[name](tables=tmp_path).axes) == panels - (not jsrt)
+            write_rows(tmp_path / f"tuning/{table}.csv", made_up(table, jsrt=jsrt))
+        assert len(FIGURES[name](tmp_path).axes) == panels - (not jsrt)
 
 
 def test_curves_count_epochs_from_1(tables):
@@ -122,7 +121,7 @@ def test_the_reported_pairs_lie_above_what_is_possible():
 
 
 def test_the_curve_of_films_has_their_number_where_synthetic_ones_are_added(tables):
-    axes = plot.FIGURES["tuning_data.png"](tables=tables).axes[0]
+    axes = plot.CHARTS["tuning_data.png"](tables).axes[0]
     lines = [line.get_xdata() for line in axes.lines if len(line.get_xdata()) == 6]
     assert [list(x) for x in lines] == [
         [10, 25, 50, 100, 200, 452],
@@ -132,4 +131,4 @@ def test_the_curve_of_films_has_their_number_where_synthetic_ones_are_added(tabl
 
 
 def test_made_up_tables_are_what_studies_write(tables):
-    assert all(tuple(pd.read_csv(tables / f"{name}.csv")) == COLUMNS for name in NAMES)
+    assert all(tuple(pd.read_csv(tables / f"tuning/{name}.csv")) == COLUMNS for name in NAMES)

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import phantoms
 import pytest
+from matplotlib.figure import Figure
 from scipy.ndimage import label
 
 from kaggle_utils import image as files
@@ -424,9 +425,8 @@ def _two_lungs():
     return mask
 
 
-def test_contact_sheet_draws_every_film(films):
-    ax = plot.contact_sheet(films[:5], columns=3)
-    assert ax.images[0].get_array().shape == (512, 768)
-    assert len(ax.lines) == 10
-    with pytest.raises(ValueError, match="one size"):
-        plot.contact_sheet([])
+def test_a_row_has_every_film_and_its_outlines():
+    drawn, ax = AppearanceModel.load().sample(3, 1, size=64), Figure().subplots()
+    plot.draw_row(drawn, ax)
+    plot.draw_outlines(drawn, ax)
+    assert ax.images[0].get_array().shape == (64, 192) and len(ax.lines) == 6

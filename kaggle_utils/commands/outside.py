@@ -76,21 +76,28 @@ def s3_unzip(args: argparse.Namespace) -> int:
 
 
 def _plots_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--results", default="results", help="folder with the tables that benchmarks and studies wrote")
     sub.add_argument("--out", default="images", help="folder to write")
 
 
 def plots(args: argparse.Namespace) -> int:
-    from ..plots import FIGURES
-    from ..plots.figures import check_replaceable
+    from ..plots import CHARTS, PICTURES, check_replaceable, save
 
-    for name in FIGURES:
-        check_replaceable(Path(args.out) / name)
-    for name, draw in FIGURES.items():
+    out, missing = Path(args.out), 0
+    for name in (*PICTURES, *CHARTS):
+        check_replaceable(out / name)
+    for name, draw in PICTURES.items():
+        save(draw(), out / name)
+        print(out / name)
+    for name, draw_from in CHARTS.items():
         try:
-            draw(Path(args.out) / name)  # type: ignore[operator]
-            print(Path(args.out) / name)
+            save(draw_from(args.results), out / name)
+            print(out / name)
         except FileNotFoundError as error:  # of results that were not made
             print(f"{name} left as it is: {error}")
+            missing += 1
+    if missing == len(CHARTS):
+        raise FileNotFoundError(f"{args.results}: no results to draw: name their folder with --results")
     return 0
 
 

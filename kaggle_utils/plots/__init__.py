@@ -1,13 +1,24 @@
-"""Figures. Each function draws on given axes, each ``draw_...`` makes one picture.
+"""Figures. Each ``draw_...`` makes one picture of the README, most of them from a table of the results folder.
 
-- ``figures``: the README's pictures, by file name
-- ``films``: films with their lungs, a training's course
-- ``tuning``, ``robustness``, ``tb``: the studies' tables as figures
-- ``save``: figures on disk, marked as this package's own
+- ``figures``: the pictures by file name
+- ``benchmarks``, ``robustness``, ``tb``, ``tuning``: charts of what was measured
+- ``films``: radiographs with their lungs, a training's course
 - ``unet``: the network, drawn from the network
+- ``style``: colours, style, and how a figure is saved
 """
 
-from .figures import FIGURES, RESULTS
+from .figures import CHARTS, PICTURES
 from .films import draw_history, show_films, show_prepared, show_ranked
+from .style import RESULTS, check_replaceable, save
 
-__all__ = ["FIGURES", "RESULTS", "draw_history", "show_films", "show_prepared", "show_ranked"]
+__all__ = [
+    "CHARTS",
+    "PICTURES",
+    "RESULTS",
+    "check_replaceable",
+    "draw_history",
+    "save",
+    "show_films",
+    "show_prepared",
+    "show_ranked",
+]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,8 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..image import read_image, read_mask, resize_image, resize_mask
 from ..infer import PRED
-
-TRUTH = "#56B4E9"  # Okabe and Ito's sky blue: told apart from PRED, their orange, by the colour-blind, and on gray
+from .style import BLUE, RED, TRUTH, styled
 
 
 def show_film(
@@ -51,6 +51,7 @@ def show_film(
     return ax
 
 
+@styled
 def show_films(
     images: Sequence[np.ndarray],
     *,
@@ -69,17 +70,11 @@ def show_films(
         raise ValueError(f"as many films as masks and titles, and at least one: got {sorted(counts)}")
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(1.7 * columns, 1.9 * rows), squeeze=False, layout="constrained")
-    for k, ax in enumerate(axes.flat):
+    figure, axes = plt.subplots(rows, columns, figsize=(1.7 * columns, 1.9 * rows), squeeze=False)
+    for ax, image, truth, pred, title in zip_longest(axes.flat, images, truths, preds, titles):
         ax.set_axis_off()
-        if k < len(images):
-            show_film(
-                images[k],
-                ax=ax,
-                truth=truths[k] if len(truths) else None,
-                pred=preds[k] if len(preds) else None,
-                title=titles[k] if len(titles) else "",
-            )
+        if image is not None:
+            show_film(image, ax=ax, truth=truth, pred=pred, title=title or "")
     plt.close(figure)  # a notebook shows what a cell returns, and would show an open one a second time
     return figure
 
@@ -122,22 +117,22 @@ def show_ranked(scores: pd.DataFrame, frame: pd.DataFrame, segmenter) -> Figure:
     return figure
 
 
+@styled
 def draw_history(history: pd.DataFrame) -> Figure:
     """A training's course: loss on the left, validation Dice on the right, epoch by epoch.
 
     Args:
         history: ``history.csv`` of a run.
     """
-    figure, (losses, scores) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+    figure, (losses, scores) = plt.subplots(1, 2, figsize=(9, 3))
     epochs = history["epoch"] + 1
-    losses.plot(epochs, history["train_loss"], color="#0072B2", label="training films, augmented")
-    losses.plot(epochs, history["val_loss"], color="#D55E00", label="validation films")
+    losses.plot(epochs, history["train_loss"], color=BLUE, label="training films, augmented")
+    losses.plot(epochs, history["val_loss"], color=RED, label="validation films")
     losses.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
-    losses.legend(frameon=False)
-    scores.plot(epochs, history["val_dice"], color="#D55E00")
+    losses.legend()
+    scores.plot(epochs, history["val_dice"], color=RED)
     scores.set(xlabel="epoch", ylabel="validation Dice", ylim=(0, 1))
     for ax in (losses, scores):
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.spines[["top", "right"]].set_visible(False)
     plt.close(figure)
     return figure

@@ -1,7 +1,6 @@
 """Figures of TB screening: does segmenting first help, what the probabilities are worth, where the network looked.
 
-``films`` is a table with a row per run and film: arm, seed, name, source, tb, part, logit, as
-``results/tb_films.csv`` is.
+They are drawn from ``tb_films.csv``, a row per run and film: arm (the variant), seed, name, source, tb, part, logit.
 """
 
 from __future__ import annotations
@@ -18,158 +17,138 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from ..tb import calibrated, reliability
 from .films import show_film
-from .save import saved
+from .style import BLUE, GREEN, RED, RESULTS, diagonal, note, read_result, styled
 
-FILMS = Path(__file__).parents[2] / "results" / "tb_films.csv"
-ARMS = {  # what is drawn of each: a name, and a colour of Okabe and Ito's
-    "whole": ("whole film", "#0072B2"),
-    "crop": ("lungs cut out", "#009E73"),
-    "masked": ("lungs alone", "#D55E00"),
+VARIANTS = {
+    "whole": ("whole film", BLUE),
+    "crop": ("lungs cut out", GREEN),
+    "masked": ("lungs alone", RED),
     "blanked": ("lungs blanked out", "#999999"),
 }
 
 
-def read_tb(path: str | Path = FILMS, protocol: str = "both") -> pd.DataFrame:
-    """One protocol's rows of ``results/tb_films.csv``.
+def read_tb(results: str | Path, trained_on: str = "both") -> pd.DataFrame:
+    """The rows of the networks that were trained on these sets.
 
     Raises:
         FileNotFoundError: the benchmark was not run.
     """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"{path} is not there: python -m benchmarks.tb protocols writes it")
-    films = pd.read_csv(path, dtype={"name": str})
-    return films[films["protocol"] == protocol]
+    films = read_result(results, "tb_films.csv", "benchmarks.tb protocols")
+    return films[films["protocol"] == trained_on]
 
 
-def draw_tb_arms(path: str | Path | None = None, *, films: pd.DataFrame | None = None) -> Figure:
+def draw_tb_arms(results: str | Path = RESULTS) -> Figure:
     """Makes ``images/tb_arms.png``: each variant's area under the ROC curve on each set's test films, a dot per seed.
 
     Args:
-        path: where to save it, if at all.
-        films: see the module; None is the published protocol, trained on both sets.
+        results: folder with ``tb_films.csv``.
+
+    Raises:
+        FileNotFoundError: the benchmark was not run.
     """
-    films = read_tb() if films is None else films
-    test = films[films["part"] == "test"]
-    sources = sorted(test["source"].unique())
-    figure, axes = plt.subplots(
-        1, len(sources), figsize=(4.2 * len(sources), 3.2), sharey=True, squeeze=False, layout="constrained"
-    )
-    for source, ax in zip(sources, axes[0]):
-        _draw_areas(ax, test[test["source"] == source], source)
+    return _draw_areas(read_tb(results))
+
+
+def draw_tb_transfer(results: str | Path = RESULTS) -> Figure:
+    """Makes ``images/tb_transfer.png``: the same on all films of the set that was not trained on.
+
+    Args and Raises: as :func:`draw_tb_arms`.
+    """
+    external = []
+    for source, trained_on in (("montgomery", "shenzhen"), ("shenzhen", "montgomery")):
+        films = read_tb(results, trained_on)
+        external.append(films[films["source"] == source])
+    figure = _draw_areas(pd.concat(external))
+    figure.suptitle("trained on the other set", fontsize=10)
+    return figure
+
+
+@styled
+def _draw_areas(films: pd.DataFrame) -> Figure:
+    """A panel for the test films of each set, side by side."""
+    sets = films[films["part"] == "test"].groupby("source")
+    figure, axes = plt.subplots(1, len(sets), figsize=(4.2 * len(sets), 3.2), sharey=True, squeeze=False)
+    for ax, (source, test) in zip(axes.flat, sets):
+        _draw_bars(test, ax)
+        ax.set_title(f"{source.capitalize()}, {test['name'].nunique()} test films", fontsize=12)
     axes[0, 0].set_ylabel("area under the ROC curve")
     plt.close(figure)
-    return saved(figure, path)
+    return figure
 
 
-def _draw_areas(ax: Axes, test: pd.DataFrame, source: str) -> None:
-    """A bar for each variant, a dot for each of its seeds, on the test films of one set."""
-    for k, (arm, (_, colour)) in enumerate(ARMS.items()):
-        runs = [roc_auc_score(run["tb"], run["logit"]) for _, run in test[test["arm"] == arm].groupby("seed")]
+def _draw_bars(test: pd.DataFrame, ax: Axes) -> None:
+    """A bar for each variant, a dot for each of its seeds."""
+    for k, (variant, (_, colour)) in enumerate(VARIANTS.items()):
+        runs = [roc_auc_score(run["tb"], run["logit"]) for _, run in test[test["arm"] == variant].groupby("seed")]
         if not runs:
             continue
         mean = np.mean(runs)
         ax.bar(k, mean, 0.65, color=colour, alpha=0.55)
         ax.plot(np.full(len(runs), k), runs, "o", color=colour, markersize=4)
-        ax.annotate(f"{mean:.3f}", (k, max(runs)), (0, 5), textcoords="offset points", ha="center", fontsize=9)
+        note(ax, f"{mean:.3f}", (k, max(runs)), (0, 5), ha="center", fontsize=9)
     ax.axhline(0.5, color="0.3", linewidth=0.8, linestyle="--")
-    ax.set(title=f"{source.capitalize()}, {test['name'].nunique()} test films", ylim=(0.4, 1.02))
-    ax.set_xticks(range(len(ARMS)), [name.replace(" ", "\n", 1) for name, _ in ARMS.values()])
+    ax.set_ylim(0.4, 1.02)
+    ax.set_xticks(range(len(VARIANTS)), [name.replace(" ", "\n", 1) for name, _ in VARIANTS.values()])
 
 
-def draw_tb_transfer(path: str | Path | None = None) -> Figure:
-    """Makes ``images/tb_transfer.png``: the same on all films of the set that was not trained on.
-
-    Args:
-        path: where to save it, if at all.
-    """
-    external = [
-        films[films["source"] == source]
-        for films, source in (
-            (read_tb(protocol="shenzhen"), "montgomery"),
-            (read_tb(protocol="montgomery"), "shenzhen"),
-        )
-    ]
-    figure = draw_tb_arms(films=pd.concat(external))
-    figure.suptitle("trained on the other set", fontsize=10)
-    return saved(figure, path)
-
-
-def draw_tb_roc(path: str | Path | None = None, *, films: pd.DataFrame | None = None) -> Figure:
+@styled
+def draw_tb_roc(results: str | Path = RESULTS) -> Figure:
     """Makes ``images/tb_roc.png``: ROC curves of the variants, each by its seeds' mean logits, all test films together.
 
-    Args:
-        path, films: as for :func:`draw_tb_arms`.
+    Args and Raises: as :func:`draw_tb_arms`.
     """
-    films = read_tb() if films is None else films
-    figure, ax = plt.subplots(figsize=(4.6, 4.4), layout="constrained")
-    for arm, runs in mean_logits(films).groupby("arm"):
+    figure, ax = plt.subplots(figsize=(4.6, 4.4))
+    for variant, runs in mean_logits(read_tb(results)).groupby("arm"):
         test = calibrated(runs)
-        prob, truth = test["prob"].to_numpy(), test["tb"].to_numpy()
-        false_positives, sensitivity, _ = roc_curve(truth, prob, drop_intermediate=False)
-        name, colour = ARMS[arm]
-        label = f"{name}, {roc_auc_score(truth, prob):.3f}"
+        false_positives, sensitivity, _ = roc_curve(test["tb"], test["prob"], drop_intermediate=False)
+        name, colour = VARIANTS[variant]
+        label = f"{name}, {roc_auc_score(test['tb'], test['prob']):.3f}"
         ax.step(false_positives, sensitivity, where="post", color=colour, label=label)
         called = test.groupby("tb")["presumptive"].mean()
         ax.plot(called[0], called[1], "o", color=colour)
-    ax.plot([0, 1], [0, 1], color="0.7", linewidth=0.8, linestyle="--")
-    ax.set(
-        xlabel="normal films called presumptive", ylabel="films with tuberculosis called presumptive", aspect="equal"
-    )
-    ax.legend(
-        frameon=False,
-        loc="lower right",
-        title="area under the curve; dot: operating point",
-        title_fontsize=8,
-        fontsize=9,
-    )
+    diagonal(ax)
+    ax.set(xlabel="normal films called presumptive", ylabel="films with tuberculosis called presumptive")
+    ax.set_aspect("equal")
+    title = "area under the curve; dot: operating point"
+    ax.legend(loc="lower right", title=title, title_fontsize=8, fontsize=9)
     plt.close(figure)
-    return saved(figure, path)
+    return figure
 
 
-def draw_tb_reliability(
-    path: str | Path | None = None, *, films: pd.DataFrame | None = None, arm: str = "masked"
-) -> Figure:
+@styled
+def draw_tb_reliability(results: str | Path = RESULTS) -> Figure:
     """Makes ``images/tb_reliability.png``: of the test films with about that probability, how many have tuberculosis.
 
-    Args:
-        path, films: as for :func:`draw_tb_arms`.
-        arm: which variant.
+    Args and Raises: as :func:`draw_tb_arms`.
     """
-    films = read_tb() if films is None else films
-    test = calibrated(mean_logits(films[films["arm"] == arm]))
+    films = read_tb(results)
+    test = calibrated(mean_logits(films[films["arm"] == "masked"]))
     bins = reliability(test["prob"].to_numpy(), test["tb"].to_numpy(), bins=5)
-    figure, ax = plt.subplots(figsize=(4.2, 4), layout="constrained")
-    ax.plot([0, 1], [0, 1], color="0.7", linewidth=0.8, linestyle="--")
-    ax.plot(bins["prob"], bins["share"], "o-", color=ARMS[arm][1])
-    for n, prob, share in zip(*(bins[key] for key in ("n", "prob", "share"))):
-        ax.annotate(f"{n} films", (prob, share), (6, -10), textcoords="offset points", fontsize=8)
-    ax.set(
-        xlabel="probability of tuberculosis, calibrated",
-        ylabel="share that has it",
-        xlim=(0, 1.02),
-        ylim=(-0.02, 1.02),
-        aspect="equal",
-    )
+    figure, ax = plt.subplots(figsize=(4.2, 4))
+    diagonal(ax)
+    ax.plot(bins["prob"], bins["share"], "o-", color=VARIANTS["masked"][1])
+    for n, prob, share in zip(bins["n"], bins["prob"], bins["share"]):
+        note(ax, f"{n} films", (prob, share), (6, -10))
+    ax.set(xlabel="probability of tuberculosis, calibrated", ylabel="share that has it")
+    ax.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     plt.close(figure)
-    return saved(figure, path)
+    return figure
 
 
-def show_heat(
-    images: Sequence[np.ndarray], masks: Sequence[np.ndarray], heats: Sequence[np.ndarray], titles: Sequence[str] = ()
-) -> Figure:
-    """Films above, and below them the same with what raised the probability.
+@styled
+def show_heat(images: Sequence[np.ndarray], masks: Sequence[np.ndarray], heats: Sequence[np.ndarray]) -> Figure:
+    """Films above, and below them the same with the heat map of what raised the probability.
 
     Args:
         images: each ``uint8 (H, W)``.
         masks: their lungs, outlined.
         heats: of ``tb.TBScreener.heat``, each ``float32 (H, W)`` in [0, 1].
-        titles: above them.
     """
-    figure, axes = plt.subplots(2, len(images), figsize=(1.9 * len(images), 4.1), squeeze=False, layout="constrained")
-    for k, (image, mask, heat) in enumerate(zip(images, masks, heats, strict=True)):
-        show_film(image, title=titles[k] if len(titles) else "", ax=axes[0, k])
-        show_film(image, pred=mask, ax=axes[1, k])
-        axes[1, k].imshow(heat, cmap="inferno", alpha=0.6 * heat, vmin=0, vmax=1)
+    figure, axes = plt.subplots(2, len(images), figsize=(1.9 * len(images), 4.1), squeeze=False)
+    for image, mask, heat, above, below in zip(images, masks, heats, *axes, strict=True):
+        show_film(image, ax=above)
+        show_film(image, pred=mask, ax=below)
+        below.imshow(heat, cmap="inferno", alpha=0.6 * heat, vmin=0, vmax=1)
     plt.close(figure)
     return figure
 
@@ -179,7 +158,7 @@ def mean_logits(films: pd.DataFrame) -> pd.DataFrame:
     return films.groupby(["arm", "name", "source", "tb", "part"], as_index=False)["logit"].mean()
 
 
-FIGURES = {
+CHARTS = {
     "tb_arms.png": draw_tb_arms,
     "tb_transfer.png": draw_tb_transfer,
     "tb_roc.png": draw_tb_roc,

@@ -6,39 +6,38 @@ Bands and bars are the range over the seeds: with three of them, an interval com
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .save import saved
+from .style import BLUE, GREEN, ORANGE, RED, RESULTS, log_axis, note, read_result, styled
 
-TABLES = Path(__file__).parents[2] / "results" / "tuning"
 RANGE = ("pi", 100)  # seaborn's error bar from the lowest to the highest
-BLUE, ORANGE, GREEN, RED = sns.color_palette("colorblind")[:4]
 DICE = "validation Dice"
-AT_256 = {"dice_256": f"{DICE} at 256 px", "jsrt_256": "Dice at 256 px on JSRT, external"}
+DICE_256 = f"{DICE} at 256 px"
+AT_256 = {"dice_256": DICE_256, "jsrt_256": "Dice at 256 px on JSRT, external"}
 
 
-def read_study(name: str, tables: str | Path = TABLES) -> pd.DataFrame:
+def read_study(name: str, results: str | Path = RESULTS) -> pd.DataFrame:
     """A study's table, a row per epoch; ``epoch`` counts from 1.
 
     Raises:
         FileNotFoundError: the study was not run.
     """
-    path = Path(tables) / f"{name}.csv"
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is not there: python -m kaggle_utils tune {name} writes it")
-    table = pd.read_csv(path)
+    table = read_result(results, f"tuning/{name}.csv", f"kaggle_utils tune {name}")
     return table.assign(epoch=table["epoch"] + 1)
 
 
-def last_epochs(table: pd.DataFrame) -> pd.DataFrame:
-    """A row per run and seed, the last one."""
-    return table.drop_duplicates(["run", "seed"], keep="last")
+def read_ends(results: str | Path, *names: str) -> pd.DataFrame:
+    """The last epochs of studies, a row per run and seed; see :func:`read_study`."""
+    table = pd.concat(read_study(name, results) for name in names)
+    return table.drop_duplicates(["study", "run", "seed"], keep="last")
 
 
 def runs_of(last: pd.DataFrame, setting: str) -> pd.DataFrame:
@@ -51,17 +50,24 @@ def scores_of(table: pd.DataFrame) -> dict[str, str]:
     return {score: label for score, label in AT_256.items() if table[score].notna().any()}
 
 
-def draw_impossible(path: str | Path | None = None) -> Figure:
+def score_panels(last: pd.DataFrame) -> tuple[Figure, list[tuple[Axes, str]]]:
+    """A figure with a panel for each score of :func:`scores_of`, and each panel with its column."""
+    scores = scores_of(last)
+    figure, axes = plt.subplots(1, len(scores), figsize=(5 * len(scores), 3.8), squeeze=False)
+    for ax, label in zip(axes.flat, scores.values()):
+        ax.set_ylabel(label)
+    return figure, list(zip(axes.flat, scores))
+
+
+@styled
+def draw_impossible() -> Figure:
     """Makes ``images/tuning_impossible.png``: the highest Dice an accuracy allows, and the first version's.
 
     With a share p of lung and an accuracy a, a mask's errors are 1 - a of the film and it has no more than p right:
     Dice is at most 2p / (2p + 1 - a).
-
-    Args:
-        path: where to save it, if at all.
     """
     share = np.linspace(0.1, 0.45, 100)
-    figure, ax = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    figure, ax = plt.subplots(figsize=(7, 3.6))
     # 5th and 95th percentile of read_mask(path).mean() over the 492 published training films of Montgomery and
     # Shenzhen.
     ax.axvspan(0.158, 0.347, color="0.94", label="nine in ten of the training films' lungs")
@@ -70,21 +76,20 @@ def draw_impossible(path: str | Path | None = None) -> Figure:
         ax.plot(share, most, color=colour, label=f"the most that accuracy {100 * accuracy:g} % allows")
         ax.axhline(dice, color=colour, linestyle="--", label=f"reported {name} albumentations: {dice:.2f}")
     ax.set(xlabel="share of the film that is lung", ylabel="Dice", xlim=(share[0], share[-1]), ylim=(0.35, 1))
-    ax.legend(frameon=False, fontsize=8, loc="lower right")
-    return saved(figure, path)
+    ax.legend(loc="lower right")
+    return figure
 
 
-def draw_bugs(path: str | Path | None = None, *, tables: str | Path = TABLES) -> Figure:
+def draw_bugs(results: str | Path = RESULTS) -> Figure:
     """Makes ``images/tuning_bugs.png``: for each mistake, Dice as it is and as it is reported, epoch by epoch.
 
     Args:
-        path: where to save it, if at all.
-        tables: folder of the studies.
+        results: folder with the studies' tables in ``tuning``.
 
     Raises:
         FileNotFoundError: the study was not run.
     """
-    table = read_study("bugs", tables)
+    table = read_study("bugs", results)
     right = table[table["run"] == "no mistake"].groupby("epoch")["val_dice"].mean()
     table = table.rename(columns={"val_dice": "the masks' Dice"})
     both = table.melt(["run", "epoch"], ["the masks' Dice", "reported"], "number", "Dice")
@@ -114,192 +119,169 @@ def draw_bugs(path: str | Path | None = None, *, tables: str | Path = TABLES) ->
     grid.set_axis_labels("epoch", "Dice")
     grid.figure.subplots_adjust(right=0.98)
     sns.move_legend(grid, "lower right", bbox_to_anchor=(0.97, 0.12), title="gray: no mistake")
-    return saved(grid.figure, path)
+    return grid.figure
 
 
-def draw_augmentation(path: str | Path | None = None, *, tables: str | Path = TABLES) -> Figure:
+@styled
+def draw_augmentation(results: str | Path = RESULTS) -> Figure:
     """Makes ``images/tuning_augmentation.png``: Dice by epoch, and at the end, in-domain and external.
 
     Args and Raises: as :func:`draw_bugs`.
     """
-    table = pd.concat([read_study("augmentation", tables), read_study("longer", tables)])
+    table = pd.concat(read_study(name, results) for name in ("augmentation", "longer"))
     scores = scores_of(table)
-    widths = [2] + [1] * len(scores)
-    figure, (curves, *ends) = plt.subplots(1, len(widths), figsize=(11, 3.6), layout="constrained", width_ratios=widths)
-    colours = dict(zip(("none", "light", "full"), (ORANGE, GREEN, BLUE)))
-    sns.lineplot(
-        table, x="epoch", y="val_dice", hue="augment", style="epochs", palette=colours, errorbar=RANGE, ax=curves
-    )
+    figure, (curves, *ends) = plt.subplots(1, 1 + len(scores), figsize=(11, 3.6), width_ratios=[2] + [1] * len(scores))
+    colours = {"none": ORANGE, "light": GREEN, "full": BLUE}
+    augment: dict[str, Any] = {"hue": "augment", "hue_order": list(colours), "palette": colours}
+    sns.lineplot(table, x="epoch", y="val_dice", **augment, style="epochs", errorbar=RANGE, ax=curves)
     curves.set(ylabel=DICE, ylim=(table.loc[table["epoch"] > 2, "val_dice"].min(), None))
     curves.xaxis.set_major_locator(MaxNLocator(integer=True))
-    curves.legend(frameon=False, fontsize=8)
-    last = pd.concat([last_epochs(study) for _, study in table.groupby("study")])
-    hue = {"hue": "augment", "hue_order": list(colours), "palette": colours}
+    last = read_ends(results, "augmentation", "longer")
     for ax, (score, label) in zip(ends, scores.items()):
-        sns.stripplot(last, x="epochs", y=score, **hue, dodge=True, legend=False, ax=ax)
-        ax.set(ylabel=label)
-    return saved(figure, path)
+        sns.stripplot(last, x="epochs", y=score, **augment, dodge=True, legend=False, ax=ax)
+        ax.set_ylabel(label)
+    return figure
 
 
-def draw_loss(path: str | Path | None = None, *, tables: str | Path = TABLES) -> Figure:
+@styled
+def draw_loss(results: str | Path = RESULTS) -> Figure:
     """Makes ``images/tuning_loss.png``: Dice against the weight of Dice in the loss, beside other losses.
 
     Args and Raises: as :func:`draw_bugs`.
     """
-    last = last_epochs(read_study("loss", tables))
-    scores = scores_of(last)
-    figure, axes = plt.subplots(1, len(scores), figsize=(5 * len(scores), 3.8), layout="constrained", squeeze=False)
-    sweep = last[last["run"].str.startswith("dice_weight=")]
-    for ax, (score, title) in zip(axes.flat, scores.items()):
+    last = read_ends(results, "loss")
+    is_sweep = last["run"].str.startswith("dice_weight=")
+    figure, panels = score_panels(last)
+    for ax, score in panels:
+        label = "(1 - w) BCE + w Dice"
         sns.lineplot(
-            sweep, x="dice_weight", y=score, errorbar=RANGE, marker="o", color=BLUE, label="(1 - w) BCE + w Dice", ax=ax
+            last[is_sweep], x="dice_weight", y=score, errorbar=RANGE, marker="o", color=BLUE, label=label, ax=ax
         )
-        others = last[~last["run"].isin(sweep["run"])].groupby("run", sort=False)[score].agg(["mean", "min", "max"])
-        for colour, x, run in zip((ORANGE, GREEN, RED), (1.1, 1.2, 10 / 11), others.itertuples()):
-            spread = [[run.mean - run.min], [run.max - run.mean]]
-            label = run.Index.removeprefix("loss=")
-            ax.errorbar(x, run.mean, spread, color=colour, marker="D", linestyle="", label=label)
-        ax.set(xlabel="weight w of Dice in the loss", ylabel=title, xticks=(0, 0.25, 0.5, 0.75, 1))
-        ax.legend(frameon=False, fontsize=8)
-    return saved(figure, path)
+        others = last[~is_sweep].groupby("run", sort=False)[score].agg(["mean", "min", "max"])
+        for colour, x, (run, (mean, low, high)) in zip((ORANGE, GREEN, RED), (1.1, 1.2, 10 / 11), others.iterrows()):
+            label = run.removeprefix("loss=")
+            ax.errorbar(x, mean, [[mean - low], [high - mean]], color=colour, marker="D", linestyle="", label=label)
+        ax.set(xlabel="weight w of Dice in the loss", xticks=(0, 0.25, 0.5, 0.75, 1))
+        ax.legend()
+    return figure
 
 
-def draw_capacity(path: str | Path | None = None, *, tables: str | Path = TABLES) -> Figure:
+@styled
+def draw_capacity(results: str | Path = RESULTS) -> Figure:
     """Makes ``images/tuning_capacity.png``: Dice against seconds of training, a line for each setting that is varied.
 
     Args and Raises: as :func:`draw_bugs`.
     """
-    last = last_epochs(read_study("capacity", tables))
+    last = read_ends(results, "capacity")
     runs = last.groupby("run")[["dice_256", "seconds", "parameters"]].mean()
-    spread = last.groupby("run")["dice_256"].agg(["min", "max"])
-    figure, ax = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    runs[["low", "high"]] = last.groupby("run")["dice_256"].agg(["min", "max"])
+    figure, ax = plt.subplots(figsize=(8, 4.5))
     for setting, colour in zip(("base_channels", "depth", "patch", "size"), (BLUE, ORANGE, GREEN, RED)):
-        varied = runs_of(last, setting)["run"].unique()
-        line = runs.loc[varied]
+        line = runs.loc[runs_of(last, setting)["run"].unique()]
         ax.plot(line["seconds"], line["dice_256"], color=colour, linewidth=1, label=setting)
         ax.scatter(line["seconds"], line["dice_256"], line["parameters"] / 1e4, color=colour, alpha=0.5)
-        ax.vlines(line["seconds"], spread.loc[varied, "min"], spread.loc[varied, "max"], color=colour, linewidth=1)
+        ax.vlines(line["seconds"], line["low"], line["high"], color=colour, linewidth=1)
     for run in runs.itertuples():
-        place = (6, -12 if run.Index == "default" else 5)
-        ax.annotate(run.Index, (run.seconds, run.dice_256), place, textcoords="offset points", fontsize=8)
-    ax.set(
-        xscale="log",
-        xlabel="seconds of training, one thread beside others; area: parameters",
-        ylabel=AT_256["dice_256"],
-    )
+        note(ax, run.Index, (run.seconds, run.dice_256), (6, -12 if run.Index == "default" else 5))
+    ax.set(xscale="log", xlabel="seconds of training, one thread beside others; area: parameters", ylabel=DICE_256)
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_formatter("{x:g}")
-    ax.legend(frameon=False, title="varied")
-    return saved(figure, path)
+    ax.legend(title="varied")
+    return figure
 
 
-def draw_data(path: str | Path | None = None, *, tables: str | Path = TABLES) -> Figure:
+@styled
+def draw_data(results: str | Path = RESULTS) -> Figure:
     """Makes ``images/tuning_data.png``: Dice against how many films: real, synthetic, both.
 
     Args and Raises: as :func:`draw_bugs`.
     """
-    last = last_epochs(read_study("data", tables))
-    last["films"] = last["run"].str.extract(r"^\w+ (.*)$")
+    last = read_ends(results, "data")
+    last[["n", "films"]] = last["run"].str.extract(r"^(\w+) (.*)$")
     films = last["real"] + last["synthetic"]
     every = films.where(last["films"] == "synthetic", films[last["run"] == "all real"].max())
-    last["n"] = pd.to_numeric(last["run"].str.split().str[0], errors="coerce").fillna(every)
-    scores = scores_of(last)
-    figure, axes = plt.subplots(1, len(scores), figsize=(5 * len(scores), 3.8), layout="constrained", squeeze=False)
-    for ax, (score, label) in zip(axes.flat, scores.items()):
-        sns.lineplot(
-            last,
-            x="n",
-            y=score,
-            hue="films",
-            style="films",
-            markers=True,
-            dashes=False,
-            errorbar=RANGE,
-            palette=[BLUE, ORANGE, GREEN],
-            ax=ax,
-        )
-        ticks = last.loc[last["films"] == "real", "n"].unique()
-        ax.set(xscale="log", xlabel="films trained on, without those added", ylabel=label)
-        ax.set_xticks(ticks, [f"{n:g}" for n in ticks])
-        ax.minorticks_off()
-        ax.legend(frameon=False)
-    return saved(figure, path)
+    last["n"] = pd.to_numeric(last["n"], errors="coerce").fillna(every)
+    kinds: dict[str, Any] = {"hue": "films", "palette": [BLUE, ORANGE, GREEN], "style": "films", "markers": True}
+    figure, panels = score_panels(last)
+    for ax, score in panels:
+        sns.lineplot(last, x="n", y=score, **kinds, dashes=False, errorbar=RANGE, ax=ax)
+        log_axis(ax, last.loc[last["films"] == "real", "n"].unique())
+        ax.set_xlabel("films trained on, without those added")
+        ax.legend()
+    return figure
 
 
-def draw_optimisation(path: str | Path | None = None, *, tables: str | Path = TABLES) -> Figure:
+@styled
+def draw_optimisation(results: str | Path = RESULTS) -> Figure:
     """Makes ``images/tuning_optimisation.png``: Dice against each setting of the optimiser, others at their default.
 
     Args and Raises: as :func:`draw_bugs`.
     """
-    last = last_epochs(read_study("optimisation", tables))
+    last = read_ends(results, "optimisation")
     settings = ("lr", "weight_decay", "batch_size", "epochs", "ema_decay")
-    figure, axes = plt.subplots(1, len(settings), figsize=(13, 3.2), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, len(settings), figsize=(13, 3.2), sharey=True)
     for ax, setting in zip(axes, settings):
         runs = runs_of(last, setting)
         sns.pointplot(runs, x=setting, y="dice_256", errorbar=RANGE, color=BLUE, linewidth=1, markersize=4, ax=ax)
         default = runs.loc[runs["run"] == "default", setting].iloc[0]
-        ax.axvline(sorted(runs[setting].unique()).index(default), color="0.85", linewidth=6, zorder=0)
+        ax.axvline(list(runs[setting].unique()).index(default), color="0.85", linewidth=6, zorder=0)
         ax.tick_params("x", labelsize=7)
-        ax.set(ylabel=AT_256["dice_256"])
+        ax.set_ylabel(DICE_256)
     figure.suptitle("gray: the default", fontsize=9)
-    return saved(figure, path)
+    return figure
 
 
-def draw_search(path: str | Path | None = None, *, tables: str | Path = TABLES) -> Figure:
+@styled
+def draw_search(results: str | Path = RESULTS) -> Figure:
     """Makes ``images/tuning_search.png``: each trial's Dice against each setting that was searched.
 
     Args and Raises: as :func:`draw_bugs`.
     """
-    last = last_epochs(read_study("search", tables))
-    last["trial"] = last["run"].str.removeprefix("trial ").astype(int)
-    settings = ("lr", "weight_decay", "dice_weight", "ema_decay", "batch_size", "base_channels", "augment")
-    figure, axes = plt.subplots(1, len(settings), figsize=(15, 3.4), sharey=True, layout="constrained")
+    last = read_ends(results, "search")
     finished = last["status"] == "finished"
+    trial = last["run"].str.removeprefix("trial ").astype(int)
+    scales = {"lr": "log", "weight_decay": "log", "dice_weight": "linear"}  # the others have a few choices each
+    settings = (*scales, "ema_decay", "batch_size", "base_channels", "augment")
+    figure, axes = plt.subplots(1, len(settings), figsize=(15, 3.4), sharey=True)
     for ax, setting in zip(axes, settings):
         x = last[setting]
-        if setting in ("ema_decay", "batch_size", "base_channels", "augment"):
-            choices = pd.Categorical(x)
-            x = pd.Series(choices.codes, x.index)
-            ax.set_xticks(range(len(choices.categories)), choices.categories)
+        if setting in scales:
+            ax.set_xscale(scales[setting])
         else:
-            ax.set_xscale("linear" if setting == "dice_weight" else "log")
+            choices = x.astype("category").cat
+            x = choices.codes
+            ax.set_xticks(range(len(choices.categories)), choices.categories)
         ax.scatter(x[~finished], last.loc[~finished, "val_dice"], 14, color="0.7", marker="x")
-        good = last[finished]
-        points = ax.scatter(x[finished], good["val_dice"], 18, good["trial"], cmap="viridis")
-        ax.set(xlabel=setting)
+        points = ax.scatter(x[finished], last.loc[finished, "val_dice"], 18, trial[finished], cmap="viridis")
+        ax.set_xlabel(setting)
     # What failed at once would press all others together.
     low, high = last.loc[finished, "val_dice"].quantile([0.1, 1])
     axes[0].set(ylabel=DICE, ylim=(low - 0.3 * (high - low), None))
     figure.colorbar(points, ax=axes, label="trial; crosses were stopped")
-    return saved(figure, path)
+    return figure
 
 
-def draw_check(path: str | Path | None = None, *, tables: str | Path = TABLES) -> Figure:
+@styled
+def draw_check(results: str | Path = RESULTS) -> Figure:
     """Makes ``images/tuning_check.png``: the same settings at the studies' size and at 256 px.
 
     Args and Raises: as :func:`draw_bugs`.
     """
-    large = last_epochs(read_study("check", tables))
-    others = ("augmentation", "loss", "capacity", "optimisation")
-    small = pd.concat([last_epochs(read_study(name, tables)) for name in others]).drop_duplicates(["run", "seed"])
-    both = pd.DataFrame(
-        {name: frame.groupby("run")["dice_256"].mean() for name, frame in (("small", small), ("large", large))}
-    ).dropna()
-    figure, ax = plt.subplots(figsize=(5, 4.5), layout="constrained")
+    small = read_ends(results, "augmentation", "loss", "capacity", "optimisation").drop_duplicates(["run", "seed"])
+    means = [frame.groupby("run")["dice_256"].mean() for frame in (small, read_ends(results, "check"))]
+    both = pd.concat(means, axis=1, keys=["small", "large"], join="inner").dropna()
+    figure, ax = plt.subplots(figsize=(5, 4.5))
     ax.scatter(both["small"], both["large"], color=BLUE)
     for run in both.itertuples():
-        ax.annotate(run.Index, (run.small, run.large), (6, -3), textcoords="offset points", fontsize=8)
-    ranks = both.corr("spearman").iloc[0, 1]
-    ax.set_xlabel(f"{AT_256['dice_256']}, trained at {small['size'].mode()[0]} px")
-    ax.set_ylabel("the same, trained at 256 px")
-    ax.set_title(f"rank correlation {ranks:.2f}", fontsize=9)
+        note(ax, run.Index, (run.small, run.large), (6, -3))
+    ax.set(xlabel=f"{DICE_256}, trained at {small['size'].mode()[0]} px", ylabel="the same, trained at 256 px")
+    ax.set_title(f"rank correlation {both.corr('spearman').iloc[0, 1]:.2f}")
     ax.margins(x=0.4)
     ax.xaxis.set_major_locator(MaxNLocator(5))
-    return saved(figure, path)
+    return figure
 
 
-FIGURES = {
-    "tuning_impossible.png": draw_impossible,
+CHARTS = {
     "tuning_bugs.png": draw_bugs,
     "tuning_augmentation.png": draw_augmentation,
     "tuning_loss.png": draw_loss,
