@@ -319,10 +319,10 @@ class Journal:
         # Written anew: a kill may have cut the last line, and the next one would be appended to the stump.
         write_bytes(path, "".join(json.dumps(line) + "\n" for line in self._lines.values()).encode())
 
-    def find(self, film: Path, name: str, beside: Sequence[Path] = ()) -> dict[str, Any] | None:
+    def find(self, name: str, *files: Path) -> dict[str, Any] | None:
         """What :meth:`add` kept of a film; None where it is new, or its files, results or settings have changed."""
         line = self._lines.get(name_key(name))
-        if not line or line | self._identity(film, name, beside) != line:
+        if not line or line | self._identity(name, files) != line:
             return None
         return line["found"] if all((self.path.parent / output).exists() for output in line["outputs"]) else None
 
@@ -334,27 +334,24 @@ class Journal:
             if output in written:
                 (self.path.parent / output).unlink(missing_ok=True)
 
-    def add(
-        self, film: Path, name: str, found: dict[str, Any], outputs: Iterable[str] = (), beside: Sequence[Path] = ()
-    ) -> None:
+    def add(self, name: str, *files: Path, found: dict[str, Any], outputs: Iterable[str] = ()) -> None:
         """Writes down a finished film.
 
         Args:
-            film: its file.
             name: of its results.
+            files: its own file first, then others that the results depend on.
             found: what the tables will say of it, JSON-able.
             outputs: files that this run may have written for it, from the journal's folder; those that are there will
                 have to be there still.
-            beside: other files that the results depend on.
         """
         there = [output for output in outputs if (self.path.parent / output).exists()]
-        line = self._identity(film, name, beside) | {"outputs": there, "found": found}
+        line = self._identity(name, files) | {"outputs": there, "found": found}
         with naming(self.path), self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def _identity(self, film: Path, name: str, beside: Sequence[Path]) -> dict[str, Any]:
-        stamp = _stamp([film, *beside])
-        return {"film": os.path.abspath(film), "name": name, "settings": self._settings, "stamp": stamp}
+    def _identity(self, name: str, files: Sequence[Path]) -> dict[str, Any]:
+        film = os.path.abspath(files[0])
+        return {"film": film, "name": name, "settings": self._settings, "stamp": _stamp(files)}
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:

@@ -247,10 +247,8 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
         ValueError: the array can't be encoded in the format that the suffix names.
     """
     path = Path(path)
-    try:
+    with _naming(path):
         data = encode_image(image, path.suffix)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
     write_bytes(path, data)
 
 

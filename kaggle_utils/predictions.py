@@ -173,7 +173,7 @@ def segment_into(
     names = unique_names(files)
     settings = {**segmenter.settings, **settings, "out": printable(out)}
     journal = Journal(table.with_suffix(".jsonl"), settings, dict(zip(names, files)))
-    found = {name: journal.find(file, name) for file, name in zip(files, names)}
+    found = {name: journal.find(name, file) for file, name in zip(files, names)}
     todo = [(file, name) for file, name in zip(files, names) if found[name] is None]
     bar = tqdm(total=len(files), initial=len(files) - len(todo), desc=table.stem, unit="film", disable=None)
     try:
@@ -185,7 +185,7 @@ def segment_into(
                     found[result.name] = kept
                     if isinstance(result, Segmented) or result.shape:  # what could not be read is tried again
                         there = [output.format(result.name) for output in outputs]
-                        journal.add(Path(result.path), result.name, kept, there)
+                        journal.add(result.name, Path(result.path), found=kept, outputs=there)
                 bar.update(len(results))
     except BaseException:
         with suppress(OSError):  # of which the first one counts

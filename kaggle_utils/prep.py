@@ -362,7 +362,7 @@ def _prepare_all(films: list[RawFilm], out: Path, size: int, workers: int) -> tu
                 problems.append(Problem(film.name, film.source, _reason(error, out, less)))
             else:
                 rows.append(row)
-                journal.add(film.paths[0], film.name, row, beside=film.paths[1:])
+                journal.add(film.name, *film.paths, found=row)
     finally:
         pool.shutdown(cancel_futures=True)  # after Ctrl-C, say, it would do all that is left
         cv2.setNumThreads(threads)
@@ -374,7 +374,7 @@ def _finished(films: list[RawFilm], journal: Journal, out: Path) -> tuple[list[d
     there = {(path.parent.name, path.stem) for path in _written(out)}
     rows, todo = [], []
     for film in films:
-        row = journal.find(film.paths[0], film.name, film.paths[1:])
+        row = journal.find(film.name, *film.paths)
         if row and ("image", film.name) in there and (("mask", film.name) in there or not row["masked"]):
             rows.append(row)
         else:

@@ -210,8 +210,8 @@ from pathlib import Path
 from kaggle_utils import files as journal
 from kaggle_utils.cli import main
 add, done = journal.Journal.add, []
-def dies(self, *film):
-    add(self, *film)
+def dies(self, *film, **found):
+    add(self, *film, **found)
     done.append(film)
     if len(done) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -261,7 +261,7 @@ def test_results_of_other_films_are_told_where_names_differ_in_case_alone(tmp_pa
         write_raw(tmp_path / name, phantom(40, 32, seed=len(name)).image)
         os.utime(tmp_path / name, ns=(0, ord(name[0])))
     Journal(tmp_path / "j.jsonl", {}, {"Film": tmp_path / "a" / "Film.png"}).add(
-        tmp_path / "a" / "Film.png", "Film", {}, []
+        "Film", tmp_path / "a" / "Film.png", found={}
     )
     with pytest.raises(ValueError, match="results of .*Film.png are there"):
         Journal(tmp_path / "j.jsonl", {}, {"film": tmp_path / "b" / "film.png"})
@@ -296,7 +296,7 @@ def test_a_journal_that_names_other_files_removes_none(tmp_path):
     for name in ("film.png", "theirs"):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "out").mkdir()
-    Journal(tmp_path / "out" / "j.jsonl", {}, {}).add(tmp_path / "film.png", "film", {}, ["../theirs"])
+    Journal(tmp_path / "out" / "j.jsonl", {}, {}).add("film", tmp_path / "film.png", found={}, outputs=["../theirs"])
     Journal(tmp_path / "out" / "j.jsonl", {}, {}).remove("film", ["masks/film.png"])
     assert (tmp_path / "theirs").exists()
 
@@ -309,9 +309,9 @@ def test_a_damaged_journal_is_begun_anew(tmp_path, text):
     film = tmp_path / "film.png"
     film.write_bytes(b"x")
     journal = Journal(tmp_path / "j.jsonl", {"a": 1}, {})
-    assert journal.find(film, "film") is None
-    journal.add(film, "film", {"row": {}}, [])
-    assert Journal(tmp_path / "j.jsonl", {"a": 1}, {}).find(film, "film") == {"row": {}}
+    assert journal.find("film", film) is None
+    journal.add("film", film, found={"row": {}})
+    assert Journal(tmp_path / "j.jsonl", {"a": 1}, {}).find("film", film) == {"row": {}}
 
 
 def test_a_cut_last_line_costs_one_film(tmp_path):
@@ -319,8 +319,8 @@ def test_a_cut_last_line_costs_one_film(tmp_path):
     journal = Journal(tmp_path / "j.jsonl", {"sizes": (1, 2)}, {})
     for film in films:
         film.write_bytes(b"x")
-        journal.add(film, film.name, {"row": {"name": film.name}}, [])
+        journal.add(film.name, film, found={"row": {"name": film.name}})
     (tmp_path / "j.jsonl").write_bytes((tmp_path / "j.jsonl").read_bytes()[:-9])
     again = Journal(tmp_path / "j.jsonl", {"sizes": (1, 2)}, {})
-    assert [again.find(film, film.name) is None for film in films] == [False, False, True]
-    assert again.find(films[0], "other name") is None
+    assert [again.find(film.name, film) is None for film in films] == [False, False, True]
+    assert again.find("other name", films[0]) is None

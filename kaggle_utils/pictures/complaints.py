@@ -10,7 +10,7 @@ import sys
 import threading
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BytesIO
 
@@ -70,7 +70,9 @@ def damage_of_tiff(data: bytes, page: int, most: int) -> str:
             picture.seek(page)
             tags = picture.tag_v2  # type: ignore[attr-defined]
             packing = tags.get(_COMPRESSION)
-            if packing in _DEFLATE and not all(_is_whole(data[at : at + size], most) for at, size in _strips(tags)):
+            starts, lengths = _TILES if _TILES[0] in tags else _STRIPS
+            strips = zip(tags[starts], tags[lengths]) if packing in _DEFLATE else ()
+            if not all(_is_whole(data[at : at + size], most) for at, size in strips):
                 return "a checksum of its pixels is wrong"
             if packing != _JPEG:  # of which Pillow, too, fills up what is damaged
                 picture.load()
@@ -80,12 +82,6 @@ def damage_of_tiff(data: bytes, page: int, most: int) -> str:
     except Exception:  # of many kinds; it may just not know this one
         pass
     return complaint_alone(data, page)
-
-
-def _strips(tags: Mapping[int, tuple[int, ...]]) -> Iterator[tuple[int, int]]:
-    """Where a TIFF's strips or tiles begin, and how long they are."""
-    starts, lengths = _TILES if _TILES[0] in tags else _STRIPS
-    return zip(tags[starts], tags[lengths])
 
 
 def _is_whole(packed: bytes, most: int) -> bool:
