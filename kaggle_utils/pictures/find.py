@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator
 from fnmatch import fnmatch
 from functools import cache
 from glob import glob, has_magic
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 from ..files import name_key, printable
 from .header import HEAD, is_dicom, looks_like_image
@@ -100,7 +100,7 @@ def walk(root: str | Path, *, unless: Collection[str] = ()) -> Iterator[Path]:
     """
     folders, seen = [Path(root)], set()
     links: list[Path] = []
-    ours: set[Path] = set()
+    ours: set[PurePath] = set()
     while folders or links:  # links last: a folder goes by its own place where it has one
         folder = folders.pop() if folders else links.pop(0)
         real = os.path.realpath(folder)
@@ -114,8 +114,9 @@ def walk(root: str | Path, *, unless: Collection[str] = ()) -> Iterator[Path]:
             continue
         if set(unless) & set(names):
             continue
-        ours.update(folder / below for marker in OUTPUTS.keys() & set(names) for below in OUTPUTS[marker])
-        for path in (folder / name for name in names):
+        paths = [folder / name for name in names]
+        ours |= _ours(paths)
+        for path in paths:
             if os.path.isdir(path):  # unlike Path's, False where that may not be known
                 (links if path.is_symlink() else folders).append(path)
             else:
@@ -131,7 +132,7 @@ def without_outputs(paths: Iterable[str], out: str | None = None) -> list[str]:
         out: the folder that the caller writes results to: what a stopped run has left there has no table yet.
     """
     found = [(path, PurePosixPath(path)) for path in paths]
-    ours = {path.parent / below for _, path in found for below in OUTPUTS.get(path.name, ())}
+    ours = _ours(pure for _, pure in found)
     ours |= {PurePosixPath(out) / below for below in _PICTURES} if out is not None else set()
     return [path for path, pure in found if ours.isdisjoint(pure.parents)]
 
@@ -243,13 +244,14 @@ def _search(folder: Path) -> list[Path]:
 
 def _is_ours(folder: Path) -> bool:
     """Whether pictures in a folder are those that this package wrote."""
-    lineage = (folder, *folder.parents)
-    return any(
-        above / below in lineage and (above / marker).is_file()
-        for marker, folders in OUTPUTS.items()
-        for below in folders
-        for above in lineage
-    )
+    lineage = {folder, *folder.parents}
+    tables = [above / table for above in lineage for table in OUTPUTS if (above / table).is_file()]
+    return not lineage.isdisjoint(_ours(tables))
+
+
+def _ours(paths: Iterable[PurePath]) -> set[PurePath]:
+    """The folders whose pictures this package wrote, by the tables among some paths."""
+    return {path.parent / below for path in paths for below in OUTPUTS.get(path.name, ())}
 
 
 def _nothing(pattern: str | Path) -> str:
