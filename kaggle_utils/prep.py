@@ -26,7 +26,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from .config import MOST_LUNG, PREPARED_SIDES
-from .files import Journal, check_ours, is_below, printable, write_bytes
+from .files import Journal, check_input, check_ours, is_below, printable, write_bytes
 from .image import read_image, read_mask, resize_image, resize_mask, write_image, write_mask
 from .pictures.find import claims_film, may_hide_films, walk, without_suffix
 from .quality import is_negative, no_radiograph
@@ -41,15 +41,8 @@ _RULES = 3  # of what is written for a film; another number does every film agai
 _NAMES = re.compile(  # of films; those of the tuberculosis sets end with their label
     r"(?P<montgomery>MCUCXR_\d{4,6}_[01])|(?P<shenzhen>CHNCXR_\d{4,6}_[01])|(?P<jsrt>JPC(LN|NN)\d{3})", re.I
 )
-_ROLES = {
-    "leftmask": "left",
-    "left lung": "left",
-    "rightmask": "right",
-    "right lung": "right",
-    "mask": "mask",
-    "masks": "mask",
-    "manualmask": "mask",
-}
+# Folders of masks, of one lung or of both.
+_MASKS = re.compile(r"(?P<side>left|right)(mask| lung)|(manual)?mask|masks", re.I)
 # SCR ships these beside the lungs.
 _OTHER_ORGANS = {"heart", "left clavicle", "right clavicle"}
 
@@ -99,9 +92,8 @@ def find_films(root: str | Path) -> list[RawFilm]:
     Raises:
         FileNotFoundError: there is no such folder, or nothing in it belongs to a known set.
     """
+    check_input(root)
     root = Path(root)
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder")
     films: dict[str, RawFilm] = {}
     hidden = []
     for path in _files(root):
@@ -323,14 +315,15 @@ def _files(root: Path) -> list[Path]:
 
 
 def _role(path: Path) -> str | None:
-    folders = [part.lower() for part in path.parts[:-1]]
+    folders = path.parts[:-1]
     if path.suffix.lower() == ".txt":
         return "text"
-    if _OTHER_ORGANS & set(folders):
+    if _OTHER_ORGANS & {name.lower() for name in folders}:
         return None
-    roles = [_ROLES[name] for name in reversed(folders) if name in _ROLES]
-    if roles:
-        return roles[0]
+    for name in reversed(folders):
+        found = _MASKS.fullmatch(name)
+        if found:
+            return (found["side"] or "mask").lower()
     return "mask" if without_suffix(path.name).lower().endswith("_mask") else "image"
 
 
