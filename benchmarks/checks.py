@@ -5,23 +5,19 @@
 validation  what the limits in checks.py were chosen by: validation films, and pictures of the validation's files
 test, jsrt  films that nothing was fitted on or chosen by: the published test lists, and all of JSRT
 spoilt      test films cut or segmented as they lay, and pictures and kinds of pictures kept for the end
-built_in    films of the built-in model
+built_in    synthetic radiographs
 
 Each part adds its key to ``results/checks.json``. The models are those of ``python -m benchmarks.fit_checks``.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import torch
 
 from benchmarks import negatives
+from benchmarks.common import RESULTS, add_json, command, make_parser, read_json, seconds, write_json
 from benchmarks.fit_checks import varied
 from kaggle_utils.data import read_manifest
 from kaggle_utils.image import read_image, read_mask, resize_image, resize_mask
@@ -31,7 +27,7 @@ from kaggle_utils.quality import Checked, check_film, check_lungs, checks
 from kaggle_utils.quality.checks import frame_contact, shape_distance, view_odds
 from kaggle_utils.synthetic import AppearanceModel
 
-RESULT = Path(__file__).parents[1] / "results/checks.json"
+RESULT = RESULTS / "checks.json"
 SEEN = ("photograph", *negatives.SPOILT, *negatives.FITTED)
 N = 60  # pictures of a kind
 
@@ -44,20 +40,19 @@ def spread(values, digits: int = 2) -> dict[str, float]:
     """Extremes, the outer hundredths and the median of those that are finite, and how many are not."""
     values = np.asarray(values)
     finite = values[np.isfinite(values)]
-    levels = zip(
-        ("min", "p1", "median", "p99", "max"), np.percentile(finite, (0, 1, 50, 99, 100)).round(digits).tolist()
-    )
-    return dict(levels) | ({"infinite": len(values) - len(finite)} if len(finite) < len(values) else {})
+    levels = np.percentile(finite, (0, 1, 50, 99, 100)).round(digits).tolist()
+    found = dict(zip(("min", "p1", "median", "p99", "max"), levels))
+    if len(finite) < len(values):
+        found["infinite"] = len(values) - len(finite)
+    return found
 
 
 def limits(films: list[np.ndarray], masks: list[np.ndarray], found: list[np.ndarray]) -> dict:
     """The numbers that chose the limits in checks.py, of films as they are and taken otherwise, and of no films."""
     rng = np.random.default_rng(1)
+    otherwise = [varied(film, rng, 256) for film in films for _ in range(10)]
     result = {}
-    for name, views in {
-        "films": films,
-        "films taken otherwise": [varied(f, rng, 256) for f in films for _ in range(10)],
-    }.items():
+    for name, views in {"films": films, "films taken otherwise": otherwise}.items():
         odds = np.stack([view_odds(view) for view in views])
         result[name] = {
             "chest": spread(np.logaddexp.reduce(odds.reshape(len(odds), -1), axis=1)),
@@ -86,16 +81,22 @@ def chest(image: np.ndarray) -> float:
 
 
 def counts(checked: list[Checked]) -> dict[str, int]:
+    said = {
+        f"called {word}": sum(word in note for film in checked for note in film.notes)
+        for word in ("mirrored", "hardly", "perhaps")
+    }
     return {
         "n": len(checked),
         "refused": sum(bool(c.problems) for c in checked),
         "turned": sum(c.turned > 0 for c in checked),
         "inverted": sum(c.inverted for c in checked),
-        **{
-            f"called {word}": sum(word in n for c in checked for n in c.notes)
-            for word in ("mirrored", "hardly", "perhaps")
-        },
+        **said,
     }
+
+
+def refused_by_mask(checked: list[Checked], masks: list[np.ndarray]) -> dict[str, int]:
+    """How many are refused for what was found in them."""
+    return {"refused after segmentation": sum(c.doubtful and bool(check_lungs(m)) for c, m in zip(checked, masks))}
 
 
 def share(said: list) -> float:
@@ -105,14 +106,14 @@ def share(said: list) -> float:
 def untouched(films: list[np.ndarray], found: list[np.ndarray]) -> dict:
     """What is said of films that nothing was done to: false alarms all, but for notes on masks that are really odd."""
     checked = [check_film(film) for film in films]
-    said = [note.split(" (")[0] for mask in found for note in check_lungs(mask)] + [
-        note for c in checked for note in c.notes
-    ]
+    said = [note.split(" (")[0] for mask in found for note in check_lungs(mask)]
+    said += [note for film in checked for note in film.notes]
     # found is of the films in this order: none of them was turned or inverted, as the counts say
-    return counts(checked) | {
-        "refused after segmentation": sum(c.doubtful and bool(check_lungs(m)) for c, m in zip(checked, found)),
-        "notes": pd.Series(said, dtype=str).value_counts().to_dict(),
-    }
+    return (
+        counts(checked)
+        | refused_by_mask(checked, found)
+        | {"notes": pd.Series(said, dtype=str).value_counts().to_dict()}
+    )
 
 
 def positions(films: list[np.ndarray]) -> dict[str, dict[str, int]]:
@@ -122,7 +123,8 @@ def positions(films: list[np.ndarray]) -> dict[str, dict[str, int]]:
         checked = [check_film(lay(film, quarters, negative, mirrored)) for film in films]
         right = [np.array_equal(c.image, lay(film, 0, False, mirrored)) for c, film in zip(checked, films)]
         left = [c.turned == 0 and not c.inverted and not r for c, r in zip(checked, right)]
-        result[f"{'mirrored, ' * mirrored}{'negative, ' * negative}{90 * quarters}°"] = {
+        said = [word for word, so in (("mirrored", mirrored), ("negative", negative)) if so]
+        result[", ".join([*said, f"{90 * quarters}°"])] = {
             "right": sum(right),
             "left as it was": sum(left),
             "wrong": len(films) - sum(right) - sum(left),
@@ -140,9 +142,7 @@ def taken_otherwise(films: list[np.ndarray]) -> dict[str, int]:
     rng = np.random.default_rng(2)
     checked = [check_film(varied(film, rng, 256)) for film in films for _ in range(3)]
     found = masks_of([c.image for c in checked], LungSegmenter())
-    return counts(checked) | {
-        "refused after segmentation": sum(c.doubtful and bool(check_lungs(m)) for c, m in zip(checked, found))
-    }
+    return counts(checked) | refused_by_mask(checked, found)
 
 
 def no_films(films: list[np.ndarray]) -> dict[str, dict[str, float]]:
@@ -195,24 +195,22 @@ def window(truth: np.ndarray, side: str, part: float) -> tuple[slice, slice]:
 
 def segmented_as_they_lay(films: list[np.ndarray]) -> dict[str, float]:
     """Share of films segmented while turned or negative whose masks alone say that something is wrong."""
-    segmenter, laid = (
-        LungSegmenter(),
-        {"90°": (1, False), "180°": (2, False), "270°": (3, False), "negative": (0, True)},
-    )
-    masks = {name: masks_of([lay(film, *how, False) for film in films], segmenter) for name, how in laid.items()}
-    return {name: share([check_lungs(mask) for mask in those]) for name, those in masks.items()}
+    laid = {"90°": (1, False), "180°": (2, False), "270°": (3, False), "negative": (0, True)}
+    segmenter, result = LungSegmenter(), {}
+    for name, (quarters, negative) in laid.items():
+        masks = masks_of([lay(film, quarters, negative, False) for film in films], segmenter)
+        result[name] = share([check_lungs(mask) for mask in masks])
+    return result
 
 
 def shrunk(films: list[np.ndarray], masks: list[np.ndarray]) -> dict[int, float]:
     """Mean Dice at 256 px of films shrunk to so many px a side first: how small a film may be."""
-    segmenter = LungSegmenter()
-    probs = {
-        side: segmenter.probabilities([resize_image(f, side) for f in films]) for side in (24, 32, 48, 64, 96, 128, 256)
-    }
-    return {
-        side: round(float(np.mean([score(segmenter.finish(p, m.shape), m)["dice"] for p, m in zip(prob, masks)])), 4)
-        for side, prob in probs.items()
-    }
+    segmenter, result = LungSegmenter(), {}
+    for side in (24, 32, 48, 64, 96, 128, 256):
+        probs = segmenter.probabilities([resize_image(film, side) for film in films])
+        dice = [score(segmenter.finish(prob, mask.shape), mask)["dice"] for prob, mask in zip(probs, masks)]
+        result[side] = round(float(np.mean(dice)), 4)
+    return result
 
 
 def masks_of(films: list[np.ndarray], segmenter: LungSegmenter) -> list[np.ndarray]:
@@ -236,16 +234,10 @@ def milliseconds(films: list[np.ndarray], rounds: int = 5) -> dict[str, float]:
         "check_lungs": lambda: [check_lungs(mask) for mask in masks],
         "segmentation": lambda: [segmenter.masks([film]) for film in films],
     }
-    times = {name: [] for name in jobs}
-    for _ in range(rounds):
-        for name, job in jobs.items():
-            start = time.perf_counter()
-            job()
-            times[name].append(1e3 * (time.perf_counter() - start) / len(films))
-    best = {name: round(min(t), 2) for name, t in times.items()}
-    return best | {
-        "checks_over_segmentation": round((best["check_film"] + best["check_lungs"]) / best["segmentation"], 3)
-    }
+    times = [{name: seconds(job) for name, job in jobs.items()} for _ in range(rounds)]
+    best = {name: round(min(turn[name] for turn in times) * 1e3 / len(films), 2) for name in jobs}
+    ratio = (best["check_film"] + best["check_lungs"]) / best["segmentation"]
+    return best | {"checks_over_segmentation": round(ratio, 3)}
 
 
 def validation(frame: pd.DataFrame) -> dict:
@@ -281,33 +273,29 @@ def spoilt(frame: pd.DataFrame) -> dict:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("part", nargs="*", default=["validation"], help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--data", default="segmentation", type=Path, help="prepared folder with the real sets")
-    args = parser.parse_args()
-    frame = read_manifest(args.data)
-    ours = frame["source"].isin(["montgomery", "shenzhen"])
-    for part in args.part:
-        function, those = PARTS[part]
-        result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-        result["limits"] = {name: getattr(checks, name) for name in LIMITS}
-        result[part] = function(
-            frame[frame["source"] == "jsrt"] if those == "jsrt" else frame[ours & (frame["split"] == those)]
-        )
-        result[part]["command"] = f"python -m benchmarks.checks {part}"
-        RESULT.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-        print(part, json.dumps(result[part], indent=2, ensure_ascii=False))
-
-
 LIMITS = ("LEAST_SIDE", "LEAST_CONTRAST", "COLOURED", "CHEST", "DOUBTFUL", "SURE", "MIRRORED", "CUT", "UNUSUAL")
-PARTS = {
+PARTS = {  # what is done, with which split
     "validation": (validation, "val"),
     "test": (final, "test"),
     "jsrt": (final, "jsrt"),
     "spoilt": (spoilt, "test"),
     "built_in": (built_in, "val"),
 }
+
+
+def main() -> None:
+    parser = make_parser(__doc__, data=True)
+    parser.add_argument("part", nargs="*", default=["validation"], help=f"of {', '.join(PARTS)}")
+    args = parser.parse_args()
+    frame = read_manifest(args.data)
+    ours = frame[frame["source"].isin(["montgomery", "shenzhen"])]
+    for part in args.part:
+        function, split = PARTS[part]
+        films = frame[frame["source"] == "jsrt"] if split == "jsrt" else ours[ours["split"] == split]
+        result = function(films) | {"command": command()}
+        write_json(RESULT, read_json(RESULT) | {"limits": {name: getattr(checks, name) for name in LIMITS}})
+        add_json(RESULT, part, result)
+
 
 if __name__ == "__main__":
     main()

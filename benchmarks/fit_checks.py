@@ -1,4 +1,4 @@
-"""Fits the two models of ``kaggle_utils.quality.checks`` on training films, built-in films and pictures of no film.
+"""Fits the two models of ``kaggle_utils.quality.checks`` on training films, synthetic radiographs and other pictures.
 
     python -m benchmarks.fit_checks --data segmentation
 
@@ -8,19 +8,16 @@ masks. Two minutes on one core; ``python -m benchmarks.checks`` measures them.
 
 from __future__ import annotations
 
-import argparse
 import io
-from pathlib import Path
 
 import cv2
 import numpy as np
-import pandas as pd
 import torch
 from torch import nn
 from tqdm import tqdm
 
 from benchmarks import negatives
-from kaggle_utils.data import read_manifest
+from benchmarks.common import films_of, make_parser
 from kaggle_utils.files import write_bytes
 from kaggle_utils.image import read_image, read_mask, resize_image, resize_mask
 from kaggle_utils.quality.checks import ASSET, OUTLINE, THUMB, distances, thumbnail, views
@@ -37,22 +34,16 @@ def varied(film: np.ndarray, rng: np.random.Generator, size: int = THUMB) -> np.
     Zoom 0.7-1.35, shift to 12 %, tilt to 12°, side ratio to 12 %, gamma 0.5-2; at times hard contrast, a marker, noise
     or blur.
     """
-    zoom, aspect, tilt = (
-        np.exp(rng.uniform(-0.35, 0.3)),
-        np.exp(rng.uniform(-0.12, 0.12)),
-        np.deg2rad(rng.uniform(-12, 12)),
-    )
-    scale = 2 * size / np.array(film.shape[::-1]) * zoom
-    turn = np.array([[aspect * np.cos(tilt), -np.sin(tilt)], [np.sin(tilt), np.cos(tilt)]]) * scale
+    zoom = np.exp(rng.uniform(-0.35, 0.3))
+    aspect = np.exp(rng.uniform(-0.12, 0.12))
+    tilt = np.deg2rad(rng.uniform(-12, 12))
+    sides = np.array(film.shape[::-1])
+    turn = np.array([[aspect * np.cos(tilt), -np.sin(tilt)], [np.sin(tilt), np.cos(tilt)]]) * (2 * size / sides * zoom)
     middle = size * (1 + rng.uniform(-0.24, 0.24, 2))
-    matrix = np.c_[turn, middle - turn @ (np.array(film.shape[::-1]) / 2)]
-    view = cv2.warpAffine(
-        film,
-        matrix,
-        (2 * size, 2 * size),
-        borderMode=BORDERS[rng.integers(3)],
-        borderValue=int(rng.choice((0, 0, 255, rng.integers(256)))),
-    )
+    matrix = np.c_[turn, middle - turn @ (sides / 2)]
+    border = BORDERS[rng.integers(3)]
+    level = int(rng.choice((0, 0, 255, rng.integers(256))))
+    view = cv2.warpAffine(film, matrix, (2 * size, 2 * size), borderMode=border, borderValue=level)
     view = cv2.resize(view, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
     view = view ** np.exp(rng.uniform(-0.7, 0.7))
     if rng.random() < 0.3:
@@ -96,13 +87,11 @@ def fit_network(films: list[np.ndarray], drawn: list[np.ndarray], *, steps: int,
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, steps)
     target = torch.tensor([0] * 32 + [16] * 16)
     for _ in tqdm(range(steps), desc="fit", disable=None):
-        chosen = [films[i] for i in rng.integers(0, len(films), 24)] + [
-            drawn[i] for i in rng.integers(0, len(drawn), 8)
-        ]
+        chosen = [films[i] for i in rng.integers(0, len(films), 24)]
+        chosen += [drawn[i] for i in rng.integers(0, len(drawn), 8)]
         thumbs = [thumbnail(varied(film, rng)) for film in chosen] + [bank[i] for i in rng.integers(0, len(bank), 16)]
-        odds = network(torch.from_numpy(np.stack([views(t) for t in thumbs]).reshape(-1, 1, THUMB, THUMB))).reshape(
-            48, 16
-        )
+        seen = np.stack([views(thumb) for thumb in thumbs]).reshape(-1, 1, THUMB, THUMB)
+        odds = network(torch.from_numpy(seen)).reshape(48, 16)
         loss = nn.functional.cross_entropy(nn.functional.pad(odds, (0, 1)), target)
         optimiser.zero_grad()
         loss.backward()
@@ -123,21 +112,14 @@ def fit_shapes(masks: list[np.ndarray], *, share: float = 0.98) -> dict[str, np.
     return model | {"distances": np.sort(distances(x, model))}
 
 
-def training_films(data: Path) -> pd.DataFrame:
-    """The published training lists of Montgomery and Shenzhen."""
-    frame = read_manifest(data)
-    return frame[(frame["split"] == "train") & frame["source"].isin(["montgomery", "shenzhen"])]
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", default="segmentation", type=Path, help="prepared folder with the real sets")
+    parser = make_parser(__doc__, data=True)
     parser.add_argument(
-        "--steps", type=int, default=1000, help="of the network, each with 32 films and 16 pictures of no film"
+        "--steps", type=int, default=1000, help="of the network, with 32 films and 16 other pictures each"
     )
     args = parser.parse_args()
     torch.set_num_threads(1)
-    frame = training_films(args.data)
+    frame = films_of(args.data, "train")
     films = [resize_image(read_image(path), 128) for path in frame["image"]]
     drawn = [film.image for film in AppearanceModel.load().stream(200, 71, size=128)]
     good = frame[~frame["name"].isin(flagged_masks()["name"])]

@@ -1,4 +1,4 @@
-"""Milliseconds a film: PyTorch, ONNX Runtime and OpenVINO, beside MONAI's U-Nets and the classic 31M U-Net.
+"""Milliseconds per film: PyTorch, ONNX Runtime and OpenVINO, beside MONAI's U-Nets and the classic 31M U-Net.
 
     python -m benchmarks.infer [--data segmentation] [--rounds 3] [--quick]
 
@@ -10,15 +10,10 @@ films; the formats of this project's network are scored on the validation films 
 
 from __future__ import annotations
 
-import argparse
-import importlib.metadata
 import logging
 import os
-import platform
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,9 +25,9 @@ from monai.networks.nets import UNet as MonaiUNet
 from torch import nn
 from tqdm import tqdm
 
-from kaggle_utils.data import LungDataset, read_manifest
+from benchmarks.common import RESULTS, films_of, machine, make_parser, median, seconds, write_table
+from kaggle_utils.data import LungDataset
 from kaggle_utils.export import open_graph, to_onnx
-from kaggle_utils.hardware import choose_device, choose_precision
 from kaggle_utils.image import read_image, resize_image, write_image
 from kaggle_utils.infer import DEFAULT_WEIGHTS, LungSegmenter
 from kaggle_utils.model import UNet, count_parameters, load_weights
@@ -44,7 +39,6 @@ sys.modules.setdefault("openvino_telemetry", None)  # else both imports report t
 import nncf  # noqa: E402
 import openvino  # noqa: E402
 
-ROOT = Path(__file__).parents[1]
 LIMIT_S = 3.0
 Run = Callable[[torch.Tensor], torch.Tensor]  # normalised films (B, 1, H, W) to logits
 
@@ -90,14 +84,17 @@ def runtimes(name: str, model: nn.Module, calibration: np.ndarray) -> dict[tuple
     """(network, runtime) to what computes it: PyTorch and ONNX Runtime for all, OpenVINO for this project's network."""
     ours = name == "this project"
     graph = to_onnx(model) if ours else to_onnx(model, (1, 1, 256, 256))  # MONAI's pad otherwise, but can't export it
-    found = {"ONNX Runtime float32": open_graph(graph, "onnxruntime")}
+    found = {
+        "PyTorch bfloat16": pytorch(model, bf16=True),
+        "PyTorch float32": pytorch(model, bf16=False),
+        "ONNX Runtime float32": open_graph(graph, "onnxruntime"),
+    }
     if ours:
         found |= {
             "OpenVINO float32": open_graph(graph, "openvino"),
             "OpenVINO bfloat16": open_graph(graph, "openvino", bf16=True),
             "OpenVINO int8": int8(graph, calibration),
         }
-    found = {"PyTorch bfloat16": pytorch(model, bf16=True), "PyTorch float32": pytorch(model, bf16=False), **found}
     return {(name, runtime): run for runtime, run in found.items()}
 
 
@@ -122,18 +119,16 @@ def jobs(run: Run, pngs: dict[int, Path]) -> dict[tuple[str, int, int], Callable
     return found
 
 
-def measure(job: Callable[[], object], seconds: float) -> list[float]:
+def measure(job: Callable[[], object], total: float) -> list[float]:
     """The seconds of each call, of one at least, for about so long."""
-    times = []
-    while not times or sum(times) + times[0] < seconds:
-        start = time.perf_counter()
-        job()
-        times.append(time.perf_counter() - start)
+    times = [seconds(job)]
+    while sum(times) + times[0] < total:
+        times.append(seconds(job))
     return times
 
 
 def write_pngs(folder: Path) -> dict[int, Path]:
-    """Side in px to a built-in film of that size; the large one with the grain of a digitised film."""
+    """Side in px to a synthetic radiograph of that size; the large one with the grain of a digitised film."""
     film = AppearanceModel.load().sample(1, seed=0, size=512)[0].image
     large = resize_image(film, 3000) + np.random.default_rng(0).normal(0, 1.2, (3000, 3000))
     pngs = {512: folder / "512.png", 3000: folder / "3000.png"}
@@ -148,69 +143,77 @@ def validation_dice(data: Path, run: Run) -> float:
     return float(scores.loc[scores["protocol"] == "val", "dice"].mean())
 
 
-def versions() -> str:
-    """What ran: packages with their versions."""
-    return ", ".join(
-        f"{name} {importlib.metadata.version(name)}" for name in ("torch", "onnxruntime", "openvino", "nncf", "monai")
-    )
+def draw_set(folder: Path) -> Path:
+    """A prepared set of synthetic radiographs."""
+    write_raw(folder / "raw", n=160, seed=0)
+    prepare(folder / "raw", folder / "segmentation")
+    return folder / "segmentation"
+
+
+def time_all(
+    runs: dict[tuple[str, str], Run], pngs: dict[int, Path], rounds: int, limit: float, share: float
+) -> dict[tuple[str, str, str, int, int], list[float]]:
+    """Seconds per call of every job of every network, in turn, in as many rounds; the first one warms up.
+
+    Args:
+        runs: by network and runtime.
+        pngs: see :func:`jobs`.
+        rounds: the only one counts if it is one.
+        limit: seconds of a call; a batch that would take longer by what one film took is left out.
+        share: seconds per job and round.
+    """
+    todo = {(*key, *what): job for key, run in runs.items() for what, job in jobs(run, pngs).items()}
+    times: dict[tuple[str, str, str, int, int], list[float]] = {}
+    for turn in tqdm(range(rounds), desc="rounds", disable=None):
+        for key, job in todo.items():
+            films = key[-1]
+            alone = min(times.get((*key[:-1], 1), [0]))
+            if films == 1 or alone * films < limit:
+                before = times[key] if turn > 1 else []
+                times[key] = before + measure(job, share)
+    return times
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--data", type=Path, help="prepared set to calibrate and score with; built-in films if not given"
-    )
+    parser = make_parser(__doc__)
+    parser.add_argument("--data", type=Path, help="prepared set to calibrate and score with; synthetic if not given")
     parser.add_argument("--rounds", type=int, default=3, help="turns, after one that warms up")
     parser.add_argument("--quick", action="store_true", help="each job once, and no file: does it work at all?")
     args = parser.parse_args()
     torch.set_num_threads(os.cpu_count())
-    limit, share = (0.3, 0) if args.quick else (LIMIT_S, 0.3)  # s a call, s a turn
-    with tempfile.TemporaryDirectory() as folder:
-        pngs, data = write_pngs(Path(folder)), args.data or Path(folder) / "segmentation"
-        if not args.data:
-            write_raw(Path(folder) / "raw", n=160, seed=0)
-            prepare(Path(folder) / "raw", data)
-        frame = read_manifest(data)
-        films = LungDataset(frame[frame["split"] == "train"].iloc[:64], 256)
+    models = networks()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        pngs, data = write_pngs(folder), args.data or draw_set(folder)
+        films = LungDataset(films_of(data, "train").iloc[:64], 256)
         calibration = np.stack([films[i]["image"].numpy() for i in range(len(films))])
-        models = networks()
         runs = {key: run for name, model in models.items() for key, run in runtimes(name, model, calibration).items()}
         dice = {key: validation_dice(data, run) for key, run in runs.items() if key[0] == "this project"}
-        todo = {(*key, *what): job for key, run in runs.items() for what, job in jobs(run, pngs).items()}
-        times = {}
-        for turn in tqdm(range(1 if args.quick else args.rounds + 1), desc="rounds", disable=None):
-            for key, job in todo.items():
-                alone = times.get((*key[:-1], 1), [0])  # s, the same with one film
-                if min(alone) * key[-1] < limit or key[-1] == 1:
-                    times[key] = (times[key] if turn > 1 else []) + measure(job, share)  # the first turn warms up
-    table = pd.DataFrame(
-        [
-            {
-                "network": key[0],
-                "runtime": key[1],
-                "parameters": count_parameters(models[key[0]]),
-                "what": key[2],
-                "px": key[3],
-                "films": key[4],
-                "median_ms": round(1000 * statistics.median(seconds) / key[4], 2),
-                "min_ms": round(1000 * min(seconds) / key[4], 2),
-                "calls": len(seconds),
-                "validation_dice": round(dice.get(key[:2], np.nan), 5),
-            }
-            for key, seconds in times.items()
-        ]
-    )
-    bf16 = ", AVX512-BF16" if choose_precision(choose_device("cpu")) == "bf16" else ""
-    table["machine"] = f"{platform.machine()}, {os.cpu_count()} cores{bf16}, {os.cpu_count()} threads, {versions()}"
+        rounds, limit, share = (1, 0.3, 0) if args.quick else (args.rounds + 1, LIMIT_S, 0.3)
+        times = time_all(runs, pngs, rounds, limit, share)
+    rows = [
+        {
+            "network": network,
+            "runtime": runtime,
+            "parameters": count_parameters(models[network]),
+            "what": what,
+            "px": px,
+            "films": films,
+            "median_ms": median([1000 * each / films for each in found], 2),
+            "min_ms": round(1000 * min(found) / films, 2),
+            "calls": len(found),
+            "validation_dice": round(dice.get((network, runtime), np.nan), 5),
+        }
+        for (network, runtime, what, px, films), found in times.items()
+    ]
+    table = pd.DataFrame(rows).assign(machine=machine("torch", "onnxruntime", "openvino", "nncf", "monai"))
     if not args.quick:
-        table.to_csv(ROOT / "results/bench_infer.csv", index=False)
+        write_table(RESULTS / "bench_infer.csv", table)
     print(table.pivot(index=["network", "runtime"], columns=["what", "px", "films"], values="median_ms").to_string())
     print("validation Dice: " + ", ".join(f"{runtime} {value:.4f}" for (_, runtime), value in dice.items()))
     lost = dice["this project", "PyTorch float32"] - dice["this project", "OpenVINO int8"]
-    print(
-        f"int8 loses {lost:.4f} of float32's Dice: "
-        + ("it may be recommended" if lost <= 0.001 else "more than 0.001, too much")
-    )
+    verdict = "it may be recommended" if lost <= 0.001 else "more than 0.001, too much"
+    print(f"int8 loses {lost:.4f} of float32's Dice: {verdict}")
 
 
 if __name__ == "__main__":

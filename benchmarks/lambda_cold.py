@@ -9,22 +9,25 @@ Seconds are the clock's, which other processes move, and the process's own. Writ
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
+from moto.server import ThreadedMotoServer
 
-ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "results/lambda.json"
+from benchmarks.common import AWS, RESULTS, ROOT, machine, make_parser, write_json
+from kaggle_utils.export import export_onnx
+from kaggle_utils.image import encode_image, resize_image
+from kaggle_utils.infer import DEFAULT_WEIGHTS
+from kaggle_utils.scale import s3
+from kaggle_utils.synthetic import AppearanceModel
+
 MEMORY_MB, START_S = 512, 2.0  # the limits
 CHILD = r"""
 import json, os, re, sys, time
@@ -57,10 +60,7 @@ def cold_start(key: str) -> dict[str, object]:
 
 
 def films() -> dict[str, np.ndarray]:
-    """Built-in films: one of 512 px, and one of 20 megapixels and 16 bits."""
-    from kaggle_utils.image import resize_image
-    from kaggle_utils.synthetic import AppearanceModel
-
+    """Synthetic radiographs: one of 512 px, and one of 20 megapixels and 16 bits."""
     film = AppearanceModel.load().sample(1, 0, size=512, acquire=False)[0].image
     large = resize_image(film, (4472, 4472)).astype(np.uint16) * 257
     noise = np.random.default_rng(0).integers(-300, 300, large.shape, np.int16)
@@ -71,35 +71,24 @@ def films() -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--runs", type=int, default=5, help="processes for each film")
+    parser = make_parser(__doc__)
+    parser.add_argument("--runs", type=int, default=5, help="processes per film")
     runs = parser.parse_args().runs
-    from moto.server import ThreadedMotoServer
-
-    from kaggle_utils.export import export_onnx
-    from kaggle_utils.image import encode_image
-    from kaggle_utils.infer import DEFAULT_WEIGHTS
-    from kaggle_utils.scale import s3
-
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     moto.start()
     result = {
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, the process has one",
+        "machine": f"{machine()}, the process has one",
         "load_before": round(os.getloadavg()[0], 1),
         "niceness": os.nice(0),
         "runs": runs,
         "limits": {"memory_mb": MEMORY_MB, "start_s": START_S},
     }
     with tempfile.TemporaryDirectory() as folder:
-        os.environ |= {
+        os.environ |= AWS | {
             "AWS_ENDPOINT_URL": "http://{}:{}".format(*moto.get_host_and_port()),
-            "AWS_ACCESS_KEY_ID": "nobody",
-            "MODEL": f"{folder}/lungs.onnx",
             "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(MEMORY_MB),
-            "AWS_SECRET_ACCESS_KEY": "nothing",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
+            "MODEL": f"{folder}/lungs.onnx",
         }
         export_onnx(DEFAULT_WEIGHTS, f"{folder}/lungs.onnx")
         client = s3.connect()
@@ -115,7 +104,7 @@ def main() -> None:
             }
             print(name, result[name], flush=True)
     moto.stop()
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    write_json(RESULTS / "lambda.json", result)
 
 
 if __name__ == "__main__":

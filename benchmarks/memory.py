@@ -10,33 +10,31 @@ is over the limit.
 
 from __future__ import annotations
 
-import argparse
 import gzip
-import json
 import os
-import platform
 import shutil
 import struct
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
 import numpy as np
+import psutil
 from pydicom.uid import ImplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
+from benchmarks.common import RESULTS, ROOT, command, machine, make_parser, read_json, write_json
 from kaggle_utils.image import encode_image
 from kaggle_utils.pictures.header import MAX_BYTES
 from kaggle_utils.synthetic import AppearanceModel
 
-ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 from dicoms import dicom  # noqa: E402
 
-RESULT = ROOT / "results/memory.json"
+RESULT = RESULTS / "memory.json"
 LIMIT = 2000  # MB
 SIDE = 8000  # px: the largest square film that is read
 _SEQUENCE, _ITEM, _PRIVATE = b"\x28\0\x10\x30SQ\0\0", b"\xfe\xff\x00\xe0", b"\x29\0\x10\x10OB\0\0"
@@ -44,10 +42,9 @@ _UNDEFINED = b"\xff" * 4
 
 
 def film(side: int = SIDE) -> np.ndarray:
-    """A built-in film, ``uint8 (side, side)``, with lungs of usual size."""
-    return cv2.resize(
-        AppearanceModel.load().film(7, 0, size=512, tb=0).image, (side, side), interpolation=cv2.INTER_CUBIC
-    )
+    """A synthetic radiograph, ``uint8 (side, side)``, with lungs of usual size."""
+    image = AppearanceModel.load().film(7, 0, size=512, tb=0).image
+    return cv2.resize(image, (side, side), interpolation=cv2.INTER_CUBIC)
 
 
 def deep(side: int = SIDE) -> np.ndarray:
@@ -62,13 +59,19 @@ def picture(array: np.ndarray, suffix: str) -> bytes:
 
 
 def large(folder: Path) -> None:
-    (folder / "gray.png").write_bytes(picture(film(), ".png"))
-    (folder / "gray.jpg").write_bytes(picture(film(), ".jpg"))
-    (folder / "gray.jp2").write_bytes(picture(film(), ".jp2"))
-    (folder / "colour.webp").write_bytes(picture(np.dstack([film()] * 3), ".webp"))
-    (folder / "colour.png").write_bytes(picture(np.dstack([film().astype(np.uint16) * 64] * 4), ".png"))
-    (folder / "float.tif").write_bytes(picture(film().astype(np.float32), ".tif"))
-    (folder / "packed.png.gz").write_bytes(gzip.compress(picture(film(), ".png"), 1))
+    gray = film()
+    sixteen = gray.astype(np.uint16) * 64
+    pictures = {
+        "gray.png": gray,
+        "gray.jpg": gray,
+        "gray.jp2": gray,
+        "colour.webp": np.dstack([gray] * 3),
+        "colour.png": np.dstack([sixteen] * 4),
+        "float.tif": gray.astype(np.float32),
+    }
+    for name, array in pictures.items():
+        (folder / name).write_bytes(picture(array, Path(name).suffix))
+    (folder / "packed.png.gz").write_bytes(gzip.compress(picture(gray, ".png"), 1))
 
 
 def eight_large(folder: Path) -> None:
@@ -91,12 +94,8 @@ def montgomery(folder: Path) -> None:
 
 
 def dicom_native(folder: Path) -> None:
-    copies(
-        folder,
-        ".dcm",
-        dicom(deep(), bits=14, StudyInstanceUID="1.2.3", SeriesInstanceUID="1.2.4", PatientOrientation=["L", "F"]),
-        count=2,
-    )
+    tags = {"StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.4", "PatientOrientation": ["L", "F"]}
+    copies(folder, ".dcm", dicom(deep(), bits=14, **tags), count=2)
 
 
 def dicom_compressed(folder: Path) -> None:
@@ -113,22 +112,21 @@ def dicom_hostile(folder: Path) -> None:
         return b"".join((data[:at], *elements, data[at:]))
 
     values = b"1\\" * (50 << 20)
-    copies(folder, ".windows.dcm", before_pixels(implicit, b"\x28\0\x50\x10", struct.pack("<I", len(values)), values))
-    copies(
-        folder,
-        ".luts.dcm",
-        before_pixels(explicit, _SEQUENCE, struct.pack("<I", 8 << 20), (_ITEM + bytes(4)) * (1 << 20)),
-    )
-    copies(folder, ".endless.dcm", before_pixels(explicit, _SEQUENCE, _UNDEFINED, (_ITEM + bytes(4)) * (5 << 20)))
-    copies(folder, ".nested.dcm", before_pixels(explicit, (_SEQUENCE + _UNDEFINED + _ITEM + _UNDEFINED) * 1_000_000))
-    copies(
-        folder,
-        ".rle.dcm",
-        dicom(small, RLELossless, frame=struct.pack("<16I", 1, 64, *[0] * 14) + b"\x81\0" * (60 << 20)),
-    )
-    copies(
-        folder, ".larger.dcm", dicom(small, JPEG2000Lossless, frame=picture(np.zeros((SIDE, SIDE), np.uint8), ".jp2"))
-    )
+    length = struct.pack("<I", len(values))
+    runs = struct.pack("<16I", 1, 64, *[0] * 14) + b"\x81\0" * (60 << 20)
+    nothing = picture(np.zeros((SIDE, SIDE), np.uint8), ".jp2")
+    empty = _ITEM + bytes(4)
+    nested = (_SEQUENCE + _UNDEFINED + _ITEM + _UNDEFINED) * 1_000_000
+    files = {
+        "windows": before_pixels(implicit, b"\x28\0\x50\x10", length, values),
+        "luts": before_pixels(explicit, _SEQUENCE, struct.pack("<I", 8 << 20), empty * (1 << 20)),
+        "endless": before_pixels(explicit, _SEQUENCE, _UNDEFINED, empty * (5 << 20)),
+        "nested": before_pixels(explicit, nested),
+        "rle": dicom(small, RLELossless, frame=runs),
+        "larger": dicom(small, JPEG2000Lossless, frame=nothing),
+    }
+    for name, data in files.items():
+        copies(folder, f".{name}.dcm", data)
 
 
 def sparse(folder: Path) -> None:
@@ -178,29 +176,19 @@ def peak(command: list[str]) -> tuple[float, int, str]:
     """MB that a process and those below it have in RAM at once, its exit status, and what it said last."""
     most = 0
     with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said)
+        process = psutil.Popen(command, cwd=ROOT, stdout=said, stderr=said)
         while process.poll() is None:
-            most = max(most, sum(map(_resident, _tree(process.pid))))
+            with suppress(psutil.Error):  # it has ended
+                most = max(most, sum(map(_resident, [process, *process.children(recursive=True)])))
             time.sleep(0.01)
         said.seek(0)
         return most / 1e6, process.returncode, said.read()[-2000:]
 
 
-def _tree(pid: int) -> list[int]:
-    pids = [pid]
-    for each in pids:
-        try:
-            for task in os.listdir(f"/proc/{each}/task"):
-                pids += map(int, Path(f"/proc/{each}/task/{task}/children").read_text().split())
-        except OSError:  # it has ended
-            continue
-    return pids
-
-
-def _resident(pid: int) -> int:
+def _resident(process: psutil.Process) -> int:
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, IndexError):  # it has ended
+        return process.memory_info().rss
+    except psutil.Error:  # it has ended
         return 0
 
 
@@ -212,24 +200,8 @@ def measure(case: str) -> dict[str, object]:
         films.mkdir()
         write(films)
         begun = time.perf_counter()
-        megabytes, status, said = peak(
-            [
-                sys.executable,
-                "-m",
-                "kaggle_utils",
-                "predict",
-                str(films),
-                "--out",
-                str(out),
-                "--device",
-                "cpu",
-                "--force",
-                "--format",
-                "png",
-                "coco",
-                "dicom-seg",
-            ]
-        )
+        command = [sys.executable, "-m", "kaggle_utils", "predict", str(films), "--out", str(out), "--device", "cpu"]
+        megabytes, status, said = peak([*command, "--force", "--format", "png", "coco", "dicom-seg"])
         seconds = time.perf_counter() - begun
         if status not in (0, 1, 3) or "Traceback" in said:
             raise SystemExit(f"{case}: status {status}: {said}")
@@ -245,29 +217,15 @@ def measure(case: str) -> dict[str, object]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
+    parser = make_parser(__doc__)
+    parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES), help="all if not given")
     args = parser.parse_args()
-    found = json.loads(RESULT.read_text())["cases"] if RESULT.exists() else {}
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "opencv": cv2.__version__,
-    }
+    found = read_json(RESULT).get("cases", {})
+    about = {"command": command(), "machine": machine(), "opencv": cv2.__version__, "limit_mb": LIMIT}
     for case in args.case:
         found[case] = measure(case)
-        print(
-            f"{case}: {found[case]['peak_mb']} MB, {found[case]['masks']} masks of {found[case]['count']} files",
-            flush=True,
-        )
-        result = {
-            "command": "python -m benchmarks.memory",
-            **machine,
-            "limit_mb": LIMIT,
-            "cases": {name: found[name] for name in CASES if name in found},
-        }
-        RESULT.write_text(json.dumps(result, indent=1) + "\n")
+        print(f"{case}: {found[case]}", flush=True)
+        write_json(RESULT, about | {"cases": {name: found[name] for name in CASES if name in found}})
     return int(any(case["peak_mb"] > LIMIT for case in found.values()))
 
 

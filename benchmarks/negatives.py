@@ -13,6 +13,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from benchmarks.common import make_parser
+
 Draw = Callable[[np.random.Generator], np.ndarray]
 # By file: of skimage.data, of sklearn.datasets.images (china, flower) and of matplotlib's sample data (grace_hopper).
 PHOTOGRAPHS = {
@@ -50,9 +52,8 @@ def photograph(name: str) -> np.ndarray:
         Path(sklearn.__file__).parent / "datasets/images",
         Path(matplotlib.get_data_path()) / "sample_data",
     )
-    path = next(
-        path for folder in folders for path in sorted(folder.glob(f"{name}.*")) if path.suffix not in (".txt", ".xml")
-    )
+    found = [path for folder in folders for path in sorted(folder.glob(f"{name}.*"))]
+    path = next(path for path in found if path.suffix not in (".txt", ".xml"))
     return cv2.imread(str(path), cv2.IMREAD_COLOR)
 
 
@@ -92,11 +93,8 @@ def shuffled(rng: np.random.Generator, film: np.ndarray) -> np.ndarray:
     """A film cut into 2×2 to 5×5 tiles that are laid in another order, each turned."""
     count = int(rng.integers(2, 6))
     side = min(film.shape) // count
-    tiles = [
-        np.rot90(film[r * side : (r + 1) * side, c * side : (c + 1) * side], rng.integers(4))
-        for r in range(count)
-        for c in range(count)
-    ]
+    rows = [film[r * side : (r + 1) * side] for r in range(count)]
+    tiles = [np.rot90(row[:, c * side : (c + 1) * side], rng.integers(4)) for row in rows for c in range(count)]
     order = np.roll(np.arange(count**2), 1) if count == 2 else rng.permutation(count**2)
     return np.vstack([np.hstack([tiles[order[r * count + c]] for c in range(count)]) for r in range(count)])
 
@@ -124,9 +122,8 @@ def phases_scrambled(rng: np.random.Generator, film: np.ndarray) -> np.ndarray:
 def clouds(rng: np.random.Generator, size: int = 128) -> np.ndarray:
     """Noise whose amplitude falls with frequency to a power of 0 (white) to 2 (smooth)."""
     distance = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None]) + 1 / size
-    return _eight_bits(
-        np.fft.irfft2(np.fft.rfft2(rng.normal(size=(size, size))) * distance ** -rng.uniform(0, 2), (size, size))
-    )
+    white = np.fft.rfft2(rng.normal(size=(size, size)))
+    return _eight_bits(np.fft.irfft2(white * distance ** -rng.uniform(0, 2), (size, size)))
 
 
 def gradient(rng: np.random.Generator, size: int = 128) -> np.ndarray:
@@ -143,10 +140,9 @@ def page(rng: np.random.Generator, size: int = 256) -> np.ndarray:
     height = int(rng.integers(8, 30))
     for row in range(int(rng.integers(10, 50)), size - 10, height):
         for column in range(10, size - 10, size // int(rng.integers(1, 3))):
-            cut = int(rng.integers(5, 60))
-            cv2.putText(
-                picture, letters[:cut], (column, row), int(rng.integers(0, 5)), height / 40, 0, max(1, height // 14)
-            )
+            text = letters[: int(rng.integers(5, 60))]
+            font, thick = int(rng.integers(0, 5)), max(1, height // 14)
+            cv2.putText(picture, text, (column, row), font, height / 40, 0, thick)
     return picture if rng.random() < 0.7 else 255 - picture
 
 
@@ -169,10 +165,16 @@ def chart(rng: np.random.Generator) -> np.ndarray:
 
     figure = Figure(figsize=(3, 3), dpi=80)
     canvas, ax = FigureCanvasAgg(figure), figure.add_subplot()
-    values = rng.normal(size=(int(rng.integers(20, 200)), 2)).cumsum(0)
-    (ax.plot, ax.scatter, lambda x, y: ax.hist(x, bins=20), lambda x, y: ax.hexbin(x, y, gridsize=12))[rng.integers(4)](
-        *values.T
-    )
+    x, y = rng.normal(size=(int(rng.integers(20, 200)), 2)).cumsum(0).T
+    kind = rng.choice(("line", "scatter", "histogram", "hexagons"))
+    if kind == "line":
+        ax.plot(x, y)
+    elif kind == "scatter":
+        ax.scatter(x, y)
+    elif kind == "histogram":
+        ax.hist(x, bins=20)
+    else:
+        ax.hexbin(x, y, gridsize=12)
     canvas.draw()
     return cv2.cvtColor(np.asarray(canvas.buffer_rgba())[..., :3], cv2.COLOR_RGB2GRAY)
 
@@ -180,10 +182,8 @@ def chart(rng: np.random.Generator) -> np.ndarray:
 def stripes(rng: np.random.Generator, size: int = 128) -> np.ndarray:
     """Waves across waves: gratings, chequers, moiré."""
     y, x = np.mgrid[0 : 1 : size * 1j, 0 : 1 : size * 1j]
-    waves = [
-        np.sin(rng.uniform(6, 120) * (x * np.cos(a) + y * np.sin(a)))
-        for a in rng.uniform(0, np.pi, int(rng.integers(1, 4)))
-    ]
+    angles = rng.uniform(0, np.pi, int(rng.integers(1, 4)))
+    waves = [np.sin(rng.uniform(6, 120) * (x * np.cos(a) + y * np.sin(a))) for a in angles]
     return _eight_bits(np.prod(waves, 0) if rng.random() < 0.5 else np.sum(waves, 0))
 
 
@@ -218,3 +218,7 @@ def _window(picture: np.ndarray, rng: np.random.Generator, share: tuple[float, f
 def _eight_bits(values: np.ndarray) -> np.ndarray:
     low, high = np.percentile(values, (0.5, 99.5))
     return (np.clip((values - low) / max(high - low, 1e-9), 0, 1) * 255).astype(np.uint8)
+
+
+if __name__ == "__main__":
+    make_parser(__doc__).print_help()  # other benchmarks draw them

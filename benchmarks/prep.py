@@ -9,32 +9,27 @@ Makes 4020×4892 PNGs in Montgomery's layout, each with a left and a right mask,
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
 import os
-import platform
-import re
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from benchmarks.common import RESULTS, machine, make_parser, peak_mb, seconds, write_json
 from kaggle_utils.prep import find_films, prepare
 
-ROOT = Path(__file__).parents[1]
 HEIGHT, WIDTH = 4020, 4892
 
 
 def write_films(root: Path, n: int) -> None:
     """Films with the entropy of a digitised radiograph (5-7 MB as PNG): a smooth torso and grain of two grey levels."""
-    folders = {
-        kind: root / "MontgomerySet" / kind for kind in ("CXR_png", "ManualMask/leftMask", "ManualMask/rightMask")
-    }
-    for folder in folders.values():
+    kinds = "ManualMask/leftMask", "ManualMask/rightMask", "CXR_png"
+    folders = [root / "MontgomerySet" / kind for kind in kinds]
+    for folder in folders:
         folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     grain = rng.normal(0, 1.2, (HEIGHT, WIDTH)).astype(np.float32)
@@ -43,10 +38,9 @@ def write_films(root: Path, n: int) -> None:
     torso = 190 - 60 * x**2 - 90 * (lungs[0] | lungs[1]).astype(np.float32)
     for i in range(n):
         name = f"MCUCXR_{9000 + i}_0.png"
-        film = np.clip(torso + np.roll(grain, 37 * i, axis=1), 0, 255).astype(np.uint8)
-        cv2.imwrite(str(folders["CXR_png"] / name), film)
-        for kind, lung in zip(("ManualMask/leftMask", "ManualMask/rightMask"), lungs):
-            cv2.imwrite(str(folders[kind] / name), lung.astype(np.uint8) * 255)
+        film = np.clip(torso + np.roll(grain, 37 * i, axis=1), 0, 255)
+        for folder, picture in zip(folders, (*(255 * lung for lung in lungs), film)):
+            cv2.imwrite(str(folder / name), picture.astype(np.uint8))
 
 
 def decode(root: Path) -> None:
@@ -67,19 +61,13 @@ def timed(job, *args) -> dict[str, float]:
 
 
 def _measure(job, args) -> dict[str, float]:
-    start, base = time.perf_counter(), _peak_mb()
-    job(*args)
-    return {"seconds": time.perf_counter() - start, "mb": _peak_mb() - base}
-
-
-def _peak_mb() -> float:
-    """Peak resident memory of this process. getrusage would count the parent's too, which a child inherits."""
-    return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+    base = peak_mb()
+    return {"seconds": seconds(partial(job, *args)), "mb": peak_mb() - base}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--films", type=int, default=40, help="how many films to make")
+    parser = make_parser(__doc__)
+    parser.add_argument("--films", type=int, default=40, help="how many radiographs to make")
     parser.add_argument("--rounds", type=int, default=3, help="times each contestant runs, in turn; the best counts")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -89,7 +77,7 @@ def main() -> None:
         runs = [(timed(decode, raw), timed(prepare, raw, Path(folder) / f"out{i}")) for i in range(args.rounds)]
     decoding, preparing = (min(run[k]["seconds"] for run in runs) for k in (0, 1))
     result = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": machine(),
         "opencv": cv2.__version__,
         "films": args.films,
         "film": f"{HEIGHT}x{WIDTH}, {mb:.1f} MB",
@@ -99,8 +87,8 @@ def main() -> None:
         "images_per_s": round(args.films / preparing, 2),
         "peak_mb_per_worker": round(max(run[1]["mb"] for run in runs) / os.cpu_count()),
     }
-    (ROOT / "results/bench_prep.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+    write_json(RESULTS / "bench_prep.json", result)
+    print(result)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,7 @@ of the films is kept in ``runs/quality`` and not computed again with the same we
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
 from pathlib import Path
 
 import cv2
@@ -31,6 +29,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
+from benchmarks import common
 from kaggle_utils.data import read_manifest
 from kaggle_utils.files import write_bytes
 from kaggle_utils.image import read_image, read_mask, resize_image, resize_prob
@@ -52,8 +51,7 @@ from kaggle_utils.quality.fit import (
     with_copies,
 )
 
-ROOT = Path(__file__).parents[1]
-RESULT, RUNS = ROOT / "results/quality.json", ROOT / "runs/quality"
+RESULT, RUNS = common.RESULTS / "quality.json", common.RUNS / "quality"
 POOR, USELESS = OK, REJECT  # true Dice below which a mask should be flagged, and rejected: the estimate's own limits
 ZOOM, SHIFT = 0.92, (0.05, 0.02)  # of the second view; shift along x and y, of the side
 SECOND_VIEW = ("change", "wavering")  # how far its mask and its probabilities differ
@@ -62,13 +60,11 @@ TEST_KINDS, PICTURES = DRAWN[len(FIT_KINDS) :], 12  # of no film, and how many o
 
 def films(frame: pd.DataFrame, copies: int) -> list[Item]:
     """The films of a manifest with their masks, and so many damaged copies of each."""
-    return with_copies(
-        [
-            Item(film.name, film.source, "none", 0, read_image(film.image), read_mask(film.mask))
-            for film in frame.itertuples()
-        ],
-        copies,
-    )
+    items = [
+        Item(film.name, film.source, "none", 0, read_image(film.image), read_mask(film.mask))
+        for film in frame.itertuples()
+    ]
+    return with_copies(items, copies)
 
 
 def bundled() -> list[Item]:
@@ -93,8 +89,8 @@ def collect(name: str, items: list[Item], segmenter: LungSegmenter, *, second_vi
         probs = segmenter.probabilities(images, heads)
         others = differences(segmenter, images, probs, heads) if second_view else [{}] * len(batch)
         rows += [observed_one(item, prob, segmenter) | other for item, prob, other in zip(batch, probs, others)]
-    RUNS.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(rows)
+    RUNS.mkdir(parents=True, exist_ok=True)
     write_bytes(path, table.to_csv(index=False).encode())
     return table
 
@@ -117,9 +113,8 @@ def differences(
         prob, other = (resize_prob(p, (SIDE, SIDE)) for p in (prob, _warp(other, back)))
         raw, moved = prob > segmenter.threshold, other > segmenter.threshold
         change = 1 - 2 * (raw & moved).sum() / max(raw.sum() + moved.sum(), 1)
-        rows.append(
-            dict(zip(SECOND_VIEW, np.log(np.array([change, np.abs(prob - other).sum() / max(raw.sum(), 1)]) + 0.003)))
-        )
+        wavering = np.abs(prob - other).sum() / max(raw.sum(), 1)
+        rows.append(dict(zip(SECOND_VIEW, np.log(np.array([change, wavering]) + 0.003))))
     return rows
 
 
@@ -131,25 +126,21 @@ def view_matrix(side: int) -> np.ndarray:
 
 def measured(table: pd.DataFrame) -> dict:
     """How well the estimate of judged rows tells the true Dice, and poor masks from good ones."""
-    dice, estimate, flagged = table["dice"], table["estimate"], table["flag"] != "ok"
-    poor = dice < POOR
-    found = {
-        "n": len(table),
-        "poor": int(poor.sum()),
-        "pearson": pearsonr(dice, estimate)[0],
-        "spearman": spearmanr(dice, estimate)[0],
-        "auc": float(roc_auc_score(poor, -estimate)) if 0 < poor.sum() < len(poor) else None,
-        "mean_error": (estimate - dice).abs().mean(),
-        "bias": (estimate - dice).mean(),
+    dice, error = table["dice"], table["estimate"] - table["dice"]
+    flagged, rejected, poor = table["flag"] != "ok", table["flag"] == "reject", dice < POOR
+    shares = {
+        "pearson": pearsonr(dice, table["estimate"])[0],
+        "spearman": spearmanr(dice, table["estimate"])[0],
+        "auc": roc_auc_score(poor, -table["estimate"]) if 0 < poor.sum() < len(poor) else None,
+        "mean_error": error.abs().mean(),
+        "bias": error.mean(),
         "poor_flagged": flagged[poor].mean(),
         "good_flagged": flagged[~poor].mean(),
-        "useless_rejected": (table["flag"] == "reject")[dice < USELESS].mean(),
-        "good_rejected": (table["flag"] == "reject")[~poor].mean(),
+        "useless_rejected": rejected[dice < USELESS].mean(),
+        "good_rejected": rejected[~poor].mean(),
     }
-    return {
-        name: None if pd.isna(value) else round(float(value), 4) if isinstance(value, float) else value
-        for name, value in found.items()
-    }
+    rounded = {name: None if pd.isna(value) else round(float(value), 4) for name, value in shares.items()}
+    return {"n": len(table), "poor": int(poor.sum())} | rounded
 
 
 def fit(data: Path, segmenter: LungSegmenter) -> dict:
@@ -157,15 +148,10 @@ def fit(data: Path, segmenter: LungSegmenter) -> dict:
 
     Returns what cross-validation says of it, and of the same with a second view of each film.
     """
-    frame = read_manifest(data)
-    frame = frame[(frame["split"] == "val") & frame["source"].isin(segmenter.header["sources"])]
-    table = pd.concat(
-        [
-            collect("validation", films(frame, len(DAMAGES)), segmenter, second_view=True),
-            collect("drawn", drawn(FIT_KINDS, PICTURES), segmenter, second_view=True),
-        ],
-        ignore_index=True,
-    )
+    frame = common.films_of(data, "val", segmenter.header["sources"])
+    items = {"validation": films(frame, len(DAMAGES)), "drawn": drawn(FIT_KINDS, PICTURES)}
+    tables = [collect(name, those, segmenter, second_view=True) for name, those in items.items()]
+    table = pd.concat(tables, ignore_index=True)
     unseen = out_of_fold(table)
     real = unseen["source"] != "none"
     untouched, both = measured(unseen[real & (unseen["damage"] == "none")]), measured(unseen[real])
@@ -179,36 +165,30 @@ def fit(data: Path, segmenter: LungSegmenter) -> dict:
     }
     update_header(DEFAULT_WEIGHTS, quality=segmenter.quality)
     sets = {
-        "": list(REASONS),
-        " with a second view": [*REASONS, *SECOND_VIEW],
-        " by a second view alone": list(SECOND_VIEW),
+        "both": list(REASONS),
+        "both with a second view": [*REASONS, *SECOND_VIEW],
+        "both by a second view alone": list(SECOND_VIEW),
     }
+    weights = {name: weight for name, (_, weight) in segmenter.quality["features"].items()}
     return {
-        "weights in sd": {
-            name: round(weight * float(table[name].std()), 3)
-            for name, (_, weight) in segmenter.quality["features"].items()
-        },
+        "weights in sd": {name: round(weight * float(table[name].std()), 3) for name, weight in weights.items()},
         "untouched": untouched,
         "damaged": measured(unseen[real & (unseen["damage"] != "none")]),
-        **{
-            "both" + name: measured(out_of_fold(table, features)[lambda rows: rows["source"] != "none"])
-            for name, features in sets.items()
-        },
+        **{name: measured(out_of_fold(table, features)[real]) for name, features in sets.items()},
         "pictures that are no films": no_films(unseen[~real]),
     }
 
 
 def test(data: Path, segmenter: LungSegmenter) -> dict:
     """What the shipped estimate is worth on films and pictures that it was not fitted on or chosen by."""
-    frame = read_manifest(data)
-    frame = frame[frame["mask"] != ""]
-    own = frame[(frame["split"] == "test") & frame["source"].isin(segmenter.header["sources"])]
-    tables = {
-        "test lists": judged(collect("test", films(own, 3), segmenter), segmenter.quality),
-        "JSRT, foreign": judged(
-            collect("jsrt", films(frame[frame["source"] == "jsrt"], 2), segmenter), segmenter.quality
-        ),
+    external = read_manifest(data).query("source == 'jsrt' and mask != ''")
+    items = {
+        "test": films(common.films_of(data, "test", segmenter.header["sources"]), 3),
+        "jsrt": films(external, 2),
+        "pictures": bundled() + drawn(TEST_KINDS, PICTURES),
     }
+    own, jsrt, pictures = (judged(collect(name, those, segmenter), segmenter.quality) for name, those in items.items())
+    tables = {"test lists": own, "JSRT, foreign": jsrt}
     result = {
         f"{name}, {state}": measured(rows[(rows["damage"] == "none") == (state == "untouched")])
         for name, rows in tables.items()
@@ -217,7 +197,6 @@ def test(data: Path, segmenter: LungSegmenter) -> dict:
     result |= {f"{name}, both": measured(rows) for name, rows in tables.items()}
     every = pd.concat(tables.values())
     result["by damage"] = {kind: measured(rows) for kind, rows in every.groupby("damage", sort=False)}
-    pictures = judged(collect("pictures", bundled() + drawn(TEST_KINDS, PICTURES), segmenter), segmenter.quality)
     return result | {"pictures that are no films": no_films(pictures)}
 
 
@@ -225,8 +204,7 @@ def run(data: Path, segmenter: LungSegmenter) -> dict:
     """What the estimate in a run's own weights is worth on its test films, and how many good masks it flags."""
     if why_no_estimate(segmenter.quality):
         raise ValueError(why_no_estimate(segmenter.quality))
-    frame = read_manifest(data)
-    frame = frame[(frame["split"] == "test") & frame["source"].isin(segmenter.header["sources"])]
+    frame = common.films_of(data, "test", segmenter.header["sources"])
     table = judged(collect("run", films(frame, 3), segmenter), segmenter.quality)
     untouched, harmed = table[table["damage"] == "none"], table[table["damage"] != "none"]
     means = {f"mean_{name}": round(float(untouched[name].mean()), 4) for name in ("dice", "estimate")}
@@ -260,26 +238,20 @@ STEPS = {"fit": fit, "test": test, "run": run}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = common.make_parser(__doc__, data=True)
     parser.add_argument(
         "step", nargs="*", choices=[*STEPS, []], default=["fit", "test"], help="fit and test if not given"
     )
-    parser.add_argument(
-        "--data", default="segmentation", type=Path, help="prepared folder with the real sets, or the run's"
-    )
-    parser.add_argument(
-        "--weights", type=Path, help="of a run, for that step alone; they are named in the results by their folder"
-    )
+    parser.add_argument("--weights", type=Path, help="of a run, for that step alone; results name them by their folder")
     args = parser.parse_args()
     if ("run" in args.step) != (args.weights is not None) or (args.weights and len(args.step) > 1):
         parser.error("--weights are for the step run, which needs them and is done alone")
     segmenter = LungSegmenter(args.weights)
     for step in args.step:
-        result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
         found = STEPS[step](args.data, segmenter)
-        result[step] = found if step != "run" else result.get(step, {}) | {args.weights.parent.name: found}
-        write_bytes(RESULT, (json.dumps(result, indent=2) + "\n").encode())
-        print(step, json.dumps(found, indent=2))
+        if step == "run":
+            found = common.read_json(RESULT).get(step, {}) | {args.weights.parent.name: found}
+        common.add_json(RESULT, step, found)
 
 
 if __name__ == "__main__":

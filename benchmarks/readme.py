@@ -6,17 +6,20 @@ who measures anew runs this. Numbers in the text are tied to file, row and colum
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 
-CLONE = Path(__file__).parents[1]
-RESULTS = CLONE / "results"
+from benchmarks.common import RESULTS, ROOT, make_parser, read_json
+
 MARK = re.compile(r"(<!-- table (\w+): python -m benchmarks\.readme -->\n)((?:\|.*\n)*)")
 SETS = {"montgomery": "Montgomery", "shenzhen": "Shenzhen", "jsrt": "JSRT", "both": "Montgomery + Shenzhen"}
+TESTED = {"montgomery": "Montgomery test", "shenzhen": "Shenzhen test", "jsrt": "JSRT, all"}
+PROTOCOLS_HEAD = (
+    "trained on | tested on | n | Dice at 256 px | interval | sd | worst | HD95, px | ASSD, px | at the copy's size | "
+    "peers"
+)
 # Trained on, tested on, which films of it, and what bob.ip.binseg reports (¹ HybridGNet's notebooks).
 PROTOCOLS = [
     ("both", "montgomery", "test", ".982"),
@@ -35,6 +38,10 @@ PROTOCOLS = [
     ("jsrt", "montgomery", "test", ".970"),
     ("jsrt", "shenzhen", "test", ".945"),
 ]
+TB_HEAD = (
+    "trained on | tested on | n | lungs alone | interval | whole film | lungs blanked out | peers, from scratch | "
+    "ImageNet"
+)
 # Protocol, tested on, how the page calls them, and what bob.med.tb reports: from scratch, from ImageNet's weights.
 TB = [
     ("both", "montgomery", "both", "Montgomery test", ".870", ".948"),
@@ -64,66 +71,36 @@ DRAWN = "683 of 1,600 drawn ²"  # see the note in synthetic.json
 
 def protocols() -> list[list[object]]:
     summary = pd.read_csv(RESULTS / "protocols_summary.csv").set_index(["trained_on", "source", "protocol", "size"])
-    rows = [
-        [
-            "trained on",
-            "tested on",
-            "n",
-            "Dice at 256 px",
-            "interval",
-            "sd",
-            "worst",
-            "HD95, px",
-            "ASSD, px",
-            "at the copy's size",
-            "peers",
-        ]
-    ]
+    rows = [PROTOCOLS_HEAD.split(" | ")]
     for trained, source, protocol, peer in PROTOCOLS:
         at_256, own = (summary.loc[(trained, source, protocol, size)] for size in (256, 0))
-        rows.append(
-            [
-                SETS[trained],
-                SETS[source] + (", all" if protocol == "all" else " test"),
-                int(at_256.n),
-                f"**{at_256.dice:.4f}**",
-                f"{at_256.low:.4f}-{at_256.high:.4f}",
-                f"{at_256.sd:.4f}",
-                f"{at_256.worst:.4f}",
-                f"{at_256.hd95:.2f}",
-                f"{at_256.assd:.2f}",
-                f"{own.dice:.4f}",
-                peer,
-            ]
-        )
+        row = [
+            SETS[trained],
+            SETS[source] + (", all" if protocol == "all" else " test"),
+            int(at_256.n),
+            f"**{at_256.dice:.4f}**",
+            f"{at_256.low:.4f}-{at_256.high:.4f}",
+            f"{at_256.sd:.4f}",
+            f"{at_256.worst:.4f}",
+            f"{at_256.hd95:.2f}",
+            f"{at_256.assd:.2f}",
+            f"{own.dice:.4f}",
+            peer,
+        ]
+        rows.append(row)
     return rows
 
 
 def tb() -> list[list[object]]:
     results = pd.read_csv(RESULTS / "tb.csv")
     mean = results[results["seed"].isin(["mean", "joined"])].set_index(["protocol", "tested_on", "arm"])
-    rows = [
-        [
-            "trained on",
-            "tested on",
-            "n",
-            "lungs alone",
-            "interval",
-            "whole film",
-            "lungs blanked out",
-            "peers, from scratch",
-            "ImageNet",
-        ]
-    ]
+    rows = [TB_HEAD.split(" | ")]
     for protocol, tested, *names, scratch, imagenet in TB:
         lungs = mean.loc[(protocol, tested, "masked")]
-        others = [
-            f"{mean.auc[key]:.3f}" if (key := (protocol, tested, arm)) in mean.index else ""
-            for arm in ("whole", "blanked")
-        ]
-        rows.append(
-            [*names, lungs.n, f"**{lungs.auc:.3f}**", f"{lungs.low:.3f}-{lungs.high:.3f}", *others, scratch, imagenet]
-        )
+        areas = [mean["auc"].get((protocol, tested, variant)) for variant in ("whole", "blanked")]
+        others = ["" if area is None else f"{area:.3f}" for area in areas]
+        interval = f"{lungs.low:.3f}-{lungs.high:.3f}"
+        rows.append([*names, lungs.n, f"**{lungs.auc:.3f}**", interval, *others, scratch, imagenet])
     return rows
 
 
@@ -132,30 +109,20 @@ def scale() -> list[list[object]]:
     rows = [["films of", "1 worker", "2 workers", "CPU seconds a film"]]
     for px in speed.index.unique("px"):
         one, two = speed.loc[(px, 1)], speed.loc[(px, 2)]
-        rows.append(
-            [
-                f"{px} px, {two.mb_per_film:.2f} MB",
-                f"{one.images_per_s:.2f}",
-                f"{two.images_per_s:.2f}",
-                f"{two.cpu_s_per_film:.4f}",
-            ]
-        )
+        rates = [f"{each.images_per_s:.2f}" for each in (one, two)]
+        rows.append([f"{px} px, {two.mb_per_film:.2f} MB", *rates, f"{two.cpu_s_per_film:.4f}"])
     return rows
 
 
 def time_to_dice() -> list[list[object]]:
-    found = json.loads((RESULTS / "time_to_dice.json").read_text())["contestants"]
+    found = read_json(RESULTS / "time_to_dice.json")["contestants"]
     rows = [["", "parameters", "films a second", "films needed", "seconds to 0.95", "times ours"]]
     for name, one in found.items():
-        if one["seconds_to_target"] is None:  # stopped at its cap
-            films = pd.read_csv(RESULTS / "time_to_dice.csv").query("contestant == @name")["films"].max()
-            ours = found["ours"]["seconds_to_target"]
-            seconds = int(one["trained_seconds"])
-            ends = [
-                f"at most {one['best_dice']:.3f} in {films:,}",
-                f"more than {seconds}",
-                f"more than {int(10 * seconds / ours) / 10}",
-            ]
+        label = f"{name.removesuffix(' bf16')}, {one['precision']}"
+        if name == "MONAI UNet":
+            label += ", as its tutorial"
+        if one["seconds_to_target"] is None:
+            ends = _stopped(name, one, found["ours"]["seconds_to_target"])
         else:
             guess = (", assumed", ", extrapolated") if one["extrapolated"] else ("", "")
             ends = [
@@ -163,11 +130,16 @@ def time_to_dice() -> list[list[object]]:
                 f"{one['seconds_to_target']:,.0f}{guess[1]}",
                 f"{one['times_ours']:.3g}",
             ]
-        label = f"{name.removesuffix(' bf16')}, {one['precision']}" + (
-            ", as its tutorial" if name == "MONAI UNet" else ""
-        )
         rows.append([label, f"{one['parameters'] / 1e6:.2f}M", f"{one['images_per_s']:.1f}", *ends])
     return rows
+
+
+def _stopped(name: str, one: dict, ours: float) -> list[str]:
+    """The last columns of a contestant that was stopped at its cap."""
+    films = pd.read_csv(RESULTS / "time_to_dice.csv").query("contestant == @name")["films"].max()
+    seconds = int(one["trained_seconds"])
+    times = int(10 * seconds / ours) / 10
+    return [f"at most {one['best_dice']:.3f} in {films:,}", f"more than {seconds}", f"more than {times}"]
 
 
 def speed() -> list[list[object]]:
@@ -183,16 +155,16 @@ def speed() -> list[list[object]]:
     }
     rows = [["network", "runtime", *columns]]
     for network, runtime in SPEED:
-        # Masks of networks that learned nothing are noise, which takes longer to clean.
-        shown = [
-            (network, runtime, *what) for what in columns.values() if network == "this project" or what[0] == "network"
-        ]
-        times = [bench.median_ms.get(key) for key in shown]
-        cells = ["" if ms is None else f"{ms:.1f}" if ms < 100 else f"{ms:.0f}" for ms in times]
-        name = (
-            f"{network.replace('this project', 'ours')}, {bench.loc[(network, runtime)].parameters.iloc[0] / 1e6:.2f}M"
-        )
-        rows.append([name, RUNTIMES[runtime], *cells, *[""] * (len(columns) - len(cells))])
+        cells = []
+        for what, px, films in columns.values():
+            ms = bench.median_ms.get((network, runtime, what, px, films))
+            # Masks of networks that learned nothing are noise, which takes longer to clean.
+            if ms is None or (network != "this project" and what != "network"):
+                cells.append("")
+            else:
+                cells.append(f"{ms:.1f}" if ms < 100 else f"{ms:.0f}")
+        parameters = bench.loc[(network, runtime)].parameters.iloc[0] / 1e6
+        rows.append([f"{network.replace('this project', 'ours')}, {parameters:.2f}M", RUNTIMES[runtime], *cells])
     return rows
 
 
@@ -205,16 +177,14 @@ def training() -> list[list[object]]:
 
 
 def synthetic() -> list[list[object]]:
-    found = json.loads((RESULTS / "synthetic.json").read_text())
+    found = read_json(RESULTS / "synthetic.json")
     mixed, (real, both) = found["mixed"], found["mixed"]["training_films"]
-    rows = [["trained on", "films", "Montgomery test", "Shenzhen test", "JSRT, all"]]
-    for name, films, scores in (
-        ("synthetic radiographs alone: no real film ever seen", DRAWN, found["alone"]),
-        ("real films alone", real, mixed["real"]),
-        ("both, at equal steps", both, mixed["real_and_samples"]),
-    ):
-        rows.append([name, films, *(f"{scores[source]['dice']:.4f}" for source in ("montgomery", "shenzhen", "jsrt"))])
-    return rows
+    return [
+        ["trained on", "films", *TESTED.values()],
+        ["synthetic radiographs alone: no real film ever seen", DRAWN, *_dice(found["alone"])],
+        ["real films alone", real, *_dice(mixed["real"])],
+        ["both, at equal steps", both, *_dice(mixed["real_and_samples"])],
+    ]
 
 
 def synthetic_number() -> list[list[object]]:
@@ -226,12 +196,13 @@ def synthetic_modes() -> list[list[object]]:
 
 
 def _by_set(study: str, heading: str) -> list[list[object]]:
-    found = json.loads((RESULTS / "synthetic.json").read_text())[study]
+    found = read_json(RESULTS / "synthetic.json")[study]
     names = [name for name in found if isinstance(found[name], dict)]
-    return [[heading, *names]] + [
-        [label, *(f"{found[name][source]['dice']:.4f}" for name in names)]
-        for source, label in (("montgomery", "Montgomery test"), ("shenzhen", "Shenzhen test"), ("jsrt", "JSRT, all"))
-    ]
+    return [[heading, *names], *zip(TESTED.values(), *(_dice(found[name]) for name in names))]
+
+
+def _dice(scores: dict[str, dict[str, float]]) -> list[str]:
+    return [f"{scores[source]['dice']:.4f}" for source in TESTED]
 
 
 TABLES = {
@@ -252,5 +223,6 @@ def fill(text: str) -> str:
 
 
 if __name__ == "__main__":
-    page = CLONE / "README.md"
+    make_parser(__doc__).parse_args()
+    page = ROOT / "README.md"
     page.write_text(fill(page.read_text()))

@@ -6,26 +6,24 @@
 Ten kinds of damage of five strengths (:mod:`kaggle_utils.quality.damages`) on the published test lists of the sets that
 the shipped weights were trained on; each film by its own set's head, without averaging with the mirrored film, Dice at
 256 px. Nothing is chosen by this table. The networks see the films as damaged: ``predict`` would recognise most
-negatives and turn them over first, see ``image.is_inverted``. Writes ``results/robustness.csv``, a row a network, set,
-damage and strength.
+negatives and turn them over first, see ``image.is_inverted``. Writes ``results/robustness.csv``, a row per network,
+set, damage and strength.
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import pandas as pd
 from tqdm import tqdm
 
+from benchmarks.common import RESULTS, films_of, make_parser
 from kaggle_utils.config import TrainConfig
-from kaggle_utils.data import read_manifest
 from kaggle_utils.image import read_image, read_mask, resize_mask
 from kaggle_utils.infer import LungSegmenter
 from kaggle_utils.metrics import confusion, overlap
 from kaggle_utils.quality.damages import DAMAGES, STRENGTHS, damaged
 
-RESULT = Path(__file__).parents[1] / "results/robustness.csv"
 SIZE, BATCH, POOR = 256, 8, 0.90  # px, films, Dice
 SETTINGS = [("none", 0), *((kind, strength) for kind in DAMAGES for strength in STRENGTHS)]
 
@@ -67,20 +65,15 @@ def scores(
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
     """Films together: n, mean Dice with sd, 5th percentile and worst, and the share of films below :data:`POOR`."""
     by = table.groupby(["network", "source", "damage", "strength"], sort=False)["dice"]
-    found = (
-        pd.DataFrame(
-            {
-                "n": by.size(),
-                "dice": by.mean(),
-                "sd": by.std(),
-                "p5": by.quantile(0.05),
-                "worst": by.min(),
-                "share_below_0.90": by.agg(lambda dice: (dice < POOR).mean()),
-            }
-        )
-        .round(4)
-        .reset_index()
+    found = by.agg(
+        n="size",
+        dice="mean",
+        sd="std",
+        p5=lambda dice: dice.quantile(0.05),
+        worst="min",
+        **{"share_below_0.90": lambda dice: (dice < POOR).mean()},
     )
+    found = found.round(4).reset_index()
     values = [DAMAGES[row.damage].values[row.strength - 1] if row.strength else None for row in found.itertuples()]
     found.insert(4, "value", values)
     found.insert(5, "unit", [DAMAGES[kind].about if kind in DAMAGES else "" for kind in found["damage"]])
@@ -94,25 +87,20 @@ def training(segmenter: LungSegmenter) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", default="segmentation", type=Path, help="prepared folder with the real sets")
+    parser = make_parser(__doc__, data=True)
     parser.add_argument("--weights", nargs="*", default=[], help="files of other networks, named by their folders")
-    parser.add_argument("--films", type=int, help="only so many of each set, and no file: does it work at all?")
+    parser.add_argument("--films", type=int, help="only so many per set, and no file: does it work at all?")
     args = parser.parse_args()
     segmenters = {"shipped": LungSegmenter()} | {Path(path).parent.name: LungSegmenter(path) for path in args.weights}
-    frame = read_manifest(args.data)
-    frame = frame[(frame["split"] == "test") & frame["source"].isin(segmenters["shipped"].header["sources"])]
+    frame = films_of(args.data, "test", segmenters["shipped"].header["sources"])
     if args.films:
         frame = frame.groupby("source").head(args.films)
     table = summarise(scores(frame, segmenters))
     table["trained_by"] = table["network"].map({name: training(segmenter) for name, segmenter in segmenters.items()})
     if not args.films:
-        table.to_csv(RESULT, index=False)
-    print(
-        table.pivot_table(
-            index=["damage", "strength"], columns=["network", "source"], values="dice", sort=False
-        ).to_string()
-    )
+        table.to_csv(RESULTS / "robustness.csv", index=False)
+    shown = table.pivot_table(index=["damage", "strength"], columns=["network", "source"], values="dice", sort=False)
+    print(shown.to_string())
 
 
 if __name__ == "__main__":

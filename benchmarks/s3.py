@@ -13,9 +13,7 @@ import argparse
 import json
 import mmap
 import os
-import platform
 import random
-import re
 import subprocess
 import sys
 import tempfile
@@ -23,9 +21,9 @@ import time
 import zipfile
 from pathlib import Path
 
+from benchmarks.common import AWS, RESULTS, machine, make_parser, peak_mb, write_json
 from kaggle_utils.scale import s3
 
-RESULT = Path(__file__).parents[1] / "results/s3.json"
 LIMIT_MB = 300
 FILM = 8 << 20  # bytes of each of the smaller members, which together are two fifths of the archive
 
@@ -73,30 +71,30 @@ def measured(command: str, source: str, target: str) -> dict[str, float]:
 
 
 def child(command: str, source: str, target: str) -> None:
-    before, begun = peak_rss_mb(), time.perf_counter()
+    before, begun = peak_mb(), time.perf_counter()
     moved = getattr(s3, command)(source, target)
     seconds = time.perf_counter() - begun
-    print(
-        json.dumps(
-            {
-                "files": moved.files,
-                "bytes": moved.bytes,
-                "seconds": round(seconds, 1),
-                "mb_per_s": round(moved.bytes / 1e6 / seconds, 1),
-                "rss_before_mb": before,
-                "peak_rss_mb": peak_rss_mb(),
-            }
-        )
-    )
+    found = {
+        "files": moved.files,
+        "bytes": moved.bytes,
+        "seconds": round(seconds, 1),
+        "mb_per_s": round(moved.bytes / 1e6 / seconds, 1),
+        "rss_before_mb": round(before, 1),
+        "peak_rss_mb": round(peak_mb(), 1),
+    }
+    print(json.dumps(found))
 
 
-def peak_rss_mb() -> float:
-    """This process's alone; getrusage's would be at least what the process that started it had."""
-    return round(int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024, 1)
+def check_same(archive: Path, folder: Path) -> None:
+    """The folder holds the archive's files, each of its size; their bytes were checked on the way."""
+    with zipfile.ZipFile(archive) as zipped:
+        expected = {member.filename: member.file_size for member in zipped.infolist()}
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert {path.relative_to(folder).as_posix(): path.stat().st_size for path in files} == expected
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--gigabytes", type=float, default=2.0, help="of the archive")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
@@ -110,20 +108,14 @@ def main() -> None:
         stderr=subprocess.DEVNULL,
         text=True,
     )
-    os.environ |= {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.stdout.readline().strip()}",
-        "AWS_ACCESS_KEY_ID": "nobody",
-        "AWS_SECRET_ACCESS_KEY": "nothing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
+    os.environ |= AWS | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.stdout.readline().strip()}"}
     try:
         with tempfile.TemporaryDirectory() as folder:
             archive = Path(folder) / "set.zip"
             members = write_archive(archive, round(args.gigabytes * 1e9))
             s3.connect().create_bucket(Bucket="films")
             result = {
-                "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, with the server",
+                "machine": f"{machine()}, with the server",
                 "load_before": round(os.getloadavg()[0], 1),
                 "archive_bytes": archive.stat().st_size,
                 "members": members,
@@ -135,16 +127,11 @@ def main() -> None:
             ):
                 result[command] = measured(command, source, target)
                 print(command, result[command], flush=True)
-            with zipfile.ZipFile(archive) as zipped:
-                assert {i.filename: i.file_size for i in zipped.infolist()} == {
-                    p.relative_to(f"{folder}/back").as_posix(): p.stat().st_size
-                    for p in Path(folder, "back").rglob("*")
-                    if p.is_file()
-                }
+            check_same(archive, Path(folder, "back"))
     finally:
         server.stdin.close()
         server.wait(timeout=60)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    write_json(RESULTS / "s3.json", result)
     if result["unzip"]["peak_rss_mb"] >= LIMIT_MB:
         raise SystemExit(f"unzip took {result['unzip']['peak_rss_mb']} MB, more than {LIMIT_MB}")
 

@@ -15,13 +15,10 @@ each. A command replaces its rows of ``results/scale.csv``.
 
 from __future__ import annotations
 
-import argparse
 import os
-import platform
 import tempfile
 import threading
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # before Ray: loopback alone
@@ -31,13 +28,13 @@ import pandas as pd
 import psutil
 import torch
 
+from benchmarks.common import RESULTS, machine, make_parser
 from kaggle_utils.files import check_table
 from kaggle_utils.image import resize_image, write_image
 from kaggle_utils.model import UNet, save_weights
 from kaggle_utils.scale import cluster
 from kaggle_utils.synthetic import AppearanceModel
 
-ROOT = Path(__file__).parents[1]
 SIZES = (1024, 1536, 2048)  # px
 DISTINCT = 200  # films of the memory rows
 
@@ -126,10 +123,8 @@ def speed(folder: Path, films: int) -> list[dict]:
     for px in SIZES:
         size = write_films(folder / str(px), films, px)
         for workers in (1, 2):
-            rows.append(
-                {"what": "speed", "px": px, "mb_per_film": round(size, 2)}
-                | run(folder / str(px), folder / f"out-{px}-{workers}", workers, shard=8)
-            )
+            found = run(folder / str(px), folder / f"out-{px}-{workers}", workers, shard=8)
+            rows.append({"what": "speed", "px": px, "mb_per_film": round(size, 2)} | found)
             print(rows[-1], flush=True)
     return rows
 
@@ -141,11 +136,9 @@ def memory(folder: Path, counts: list[int]) -> list[dict]:
     size = write_films(folder / "distinct", DISTINCT, 96)
     for n in counts:
         link_films(folder / "distinct", folder / f"films-{n}", n)
-        rows.append(
-            {"what": "memory", "px": 96, "mb_per_film": round(size, 3)}
-            | run(folder / f"films-{n}", folder / f"out-{n}", 2, shard=100, weights=weights)
-        )
-        del rows[-1]["cpu_s_per_film"]  # of a network that nobody uses
+        found = run(folder / f"films-{n}", folder / f"out-{n}", 2, shard=100, weights=weights)
+        del found["cpu_s_per_film"]  # of a network that nobody uses
+        rows.append({"what": "memory", "px": 96, "mb_per_film": round(size, 3)} | found)
         print(rows[-1], flush=True)
     return rows
 
@@ -154,29 +147,24 @@ KEY = ["films", "workers", "px", "what"]  # of a row, which a new run replaces
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("what", choices=("speed", "memory"))
     parser.add_argument(
-        "--films", type=int, nargs="+", help="of each size, 128 if not given; or how many, one run each"
+        "--films", type=int, nargs="+", help="per size, 128 if not given; or how many, in a run per number"
     )
-    parser.add_argument("--out", type=Path, default=ROOT / "results/scale.csv", help="file to write")
+    parser.add_argument("--out", type=Path, default=RESULTS / "scale.csv", help="file to write")
     args = parser.parse_args()
     check_table(args.out, ["what", "px"])
-    with tempfile.TemporaryDirectory(prefix="ul", ignore_cleanup_errors=True) as folder:
-        os.environ["RAY_TMPDIR"] = folder
-        rows = (
-            speed(Path(folder), *(args.films or [128]))
-            if args.what == "speed"
-            else memory(Path(folder), args.films or [1000, 10000, 100000])
-        )
-    table = pd.DataFrame(rows).assign(
-        machine=f"{platform.machine()}, {os.cpu_count()} cores, ray {version('ray')}, torch {version('torch')}"
-    )
+    with tempfile.TemporaryDirectory(prefix="ul", ignore_cleanup_errors=True) as name:
+        os.environ["RAY_TMPDIR"] = name
+        if args.what == "speed":
+            rows = speed(Path(name), *(args.films or [128]))
+        else:
+            rows = memory(Path(name), args.films or [1000, 10000, 100000])
+    table = pd.DataFrame(rows).assign(machine=machine("ray", "torch"))
     if args.out.exists():
-        old = pd.read_csv(args.out)
-        again = pd.MultiIndex.from_frame(old[KEY]).isin(pd.MultiIndex.from_frame(table[KEY]))
-        table = pd.concat([old[~again], table]).sort_values(KEY[::-1], kind="stable")
-    table.to_csv(args.out, index=False)
+        table = pd.concat([pd.read_csv(args.out), table]).drop_duplicates(KEY, keep="last")
+    table.sort_values(KEY[::-1], kind="stable").to_csv(args.out, index=False)
 
 
 if __name__ == "__main__":

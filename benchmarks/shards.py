@@ -11,10 +11,8 @@ such process, are expected to fail.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import platform
 import resource
 import shutil
 import subprocess
@@ -26,8 +24,8 @@ from statistics import median
 
 import numpy as np
 import pandas as pd
-import torch
 
+from benchmarks.common import RESULTS, ROOT, RUNS, add_json, command, machine, make_parser
 from kaggle_utils.config import TrainConfig
 from kaggle_utils.files import write_bytes
 from kaggle_utils.image import write_image, write_mask
@@ -35,17 +33,17 @@ from kaggle_utils.scale.shards import write_shards
 from kaggle_utils.synthetic import AppearanceModel
 from kaggle_utils.trainer import make_trainer
 
-ROOT = Path(__file__).parents[1]
-RESULT, RUNS = ROOT / "results/shards.json", ROOT / "runs/shards"
+FOLDER = RUNS / "shards"
 SIZE, DISTINCT = 384, 60  # px a side and different films of the set that is too large
 LIMIT = 3_000_000_000  # bytes, RLIMIT_DATA of the process that trains
 
 
 def speed(data: Path, rounds: int) -> dict[str, object]:
-    """Films a second of whole epochs from memory and from shards, in turn, and their ratios."""
+    """Radiographs per second of whole epochs from memory and from shards, in turn, and their ratios."""
     config = TrainConfig(workers=0, epochs=rounds)
-    roots = {"memory": data, "shards of 512 px": RUNS / "512", f"shards of {config.size} px": RUNS / str(config.size)}
-    for name, size in ((f"shards of {config.size} px", config.size), ("shards of 512 px", None)):
+    roots = {"memory": data}
+    for name, size in {"shards of 512 px": None, f"shards of {config.size} px": config.size}.items():
+        roots[name] = FOLDER / str(size or 512)
         write_shards(data, roots[name], films=100, size=size)
     trainers = {name: make_trainer(root, None, config) for name, root in roots.items()}
     found = {name: [] for name in roots}
@@ -66,52 +64,41 @@ def speed(data: Path, rounds: int) -> dict[str, object]:
             if name != "memory"
         },
         "epochs_each": rounds,
-        "machine": machine(),
+        "machine": machine("torch"),
         "load_before": round(os.getloadavg()[0], 1),
-        "command": "python -m benchmarks.shards speed",
+        "command": command(),
     }
-
-
-def machine() -> str:
-    name = platform.processor()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            name = line.split(":")[1].strip()
-            break
-    return f"{name}, {os.cpu_count()} cores, torch {torch.__version__}"
 
 
 def memory(films: int) -> dict[str, object]:
     """Trains an epoch on so many films of :data:`SIZE` px, from shards and from memory, in limited processes."""
-    prepared, sharded = RUNS / "large", RUNS / "large_shards"
+    prepared, sharded = FOLDER / "large", FOLDER / "large_shards"
     draw(prepared, films)
     write_shards(prepared, sharded, films=1000)
-    outcome = {}
-    for name, root in (("shards", sharded), ("memory", prepared)):
-        child = subprocess.run(
-            [sys.executable, "-m", "benchmarks.shards", "child", "--data", str(root)],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-        )
-        outcome[name] = (
-            json.loads(child.stdout.splitlines()[-1])
-            if child.returncode == 0
-            else {"failed": (child.stderr.strip().splitlines() or ["killed"])[-1].replace(str(ROOT), "")[:200]}
-        )
+    outcome = {name: limited(root) for name, root in (("shards", sharded), ("memory", prepared))}
     return {
         "films": films,
         "px": SIZE,
         "set_gb_in_memory": round(2 * films * SIZE**2 / 1e9, 2),
         "limit_gb": LIMIT / 1e9,
         **outcome,
-        "machine": machine(),
-        "command": "python -m benchmarks.shards memory",
+        "machine": machine("torch"),
+        "command": command(),
     }
 
 
+def limited(data: Path) -> dict[str, object]:
+    """What :func:`child` says in a process of its own, or why that failed."""
+    command = [sys.executable, "-m", "benchmarks.shards", "child", "--data", str(data)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    if done.returncode == 0:
+        return json.loads(done.stdout.splitlines()[-1])
+    said = done.stderr.strip().splitlines() or ["killed"]
+    return {"failed": said[-1].replace(str(ROOT), "")[:200]}
+
+
 def draw(root: Path, films: int) -> None:
-    """A prepared set of built-in films, each there many times by other names (hard links)."""
+    """A prepared set of synthetic radiographs, each there many times by other names (hard links)."""
     shutil.rmtree(root, ignore_errors=True)
     model, rows = AppearanceModel.load(), []
     for kind in ("image", "mask"):
@@ -119,26 +106,18 @@ def draw(root: Path, films: int) -> None:
             (root / split / kind).mkdir(parents=True)
     for n in range(films):
         split, name = "val" if n < 8 else "train", f"CHNCXR_{100_000 + n}_0"
-        first = n if n < DISTINCT + 8 else 8 + n % DISTINCT
-        if first == n:
+        paths = {kind: root / split / kind / f"{name}.png" for kind in ("image", "mask")}
+        if n < DISTINCT + 8:
             film = model.film(5, n, size=SIZE, tb=0)
-            write_image(root / split / "image" / f"{name}.png", film.image)
-            write_mask(root / split / "mask" / f"{name}.png", film.mask)
+            write_image(paths["image"], film.image)
+            write_mask(paths["mask"], film.mask)
         else:
-            for kind in ("image", "mask"):
-                os.link(root / "train" / kind / f"CHNCXR_{100_000 + first}_0.png", root / split / kind / f"{name}.png")
-        rows.append(
-            {
-                "name": name,
-                "source": "shenzhen",
-                "split": split,
-                "tb": 0,
-                "height": SIZE,
-                "width": SIZE,
-                "pixels": f"{n:016x}",
-            }
-        )
-    write_bytes(root / "manifest.csv", pd.DataFrame(rows).to_csv(index=False).encode())
+            first = f"CHNCXR_{100_008 + n % DISTINCT}_0.png"
+            for path in paths.values():
+                os.link(path.with_name(first), path)
+        rows.append({"name": name, "split": split, "pixels": f"{n:016x}"})
+    table = pd.DataFrame(rows).assign(source="shenzhen", tb=0, height=SIZE, width=SIZE)
+    write_bytes(root / "manifest.csv", table.to_csv(index=False).encode())
 
 
 def child(data: Path) -> None:
@@ -157,30 +136,25 @@ def child(data: Path) -> None:
     )
     trainer = make_trainer(data, None, replace(config, augment="none"))
     history = trainer.fit()
-    print(
-        json.dumps(
-            {
-                "images_per_s": round(float(history["images_per_s"][0]), 1),
-                "peak_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
-                "finite": bool(np.isfinite(history["train_loss"][0])),
-            }
-        )
-    )
+    found = {
+        "images_per_s": round(float(history["images_per_s"][0]), 1),
+        "peak_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
+        "finite": bool(np.isfinite(history["train_loss"][0])),
+    }
+    print(json.dumps(found))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, data=True)
     parser.add_argument("what", choices=("speed", "memory", "child"))
-    parser.add_argument("--data", type=Path, default=Path("segmentation"), help="prepared folder with the real sets")
-    parser.add_argument("--rounds", type=int, default=3, help="epochs of each in speed")
+    parser.add_argument("--rounds", type=int, default=3, help="epochs per contestant of speed")
     parser.add_argument("--films", type=int, default=18_000, help="of the set that is too large")
     args = parser.parse_args()
     if args.what == "child":
-        return child(args.data)
-    result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    result[args.what] = speed(args.data, args.rounds) if args.what == "speed" else memory(args.films)
-    write_bytes(RESULT, (json.dumps(result, indent=2) + "\n").encode())
-    print(json.dumps(result[args.what], indent=2))
+        child(args.data)
+    else:
+        result = speed(args.data, args.rounds) if args.what == "speed" else memory(args.films)
+        add_json(RESULTS / "shards.json", args.what, result)
 
 
 if __name__ == "__main__":

@@ -10,23 +10,18 @@ Seconds are the clock's, which other processes move, and the processor's, which 
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.common import RESULTS, ROOT, command, machine, make_parser, median, write_json
 from kaggle_utils.image import write_image
 from kaggle_utils.synthetic import AppearanceModel
 
-ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "results/start.json"
 OPEN = """
 import time
 from kaggle_utils import data, export, hardware, model  # what the first one would import: PyTorch
@@ -68,8 +63,8 @@ def measure(runs: int) -> dict[str, dict[str, object]]:
         for kind, (command, status, limit) in KINDS.items():
             clock, cpu = zip(*[seconds(command, status, folder) for _ in range(runs + 1)][1:])
             found[kind] = {
-                "seconds": round(statistics.median(clock), 3),
-                "cpu_seconds": round(statistics.median(cpu), 3),
+                "seconds": median(clock, 3),
+                "cpu_seconds": median(cpu, 3),
                 "limit": limit,
                 "all_seconds": [round(s, 3) for s in clock],
             }
@@ -77,24 +72,12 @@ def measure(runs: int) -> dict[str, dict[str, object]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=5, help="of each kind, besides the first")
-    args = parser.parse_args()
-    found = measure(args.runs)
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-    }
-    RESULT.write_text(
-        json.dumps({"command": f"python -m benchmarks.start --runs {args.runs}", **machine, "medians": found}, indent=1)
-        + "\n"
-    )
+    parser = make_parser(__doc__)
+    parser.add_argument("--runs", type=int, default=5, help="per kind, besides the first")
+    found = measure(parser.parse_args().runs)
+    write_json(RESULTS / "start.json", {"command": command(), "machine": machine(), "medians": found})
     for kind, times in found.items():
-        print(
-            f"{kind}: {times['seconds']:.3f} s, "
-            f"{times['cpu_seconds']:.3f} s of the processor (limit {times['limit']} s)"
-        )
+        print(f"{kind}: {times['seconds']} s, {times['cpu_seconds']} s of the processor (limit {times['limit']} s)")
     return int(any(times["seconds"] > times["limit"] for times in found.values()))
 
 

@@ -1,4 +1,4 @@
-"""Are the built-in films nobody's, and are they worth training on? The studies behind ``results/synthetic.json``.
+"""Are synthetic radiographs nobody's, and are they worth training on? The studies of ``results/synthetic.json``.
 
     python -m benchmarks.synthetic STUDY [STUDY …] --data segmentation [--steps …]
 
@@ -14,13 +14,12 @@ Each study adds its key to the file; a finished training is not run again (its f
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
 from pathlib import Path
 
 import pandas as pd
 
+from benchmarks.common import RESULTS, RUNS, add_json, command, make_parser
 from kaggle_utils.config import TrainConfig
 from kaggle_utils.data import read_manifest
 from kaggle_utils.infer import LungSegmenter
@@ -32,15 +31,14 @@ from kaggle_utils.synthetic.fit import FitConfig
 from kaggle_utils.synthetic.model import check_privacy
 from kaggle_utils.trainer import train
 
-ROOT = Path(__file__).parents[1]
-RESULT, RUNS = ROOT / "results/synthetic.json", ROOT / "runs/synthetic"
+FOLDER = RUNS / "synthetic"
 SAMPLES = 1600  # drawn; one in ten has no mask, 50 go to the test and a fifth of the rest to validation
 
 
 def samples(n: int = SAMPLES, *, seed: int = 1, model: AppearanceModel | None = None, name: str = "samples") -> Path:
     """A prepared set of samples, made once; seed 0 is the one that `make run` trains on."""
     asset = hashlib.sha256(ASSET.read_bytes()).hexdigest()[:8]
-    folder = RUNS / f"{name}_{n}_{seed}_{asset}"
+    folder = FOLDER / f"{name}_{n}_{seed}_{asset}"
     if not (folder / "segmentation/manifest.csv").exists():
         write_raw(folder / "raw", n=n, seed=seed, model=model, size=256)
         prepare(folder / "raw", folder / "segmentation", size=256)
@@ -49,7 +47,7 @@ def samples(n: int = SAMPLES, *, seed: int = 1, model: AppearanceModel | None = 
 
 def trained(name: str, data: list[Path], steps: int, *, films: int = 0) -> Path:
     """Weights of a run of about so many steps on these sets, validated on the first one's validation films."""
-    out, batch = RUNS / name, TrainConfig().batch
+    out, batch = FOLDER / name, TrainConfig().batch_size
     n = count(data)
     epochs = max(1, round(steps * batch / min(n, films or n)))
     # All settings that the results were taken with and that have other defaults since.
@@ -127,17 +125,13 @@ STUDIES = {function.__name__: function for function in (privacy, alone, mixed, n
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__doc__, data=True)
     parser.add_argument("study", nargs="+", choices=STUDIES)
-    parser.add_argument("--data", default="segmentation", type=Path, help="prepared folder with the real sets")
-    parser.add_argument("--steps", type=int, default=2400, help="optimiser steps of a training")
+    parser.add_argument("--steps", type=int, default=2400, help="optimiser steps per training")
     args = parser.parse_args()
     for study in args.study:
-        result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-        result[study] = STUDIES[study](args.data, args.steps)
-        result[study]["command"] = f"python -m benchmarks.synthetic {study} --steps {args.steps}"
-        RESULT.write_text(json.dumps(result, indent=2) + "\n")
-        print(study, json.dumps(result[study], indent=2))
+        result = STUDIES[study](args.data, args.steps)
+        add_json(RESULTS / "synthetic.json", study, result | {"command": command()})
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Does segmenting first help to see tuberculosis, and what is learned that holds for another hospital's films?
+"""Does segmenting first help to see tuberculosis, and what is learned that holds for another hospital's radiographs?
 
     python -m benchmarks.tb protocols [--data segmentation] [--only both folds montgomery shenzhen] [--jobs 2]
     python -m benchmarks.tb choose · speed · ship · shipped · pretrain
 
 Each run trains from random weights, calibrates on validation films and is asked once about the test films; its logits,
-a row a film, go to ``results/tb_films.csv``, from which ``results/tb.csv`` is made. A run whose rows are there is not
-done again, so a stopped sweep goes on with the same command. Nothing was chosen on test films: ``choose`` compares
+a row per film, go to ``results/tb_films.csv``, from which ``results/tb.csv`` is made. A run whose rows are there is not
+done again, so a stopped sweep resumes with the same command. Nothing was chosen on test films: ``choose`` compares
 settings by cross-validation inside the training and validation lists (``results/tb_choices.csv``; most were stopped
 after one or two of three folds, when they were not ahead, and some rows are of forms of the code that are gone, as they
 say).
@@ -14,7 +14,7 @@ What each run had seen besides its own labelled training films:
 
 - The lungs are cut out by segmenters that saw no film of the set they cut (``crossed``: Shenzhen's films by the one
   trained on Montgomery's masks, and the other way round), so test films are cut no better than any. Where a foreign set
-  is the test, one segmenter cuts both sets, that of the set trained on: nothing has seen the foreign set, not even its
+  is the test, one segmenter cuts both sets, that of the set trained on: nothing has seen the external set, not even its
   masks.
 - Nothing else: to start from a segmenter's encoder, trained on the masks of the same training films (``pretrain``), was
   no better in cross-validation than to start from random weights, so no protocol does.
@@ -22,11 +22,10 @@ What each run had seen besides its own labelled training films:
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from dataclasses import asdict
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +34,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
+from benchmarks.common import RESULTS, ROOT, make_parser, seconds, write_table
 from kaggle_utils.config import TrainConfig
 from kaggle_utils.data import LungDataset, make_loader
 from kaggle_utils.files import write_bytes
@@ -55,19 +55,18 @@ from kaggle_utils.tb import (
     tb_frame,
 )
 from kaggle_utils.tb.calibrate import SENSITIVITY
-from kaggle_utils.tb.data import Cuts, cut, folds, load_cuts, save_cuts
+from kaggle_utils.tb.data import Cuts, cut, folds, load_cuts, save_cuts, stack
 from kaggle_utils.tb.net import TBEnsemble, TBNet, load_tb
 from kaggle_utils.tb.screening import TB_WEIGHTS
 from kaggle_utils.tb.train import logits_of, train_tb
 from kaggle_utils.trainer import Trainer
 from kaggle_utils.tuning.study import beside
 
-ROOT = Path(__file__).parents[1]
 SETS = ("montgomery", "shenzhen")
 RUNS = ROOT / "runs" / "tb"
-FILMS, TABLE, CHOICES_TABLE = (ROOT / "results" / f"{name}.csv" for name in ("tb_films", "tb", "tb_choices"))
+FILMS, TABLE, CHOICES_TABLE = (RESULTS / f"{name}.csv" for name in ("tb_films", "tb", "tb_choices"))
 FOLDS = 5
-BEST = "masked"  # the arm that the folds are run with, and that ships, by cross-validation
+BEST = "masked"  # the variant that the folds are run with, and that ships, by cross-validation
 PROTOCOLS = {  # name: sets trained on, whose segmenter cuts, passes over the training films
     "both": (SETS, "crossed", 40),
     "folds": (SETS, "crossed", 40),
@@ -93,14 +92,12 @@ CHOICES = {
 }
 
 
-def prepare(data: str | Path, cutter: str, size: int, segmenters: Path) -> Path:
+def prepare(data: Path, cutter: str, size: int, segmenters: Path) -> Path:
     """Cuts all films once; the films stay in ``runs/``."""
     path = RUNS / "cuts" / f"{cutter}_{size}.npz"
     if not path.exists():
         found = {name: LungSegmenter(segmenters / name / "best.safetensors") for name in SETS}
-        finder = (
-            {"montgomery": found["shenzhen"], "shenzhen": found["montgomery"]} if cutter == "crossed" else found[cutter]
-        )
+        finder = found.get(cutter) or {"montgomery": found["shenzhen"], "shenzhen": found["montgomery"]}
         save_cuts(path, make_cuts(tb_frame(data, SETS), finder, size))
     return path
 
@@ -125,56 +122,58 @@ def parts(frame: pd.DataFrame, protocol: str, seed: int) -> np.ndarray:
     return np.where(own, frame["part"], "test")
 
 
-def run(path: Path, protocol: str, arm: str, seed: int) -> pd.DataFrame:
+def run(path: Path, protocol: str, variant: str, seed: int) -> pd.DataFrame:
     """One training and its logits of the validation and test films; the network is kept in ``runs/``."""
     torch.set_num_threads(1)
     cuts = _cuts(path)
     part = parts(cuts.frame, protocol, seed)
     start = time.perf_counter()
-    config = TBConfig(variant=arm, seed=seed, epochs=PROTOCOLS[protocol][2], size=cuts.films.shape[1])
+    config = TBConfig(variant=variant, seed=seed, epochs=PROTOCOLS[protocol][2], size=cuts.films.shape[1])
     net = train_tb(cuts[part == "train"], config)
-    seconds = time.perf_counter() - start
-    rest = cuts[(part == "val") | (part == "test")]
-    save_weights(RUNS / f"{protocol}_{arm}_{seed}.safetensors", TBEnsemble([net]))
-    rows = rest.frame[["name", "source", "tb"]].assign(
-        part=part[(part == "val") | (part == "test")],
+    spent = round(time.perf_counter() - start, 1)
+    save_weights(RUNS / f"{protocol}_{variant}_{seed}.safetensors", TBEnsemble([net]))
+    asked = np.isin(part, ("val", "test"))
+    rest = cuts[asked]
+    return rest.frame[["name", "source", "tb"]].assign(
+        part=part[asked],
         list=rest.frame["part"],
-        logit=logits_of([net], rest, arm).astype(float).round(4),
+        logit=logits_of([net], rest, variant).astype(float).round(4),
+        protocol=protocol,
+        arm=variant,
+        seed=seed,
+        seconds=spent,
     )
-    return rows.assign(protocol=protocol, arm=arm, seed=seed, seconds=round(seconds, 1))
 
 
 def read_films() -> pd.DataFrame:
     """Rows of finished runs."""
-    return (
-        pd.read_csv(FILMS, dtype={"name": str}) if FILMS.exists() else pd.DataFrame(columns=["protocol", "arm", "seed"])
-    )
+    if FILMS.exists():
+        return pd.read_csv(FILMS, dtype={"name": str})
+    return pd.DataFrame(columns=["protocol", "arm", "seed"])
 
 
 def protocols(
-    data: str | Path, only: list[str], arms: list[str], seeds: int, segmenters: Path, jobs: int
+    data: Path, only: list[str], variants: list[str], seeds: int, segmenters: Path, jobs: int
 ) -> pd.DataFrame:
     """Does the runs that are missing, and makes the table of all."""
-    done = set(map(tuple, read_films()[["protocol", "arm", "seed"]].drop_duplicates().itertuples(index=False)))
+    done = set(read_films()[["protocol", "arm", "seed"]].itertuples(index=False, name=None))
     tasks = [
-        (prepare(data, PROTOCOLS[protocol][1], TBConfig.size, segmenters), protocol, arm, seed)
+        (prepare(data, PROTOCOLS[protocol][1], TBConfig.size, segmenters), protocol, variant, seed)
         for protocol in only
         for seed in range(FOLDS if protocol == "folds" else seeds)
-        for arm in ([BEST] if protocol == "folds" else arms)
+        for variant in ([BEST] if protocol == "folds" else variants)
     ]
     tasks = [task for task in tasks if task[1:] not in done]
     for rows in tqdm(beside(run, tasks, jobs), "runs", len(tasks)):
         table = pd.concat([read_films(), rows]).sort_values(["protocol", "arm", "seed", "part", "name"], kind="stable")
         write_bytes(FILMS, table.round(4).to_csv(index=False).encode())
-    table = summarise(read_films())
-    write_bytes(TABLE, table.to_csv(index=False).encode())
-    return table
+    return summarise(read_films())
 
 
 def summarise(films: pd.DataFrame) -> pd.DataFrame:
     """A row per run and test set, and one for a variant's runs: ``mean`` of seeds' logits; folds ``joined``."""
     rows = []
-    for (protocol, arm), runs in films.groupby(["protocol", "arm"]):
+    for (protocol, variant), runs in films.groupby(["protocol", "arm"]):
         tested = {seed: calibrated(one) for seed, one in runs.groupby("seed")}
         if protocol == "folds":
             tested = {"joined": pd.concat(tested.values())}
@@ -184,67 +183,52 @@ def summarise(films: pd.DataFrame) -> pd.DataFrame:
             )
             tested["mean"] = calibrated(mean)
         for seed, test in tested.items():
-            rows += [
-                {
-                    "protocol": protocol,
-                    "arm": arm,
-                    "seed": seed,
-                    "tested_on": name,
-                    **score_tb(*(some[key].to_numpy() for key in ("prob", "tb", "presumptive"))),
-                    "temperature": some["temperature"].mean(),
-                    "threshold": some["threshold"].mean(),
-                    "train_s": some["seconds"].mean(),
-                }
-                for name, some in test_sets(test, protocol)
-            ]
+            for name, some in test_sets(test, protocol):
+                row = {"protocol": protocol, "arm": variant, "seed": seed, "tested_on": name}
+                row |= score_tb(*(some[key].to_numpy() for key in ("prob", "tb", "presumptive")))
+                means = some[["temperature", "threshold", "seconds"]].mean().rename({"seconds": "train_s"})
+                rows.append(row | means.to_dict())
     return pd.DataFrame(rows).round(4)
 
 
 def test_sets(test: pd.DataFrame, protocol: str) -> list[tuple[str, pd.DataFrame]]:
     """The test films of each set, of an external one its test list and all, and, where both were trained on, all."""
     own = PROTOCOLS[protocol][0]
-    sets = [(name if name in own else f"{name}, all", test[test["source"] == name]) for name in SETS]
-    sets += [
-        (f"{name}, test list", test[(test["source"] == name) & (test["list"] == "test")])
-        for name in SETS
-        if name not in own
-    ]
-    return sets + [("both", test)] * (len(own) > 1)
+    external = [name for name in SETS if name not in own]
+    listed = test[test["list"] == "test"]
+    sets = [(f"{name}, all" if name in external else name, test[test["source"] == name]) for name in SETS]
+    sets += [(f"{name}, test list", listed[listed["source"] == name]) for name in external]
+    if not external:
+        sets.append(("both", test))
+    return sets
 
 
-def speed(data: str | Path, films: int) -> pd.DataFrame:
+def shown(image: np.ndarray, mask: np.ndarray, variant: str) -> tuple[np.ndarray, ...]:
+    """What a variant needs of a film; the whole one needs no lungs: what stands in their place is not looked at."""
+    if variant == "whole":
+        return (resize_image(image, TBConfig.size),) * 4
+    return cut(image, mask, TBConfig.size)
+
+
+def speed(data: Path, films: int) -> pd.DataFrame:
     """Median milliseconds per film of 512 px from pixels to a logit, with its mirror image, each variant in turn."""
     torch.set_num_threads(1)
-    frame = tb_frame(data, SETS).head(films)
-    segmenter, images = LungSegmenter(), [read_image(path) for path in frame["image"]]
-    nets = {arm: TBNet().eval() for arm in VARIANTS}
-    times: dict[str, list[float]] = {"lungs found": [], **{arm: [] for arm in VARIANTS}}
+    images = [read_image(path) for path in tb_frame(data, SETS).head(films)["image"]]
+    segmenter, nets = LungSegmenter(), {variant: TBNet().eval() for variant in VARIANTS}
+    times: dict[str, list[float]] = {"lungs found": [], **{variant: [] for variant in VARIANTS}}
+
+    def classify(image: np.ndarray, mask: np.ndarray, variant: str) -> None:
+        arrays = shown(image, mask, variant)
+        logits_of([nets[variant]], stack(pd.DataFrame(index=[0]), [arrays]), variant)
+
     for image in images:
-        start = time.perf_counter()
         mask = segmenter.masks([image])[0]
-        times["lungs found"].append(time.perf_counter() - start)
-        for arm, net in nets.items():
-            start = time.perf_counter()
-            # The whole film needs no lungs: what stands in their place is not looked at.
-            cuts = Cuts(
-                pd.DataFrame(index=[0]),
-                *(
-                    a[None]
-                    for a in (
-                        [resize_image(image, TBConfig.size)] * 4 if arm == "whole" else cut(image, mask, TBConfig.size)
-                    )
-                ),
-            )
-            logits_of([net], cuts, arm)
-            times[arm].append(time.perf_counter() - start)
-    ms = pd.Series({name: 1e3 * np.median(some[3:]) for name, some in times.items()}).round(1)
-    table = pd.DataFrame(
-        {
-            "arm": VARIANTS,
-            "classifier_ms": ms[list(VARIANTS)].to_numpy(),
-            "segmenter_ms": [0.0, *[ms["lungs found"]] * 3],
-        }
-    )
+        times["lungs found"].append(seconds(partial(segmenter.masks, [image])))
+        for variant in VARIANTS:
+            times[variant].append(seconds(partial(classify, image, mask, variant)))
+    ms = {name: round(1e3 * float(np.median(some[3:])), 1) for name, some in times.items()}
+    found = ms.pop("lungs found")
+    table = pd.DataFrame({"arm": VARIANTS, "classifier_ms": ms.values(), "segmenter_ms": [0.0, *[found] * 3]})
     return table.assign(total_ms=table["classifier_ms"] + table["segmenter_ms"])
 
 
@@ -270,7 +254,7 @@ def cross_validate(path: Path, choice: str, fold: int) -> dict[str, object]:
     }
 
 
-def choose(data: str | Path, only: list[str], segmenters: Path, jobs: int) -> pd.DataFrame:
+def choose(data: Path, only: list[str], segmenters: Path, jobs: int) -> pd.DataFrame:
     """Does the comparisons that are missing."""
     done = pd.read_csv(CHOICES_TABLE) if CHOICES_TABLE.exists() else pd.DataFrame(columns=["choice", "fold"])
     known = set(done[["choice", "fold"]].itertuples(index=False, name=None))
@@ -286,110 +270,92 @@ def choose(data: str | Path, only: list[str], segmenters: Path, jobs: int) -> pd
     return done.groupby(["choice", "about"], as_index=False)[["auc", *(f"auc_{name}" for name in SETS)]].mean()
 
 
-def pretrain(data: str | Path) -> None:
+def pretrain(data: Path) -> None:
     """A segmenter for `both`: trained on the masks of the published TB lists' training films, so on no TB test film."""
     frame = tb_frame(data, SETS)
     frame = frame[(frame["mask"] != "") & ~frame["name"].isin(flagged_masks()["name"])]
     config = TrainConfig(size=256, epochs=28, workers=0)
-    loaders = [
-        make_loader(
-            LungDataset(frame[frame["part"] == part], config.size, preset, seed=0),
-            config.batch_size,
-            shuffle=part == "train",
-        )
-        for part, preset in (("train", config.augment), ("val", "none"))
-    ]
+    loaders = []
+    for part, preset in (("train", config.augment), ("val", "none")):
+        films = LungDataset(frame[frame["part"] == part], config.size, preset, seed=0)
+        loaders.append(make_loader(films, config.batch_size, shuffle=part == "train"))
     torch.manual_seed(config.seed)
     net = UNet(classes=2, base_channels=config.base_channels, depth=config.depth, patch=config.patch)
-    Trainer(
-        net, make_loss(config.loss, dice_weight=config.dice_weight), *loaders, config, RUNS / "segmenter_both"
-    ).fit()
+    loss = make_loss(config.loss, dice_weight=config.dice_weight)
+    Trainer(net, loss, *loaders, config, RUNS / "segmenter_both").fit()
 
 
-def ship(data: str | Path, out: Path, seeds: int, segmenters: Path) -> None:
+def ship(data: Path, out: Path, seeds: int, segmenters: Path) -> None:
     """The weights that `screen` takes when none are named: the networks of `both`, together, as float16."""
     rows = read_films().query("protocol == 'both' and arm == @BEST and seed < @seeds")
     mean = calibrated(rows.groupby(["name", "source", "tb", "part"], as_index=False)["logit"].mean())
     members = [load_tb(RUNS / f"both_{BEST}_{seed}.safetensors").members[0] for seed in range(seeds)]
     table = pd.read_csv(TABLE).query("protocol == 'both' and arm == @BEST and seed == 'mean'").set_index("tested_on")
     films = load_cuts(prepare(data, "crossed", TBConfig.size, segmenters)).frame
-    fixed = mean[["temperature", "threshold"]].iloc[0].to_dict()
-    save_weights(
-        out,
-        TBEnsemble(members),
-        {
-            "task": "tuberculosis in frontal chest films, for research and teaching: "
-            "not for diagnosis, triage or any decision",
-            "arm": BEST,
-            "size": TBConfig.size,
-            **fixed,
-            "operating_point": f"sensitivity {SENSITIVITY:.0%} of the validation films",
-            "sources": list(SETS),
-            "films": {
-                part: films.loc[films["part"] == part, "source"].value_counts().to_dict() for part in ("train", "val")
-            },
-            "test": table[["n", "auc", "low", "high", "sensitivity", "specificity"]].to_dict("index"),
-            "command": "python -m benchmarks.tb protocols --only both --arms masked && python -m benchmarks.tb ship",
-            "config": asdict(TBConfig(epochs=PROTOCOLS["both"][2])),
-            "licence": [LICENCES[name] for name in SETS],
-        },
-        half=True,
-    )
+    counts = {part: films.loc[films["part"] == part, "source"].value_counts() for part in ("train", "val")}
+    header = {
+        "task": "tuberculosis in frontal chest films, for research and teaching: "
+        "not for diagnosis, triage or any decision",
+        "arm": BEST,
+        "size": TBConfig.size,
+        **mean[["temperature", "threshold"]].iloc[0].to_dict(),
+        "operating_point": f"sensitivity {SENSITIVITY:.0%} of the validation films",
+        "sources": list(SETS),
+        "films": {part: count.to_dict() for part, count in counts.items()},
+        "test": table[["n", "auc", "low", "high", "sensitivity", "specificity"]].to_dict("index"),
+        "command": "python -m benchmarks.tb protocols --only both --variants masked; python -m benchmarks.tb ship",
+        "config": asdict(TBConfig(epochs=PROTOCOLS["both"][2])),
+        "licence": [LICENCES[name] for name in SETS],
+    }
+    save_weights(out, TBEnsemble(members), header, half=True)
 
 
-def shipped(data: str | Path) -> pd.DataFrame:
+def shipped(data: Path) -> pd.DataFrame:
     """What a user gets: `screen` with the weights and the segmenter that ship, at their operating point.
 
     The segmenter was trained on the masks of many of these films, the test films too, though never on their labels.
     """
     frame = tb_frame(data, SETS)
     frame = frame[frame["part"] != "train"]
-    table = screen(list(frame["image"]), RUNS / "shipped", TBScreener(device="cpu")).merge(
-        frame[["name", "source", "tb", "part"]], on="name"
-    )
+    table = screen(list(frame["image"]), RUNS / "shipped", TBScreener(device="cpu"))
+    table = table.merge(frame[["name", "source", "tb", "part"]], on="name")
     rows = []
     for part, films in table.groupby("part"):
         for name, some in [*films.groupby("source"), ("both", films)]:
             given = some[some["probability"].notna()]
-            found = score_tb(
-                given["probability"].to_numpy(), given["tb"].to_numpy(), (given["label"] == PRESUMPTIVE).to_numpy()
-            )
+            presumptive = given["label"] == PRESUMPTIVE
+            found = score_tb(given["probability"].to_numpy(), given["tb"].to_numpy(), presumptive.to_numpy())
             rows.append({"part": part, "tested_on": name, **found, "without_probability": len(some) - len(given)})
     return pd.DataFrame(rows).round(4)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, data=True)
     parser.add_argument("what", choices=("choose", "protocols", "speed", "pretrain", "ship", "shipped"))
-    parser.add_argument("--data", default="segmentation", help="prepared folder with Montgomery and Shenzhen")
     parser.add_argument(
         "--segmenters",
         type=Path,
-        default=Path("runs/protocols"),
+        default=RUNS.parent / "protocols",
         help="folder of `python -m kaggle_utils protocol montgomery shenzhen`",
     )
     parser.add_argument("--only", nargs="+", help="protocols, or choices; all if not given")
-    parser.add_argument("--arms", nargs="+", choices=VARIANTS, default=VARIANTS, help="of all protocols but the folds")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each arm")
+    parser.add_argument(
+        "--variants", "--arms", nargs="+", choices=VARIANTS, default=VARIANTS, help="of all protocols but the folds"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="runs per variant")
     parser.add_argument("--films", type=int, default=40, help="that speed is measured on")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="single-threaded trainings beside each other")
     args = parser.parse_args()
     if args.what == "choose":
-        print(choose(args.data, args.only or list(CHOICES), args.segmenters, args.jobs).to_string(index=False))
+        table = choose(args.data, args.only or list(CHOICES), args.segmenters, args.jobs)
+        print(table.to_string(index=False))
     elif args.what == "protocols":
-        print(
-            protocols(
-                args.data, args.only or list(PROTOCOLS), args.arms, args.seeds, args.segmenters, args.jobs
-            ).to_string(index=False)
-        )
+        only = args.only or list(PROTOCOLS)
+        write_table(TABLE, protocols(args.data, only, args.variants, args.seeds, args.segmenters, args.jobs))
     elif args.what == "speed":
-        table = speed(args.data, args.films)
-        write_bytes(ROOT / "results" / "tb_speed.csv", table.to_csv(index=False).encode())
-        print(table.to_string(index=False))
+        write_table(RESULTS / "tb_speed.csv", speed(args.data, args.films))
     elif args.what == "shipped":
-        table = shipped(args.data)
-        write_bytes(ROOT / "results" / "tb_shipped.csv", table.to_csv(index=False).encode())
-        print(table.to_string(index=False))
+        write_table(RESULTS / "tb_shipped.csv", shipped(args.data))
     elif args.what == "pretrain":
         pretrain(args.data)
     else:

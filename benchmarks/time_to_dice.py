@@ -20,14 +20,8 @@ rows if machine, versions and films are the same.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import math
-import os
-import platform
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -43,17 +37,17 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from benchmarks.common import RESULTS, command, machine, make_parser, read_json, write_json
 from kaggle_utils.config import TrainConfig
 from kaggle_utils.data import LungDataset
 from kaggle_utils.files import check_table
 from kaggle_utils.model import UNet, count_parameters
 from kaggle_utils.trainer import Trainer, make_trainer
 
-ROOT = Path(__file__).parents[1]
 TARGET = 0.95  # mean validation Dice
 EVERY = 30  # steps between validations
 CLASSIC_MINUTES = 2.0  # enough for its speed, which is all that is measured
-BATCH = TrainConfig().batch
+BATCH = TrainConfig().batch_size
 NETWORKS = {  # as MONAI's 2d_segmentation/torch/unet_training_dict.py and BasicUNet's own defaults have them
     "MONAI UNet": lambda: nets.UNet(2, 1, 1, channels=(16, 32, 64, 128, 256), strides=(2, 2, 2, 2), num_res_units=2),
     "MONAI BasicUNet": lambda: nets.BasicUNet(spatial_dims=2, in_channels=1, out_channels=1),
@@ -168,19 +162,19 @@ def race(name: str, contestant: Contestant, judge: Trainer, cap: float, *, stop:
             seconds += time.perf_counter() - start
             films, steps = films + len(batch["image"]), steps + 1
             bar.update(min(int(seconds), bar.total) - bar.n)
-            if steps % EVERY == 0 or seconds >= cap:
-                dice = judge.validate(contestant.judged)["val_dice"]
-                bar.set_postfix(dice=f"{dice:.4f}", films=films)
-                rows.append(
-                    {
-                        "contestant": name,
-                        "parameters": parameters,
-                        "precision": contestant.precision,
-                        "seconds": round(seconds, 2),
-                        "films": films,
-                        "val_dice": round(dice, 5),
-                    }
-                )
+            if steps % EVERY and seconds < cap:
+                continue
+            dice = judge.validate(contestant.judged)["val_dice"]
+            bar.set_postfix(dice=f"{dice:.4f}", films=films)
+            row = {
+                "contestant": name,
+                "parameters": parameters,
+                "precision": contestant.precision,
+                "seconds": round(seconds, 2),
+                "films": films,
+                "val_dice": round(dice, 5),
+            }
+            rows.append(row)
     return rows
 
 
@@ -194,74 +188,67 @@ def forever(loader: DataLoader) -> Iterator[dict]:
 
 def summarise(table: pd.DataFrame) -> dict[str, dict]:
     """Of each contestant: the first validation at the target, or that there was none, its best Dice and its speed."""
-    result = {}
-    for name, rows in table.groupby("contestant", sort=False):
-        there, last = rows[rows["val_dice"] >= TARGET], rows.iloc[-1]
-        result[name] = {
-            "parameters": int(last["parameters"]),
-            "precision": last["precision"],
-            "reached": bool(len(there)),
-            "seconds_to_target": float(there["seconds"].iloc[0]) if len(there) else None,
-            "films_to_target": int(there["films"].iloc[0]) if len(there) else None,
-            "extrapolated": False,
-            "best_dice": float(rows["val_dice"].max()),
-            "trained_seconds": float(last["seconds"]),
-            "images_per_s": round(float(last["films"] / last["seconds"]), 2),
-        }
+    result = {name: _summary(rows) for name, rows in table.groupby("contestant", sort=False)}
     reached = {name: row["films_to_target"] for name, row in result.items() if row["reached"]}
     classic = result.get("classic U-Net")
     if classic and not classic["reached"] and reached:
         quickest = min(reached, key=reached.get)
-        seconds = (
-            classic["trained_seconds"]
-            / table.loc[table["contestant"] == "classic U-Net", "films"].max()
-            * reached[quickest]
-        )
-        classic.update(
-            extrapolated=True,
-            seconds_to_target=round(seconds, 1),
-            films_to_target=reached[quickest],
-            assumes=f"needs as many films as {quickest}, the quickest learner by films",
-        )
+        films = table.loc[table["contestant"] == "classic U-Net", "films"].max()
+        classic |= {
+            "extrapolated": True,
+            "seconds_to_target": round(classic["trained_seconds"] / films * reached[quickest], 1),
+            "films_to_target": reached[quickest],
+            "assumes": f"needs as many films as {quickest}, the quickest learner by films",
+        }
     base = result.get("ours", {}).get("seconds_to_target")
     for row in result.values():
         row["times_ours"] = round(row["seconds_to_target"] / base, 2) if base and row["seconds_to_target"] else None
     return result
 
 
+def _summary(rows: pd.DataFrame) -> dict[str, object]:
+    there, last = rows[rows["val_dice"] >= TARGET], rows.iloc[-1]
+    reached = {"seconds_to_target": None, "films_to_target": None}
+    if len(there):
+        first = there.iloc[0]
+        reached = {"seconds_to_target": float(first["seconds"]), "films_to_target": int(first["films"])}
+    return {
+        "parameters": int(last["parameters"]),
+        "precision": last["precision"],
+        "reached": bool(len(there)),
+        **reached,
+        "extrapolated": False,
+        "best_dice": float(rows["val_dice"].max()),
+        "trained_seconds": float(last["seconds"]),
+        "images_per_s": round(float(last["films"] / last["seconds"]), 2),
+    }
+
+
 def write(out: Path, rows: list[dict], setup: dict) -> dict[str, dict]:
     """Puts the rows into the CSV, beside those of other contestants in the same setup, and the summary beside it."""
-    paths = out / "time_to_dice.csv", out / "time_to_dice.json"
-    kept, run = pd.DataFrame(), [name for name in CONTESTANTS if name in {row["contestant"] for row in rows}]
-    if all(path.exists() for path in paths) and json.loads(paths[1].read_text())["setup"] == setup:
-        kept = pd.read_csv(paths[0])
-        kept = kept[~kept["contestant"].isin(run)]
-    table = pd.concat([kept, pd.DataFrame(rows)]).sort_values(
-        "contestant", key=lambda c: c.map(CONTESTANTS.index), kind="stable"
-    )
+    table, summary = pd.DataFrame(rows), out / "time_to_dice.json"
+    run = set(table["contestant"])
+    if read_json(summary).get("setup") == setup:
+        kept = pd.read_csv(out / "time_to_dice.csv")
+        table = pd.concat([kept[~kept["contestant"].isin(run)], table])
+    table = table.sort_values("contestant", key=lambda names: names.map(CONTESTANTS.index), kind="stable")
     contestants = summarise(table)
     out.mkdir(parents=True, exist_ok=True)
-    table.to_csv(paths[0], index=False)
-    paths[1].write_text(
-        json.dumps(
-            {
-                "target": f"mean validation Dice {TARGET}",
-                "clock": "seconds of training with loading and augmentation; validation excluded",
-                "setup": setup,
-                "command": shlex.join(["python", "-m", "benchmarks.time_to_dice", *sys.argv[1:]]),
-                "kept_from_an_earlier_run": [name for name in contestants if name not in run],
-                "contestants": contestants,
-            },
-            indent=2,
-        )
-        + "\n"
-    )
+    table.to_csv(out / "time_to_dice.csv", index=False)
+    result = {
+        "target": f"mean validation Dice {TARGET}",
+        "clock": "seconds of training with loading and augmentation; validation excluded",
+        "setup": setup,
+        "command": command(),
+        "kept_from_an_earlier_run": [name for name in contestants if name not in run],
+        "contestants": contestants,
+    }
+    write_json(summary, result)
     return contestants
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", required=True, help="the prepared set")
+    parser = make_parser(__doc__, data=True)
     parser.add_argument(
         "--only",
         nargs="+",
@@ -270,30 +257,24 @@ def main() -> None:
         help=f"of {', '.join(CONTESTANTS)}; "
         "by default all but BasicUNet in bf16, and bf16 only where the processor computes in it",
     )
-    parser.add_argument(
-        "--minutes-each", type=float, default=6, help="of training, after which a contestant has failed"
-    )
-    parser.add_argument(
-        "--ours-minutes", type=float, default=1.25, help="our time budget, over which the learning rate falls"
-    )
+    parser.add_argument("--minutes-each", type=float, default=6, help="after which a contestant has failed")
+    parser.add_argument("--ours-minutes", type=float, default=1.25, help="over which our learning rate falls")
     parser.add_argument("--films", type=int, default=0, help="train on so many, 0 is all: to try it out")
     parser.add_argument("--size", type=int, default=256, help="px, side of the square the networks see")
-    parser.add_argument("--out", default=ROOT / "results", help="folder to write")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder to write")
     args = parser.parse_args()
-    check_table(Path(args.out) / "time_to_dice.csv", ["contestant", "parameters"])  # the JSON beside it goes with it
-    if (Path(args.out) / "time_to_dice.json").exists() and not (Path(args.out) / "time_to_dice.csv").exists():
+    table = args.out / "time_to_dice.csv"
+    check_table(table, ["contestant", "parameters"])  # the JSON beside it goes with it
+    if table.with_suffix(".json").exists() and not table.exists():
         parser.error(f"{args.out}/time_to_dice.json is there without its table: choose another folder")
 
     # The trainer decodes the films for all, judges everyone, and has the process keep its memory, whoever is first.
-    trainer = make_trainer(
-        args.data, None, TrainConfig(time_budget_min=args.ours_minutes, films=args.films, size=args.size, device="cpu")
-    )
+    budget = TrainConfig(time_budget_min=args.ours_minutes, films=args.films, size=args.size, device="cpu")
+    trainer = make_trainer(args.data, None, budget)
     films, bf16 = trainer.train_loader.dataset, trainer.precision == "bf16"
-    wanted = args.only or [
-        name for name in CONTESTANTS if name != "MONAI BasicUNet bf16" and (bf16 or "bf16" not in name)
-    ]
+    usual = [name for name in CONTESTANTS if name != "MONAI BasicUNet bf16" and (bf16 or "bf16" not in name)]
     setup = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores{', AVX512-BF16' if bf16 else ''}",
+        "machine": machine(),
         "threads": torch.get_num_threads(),
         "versions": {m.__name__: m.__version__ for m in (torch, monai, np)},
         "training_films": len(films),
@@ -303,16 +284,18 @@ def main() -> None:
         "steps_between_validations": EVERY,
     }
     rows: list[dict] = []
-    for name in sorted(set(wanted), key=CONTESTANTS.index):  # ours first: the judge takes on others' precision
+    wanted = sorted(set(args.only or usual), key=CONTESTANTS.index)  # ours first: the judge takes on others' precision
+    for name in wanted:
         monai.utils.set_determinism(0)
+        network, minutes = name.removesuffix(" bf16"), args.minutes_each
         if name == "ours":
             contestant, minutes = ours(trainer), args.ours_minutes
         else:
-            network = name.removesuffix(" bf16")
             contestant = standard(NETWORKS[network](), films, "bf16" if name.endswith("bf16") else "fp32")
-            minutes = min(args.minutes_each, CLASSIC_MINUTES) if network == "classic U-Net" else args.minutes_each
+        if network == "classic U-Net":
+            minutes = min(minutes, CLASSIC_MINUTES)
         rows += race(name, contestant, trainer, 60 * minutes, stop=name != "ours")
-        contestants = write(Path(args.out), rows, setup)  # after each: a stopped run keeps what it has
+        contestants = write(args.out, rows, setup)  # after each: a stopped run keeps what it has
     table = pd.DataFrame(contestants).T.drop(columns=["assumes", "reached"], errors="ignore")
     print(table.fillna("not reached").to_string())
 

@@ -2,21 +2,19 @@
 
     python -m benchmarks.train [--rounds 3]
 
-Everyone trains on the same augmented built-in films, in turn, in one run; all but the contestant that says so with
-``hardware.keep_memory``, which the trainer turns on for the whole process. Writes ``results/bench_train.csv``: films a
-second, how many times faster the trainer is (0.95 of its bare loop would be an overhead of 5 %), and the loader's
-share.
+Everyone trains on the same augmented synthetic radiographs, in turn, in one run; all but the contestant that says so
+with ``hardware.keep_memory``, which the trainer turns on for the whole process. Writes ``results/bench_train.csv``:
+radiographs per second, how many times faster the trainer is (0.95 of its bare loop would be an overhead of 5 %), and
+the loader's share.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -25,6 +23,7 @@ from monai.networks.nets import BasicUNet
 from torch import nn
 from tqdm import tqdm
 
+from benchmarks.common import RESULTS, machine, make_parser, write_table
 from kaggle_utils.config import TrainConfig
 from kaggle_utils.data import LungDataset, make_loader, read_manifest
 from kaggle_utils.hardware import choose_device, choose_precision
@@ -34,7 +33,6 @@ from kaggle_utils.prep import prepare
 from kaggle_utils.synthetic import write_raw
 from kaggle_utils.trainer import Trainer
 
-ROOT = Path(__file__).parents[1]
 BATCH = 8
 
 
@@ -65,7 +63,7 @@ def bare_loop(
 
 
 def films_per_second(step: Callable[[dict], None], loader, steps: int) -> tuple[float, float]:
-    """Films a second over some steps, loading included, and the share of the time that loading took."""
+    """Radiographs per second over some steps, loading included, and the share of the time that loading took."""
     batches, loading, films, start = iter(loader), 0.0, 0, time.perf_counter()
     for _ in range(steps):
         asked = time.perf_counter()
@@ -78,7 +76,7 @@ def films_per_second(step: Callable[[dict], None], loader, steps: int) -> tuple[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="turns; the median counts")
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as folder:
@@ -87,58 +85,44 @@ def main() -> None:
         frame = read_manifest(Path(folder) / "segmentation")
         dataset = LungDataset(frame[frame["split"] != "unlabelled"], 256, "full")
     loader = make_loader(dataset, BATCH, shuffle=True)
-    bf16 = choose_precision(choose_device("cpu")) == "bf16"
-    before = [
-        films_per_second(bare_loop(network(), layout=torch.channels_last, bf16=bf16), loader, 12)
-        for _ in range(rounds + 1)
-    ][1:]
+    fast = partial(bare_loop, layout=torch.channels_last, bf16=choose_precision(choose_device("cpu")) == "bf16")
+    step = fast(network())
+    before = [films_per_second(step, loader, 12) for _ in range(rounds + 1)][1:]  # the first turn warms up
     trainer = Trainer(network(), make_loss("bce_dice"), loader, loader, TrainConfig(device="cpu", batch_size=BATCH))
     trainer.model.train()
-    classic, monai = UNet(base_channels=64, up="transposed"), BasicUNet(spatial_dims=2, in_channels=1, out_channels=1)
-    contestants = {  # name: (one step, steps a turn, parameters)
-        "trainer": (trainer._train_step, 12, count_parameters(trainer.model)),
-        "its bare loop": (
-            bare_loop(network(), layout=torch.channels_last, bf16=bf16),
-            12,
-            count_parameters(trainer.model),
-        ),
-        "same network, float32, contiguous": (bare_loop(network()), 6, count_parameters(trainer.model)),
-        "plain 1.8M U-Net, bare loop": (
-            bare_loop(UNet(), layout=torch.channels_last, bf16=bf16),
-            8,
-            count_parameters(UNet()),
-        ),
-        "plain 1.8M U-Net, float32, contiguous": (bare_loop(UNet()), 4, count_parameters(UNet())),
-        "MONAI BasicUNet, float32": (bare_loop(monai), 3, count_parameters(monai)),
-        "classic U-Net, float32": (bare_loop(classic), 1, count_parameters(classic)),
+    plain, classic = UNet(), UNet(base_channels=64, up="transposed")
+    monai = BasicUNet(spatial_dims=2, in_channels=1, out_channels=1)
+    contestants = {  # name: (the model, its step, steps per turn)
+        "trainer": (trainer.model, trainer._train_step, 12),
+        "its bare loop": (trainer.model, fast(network()), 12),
+        "same network, float32, contiguous": (trainer.model, bare_loop(network()), 6),
+        "plain 1.8M U-Net, bare loop": (plain, fast(UNet()), 8),
+        "plain 1.8M U-Net, float32, contiguous": (plain, bare_loop(UNet()), 4),
+        "MONAI BasicUNet, float32": (monai, bare_loop(monai), 3),
+        "classic U-Net, float32": (classic, bare_loop(classic), 1),
     }
-    speeds, loads = {name: [] for name in contestants}, {name: [] for name in contestants}
+    parameters = {name: count_parameters(model) for name, (model, *_) in contestants.items()}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
     for turn in tqdm(range(rounds + 1), desc="rounds", disable=None):
-        for name, (step, steps, _) in contestants.items():
-            speed, load = films_per_second(step, loader, steps if turn else 1)
-            if turn:  # the first turn warms up
-                speeds[name].append(speed)
-                loads[name].append(load)
-    contestants["its bare loop without keep_memory"] = (None, 12, count_parameters(trainer.model))
-    speeds["its bare loop without keep_memory"], loads["its bare loop without keep_memory"] = map(list, zip(*before))
-    ours = statistics.median(speeds["trainer"])
-    table = pd.DataFrame(
-        [
-            {
-                "contestant": name,
-                "parameters": parameters,
-                "images_per_s": round(statistics.median(speeds[name]), 2),
-                "trainer_is_faster_by": round(ours / statistics.median(speeds[name]), 2),
-                "loader_share": round(statistics.median(loads[name]), 3),
-            }
-            for name, (_, _, parameters) in contestants.items()
-        ]
-    )
-    table["machine"] = (
-        f"{platform.machine()}, {os.cpu_count()} cores{', AVX512-BF16' if bf16 else ''}, torch {torch.__version__}"
-    )
-    table.to_csv(ROOT / "results/bench_train.csv", index=False)
-    print(table.to_string(index=False))
+        for name, (_, step, steps) in contestants.items():
+            rate = films_per_second(step, loader, steps if turn else 1)
+            if turn:
+                found[name].append(rate)
+    late = "its bare loop without keep_memory"
+    parameters[late], found[late] = parameters["trainer"], before
+    medians = {name: [statistics.median(values) for values in zip(*rates)] for name, rates in found.items()}
+    ours, _ = medians["trainer"]
+    rows = [
+        {
+            "contestant": name,
+            "parameters": parameters[name],
+            "images_per_s": round(speed, 2),
+            "trainer_is_faster_by": round(ours / speed, 2),
+            "loader_share": round(loading, 3),
+        }
+        for name, (speed, loading) in medians.items()
+    ]
+    write_table(RESULTS / "bench_train.csv", pd.DataFrame(rows).assign(machine=machine("torch")))
 
 
 if __name__ == "__main__":

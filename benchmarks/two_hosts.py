@@ -10,35 +10,25 @@ notice. Takes 12 minutes; writes ``results/two_hosts.json``.
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import re
 import shutil
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
 
-ROOT = Path(__file__).parents[1]
-RESULT, SHARED = ROOT / "results/two_hosts.json", ROOT / "runs/two_hosts"
+from benchmarks.common import AWS, RESULTS, ROOT, RUNS, machine, make_parser, write_json
+
+SHARED = RUNS / "two_hosts"
 HOSTS = {"a": "10.77.0.1", "b": "10.77.0.2"}
 S3, RAY, MEETING = f"http://{HOSTS['a']}:5000", f"{HOSTS['a']}:6379", f"{HOSTS['a']}:29500"
 COPIES, FILMS, PX, SHARD = 10, 100, 1024, 100  # films go into S3 under several prefixes
 EPOCHS = 40
-ENVIRONMENT = {
-    "AWS_ENDPOINT_URL": S3,
-    "AWS_ACCESS_KEY_ID": "nobody",
-    "AWS_SECRET_ACCESS_KEY": "nothing",
-    "AWS_DEFAULT_REGION": "us-east-1",
-    "AWS_EC2_METADATA_DISABLED": "true",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "OMP_NUM_THREADS": "1",
-}
+ENVIRONMENT = AWS | {"AWS_ENDPOINT_URL": S3, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
 CLUSTER = (
     "from kaggle_utils.scale.cluster import predict; "
     f"predict(['s3://bkt/films'], 's3://bkt/lungs', address='{RAY}', shard={SHARD})"
@@ -121,7 +111,7 @@ def objects(prefix: str) -> list[str]:
 
 
 def prepare() -> None:
-    """Built-in films in S3, as they are and as shards to train on."""
+    """Synthetic radiographs in S3, as they are and as shards to train on."""
 
     def kaggle_utils(*words: str) -> None:
         on_a(sys.executable, "-m", "kaggle_utils", *words)
@@ -139,40 +129,20 @@ def prepare() -> None:
     kaggle_utils("s3", "upload", f"{SHARED}/shards", "s3://bkt/shards")
 
 
+def start_ray(host: str, *options: str, hide: str = "") -> subprocess.Popen:
+    """A node of the cluster, with one core."""
+    ray = str(Path(sys.executable).with_name("ray"))
+    shared = ["--node-ip-address", HOSTS[host], "--num-cpus", "1", "--block"]
+    log = SHARED / f"ray_{host}.log"
+    process = start(host, ray, "start", *options, *shared, log=log.name, hide=hide)
+    wait(lambda: "runtime started" in log.read_text(), 60, f"Ray on host {host}")
+    return process
+
+
 def cluster() -> dict[str, object]:
     """``predict --ray`` over both hosts; b is lost when three shards are written."""
-    ray = str(Path(sys.executable).with_name("ray"))
-    head = start(
-        "a",
-        ray,
-        "start",
-        "--head",
-        "--node-ip-address",
-        HOSTS["a"],
-        "--port",
-        "6379",
-        "--num-cpus",
-        "1",
-        "--include-dashboard=false",
-        "--block",
-        log="ray_a.log",
-    )
-    wait(lambda: "runtime started" in (SHARED / "ray_a.log").read_text(), 60, "Ray on host a")
-    node = start(
-        "b",
-        ray,
-        "start",
-        "--address",
-        RAY,
-        "--node-ip-address",
-        HOSTS["b"],
-        "--num-cpus",
-        "1",
-        "--block",
-        log="ray_b.log",
-        hide=f"{ROOT}/kaggle_utils",
-    )
-    wait(lambda: "runtime started" in (SHARED / "ray_b.log").read_text(), 60, "Ray on host b")
+    head = start_ray("a", "--head", "--port", "6379", "--include-dashboard=false")
+    node = start_ray("b", "--address", RAY, hide=f"{ROOT}/kaggle_utils")
     # In the mounts of host a, where Ray's sockets are.
     driver = subprocess.Popen(
         ["nsenter", "-t", str(head.pid), "-m", "-n", f"--wd={ROOT}", sys.executable, "-c", CLUSTER],
@@ -204,72 +174,32 @@ def cluster() -> dict[str, object]:
 def training() -> dict[str, object]:
     """torchrun on both hosts, from shards in S3; b is lost in the third epoch; the same commands resume later."""
     out = SHARED / "run"
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nnodes",
-        "2",
-        "--nproc-per-node",
-        "1",
-        "--rdzv-backend",
-        "c10d",
-        "--rdzv-endpoint",
-        MEETING,
-    ]
-    train = [
-        "-m",
-        "kaggle_utils",
-        "train",
-        "--data",
-        "s3://bkt/shards",
-        "--out",
-        str(out),
-        "--size",
-        "128",
-        "--base-channels",
-        "8",
-        "--epochs",
-        str(EPOCHS),
-        "--device",
-        "cpu",
-        "--resume",
-    ]
+    torchrun = f"-m torch.distributed.run --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint {MEETING}"
+    train = f"-m kaggle_utils train --data s3://bkt/shards --out {out} --size 128 --base-channels 8"
+    train += f" --epochs {EPOCHS} --device cpu --resume"
 
-    def both(attempt: int) -> list[subprocess.Popen]:
-        return [
-            start(
-                host,
-                *torchrun,
-                "--rdzv-conf",
-                f"is_host={host == 'a'}",
-                "--local-addr",
-                address,
-                *train,
-                log=f"train_{host}{attempt}.log",
-            )
-            for host, address in HOSTS.items()
-        ]
+    def launch(host: str, attempt: int) -> subprocess.Popen:
+        meeting = ["--rdzv-conf", f"is_host={host == 'a'}", "--local-addr", HOSTS[host]]
+        words = [*torchrun.split(), *meeting, *train.split()]
+        return start(host, sys.executable, *words, log=f"train_{host}{attempt}.log")
 
     def epochs() -> int:
         return len(pd.read_csv(out / "history.csv")) if (out / "history.csv").exists() else 0
 
     def messages() -> list[str]:
         """What the processes said in the end: that the other one doesn't answer, or that S3 doesn't."""
-        found = [
-            re.search(r"kaggle_utils train: (.*?the same command[^.\[]*)", (SHARED / f"train_{host}1.log").read_text())
-            for host in HOSTS
-        ]
+        logs = [(SHARED / f"train_{host}1.log").read_text() for host in HOSTS]
+        found = [re.search(r"kaggle_utils train: (.*?the same command[^.\[]*)", log) for log in logs]
         return [re.sub(r" \(.*\)", "", message[1]).strip() for message in found if message]
 
-    launched = both(1)
+    launched = [launch(host, 1) for host in HOSTS]
     wait(lambda: epochs() >= 3, 300, "three epochs", launched)
     cable("down")
     seconds, before = wait(lambda: len(messages()) == 2, 600, "a message from both"), epochs()
     for each in launched:  # host b's torchrun itself would wait for host a until TCP gives up
         each.kill()
     cable("up")
-    again = both(2)
+    again = [launch(host, 2) for host in HOSTS]
     codes = [each.wait(timeout=900) for each in again]
     assert codes == [0, 0] and epochs() == EPOCHS, f"see {SHARED}/train_*2.log"
     return {
@@ -284,6 +214,7 @@ def training() -> dict[str, object]:
 
 
 def main() -> None:
+    make_parser(__doc__).parse_args()
     if os.geteuid() or not shutil.which("ip"):
         raise SystemExit("needs root and ip (apt-get install iproute2), to make network namespaces")
     shutil.rmtree(SHARED, ignore_errors=True)
@@ -292,13 +223,11 @@ def main() -> None:
         start("a", str(Path(sys.executable).with_name("moto_server")), "-H", HOSTS["a"], "-p", "5000", log="moto.log")
         wait(lambda: "Running on" in (SHARED / "moto.log").read_text(), 60, "the S3 server")
         prepare()
-        result = {
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, ray {version('ray')}, torch {version('torch')}"
-        }
+        result = {"machine": machine("ray", "torch")}
         for step in (cluster, training):
             result[step.__name__] = step()
             print(step.__name__, result[step.__name__], flush=True)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(RESULTS / "two_hosts.json", result)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from benchmarks import tell_missing_packages_in_a_line
+
+tell_missing_packages_in_a_line()
+
 import cv2
 import numpy as np
 from dicoms import LOSSLESS, dicom, gray_lut

@@ -1,0 +1,111 @@
+"""What the benchmarks share: their options, the machine's name, and results that are written whole or not at all."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kaggle_utils.files import write_bytes
+
+if TYPE_CHECKING:
+    import pandas as pd  # not for all: some measure how little memory they need
+
+ROOT = Path(__file__).parents[1]
+RESULTS, RUNS = ROOT / "results", ROOT / "runs"
+AWS = {  # of a server on this machine, which lets everybody in
+    "AWS_ACCESS_KEY_ID": "nobody",
+    "AWS_SECRET_ACCESS_KEY": "nothing",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
+def make_parser(about: str | None, *, data: bool = False) -> argparse.ArgumentParser:
+    """A benchmark's options.
+
+    Args:
+        about: its docstring, which is the help.
+        data: whether it reads a prepared set: ``--data``.
+    """
+    parser = argparse.ArgumentParser(
+        f"python -m {_module()}", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    if data:
+        parser.add_argument("--data", type=Path, default="segmentation", help="prepared folder with the real sets")
+    return parser
+
+
+def command() -> str:
+    """What was typed, for the results."""
+    return shlex.join(["python", "-m", _module(), *sys.argv[1:]])
+
+
+def _module() -> str:
+    return f"benchmarks.{Path(sys.argv[0]).stem}"
+
+
+def machine(*packages: str) -> str:
+    """What the numbers were measured on: the machine, and the packages that count."""
+    from kaggle_utils.hardware import choose_device, choose_precision
+
+    bf16 = ["AVX512-BF16"] if choose_precision(choose_device("cpu")) == "bf16" else []
+    versions = [f"{name} {version(name)}" for name in packages]
+    return ", ".join([platform.machine(), f"{os.cpu_count()} cores", *bf16, *versions])
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A benchmark's results so far."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def write_json(path: Path, results: dict[str, Any]) -> None:
+    """Replaces a benchmark's results, wholly or not at all."""
+    write_bytes(path, (json.dumps(results, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def add_json(path: Path, name: str, result: dict[str, Any]) -> None:
+    """Puts one part beside the other results, and prints it."""
+    write_json(path, read_json(path) | {name: result})
+    print(name, json.dumps(result, indent=2, ensure_ascii=False), flush=True)
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Replaces a table of results, wholly or not at all, and prints it."""
+    write_bytes(path, table.to_csv(index=False).encode())
+    print(table.to_string(index=False))
+
+
+def films_of(data: Path, split: str, sources: Sequence[str] = ("montgomery", "shenzhen")) -> pd.DataFrame:
+    """The manifest's rows of a split of these sets."""
+    from kaggle_utils.data import read_manifest
+
+    frame = read_manifest(data)
+    return frame[(frame["split"] == split) & frame["source"].isin(sources)]
+
+
+def seconds(job: Callable[[], object]) -> float:
+    """How long a call takes."""
+    start = time.perf_counter()
+    job()
+    return time.perf_counter() - start
+
+
+def median(values: Sequence[float], digits: int) -> float:
+    """Rounded, for the results."""
+    return round(statistics.median(values), digits)
+
+
+def peak_mb() -> float:
+    """Peak resident memory of this process alone: getrusage's is at least what its parent had."""
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
