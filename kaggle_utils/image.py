@@ -80,7 +80,7 @@ def read_film(path: str | Path, *, data: bytes | None = None) -> Radiograph:
     with _naming(path):
         data = unpack(_read_bytes(Path(path)) if data is None else data)
         _check_bytes(len(data))
-        film = read_dicom(data) if is_dicom(data[:HEAD]) else _read_picture(data)
+        film = read_dicom(data) if is_dicom(data[:HEAD]) else _radiograph(*decode(data))
     top, bottom, left, right = constant_border(film.image)
     if not any((top, bottom, left, right)):
         return film
@@ -96,21 +96,17 @@ def from_array(array: np.ndarray) -> Radiograph:
     Raises:
         ValueError: another shape, a type that holds no gray, or not a finite number.
     """
-    gray = np.squeeze(array)
-    is_gray = gray.ndim == 2
-    is_colour = gray.ndim == 3 and gray.shape[2] in (3, 4)
-    if gray.dtype.kind not in "uif" or not (is_gray or is_colour):
+    pixels = np.squeeze(array)
+    is_colour = pixels.ndim == 3 and pixels.shape[2] in (3, 4)
+    if pixels.dtype.kind not in "uif" or not (pixels.ndim == 2 or is_colour):
         raise ValueError(
             f"an array of {array.dtype} {array.shape}: expected gray (H, W), or RGB or RGBA (H, W, C); "
             "several films are given as a list"
         )
-    check_size(*gray.shape[:2])
-    if is_gray:
-        return Radiograph(to_8_bits(_to_gray(gray)))
-    if gray.dtype == np.float64:
-        gray = gray.astype(np.float32)
-    colour = cv2.cvtColor(np.ascontiguousarray(gray[..., :3]), cv2.COLOR_RGB2BGR)
-    return Radiograph(to_8_bits(_to_gray(colour)), colour=colour)
+    check_size(*pixels.shape[:2])
+    if is_colour:
+        pixels = np.ascontiguousarray(pixels[..., 2::-1])  # BGR, as from a file
+    return _radiograph(pixels)
 
 
 def film_bytes(film: str | Path | bytes | np.ndarray) -> int:
@@ -361,21 +357,20 @@ def _check_whole(notes: tuple[str, ...]) -> None:
         raise ValueError(damage)
 
 
-def _read_picture(data: bytes) -> Radiograph:
-    pixels, notes = decode(data)
+def _radiograph(pixels: np.ndarray, notes: tuple[str, ...] = ()) -> Radiograph:
     return Radiograph(to_8_bits(_to_gray(pixels)), notes=notes, colour=pixels if pixels.ndim == 3 else None)
 
 
 def _to_gray(pixels: np.ndarray) -> np.ndarray:
-    """Pixels as gray levels, (H, W) of the same type, or float32 for float64."""
+    """Pixels as gray levels, (H, W) of the same type, or float32 for floats."""
+    if pixels.dtype.kind == "f":
+        pixels = pixels.astype(np.float32, copy=False)
     gray = pixels
     if pixels.ndim == 3:
         channels = pixels.shape[2]
         if channels not in _TO_GRAY or pixels.dtype not in (np.uint8, np.uint16, np.float32):
             raise ValueError(f"{channels} channels of {pixels.dtype} have no gray")
         gray = cv2.cvtColor(pixels, _TO_GRAY[channels])
-    if gray.dtype.kind == "f":
-        gray = gray.astype(np.float32, copy=False)
     if not np.isfinite(gray).all():
         raise ValueError("it has pixels that are not finite numbers")
     return gray

@@ -104,7 +104,9 @@ def check_film(image: np.ndarray, colour: np.ndarray | None = None, lie: Lie | N
     if _chest_odds(odds) < CHEST:
         return Checked(image, said, problems=(NO_PHOTO if coloured else NO_CHEST,), notes=coloured)
     if said != Lie() and _position(odds).quarters:
-        return _check_despite(said, image, colour)
+        seen = check_film(said.undo(image), colour)
+        notes = ("doesn't lie as its file says: put right by what is seen alone", *seen.notes)
+        return replace(seen, notes=notes, sides=seen.sides and not said.mirrored)
     return _put_right(image, said, odds, coloured)
 
 
@@ -125,13 +127,6 @@ def _colour_notes(colour: np.ndarray | None) -> tuple[str, ...]:
         return ()
     share = coloured_share(colour)
     return (f"a picture in colour ({share:.0%} of it)",) if share > COLOURED else ()
-
-
-def _check_despite(said: Lie, image: np.ndarray, colour: np.ndarray | None) -> Checked:
-    """:func:`check_film` by what is seen alone, of a film that was put right as its file says, and then lay wrong."""
-    seen = check_film(said.undo(image), colour)
-    notes = ("doesn't lie as its file says: put right by what is seen alone", *seen.notes)
-    return replace(seen, notes=notes, sides=seen.sides and not said.mirrored)
 
 
 def _put_right(image: np.ndarray, said: Lie, odds: np.ndarray, coloured: tuple[str, ...]) -> Checked:
