@@ -12,9 +12,8 @@ import math
 import os
 import sys
 import time
-import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -42,6 +41,7 @@ from .scale.shards import ShardedFilms, is_sharded, read_shards, stream_loader
 from .splits import LICENCES, SYNTHETIC, flagged_masks
 
 CHECKPOINT_SECONDS = 300  # of training at most that a kill loses: epochs may be long
+_LEARNED = ("model", "ema", "optimizer", "scaler")  # parts of a trainer that a checkpoint holds the state of
 
 
 @dataclass
@@ -52,6 +52,14 @@ class Epoch:
     loss: float = 0.0  # sum over their films
     films: float = 0.0
     started: float = 0.0  # seconds of the run before it
+
+    def add(self, loss: float, films: float) -> None:
+        """Counts a batch: the sum of its films' losses, and how many they are."""
+        self.batches, self.loss, self.films = self.batches + 1, self.loss + loss, self.films + films
+
+    def summary(self, seconds: float) -> dict[str, float]:
+        """Mean loss and films per second, so many seconds into the run."""
+        return {"train_loss": self.loss / self.films, "images_per_s": self.films / (seconds - self.started)}
 
 
 class Trainer:
@@ -96,11 +104,8 @@ class Trainer:
         self.history: list[dict[str, float]] = []
         self.step, self.seconds = 0, 0.0
         self.begun, self.saved = Epoch(), 0.0  # how far the present epoch is; seconds at the last checkpoint
-        self.out, self.about, self.commit = (
-            Path(out) if out and distributed.is_main() else None,
-            about or {},
-            code_version(),
-        )
+        self.about, self.commit = about or {}, code_version()
+        self.out = Path(out) if out and distributed.is_main() else None
 
     @property
     def best_model(self) -> nn.Module:
@@ -189,38 +194,24 @@ class Trainer:
             ValueError: the checkpoint is damaged or was made with other settings or other films.
         """
         state = read_checkpoint(path, self.device)
-        stored = state["config"]
         # How long to go on may change; what is learned, and how, may not.
         free = {"epochs", "time_budget_min", "patience", "workers", "device"}
-        changed = [
-            f.name
-            for f in fields(stored)
-            if f.name not in free and getattr(stored, f.name) != getattr(self.config, f.name)
-        ]
+        now, stored = asdict(self.config), asdict(state["config"])
+        changed = [f"{name} = {stored[name]!r}" for name in stored.keys() - free if stored[name] != now[name]]
         if changed:
-            raise ValueError(
-                f"{path} was made with another {', '.join(changed)}: "
-                + ", ".join(f"{n} = {getattr(stored, n)!r}" for n in changed)
-            )
+            raise ValueError(f"{path} was made with other settings: {', '.join(sorted(changed))}")
         if state["about"] != self.about:
             raise ValueError(
                 f"{path} was trained on other films ({state['about']}, now {self.about}): choose another folder"
             )
         try:
-            for name in ("model", "ema", "optimizer", "scaler"):
+            for name in _LEARNED:
                 if state[name]:  # a scaler that was not needed on the machine before is empty
                     getattr(self, name).load_state_dict(state[name])
-            torch.set_rng_state(state["rng"].cpu())
-            if any(
-                value.shape != weight.shape
-                for weight, moments in self.optimizer.state.items()
-                for name, value in moments.items()
-                if name != "step"
-            ):
-                raise ValueError("the optimizer's moments have other shapes")
-        except Exception as error:  # PyTorch meets what doesn't fit with exceptions of many kinds
+        except (LookupError, RuntimeError, ValueError) as error:
             raise _damaged(path, f"its tensors aren't this network's: {error}") from None
-        self.history, self.step, self.begun = state["history"], state["step"], Epoch(**state["begun"])
+        torch.set_rng_state(state["rng"].cpu())
+        self.history, self.step, self.begun = state["history"], state["step"], state["begun"]
         self.seconds = self.saved = state["seconds"]
 
     def progress(self) -> float:
@@ -228,20 +219,17 @@ class Trainer:
 
         Source: Li, Yumer & Ramanan 2020, "Budgeted Training": the learning rate should reach its end with the budget.
         """
-        # Epochs streamed from shards by several processes differ in length: the present one's counts, not a total of
-        # steps.
+        # Epochs streamed from shards by several processes differ in length: the present one's counts.
         by_steps = (len(self.history) + self.begun.batches / len(self.train_loader)) / self.config.epochs
         by_time = self.seconds / (self.config.time_budget_min * 60) if self.config.time_budget_min else 0.0
         return min(1.0, max(by_steps, by_time))
 
     def _finished(self) -> bool:
-        rows, patience = self.history, self.config.patience
-        best = max(range(len(rows)), key=lambda i: rows[i]["val_dice"], default=0)
-        return (
-            len(rows) >= self.config.epochs
-            or (bool(rows) and self.progress() >= 1)
-            or bool(patience and len(rows) - 1 - best >= patience)
-        )
+        scores, patience = [row["val_dice"] for row in self.history], self.config.patience
+        if not scores or self.begun.batches:  # an epoch under way is ended
+            return False
+        since_best = len(scores) - 1 - scores.index(max(scores))
+        return self.progress() >= 1 or bool(patience and since_best >= patience)
 
     def _epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
         for order in (self.train_loader.sampler, self.train_loader.dataset):  # whichever decides it
@@ -249,31 +237,21 @@ class Trainer:
                 order.epoch = epoch
         # validate() puts the mode back, but a caller may have left the model in evaluation mode before.
         self.model.train()
-        begun, before, start = self.begun, self.seconds, time.perf_counter()
+        clock = time.perf_counter() - self.seconds
         for batch in self._batches_left():
-            loss, n = self._train_step(batch)
-            begun.batches, begun.loss, begun.films = begun.batches + 1, begun.loss + loss, begun.films + n
-            self.seconds = distributed.of_main(before + time.perf_counter() - start)
-            bar.set_postfix(
-                loss=f"{begun.loss / begun.films:.4f}",
-                images_per_s=f"{begun.films / (self.seconds - begun.started):.1f}",
-                refresh=False,
-            )
+            self.begun.add(*self._train_step(batch))
+            self.seconds = distributed.of_main(time.perf_counter() - clock)
+            shown = {name: f"{value:.4g}" for name, value in self.begun.summary(self.seconds).items()}
+            bar.set_postfix(shown, refresh=False)
             if self.config.time_budget_min and self.progress() >= 1:
                 break
             if self.seconds - self.saved >= CHECKPOINT_SECONDS:
                 self._checkpoint()
-        images_per_s = begun.films / (self.seconds - begun.started)
-        result = self.validate()
-        self.seconds = distributed.of_main(before + time.perf_counter() - start)
-        return {
-            "epoch": epoch,
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "train_loss": begun.loss / begun.films,
-            **result,
-            "images_per_s": images_per_s,
-            "seconds": self.seconds,
-        }
+        learned, lr = self.begun.summary(self.seconds), self.optimizer.param_groups[0]["lr"]
+        scores = self.validate()
+        self.seconds = distributed.of_main(time.perf_counter() - clock)
+        row = {"epoch": epoch, "lr": lr, "train_loss": learned["train_loss"], **scores}
+        return row | {"images_per_s": learned["images_per_s"], "seconds": self.seconds}
 
     def _batches_left(self) -> Iterator[dict]:
         """The epoch's batches that were not learned from before a run was stopped in the middle of it."""
@@ -343,106 +321,69 @@ class Trainer:
         self.saved = self.seconds
         if not self.out:
             return
-        state = {
-            "config": asdict(self.config),
-            "history": self.history,
-            "step": self.step,
-            "seconds": self.seconds,
-            "begun": asdict(self.begun),
-            "about": self.about,
-            "rng": torch.get_rng_state(),
-            **{name: getattr(self, name).state_dict() for name in ("model", "ema", "optimizer", "scaler")},
-        }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        write_bytes(self.out / "last.pt", _sealed(buffer.getvalue()))
+        write_checkpoint(
+            self.out / "last.pt",
+            {
+                "config": asdict(self.config),
+                "history": self.history,
+                "step": self.step,
+                "seconds": self.seconds,
+                "begun": asdict(self.begun),
+                "about": self.about,
+                "rng": torch.get_rng_state(),
+                **{name: getattr(self, name).state_dict() for name in _LEARNED},
+            },
+        )
 
     def _header(self) -> dict[str, Any]:
-        last, network = self.history[-1], self.best_model
-        assert isinstance(network, UNet)
-        heads = list(self.config.sources) if network.architecture["classes"] > 1 else []
+        last, model, sources = self.history[-1], self.best_model, self.config.sources
+        assert isinstance(model, UNet)
         return {
             "size": self.config.size,
             "normalisation": NORMALISATION,
-            "sources": list(self.config.sources),
-            "heads": heads,
-            "parameters": count_parameters(self.best_model),
+            "sources": list(sources),
+            "heads": list(sources) if model.architecture["classes"] > 1 else [],
+            "parameters": count_parameters(model),
             "validation": {"dice": round(last["val_dice"], 5), "epoch": last["epoch"]},
             "command": self.config.command,
             "commit": self.commit,
             "config": asdict(self.config),
             **self.about,
-            "licence": [LICENCES[source] for source in self.config.sources if source in LICENCES],
+            "licence": [LICENCES[source] for source in sources if source in LICENCES],
         }
 
 
+def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Writes what :meth:`Trainer.resume` needs whole or not at all, with a checksum that any damage breaks."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)  # a zip file; its comment, which is empty, comes last and its length before that
+    body = buffer.getvalue()[:-2] + len(_checksum(b"")).to_bytes(2, "little")
+    write_bytes(path, body + _checksum(body))
+
+
 def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What :class:`Trainer` wrote to ``last.pt``, each part of its type, the configuration rebuilt.
+    """What :func:`write_checkpoint` wrote, the configuration and the epoch rebuilt.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or no checkpoint of this project; the message says what to do.
+        ValueError: it is damaged, or no checkpoint of this version; the message says what to do.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint")
+    content, length = Path(path).read_bytes(), len(_checksum(b""))
+    if _checksum(content[:-length]) != content[-length:]:
+        raise _damaged(path, "it has no or another checksum")
+    state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
     try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.comment and archive.comment != _checksum(Path(path).read_bytes()[: -len(archive.comment)]):
-                raise ValueError("it has another checksum")
-            if damaged := archive.testzip():  # torch.load reads tensors without looking at their checksums
-                raise ValueError(f"{damaged} has another checksum")
-        state = torch.load(path, map_location=device, weights_only=True)
-        missing = [name for name in _PARTS if name not in state]
-        if missing:
-            raise ValueError(f"no {' and no '.join(missing)}")
-        wrong = [
-            name for name, kind in _PARTS.items() if not isinstance(state[name], kind) or isinstance(state[name], bool)
-        ]
-        if wrong:
-            raise ValueError(f"{' and '.join(wrong)} of another type")
-        numbers = [value for row in [*state["history"], state["begun"]] for value in row.values()] + [
-            state["step"],
-            state["seconds"],
-        ]
-        if not all(isinstance(value, (int, float)) for value in numbers) or not all(
-            "val_dice" in row for row in state["history"]
-        ):
-            raise ValueError("its history holds other things than numbers")
-        Epoch(**state["begun"])
-        return {**state, "config": TrainConfig.from_dict(state["config"])}
-    except (MemoryError, torch.OutOfMemoryError, PermissionError):  # the machine's failures, not the file's
-        raise
-    except Exception as error:  # pickle and zipfile meet damage with exceptions of a dozen kinds
+        return state | {"config": TrainConfig.from_dict(state["config"]), "begun": Epoch(**state["begun"])}
+    except (LookupError, TypeError, ValueError) as error:
         raise _damaged(path, error) from None
-
-
-def _sealed(archive: bytes) -> bytes:
-    """A zip file's bytes with a checksum of them as its comment, which torch.load passes over."""
-    body = archive[:-2] + len(_checksum(b"")).to_bytes(2, "little")
-    return body + _checksum(body)
 
 
 def _checksum(data: bytes) -> bytes:
     return hashlib.sha256(data).hexdigest().encode()
 
 
-_PARTS: dict[str, Any] = {
-    "config": dict,
-    "history": list,
-    "step": int,
-    "seconds": (int, float),
-    "begun": dict,
-    "about": dict,
-    "rng": torch.Tensor,
-    "model": dict,
-    "ema": dict,
-    "optimizer": dict,
-    "scaler": dict,
-}
-
-
 def _damaged(path: str | Path, reason: object) -> ValueError:
-    said = " ".join(str(reason).split())[:200] or type(reason).__name__
+    said = " ".join(str(reason).split())[:200]
     return ValueError(
         f"{path}: a damaged checkpoint, or none of this version ({said}): move it away to start anew; "
         "best.safetensors beside it stays usable"
@@ -484,21 +425,19 @@ def _fit_quality(trainer: Trainer) -> None:
     assert trainer.out
     best = trainer.out / "best.safetensors"
     segmenter = LungSegmenter(best, device=trainer.config.device)
-    update_header(best, quality=fit_quality(_validation_films(trainer.val_loader), segmenter))
+    update_header(best, quality=fit_quality(_validation_films(trainer), segmenter))
 
 
-def _validation_films(loader: DataLoader) -> Iterator[Item]:
+def _validation_films(trainer: Trainer) -> Iterator[Item]:
     """Validation films as images again, evenly chosen where there are more than an estimate is fitted on."""
-    batch_size, n = 0, 0
-    for batch in loader:
-        batch_size = max(batch_size, len(batch["name"]))
-        every = math.ceil(len(loader) * batch_size / MOST)
-        for name, source, image, mask in zip(batch["name"], batch["source"], batch["image"], batch["mask"]):
-            if name and n % every == 0:
-                low, high = image.min(), image.max()
-                gray = ((image - low) / (high - low).clamp_min(1e-6) * 255).round()
-                yield Item(name, source, "none", 0, gray[0].numpy().astype(np.uint8), mask[0].numpy().astype(np.uint8))
-            n += 1
+    batches = trainer.val_loader
+    films = (film for batch in batches for film in zip(*(batch[key] for key in ("name", "source", "image", "mask"))))
+    every = math.ceil(len(batches) * distributed.batch_share(trainer.config.batch_size) / MOST)
+    for name, source, image, mask in islice(films, 0, None, every):
+        if name:
+            low, high = image.min(), image.max()
+            gray = ((image - low) / (high - low).clamp_min(1e-6) * 255).round()
+            yield Item(name, source, "none", 0, gray[0].numpy().astype(np.uint8), mask[0].numpy().astype(np.uint8))
 
 
 def _say_epoch(row: dict[str, float], epochs: int) -> bool:
@@ -616,14 +555,14 @@ def _check_folder(out: Path, resume: bool) -> Path:
     last = out / "last.pt"
     if last.exists() and not resume:
         raise FileExistsError(f"{last} is there: resume that run (--resume) or choose another folder")
-    there = next(
-        (out / name for name in ("best.safetensors", "history.csv", "config.json") if (out / name).exists()), None
-    )
+    there = [out / name for name in ("best.safetensors", "history.csv", "config.json") if (out / name).exists()]
     if there:
         try:
             TrainConfig.from_dict(json.loads((out / "config.json").read_text()))
         except (OSError, ValueError, TypeError, AttributeError):
-            raise ValueError(f"{there}: not of an earlier run, which would replace it: choose another folder") from None
+            raise ValueError(
+                f"{there[0]}: not of an earlier run, which would replace it: choose another folder"
+            ) from None
     return last
 
 

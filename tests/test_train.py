@@ -163,7 +163,7 @@ def test_run_ends_with_an_estimate_of_its_masks_or_the_reason_why_there_is_none(
 
 def test_an_estimate_is_fitted_to_films_from_all_over_a_large_validation_set(tmp_path):
     write_prepared(tmp_path, {"train": 3, "val": 100})
-    films = list(training._validation_films(trainer(tmp_path, batch_size=8).val_loader))
+    films = list(training._validation_films(trainer(tmp_path, batch_size=8)))
     names = [film.name for film in films]
     assert len(set(names)) == len(films) == 34  # every third, as 48 are the most
     truth = LungDataset(read_manifest(tmp_path).query("split == 'val'"), TINY.size)
@@ -458,42 +458,24 @@ def test_a_flipped_bit_anywhere_is_refused(finished, tmp_path):
         assert "move it away to start anew" in refusal(run, path), at
 
 
-def test_checkpoint_without_a_checksum_is_taken_unless_an_entry_is_damaged(finished, tmp_path):
+def test_checkpoint_without_a_checksum_is_refused(finished, tmp_path):
     run, _, state = finished
-    path = tmp_path / "last.pt"
-    torch.save(state, path)
-    assert not refusal(run, path)
-    data = path.read_bytes()
-    at = data.index(state["rng"].numpy().tobytes())
-    path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
-    assert "another checksum" in refusal(run, path)
+    torch.save(state, tmp_path / "last.pt")
+    assert "no or another checksum" in refusal(run, tmp_path / "last.pt")
 
 
-@pytest.mark.parametrize(
-    "part", ["config", "history", "step", "seconds", "begun", "about", "rng", "model", "ema", "optimizer", "scaler"]
-)
-def test_edited_checkpoint_is_refused_in_a_line_that_names_it(finished, tmp_path, part):
+@pytest.mark.parametrize("part, value", [("config", {"nonsense": 1}), ("begun", {"nonsense": 1}), ("begun", None)])
+def test_checkpoint_of_another_version_is_refused_in_a_line_that_names_it(finished, tmp_path, part, value):
     run, _, state = finished
-    path, rest = tmp_path / "last.pt", {key: value for key, value in state.items() if key != part}
-    torch.save(rest, path)
-    assert f"no {part}" in refusal(run, path)
-    for value in (None, "text", [3], True, torch.zeros(3)):
-        torch.save({**rest, part: value}, path)
-        assert refusal(run, path), value
-    if part != "scaler":  # which nobody asks in float32
-        torch.save({**rest, part: {"a": "b"}}, path)
-        assert refusal(run, path)
+    training.write_checkpoint(tmp_path / "last.pt", {**state, part: value})
+    assert "move it away to start anew" in refusal(run, tmp_path / "last.pt")
 
 
 def test_checkpoint_of_another_network_is_refused(finished, tmp_path):
     run, _, state = finished
     other = UNet(base_channels=4, depth=2).state_dict()
-    moments = {
-        **state["optimizer"],
-        "state": {n: {**one, "exp_avg": torch.zeros(7)} for n, one in state["optimizer"]["state"].items()},
-    }
-    for part, value in (("model", other), ("ema", other), ("optimizer", moments)):
-        torch.save({**state, part: value}, tmp_path / "last.pt")
+    for part in ("model", "ema"):
+        training.write_checkpoint(tmp_path / "last.pt", {**state, part: other})
         assert "its tensors aren't this network's" in refusal(run, tmp_path / "last.pt")
 
 
@@ -526,7 +508,7 @@ def test_more_epochs_may_be_asked_for_on_resuming(prepared, tmp_path):
 @pytest.mark.parametrize("change", [{"lr": 0.5}, {"augment": "none"}, {"seed": 7}], ids=str)
 def test_other_settings_than_the_checkpoints_are_refused_by_name(prepared, tmp_path, change):
     trainer(prepared, tmp_path / "run", epochs=1).fit()
-    with pytest.raises(ValueError, match=f"another {next(iter(change))}: "):
+    with pytest.raises(ValueError, match=f"other settings: {next(iter(change))} = "):
         trainer(prepared, **change).resume(tmp_path / "run" / "last.pt")
 
 
