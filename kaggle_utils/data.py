@@ -53,13 +53,12 @@ def read_manifest(root: str | Path) -> pd.DataFrame:
             f"{root} holds shards, which train alone reads: give the prepared folder that they were written from"
         )
     check_disjoint(frame)
-    frame["image"] = [str(root / s / "image" / f"{n}.png") for s, n in zip(frame["split"], frame["name"])]
-    frame["mask"] = [
-        str(root / s / "mask" / f"{n}.png") if s != "unlabelled" else "" for s, n in zip(frame["split"], frame["name"])
-    ]
-    gone = next((p for p in [*frame["image"], *filter(None, frame["mask"])] if not Path(p).exists()), None)
-    if gone:
-        raise FileNotFoundError(f"{gone} is in {path} but not on the disk: run prep again")
+    for kind in ("image", "mask"):
+        frame[kind] = [str(root / split / kind / f"{name}.png") for split, name in zip(frame["split"], frame["name"])]
+    frame.loc[frame["split"] == "unlabelled", "mask"] = ""
+    for file in filter(None, [*frame["image"], *frame["mask"]]):
+        if not Path(file).exists():
+            raise FileNotFoundError(f"{file} is in {path} but not on the disk: run prep again")
     return frame
 
 
@@ -75,24 +74,18 @@ def parse_manifest(file: str | Path | BinaryIO, path: str | Path) -> pd.DataFram
     """
     try:
         frame = read_csv(file)
-    except (
-        ValueError
-    ) as error:  # among them what pandas and the decoder say of a file that is no text, or has no columns
-        raise ValueError(
-            f"{path}: not a table as prep writes it ({' '.join(str(error).split())}): run prep again"
-        ) from None
+    except ValueError as error:  # of pandas or the decoder: it is no text, or has no columns
+        said = " ".join(str(error).split())
+        raise ValueError(f"{path}: not a table as prep writes it ({said}): run prep again") from None
     missing = {"name", "source", "split", "tb", "pixels"} - set(frame)
     if missing:
         raise ValueError(f"{path}: no column {', '.join(sorted(missing))}; it was not written by this version's prep")
-    empty = frame[frame[["source", "pixels"]].isna().any(axis=1)]
-    if len(empty):
-        raise ValueError(f"{path}: line {empty.index[0] + 2} has no source or no pixels: run prep again")
-    wrong = frame[frame["name"].isna() | ~frame["split"].isin(_SPLITS)]
+    known = ["name", "source", "pixels", "split"]
+    wrong = frame.loc[frame[known].isna().any(axis=1) | ~frame["split"].isin(_SPLITS), known]
     if len(wrong):
         raise ValueError(
-            f"{path}: line {wrong.index[0] + 2} has the name {wrong['name'].iloc[0]!r} and the split "
-            f"{wrong['split'].iloc[0]!r}, which is one "
-            f"of {', '.join(_SPLITS)}: run prep again"
+            f"{path}: line {wrong.index[0] + 2} has {wrong.iloc[0].to_dict()}; each is to be there, and split one of "
+            f"{', '.join(_SPLITS)}: run prep again"
         )
     return frame
 
@@ -112,14 +105,15 @@ def read_pair(image: str | Path, mask: str | Path) -> tuple[np.ndarray, np.ndarr
         ValueError: one of them is damaged, or the mask is none of this film's lungs: prep writes no such pair.
     """
     film, lungs = read_image(image), read_mask(mask)
+    said = ""
     if film.shape != lungs.shape:
-        raise ValueError(
-            f"{mask}: the mask is {lungs.shape} and the film {film.shape}, not as prep writes them: run prep again"
-        )
-    if min(film.shape) < PREPARED_SIDES[0]:
-        raise ValueError(f"{image}: {film.shape[1]}×{film.shape[0]} px, not as prep writes films: run prep again")
-    if not 0 < lungs.mean() <= MOST_LUNG:
-        raise ValueError(f"{mask}: {lungs.mean():.0%} of the film is lung, no mask as prep writes them: run prep again")
+        said = f"{mask}: the mask is {lungs.shape} and the film {film.shape}"
+    elif min(film.shape) < PREPARED_SIDES[0]:
+        said = f"{image}: {film.shape[1]}×{film.shape[0]} px"
+    elif not 0 < lungs.mean() <= MOST_LUNG:
+        said = f"{mask}: {lungs.mean():.0%} of the film is lung"
+    if said:
+        raise ValueError(f"{said}, not as prep writes them: run prep again")
     return film, lungs
 
 

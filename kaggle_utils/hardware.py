@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -19,14 +20,9 @@ def choose_device(name: str = "auto") -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if (
-        device is None or device.type not in ("cpu", "cuda", "mps") or device.type != "cuda" and device.index
-    ):  # others are not tried here
+    if not re.fullmatch(r"(cpu|mps)(:0)?|cuda(:\d{1,2})?", name):  # others are not tried here
         raise ValueError(f"device is auto, cpu, cuda, cuda:N or mps, not {name!r}")
+    device = torch.device(name)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError("no mps here, which is a Mac's GPU: choose device auto or cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

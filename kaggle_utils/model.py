@@ -28,6 +28,8 @@ _UP_CONV = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 _POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+_LINEAR = {2: "bilinear", 3: "trilinear"}
+PRIOR = 0.25  # the lungs' share of a film, which an untrained network predicts everywhere
 
 
 class UNet(nn.Module):
@@ -48,7 +50,6 @@ class UNet(nn.Module):
         patch: px, side of the patches that become channels before the first convolution, and come back as pixels after
             the last (films only). 2 quarters the work of every level and still gives a logit to every pixel.
         conv: ``plain``, or ``separable``: each 3×3 convolution a depthwise and a 1×1 one, with a ninth of the weights.
-        prior: the lungs' share of a film, where the output bias starts: an untrained network predicts it everywhere.
 
     Shape:
         ``(B, in_channels, H, W)`` → ``(B, classes, H, W)`` logits.
@@ -70,13 +71,16 @@ class UNet(nn.Module):
         up: str = "bilinear",
         patch: int = 1,
         conv: str = "plain",
-        prior: float = 0.25,
     ):
         super().__init__()
-        _check_choice("dims", dims, (2, 3))
-        _check_choice("norm", norm, ("batch", "group", "instance"))
-        _check_choice("up", up, ("bilinear", "transposed"))
-        _check_choice("conv", conv, ("plain", "separable"))
+        for name, value, choices in (
+            ("dims", dims, (2, 3)),
+            ("norm", norm, ("batch", "group", "instance")),
+            ("up", up, ("bilinear", "transposed")),
+            ("conv", conv, ("plain", "separable")),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} is one of {', '.join(map(repr, choices))}, not {value!r}")
         if patch > 1 and dims == 3:
             raise ValueError("patch > 1 is for films (dims=2)")
         self.architecture: dict[str, Any] = dict(
@@ -106,7 +110,7 @@ class UNet(nn.Module):
         with torch.no_grad():  # all outputs start alike: else a patch's pixels are a checkerboard (Aitken et al. 2017)
             self.outc.weight.copy_(self.outc.weight[:1].expand_as(self.outc.weight))
         assert self.outc.bias is not None
-        nn.init.constant_(self.outc.bias, math.log(prior / (1 - prior)))
+        nn.init.constant_(self.outc.bias, math.log(PRIOR / (1 - PRIOR)))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         images, shape = self._pad(images), images.shape[2:]
@@ -139,41 +143,26 @@ class UNet(nn.Module):
 class DoubleConv(nn.Sequential):
     """(3×3 convolution, normalisation, ReLU) twice."""
 
-    def __init__(self, in_channels: int, out_channels: int, dims: int = 2, norm: str = "batch", conv: str = "plain"):
-        layers = [
-            layer
-            for channels in (in_channels, out_channels)
-            for layer in (
-                *_conv3(conv, dims, channels, out_channels),
-                _norm(norm, dims, out_channels),
-                nn.ReLU(inplace=True),
-            )
-        ]
-        super().__init__(*layers)
+    def __init__(self, in_channels: int, out_channels: int, dims: int, norm: str, conv: str):
+        super().__init__()
+        for channels in (in_channels, out_channels):
+            self.extend(_conv3(conv, dims, channels, out_channels))
+            self.append(_norm(norm, dims, out_channels))
+            self.append(nn.ReLU(inplace=True))
 
 
 class Up(nn.Module):
     """Doubles the resolution, appends the skip connection's channels and convolves."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        dims: int = 2,
-        norm: str = "batch",
-        up: str = "bilinear",
-        conv: str = "plain",
-    ):
+    def __init__(self, in_channels: int, out_channels: int, dims: int, norm: str, up: str, conv: str):
         super().__init__()
         self.up: nn.Module
         if up == "transposed":
             self.up = _UP_CONV[dims](in_channels, out_channels, 2, stride=2)
         else:
             # The 1×1 convolution commutes with the interpolation and is four times cheaper before it.
-            self.up = nn.Sequential(
-                _CONV[dims](in_channels, out_channels, 1),
-                nn.Upsample(scale_factor=2, mode="bilinear" if dims == 2 else "trilinear"),
-            )
+            narrow = _CONV[dims](in_channels, out_channels, 1)
+            self.up = nn.Sequential(narrow, nn.Upsample(scale_factor=2, mode=_LINEAR[dims]))
         self.conv = DoubleConv(2 * out_channels, out_channels, dims, norm, conv)
 
     def forward(self, features: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
@@ -274,9 +263,8 @@ def load_network(path: str | Path, make: Callable[[], Network]) -> Network:
         RuntimeError,
         SafetensorError,
     ) as error:
-        raise ValueError(
-            f"{path}: the tensors don't fit the architecture in the header ({' '.join(str(error).split())[:400]})"
-        ) from None
+        said = " ".join(str(error).split())[:400]
+        raise ValueError(f"{path}: the tensors don't fit the architecture in the header ({said})") from None
     for name, tensor in tensors.items():
         check_finite(path, name, bool(np.isfinite(tensor.numpy()).all()))  # by NumPy: no threads for small tensors
     return model.eval()
@@ -314,8 +302,3 @@ def _initialise(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def _check_choice(name: str, value: object, choices: tuple) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} is one of {', '.join(map(repr, choices))}, not {value!r}")

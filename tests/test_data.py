@@ -71,13 +71,19 @@ def test_manifest_of_another_program_is_refused(prepared):
         ("", "not a table as prep writes it"),
         (b"\x00\xff\xfe\x89PNG\n,,", "not a table as prep writes it"),
         ('name\n"a\nb', "not a table as prep writes it"),
-        ("name,source,split,tb,pixels\na,montgomery,,1,x\n", "line 2 has the name 'a' and the split nan"),
-        ("name,source,split,tb,pixels\na,montgomery,dev,1,x\n", "line 2 has the name 'a' and the split 'dev'"),
-        ("name,source,split,tb,pixels\n,montgomery,val,1,x\n", "line 2 has the name nan and the split 'val'"),
-        ("name,source,split,tb,pixels\na,,val,1,x\n", "line 2 has no source or no pixels"),
+        (
+            "name,source,split,tb,pixels\na,montgomery,,1,x\n",
+            "line 2 has {'name': 'a', 'source': 'montgomery', 'pixels': 'x', 'split': nan}",
+        ),
+        (
+            "name,source,split,tb,pixels\na,montgomery,dev,1,x\n",
+            "line 2 has {'name': 'a', 'source': 'montgomery', 'pixels': 'x', 'split': 'dev'}",
+        ),
+        ("name,source,split,tb,pixels\n,montgomery,val,1,x\n", "line 2 has {'name': nan"),
+        ("name,source,split,tb,pixels\na,,val,1,x\n", "line 2 has {'name': 'a', 'source': nan"),
         (
             "name,source,split,tb,pixels\na,montgomery,val,1,x\nb,montgomery,val,1,nan\n",
-            "line 3 has no source or no pixels",
+            "line 3 has {'name': 'b', 'source': 'montgomery', 'pixels': nan",
         ),
     ],
     ids=["empty", "bytes", "an open quote", "no split", "a split of another program", "no name", "no source", "NaN"],
@@ -106,7 +112,7 @@ def test_what_is_no_prepared_folder_is_refused(tmp_path, root, error):
         ((32, 32), np.ones((32, 32)), "mask.train_000.png: 100% of the film is lung"),
         ((32, 32), np.zeros((32, 32)), "mask.train_000.png: 0% of the film is lung"),
         ((32, 32), np.tri(16), r"mask.train_000.png: the mask is \(16, 16\) and the film \(32, 32\)"),
-        ((1, 1), np.ones((1, 1)), "image.train_000.png: 1×1 px, not as prep writes films"),
+        ((1, 1), np.ones((1, 1)), "image.train_000.png: 1×1 px, not as prep writes them"),
     ],
     ids=["all lung", "no lung", "another size", "1×1"],
 )

@@ -10,7 +10,7 @@ from kaggle_utils.plots import figures as plot
 from kaggle_utils.plots import save
 from kaggle_utils.plots import tuning as plot_tuning
 from kaggle_utils.tuning.studies import STUDIES
-from kaggle_utils.tuning.study import COLUMNS, SETTINGS, write_rows
+from kaggle_utils.tuning.study import SETTINGS, STUDY_COLUMNS, write_rows
 
 CONFIG = TrainConfig(size=128, epochs=8)
 NAMES = [*STUDIES, "search"]
@@ -131,4 +131,4 @@ def test_the_curve_of_films_has_their_number_where_synthetic_ones_are_added(tabl
 
 
 def test_made_up_tables_are_what_studies_write(tables):
-    assert all(tuple(pd.read_csv(tables / f"tuning/{name}.csv")) == COLUMNS for name in NAMES)
+    assert all(tuple(pd.read_csv(tables / f"tuning/{name}.csv")) == STUDY_COLUMNS for name in NAMES)

@@ -20,6 +20,7 @@ from phantoms import phantom, write_prepared
 from torch import nn
 
 from kaggle_utils.cli import main
+from kaggle_utils.commands import training
 from kaggle_utils.config import TrainConfig
 from kaggle_utils.loss import BCEDiceLoss, BCEWithLogitsLoss
 from kaggle_utils.trainer import make_trainer
@@ -27,7 +28,8 @@ from kaggle_utils.tuning import mistakes, study
 from kaggle_utils.tuning import search as searching
 from kaggle_utils.tuning import studies as tune
 from kaggle_utils.tuning.mistakes import MISTAKES
-from kaggle_utils.tuning.study import COLUMNS, Run, read_table
+from kaggle_utils.tuning.protocol import PROTOCOLS
+from kaggle_utils.tuning.study import STUDY_COLUMNS, Run, read_table
 
 TINY = TrainConfig(
     sources=("montgomery",),
@@ -141,7 +143,7 @@ def test_processes_beside_each_other_write_the_same_rows(prepared, tmp_path):
 def test_a_row_an_epoch_with_settings_scores_and_commit(prepared, tmp_path):
     write_prepared(prepared, {"test": 3}, source="jsrt", first=100)
     table = do(prepared, tmp_path, seeds=1)
-    assert tuple(table) == COLUMNS and table.groupby("run").size().eq(2).all()
+    assert tuple(table) == STUDY_COLUMNS and table.groupby("run").size().eq(2).all()
     wide = table[table["run"] == "base_channels=4"]
     assert (
         wide["base_channels"].eq(4).all()
@@ -217,13 +219,15 @@ def test_summary_has_means_over_the_seeds_after_the_last_epoch(prepared, tmp_pat
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
-def test_an_unknown_study_is_answered_with_the_list(prepared, tmp_path, capsys):
-    assert main(["tune", "colour", "--data", str(prepared), "--out", str(tmp_path)]) == 1
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and all(name in error for name in [*tune.STUDIES, "search", "'colour'"])
+def test_an_unknown_study_is_answered_with_the_list(tmp_path):
+    with pytest.raises(ValueError, match="'colour'") as error:
+        tune.run_study("colour", tmp_path, out=tmp_path)
+    assert all(name in str(error.value) for name in [*tune.STUDIES, "search"])
 
 
-@pytest.mark.parametrize("content", ["config,seed,dice\n1,0,0.9\n", "", "\x00\xff", ",".join(COLUMNS[::-1]) + "\n"])
+@pytest.mark.parametrize(
+    "content", ["config,seed,dice\n1,0,0.9\n", "", "\x00\xff", ",".join(STUDY_COLUMNS[::-1]) + "\n"]
+)
 @pytest.mark.parametrize("name", ["loss", "search"])
 def test_a_table_of_another_version_is_left_alone(prepared, tmp_path, name, content):
     (tmp_path / f"{name}.csv").write_text(content)
@@ -502,3 +506,12 @@ def test_a_falsified_number_leaves_the_training_as_it_is(prepared, tmp_path, mon
     right, wrong = (rows.reset_index() for _, rows in table.groupby("run", sort=False))
     assert right["val_dice"].equals(wrong["val_dice"]) and right["reported"].equals(right["val_dice"])
     np.testing.assert_allclose(wrong["reported"], 4 * wrong["val_dice"], atol=1e-4)  # one batch of four
+
+
+def test_an_unknown_study_or_protocol_is_refused_first_with_the_names(capsys):
+    assert {*training.STUDIES} == {*tune.STUDIES, "search"} and {*training.PROTOCOLS} == {*PROTOCOLS}
+    for command, known in (("tune", "capacity"), ("protocol", "jsrt")):
+        with pytest.raises(SystemExit):
+            main([command, "nix", "--data", "nowhere"])
+        said = capsys.readouterr().err
+        assert "nix" in said and known in said and "nowhere" not in said

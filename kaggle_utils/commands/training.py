@@ -63,8 +63,13 @@ def train(args: argparse.Namespace) -> int:
     return 0
 
 
+# As in the room tuning, which takes seconds to import.
+PROTOCOLS = ("both", "montgomery", "shenzhen", "jsrt")
+STUDIES = ("bugs", "augmentation", "longer", "loss", "capacity", "optimisation", "data", "check", "search")
+
+
 def _protocol_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("name", nargs="+", help="both, montgomery, shenzhen or jsrt: whose training list to train on")
+    sub.add_argument("name", nargs="+", choices=PROTOCOLS, help="whose training list to train on")
     sub.add_argument("--data", default="segmentation", help="prepared folder")
     sub.add_argument(
         "--input", help="folder with the raw sets: compare at the original sizes too (size 0 in the table)"
@@ -85,7 +90,7 @@ def protocol(args: argparse.Namespace) -> int:
 
 
 def _tune_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("study", help="bugs, augmentation, longer, loss, capacity, optimisation, data, check or search")
+    sub.add_argument("study", choices=STUDIES, help="the question that is asked")
     sub.add_argument("--data", default="segmentation", help="prepared folder")
     sub.add_argument("--seeds", type=positive, default=3, help="how often to repeat each run; a search repeats nothing")
     sub.add_argument("--size", type=side, default=128, help="px, where the study doesn't vary it")

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..loss import BCEDiceLoss, BCEWithLogitsLoss, DiceLoss
+from ..loss import BCEDiceLoss
 from ..trainer import Trainer
 from .study import Outputs, films_of
 
@@ -25,16 +25,19 @@ class MasksOf255(nn.Module):
     """1. Masks left at 0 and 255: the loss has no floor, and the more a pixel is called lung the lower it falls."""
 
     def forward(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        bce = F.binary_cross_entropy_with_logits(logits.float(), 255 * truth)
-        return (bce + 1 - film_dice(logits.float().sigmoid(), 255 * truth).mean()) / 2
+        return unchecked_loss(logits.float(), logits.float().sigmoid(), 255 * truth)
 
 
 class RawLogits(nn.Module):
     """7. Logits in the Dice formula, where probabilities belong: unbounded."""
 
     def forward(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        bce = F.binary_cross_entropy_with_logits(logits.float(), truth)
-        return (bce + 1 - film_dice(logits.float(), truth).mean()) / 2
+        return unchecked_loss(logits.float(), logits.float(), truth)
+
+
+def unchecked_loss(logits: torch.Tensor, prob: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Half cross-entropy, half Dice loss, with no look at what comes in."""
+    return (F.binary_cross_entropy_with_logits(logits, truth) + 1 - film_dice(prob, truth).mean()) / 2
 
 
 class SigmoidTwice(BCEDiceLoss):
@@ -44,12 +47,8 @@ class SigmoidTwice(BCEDiceLoss):
         return super().forward(logits.float().sigmoid(), truth)
 
 
-class WrongSign(nn.Module):
+class WrongSign(BCEDiceLoss):
     """11. Cross-entropy plus Dice, instead of plus one minus Dice: half of the loss rewards missing the lungs."""
-
-    def __init__(self):
-        super().__init__()
-        self.bce, self.dice = BCEWithLogitsLoss(), DiceLoss()
 
     def forward(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         return (self.bce(logits, truth) + 1 - self.dice(logits, truth)) / 2

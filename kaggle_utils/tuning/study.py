@@ -1,7 +1,7 @@
 """One run of a study as rows of a table, the table on disk, and runs beside each other.
 
-A table has a row per epoch and the columns :data:`COLUMNS`: ``reported`` is what the run would have called its Dice,
-``dice_256`` and ``jsrt_256`` are mean Dice at 256 px after the last epoch, ``seconds`` are since the run's start,
+A table has a row per epoch and the columns :data:`STUDY_COLUMNS`: ``reported`` is what the run would have called its
+Dice, ``dice_256`` and ``jsrt_256`` are mean Dice at 256 px after the last epoch, ``seconds`` are since the run's start,
 ``status`` is finished, pruned or diverged, ``data`` the prepared set's fingerprint.
 """
 
@@ -59,7 +59,7 @@ MEASURES = (
     "jsrt_256",
     "seconds",
 )
-COLUMNS = (
+STUDY_COLUMNS = (
     "study",
     "run",
     *SETTINGS,
@@ -186,13 +186,13 @@ def read_table(path: str | Path) -> pd.DataFrame:
         ValueError: its columns are those of another version, or it is no table at all.
     """
     if not Path(path).exists():
-        return pd.DataFrame(columns=COLUMNS)
+        return pd.DataFrame(columns=STUDY_COLUMNS)
     try:
         table = pd.read_csv(path)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError):
         table = pd.DataFrame()
-    if tuple(table) != COLUMNS:
-        odd = ", ".join(sorted(set(table) ^ set(COLUMNS))[:5])
+    if tuple(table) != STUDY_COLUMNS:
+        odd = ", ".join(sorted(set(table) ^ set(STUDY_COLUMNS))[:5])
         raise ValueError(
             f"{path} was written by another version ({odd or 'other order of columns'}): move it away to start anew"
         )
@@ -202,7 +202,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
 def write_rows(path: str | Path, rows: list[dict[str, Any]], *, append: bool = False) -> None:
     """Writes a study's table, or adds to it; a kill leaves it without these rows or with all of them."""
     path = Path(path)
-    table = pd.DataFrame(rows, columns=COLUMNS).round({**dict.fromkeys(MEASURES, 5), "seconds": 1})
+    table = pd.DataFrame(rows, columns=STUDY_COLUMNS).round({**dict.fromkeys(MEASURES, 5), "seconds": 1})
     old = path.read_bytes() if append and path.exists() else b""
     write_bytes(path, old + table.to_csv(index=False, header=not old).encode())
 
