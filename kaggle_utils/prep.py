@@ -13,23 +13,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
-import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from .config import MOST_LUNG, PREPARED_SIDES
-from .files import Journal, check_input, check_ours, is_below, printable, write_bytes
-from .image import read_image, read_mask, resize_image, resize_mask, write_image, write_mask
-from .pictures.find import claims_film, may_hide_films, walk, without_suffix
+from .config import PREPARED_SIDES
+from .files import Journal, check_ours, is_below, printable, write_bytes
+from .image import read_image, resize_image, resize_mask, write_image, write_mask
 from .quality import is_negative, no_radiograph
+from .sets import RawFilm, combined_mask, find_films, find_own, read_clinical
 from .splits import SAME_PATIENT, published_split
 from .tables import to_csv
 
@@ -38,13 +35,6 @@ COLUMNS = ("name", "source", "split", "tb", "sex", "age", "height", "width", "in
 _NEW = ".unet-lung-new"  # folder of the films that have no split yet
 _PLACES = (*SPLITS, "unlabelled", _NEW)  # of films; the newest last
 _RULES = 3  # of what is written for a film; another number does every film again
-_NAMES = re.compile(  # of films; those of the tuberculosis sets end with their label
-    r"(?P<montgomery>MCUCXR_\d{4,6}_[01])|(?P<shenzhen>CHNCXR_\d{4,6}_[01])|(?P<jsrt>JPC(LN|NN)\d{3})", re.I
-)
-# Folders of masks, of one lung or of both.
-_MASKS = re.compile(r"(?P<side>left|right)(mask| lung)|(manual)?mask|masks", re.I)
-# SCR ships these beside the lungs.
-_OTHER_ORGANS = {"heart", "left clavicle", "right clavicle"}
 
 
 class Problem(NamedTuple):
@@ -55,82 +45,31 @@ class Problem(NamedTuple):
     reason: str
 
 
-@dataclass
-class RawFilm:
-    """One film of a raw set: its files by role and its clinical text."""
-
-    name: str
-    source: str
-    tb: int | None = None
-    files: dict[str, Path] = field(default_factory=dict)  # image, mask, left, right, text
-
-    @property
-    def paths(self) -> list[Path]:
-        """All its files."""
-        return [path for _, path in sorted(self.files.items())]
-
-    @property
-    def mask_files(self) -> list[Path]:
-        """Left and right masks where there are both, else the whole mask, else nothing."""
-        halves = [self.files[role] for role in ("left", "right") if role in self.files]
-        whole = [self.files["mask"]] if "mask" in self.files else []
-        return halves if len(halves) == 2 else whole or halves
-
-
-def find_films(root: str | Path) -> list[RawFilm]:
-    """Finds the films of Montgomery, Shenzhen and JSRT/SCR anywhere under a folder.
-
-    Files are paired by stem. Of several copies of one file (the public sets overlap) the first in path order counts.
-
-    Args:
-        root: the input folder.
-
-    Returns:
-        Films in the order of their names; one may lack its image or its masks. After them, folders and links that
-        can't be searched, as films without a source: they can't be read either.
-
-    Raises:
-        FileNotFoundError: there is no such folder, or nothing in it belongs to a known set.
-    """
-    check_input(root)
-    root = Path(root)
-    films: dict[str, RawFilm] = {}
-    hidden = []
-    for path in _files(root):
-        stem = re.sub(r"(_mask)?(\.txt)?$", "", without_suffix(path.name), flags=re.I)
-        found, role = _NAMES.fullmatch(stem), _role(path.relative_to(root))
-        if found and role:
-            name, source = stem.upper(), found.lastgroup or ""
-            tb = None if source == "jsrt" else int(name[-1])
-            films.setdefault(name, RawFilm(name, source, tb)).files.setdefault(role, path)
-        elif not found and may_hide_films(path):
-            hidden.append(RawFilm(printable(path.relative_to(root)), "", files={"image": path}))
-    films = {name: film for name, film in films.items() if set(film.files) != {"text"}}
-    if not films:
-        sets = "Montgomery (MCUCXR_0001_0.png), Shenzhen (CHNCXR_0001_0.png) or JSRT (JPCLN001.png)"
-        unseen = f"; {hidden[0].files['image']} can't be searched" if hidden else ""
-        raise FileNotFoundError(f"{root}: no film of {sets} in it{unseen}")
-    return [films[name] for name in sorted(films)] + hidden
-
-
 def prepare(
     root: str | Path,
     out: str | Path,
     *,
     size: int = 512,
     workers: int | None = None,
-    split: str = "published",
+    split: str | Path = "published",
     seed: int = 0,
+    masks: str | Path | None = None,
+    name: str = "own",
+    labels: Collection[int] = (),
 ) -> pd.DataFrame:
-    """Prepares every film found under a folder; a second run does only what is missing.
+    """Prepares every radiograph found under a folder; a second run does only what is missing.
 
     Args:
-        root: folder with the raw sets.
+        root: folder with the raw public sets, or, with ``masks``, with the radiographs of a set of your own.
         out: folder to write, see the module's docstring.
         size: px, side of the prepared films.
         workers: threads, one per core by default; decoding and resizing run outside Python's lock.
-        split: ``published`` (the frozen lists; names outside them as ``random``) or ``random``.
+        split: ``published`` (the frozen lists; names outside them as ``random``), ``random``, or a CSV file with the
+            columns name, split and patient, of which one of the last two is enough.
         seed: of the random split.
+        masks: of a set of your own, see :func:`sets.find_own`.
+        name: of that set: the source of its radiographs and the name of its head.
+        labels: grays of the lungs, where its masks are maps of more labels than lungs.
 
     Returns:
         The manifest, one row per prepared film. What could not be used is in ``problems.csv`` with its reason.
@@ -146,12 +85,12 @@ def prepare(
     out = Path(out)
     if is_below(root, out):
         raise ValueError(f"{root}: raw films in the folder to write, {out}: choose another folder")
-    films = find_films(root)
+    films = find_films(root) if masks is None else find_own(root, masks, name, labels=labels)
     inside = next((path for film in films for path in film.paths if is_below(path, out)), None)
     if inside:
         raise ValueError(f"{inside}: a raw film in the folder to write, {out}: choose another folder")
     rows, problems = _prepare_all(films, out, size, workers or os.cpu_count() or 1)
-    frame = pd.DataFrame(rows, columns=[*COLUMNS, "masked"]).sort_values("name", ignore_index=True)
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, "masked", "patient"]).sort_values("name", ignore_index=True)
     first = frame.groupby("pixels")["name"].transform("first")
     twin = frame["name"] != first
     for name, source, other in zip(frame["name"][twin], frame["source"][twin], first[twin]):
@@ -212,57 +151,10 @@ def prepare_film(film: RawFilm, folder: str | Path, size: int = 512) -> dict[str
         "width": image.shape[1],
         "inverted": int(inverted),
         "masked": mask is not None,
+        "patient": film.patient,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "pixels": hashlib.sha256(small.tobytes()).hexdigest()[:16],
     }
-
-
-def combined_mask(film: RawFilm, shape: tuple[int, int]) -> np.ndarray | None:
-    """The film's mask of both lungs, ``uint8 (H, W)`` in {0, 1}, or None if it has none.
-
-    Args:
-        film: its files.
-        shape: (H, W) of the film, which the mask must have too. SCR's masks of JSRT (1024 px) may have another size of
-            the same shape, and are resized.
-
-    Raises:
-        ValueError: a mask is damaged, empty, nearly all lung, of another size, or lacks its other half.
-    """
-    files = film.mask_files
-    if not files:
-        return None
-    if len(files) == 1 and "mask" not in film.files:
-        raise ValueError(f"{files[0]}: the other lung's mask is missing")
-    masks = []
-    for path in files:
-        mask = read_mask(path)
-        if film.source == "jsrt" and mask.shape[0] * shape[1] == mask.shape[1] * shape[0]:
-            mask = resize_mask(mask, shape)
-        if mask.shape != shape:
-            raise ValueError(f"{path}: size mismatch, the mask is {mask.shape} and the film {shape}")
-        if not mask.any():
-            raise ValueError(f"{path}: the mask is empty")
-        masks.append(mask)
-    # OR, not a sum: 255 + 255 wraps round to 254 in 8 bits.
-    mask = np.bitwise_or.reduce(masks)
-    if mask.mean() > MOST_LUNG:
-        raise ValueError(f"{files[0]}: {mask.mean():.0%} of the film is lung: no mask of lungs")
-    return mask
-
-
-def read_clinical(path: str | Path) -> tuple[str | None, float | None]:
-    """Reads sex ("M", "F", "O" or None) and age (years or None) from a set's clinical text, however it is spelt.
-
-    Montgomery writes ``Patient's Sex: F`` and ``Patient's Age: 027Y``, Shenzhen ``male 45yrs``, ``femal 32yrs``,
-    ``female24yrs``, ``male 16month``, ``64days`` or ``male 42``. The TB label comes from the file name, not from here.
-    """
-    text = Path(path).read_text(errors="replace").lower()
-    sex = re.search(r"sex:\s*([mfo])", text) or re.search(r"\b(m|f)(?:emal|al)", text)
-    age = re.search(r"(\d+)\s*(day|mon|y|$)|age:\s*(\d+)", text, re.M)
-    if not age:
-        return sex and sex[1].upper(), None
-    years = int(age[1] or age[3]) / {"day": 365.25, "mon": 12}.get(age[2], 1)
-    return sex and sex[1].upper(), round(years, 2)
 
 
 def random_split(frame: pd.DataFrame, *, seed: int = 0) -> pd.Series:
@@ -303,28 +195,6 @@ def assign_splits(frame: pd.DataFrame, *, split: str = "published", seed: int = 
     result[rest.index] = random_split(rest, seed=seed)
     result[~masked] = "unlabelled"
     return result
-
-
-def _files(root: Path) -> list[Path]:
-    """Films and texts in the order of their paths; neither prepared sets nor synthetic radiographs, which are nobody's
-    raw films."""
-    paths = walk(root, unless=("prep.json", "drawn"))
-    return sorted(
-        path for path in paths if path.suffix.lower() == ".txt" or claims_film(path.name) or may_hide_films(path)
-    )
-
-
-def _role(path: Path) -> str | None:
-    folders = path.parts[:-1]
-    if path.suffix.lower() == ".txt":
-        return "text"
-    if _OTHER_ORGANS & {name.lower() for name in folders}:
-        return None
-    for name in reversed(folders):
-        found = _MASKS.fullmatch(name)
-        if found:
-            return (found["side"] or "mask").lower()
-    return "mask" if without_suffix(path.name).lower().endswith("_mask") else "image"
 
 
 def _prepare_all(films: list[RawFilm], out: Path, size: int, workers: int) -> tuple[list[dict], list[Problem]]:

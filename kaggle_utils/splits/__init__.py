@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+LISTS = Path(__file__).parent
 # Montgomery's clinical texts and films show that these are one person each. The published lists put MCUCXR_0166_1 into
 # the test and the other two into training, and MCUCXR_0113_1 into training and 0117 into validation.
 SAME_PATIENT = (("MCUCXR_0113_1", "MCUCXR_0117_1"), ("MCUCXR_0162_1", "MCUCXR_0166_1", "MCUCXR_0170_1"))
@@ -14,6 +15,7 @@ SYNTHETIC = r"(MCUCXR|CHNCXR)_(9\d{3}|\d{5,6})_[01]"
 LICENCES = {
     "montgomery": "Montgomery: research use with acknowledgement (Jaeger et al. 2014, Candemir et al. 2014)",
     "shenzhen": "Shenzhen masks: CC BY-NC-SA 4.0 (Stirenko et al. 2018)",
+    "kermany": "Kermany: CC BY 4.0 (Kermany et al. 2018); its masks: CC BY 4.0 (V7 Labs 2020)",
     "jsrt": "JSRT/SCR: research use, registration at the source (Shiraishi et al. 2000, van Ginneken et al. 2006)",
 }
 
@@ -25,7 +27,7 @@ def published_split(frame: pd.DataFrame, task: str = "segmentation") -> pd.Serie
         frame: with a ``name`` column.
         task: ``segmentation`` or ``tb`` (step two has lists of its own).
     """
-    lists = [pd.read_csv(path) for path in sorted(Path(__file__).parent.glob(f"{task}_*.csv"))]
+    lists = [pd.read_csv(path) for path in sorted(LISTS.glob(f"{task}_*.csv"))]
     return frame["name"].map(pd.concat(lists).set_index("name")["split"])
 
 
@@ -35,4 +37,4 @@ def flagged_masks() -> pd.DataFrame:
     Shenzhen's were drawn by several people, in runs of numbers: some include the heart or the stomach, some are
     displaced. Validation and test masks are left as published, whatever they look like.
     """
-    return pd.read_csv(Path(__file__).with_name("flagged_masks.csv"))
+    return pd.read_csv(LISTS / "flagged_masks.csv")
