@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
@@ -25,6 +25,7 @@ import numpy as np
 
 from .dicom.read import Lie as Lie  # this module is its face
 from .dicom.read import Radiograph, dicom_bytes, read_dicom
+from .dicom.seg import read_seg
 from .files import write_bytes
 from .pictures.complaints import DAMAGED
 from .pictures.decode import JSRT_BYTES, JSRT_SIDE, decode, unpack
@@ -177,13 +178,14 @@ def constant_border(image: np.ndarray) -> tuple[int, int, int, int]:
     return count(image), count(image[::-1]), count(image.T), count(image.T[::-1])
 
 
-def read_mask(path: str | Path) -> np.ndarray:
+def read_mask(path: str | Path, *, labels: Collection[int] = ()) -> np.ndarray:
     """Reads a mask, whatever its encoding: 0/1, 0/255, a label per lung, gray, colour, palette, 16-bit.
 
     See :func:`to_mask`.
 
     Args:
-        path: a mask file, of any format that :func:`pictures.decode.decode` reads.
+        path: a mask file, of any format that :func:`pictures.decode.decode` reads, or a DICOM segmentation.
+        labels: grays of the lungs, in a map of more labels than :func:`to_mask` can tell apart.
 
     Returns:
         ``uint8 (H, W)`` in {0, 1}.
@@ -194,9 +196,12 @@ def read_mask(path: str | Path) -> np.ndarray:
     """
     with _naming(path), room(film_bytes(path)):
         data = unpack(_read_bytes(Path(path)))
+        if is_dicom(data[:HEAD]):
+            return read_seg(data)
         pixels, notes = decode(data)
         _check_whole(notes)
-        return to_mask(_to_gray(pixels))
+        gray = _to_gray(pixels)
+        return np.isin(gray, list(labels)).astype(np.uint8) if labels else to_mask(gray)
 
 
 def to_mask(gray: np.ndarray) -> np.ndarray:
@@ -215,7 +220,7 @@ def to_mask(gray: np.ndarray) -> np.ndarray:
     if len(labels) > 2:
         names = ", ".join(f"{label:g}" for label in labels)
         raise ValueError(
-            f"a label map of {len(labels)} labels ({names}): which are lungs can't be told, write them alone"
+            f"a label map of {len(labels)} labels ({names}): which of them are lungs? Name those (prep --labels), or write them alone"
         )
     return (gray > (bottom + labels[0]) / 2).astype(np.uint8)
 

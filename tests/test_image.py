@@ -512,7 +512,7 @@ def test_more_than_two_labels_are_a_problem_in_words(tmp_path, labels):
     )
     with pytest.raises(
         ValueError,
-        match=f"mask.png: a label map of 3 labels \\({labels[0]}, {labels[1]}, {labels[2]}\\): which are lungs can't "
+        match=f"mask.png: a label map of 3 labels \\({labels[0]}, {labels[1]}, {labels[2]}\\): which of them are "
         "be told",
     ):
         files.read_mask(path)

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..files import write_bytes
 from ..pictures.decode import unpack
-from ..pictures.header import HEAD, is_dicom
+from ..pictures.header import HEAD, check_size, is_dicom
 from .gray import listed
 from .tags import import_pydicom, read_tags
 
@@ -215,3 +215,28 @@ def _check_text(text: str, vr: str) -> None:
         TM(text)
     if "\ufffd" in text or "\\" in text:
         raise ValueError("it was written in another character set, or is two texts")
+
+
+def read_seg(data: bytes) -> np.ndarray:
+    """The lungs of a DICOM segmentation, ``uint8 (H, W)`` in {0, 1}: the segments called so, or all if none is.
+
+    Raises:
+        ImportError: pydicom is missing.
+        ValueError: it is no segmentation, is damaged, or is larger than a film.
+    """
+    pydicom = import_pydicom()
+    try:
+        ds = pydicom.dcmread(BytesIO(data))
+        segments = ds.SegmentSequence
+        frames, rows, columns = int(ds.get("NumberOfFrames", 1)), int(ds.Rows), int(ds.Columns)
+        check_size(rows, columns, frames)
+        pixels = ds.pixel_array.reshape(frames, rows, columns)
+        shown = [
+            f.SegmentIdentificationSequence[0].ReferencedSegmentNumber for f in ds.PerFrameFunctionalGroupsSequence
+        ]
+        lungs = {s.SegmentNumber for s in segments if "lung" in s.SegmentLabel.lower()}
+        half = int(ds.get("MaximumFractionalValue", 1)) / 2  # a binary segment is 0 or 1
+    except Exception as error:  # pydicom meets damage with exceptions of a dozen kinds
+        raise ValueError(f"no DICOM segmentation ({type(error).__name__}: {error})") from None
+    chosen = [number in lungs or not lungs for number in shown]
+    return (pixels[chosen] > half).any(axis=0).astype(np.uint8)

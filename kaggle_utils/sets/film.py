@@ -48,6 +48,34 @@ class RunLengths:
             raise ValueError(f"{where}: runs overlap or leave the mask of {shape[0]}×{shape[1]} px")
         return cls(np.r_[np.stack([gaps, lengths], 1).ravel(), rest], shape, by_rows=True, where=where)
 
+    @classmethod
+    def from_coco(cls, segmentation: dict | list, shape: tuple[int, int], where: str = "") -> RunLengths:
+        """Of a COCO annotation: polygons, run lengths in a list, or in a string, which is compressed.
+
+        Raises:
+            ValueError: it is none of these.
+            ImportError: pycocotools, which reads all but lists, is missing.
+        """
+        counts = segmentation["counts"] if isinstance(segmentation, dict) else None
+        if isinstance(counts, (list, np.ndarray)):
+            return cls(np.asarray(counts, np.int64), shape, where=where)
+        try:
+            from pycocotools import mask as coco
+        except ImportError:
+            raise ImportError(
+                f"{where}: COCO's polygons and compressed run lengths need pycocotools: pip install pycocotools"
+            ) from None
+        try:
+            if counts is None:
+                packed = coco.merge(coco.frPyObjects(segmentation, *shape))
+            else:
+                packed = {"size": list(shape), "counts": counts.encode() if isinstance(counts, str) else counts}
+            pixels = coco.decode(packed).ravel("F")
+        except Exception as error:  # its own kinds are many
+            raise ValueError(f"{where}: no COCO segmentation ({error})") from None
+        changes = np.flatnonzero(np.diff(pixels, prepend=0))
+        return cls(np.diff(np.r_[0, changes, pixels.size]), shape, where=where)
+
     def decode(self) -> np.ndarray:
         """The mask, ``uint8 (H, W)`` in {0, 1}.
 
@@ -73,6 +101,7 @@ class RawFilm:
         fit: what a mask has in common with the image: its ``size``, its ``aspect`` (it is resized), or ``any`` (the
             same field, squeezed).
         patient: who it is of, where that is known.
+        labels: grays of the lungs in mask files that are maps of more labels.
     """
 
     name: str
@@ -82,6 +111,7 @@ class RawFilm:
     runs: list[RunLengths] = field(default_factory=list)
     fit: str = "size"
     patient: str | None = None
+    labels: tuple[int, ...] = ()
 
     @property
     def paths(self) -> list[Path]:
@@ -109,7 +139,9 @@ def combined_mask(film: RawFilm, shape: tuple[int, int]) -> np.ndarray | None:
     files = film.mask_files
     if len(files) == 1 and "mask" not in film.files:
         raise ValueError(f"{files[0]}: the other lung's mask is missing")
-    masks = [(str(path), read_mask(path)) for path in files] or [(runs.where, runs.decode()) for runs in film.runs]
+    masks = [(str(path), read_mask(path, labels=film.labels)) for path in files] or [
+        (runs.where, runs.decode()) for runs in film.runs
+    ]
     if not masks:
         return None
     # OR, not a sum: 255 + 255 wraps round to 254 in 8 bits.
