@@ -20,7 +20,8 @@ import cv2
 import numpy as np
 
 from benchmarks.common import RESULTS, machine, make_parser, peak_mb, seconds, write_json
-from kaggle_utils.prep import find_films, prepare
+from kaggle_utils.prep import prepare
+from kaggle_utils.sets import find_films
 
 HEIGHT, WIDTH = 4020, 4892
 

@@ -69,6 +69,7 @@ def _check_paths(command: Command, args: argparse.Namespace) -> None:
     checks = {
         "data": files.manifest_path,
         "input": files.check_input,
+        "images": files.check_input,
         "weights": files.check_weights,
         "segmenter": files.check_weights,
         "path": lambda pattern: check_patterns([pattern]),

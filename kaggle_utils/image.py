@@ -219,9 +219,7 @@ def to_mask(gray: np.ndarray) -> np.ndarray:
     labels = [*_labels_between(gray, bottom, top), top]
     if len(labels) > 2:
         names = ", ".join(f"{label:g}" for label in labels)
-        raise ValueError(
-            f"a label map of {len(labels)} labels ({names}): which of them are lungs? Name those (prep --labels), or write them alone"
-        )
+        raise ValueError(f"a label map of {len(labels)} labels ({names}): which are lungs? Name them (prep --labels)")
     return (gray > (bottom + labels[0]) / 2).astype(np.uint8)
 
 

@@ -23,8 +23,8 @@ from .image import read_image, read_mask, resize_mask, write_image, write_mask
 from .infer import CheckedFilm, LungSegmenter, Segmented, Unsegmented, draw_overlay, segment_batches
 from .metrics import score
 from .pictures.find import find_files, unique_names
-from .prep import RawFilm, combined_mask, find_films
 from .quality import MEASUREMENTS, measure
+from .sets import RawFilm, combined_mask, find_films
 from .tables import to_csv
 
 PREDICTION_COLUMNS = (

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
@@ -28,13 +29,13 @@ from .image import read_image, resize_image, resize_mask, write_image, write_mas
 from .quality import is_negative, no_radiograph
 from .sets import RawFilm, combined_mask, find_films, find_own, read_clinical
 from .splits import SAME_PATIENT, published_split
-from .tables import to_csv
+from .tables import read_csv, to_csv
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ("name", "source", "split", "tb", "sex", "age", "height", "width", "inverted", "sha256", "pixels")
 _NEW = ".unet-lung-new"  # folder of the films that have no split yet
 _PLACES = (*SPLITS, "unlabelled", _NEW)  # of films; the newest last
-_RULES = 3  # of what is written for a film; another number does every film again
+_RULES = 4  # of what is written for a film; another number does every film again
 
 
 class Problem(NamedTuple):
@@ -54,7 +55,7 @@ def prepare(
     split: str | Path = "published",
     seed: int = 0,
     masks: str | Path | None = None,
-    name: str = "own",
+    source: str = "own",
     labels: Collection[int] = (),
 ) -> pd.DataFrame:
     """Prepares every radiograph found under a folder; a second run does only what is missing.
@@ -68,7 +69,7 @@ def prepare(
             columns name, split and patient, of which one of the last two is enough.
         seed: of the random split.
         masks: of a set of your own, see :func:`sets.find_own`.
-        name: of that set: the source of its radiographs and the name of its head.
+        source: that set's name, and its head's.
         labels: grays of the lungs, where its masks are maps of more labels than lungs.
 
     Returns:
@@ -85,7 +86,7 @@ def prepare(
     out = Path(out)
     if is_below(root, out):
         raise ValueError(f"{root}: raw films in the folder to write, {out}: choose another folder")
-    films = find_films(root) if masks is None else find_own(root, masks, name, labels=labels)
+    films = find_films(root) if masks is None else find_own(root, masks, source, labels=labels)
     inside = next((path for film in films for path in film.paths if is_below(path, out)), None)
     if inside:
         raise ValueError(f"{inside}: a raw film in the folder to write, {out}: choose another folder")
@@ -93,8 +94,8 @@ def prepare(
     frame = pd.DataFrame(rows, columns=[*COLUMNS, "masked", "patient"]).sort_values("name", ignore_index=True)
     first = frame.groupby("pixels")["name"].transform("first")
     twin = frame["name"] != first
-    for name, source, other in zip(frame["name"][twin], frame["source"][twin], first[twin]):
-        problems.append(Problem(name, source, f"the same pixels as {other}"))
+    for name, of, other in zip(frame["name"][twin], frame["source"][twin], first[twin]):
+        problems.append(Problem(name, of, f"the same pixels as {other}"))
     frame = frame[~twin].reset_index(drop=True)
     write_bytes(out / "problems.csv", to_csv(pd.DataFrame(problems, columns=Problem._fields)))
     if frame.empty:
@@ -161,7 +162,7 @@ def random_split(frame: pd.DataFrame, *, seed: int = 0) -> pd.Series:
     """The walk-through's own split: 50 films put aside, of the rest 80 % train and 20 % validation.
 
     Films are shuffled within each group of source and TB label and the groups dealt out in proportion. A set of fewer
-    than 250 films gives a fifth of them to the test. Films known to be of one patient stay together.
+    than 250 films gives a fifth of them to the test. Films of one ``patient``, where that is known, stay together.
     """
     test = min(50, 0.2 * len(frame))
     n_test, n_val = round(test), round(0.2 * (len(frame) - test))
@@ -169,32 +170,65 @@ def random_split(frame: pd.DataFrame, *, seed: int = 0) -> pd.Series:
     # Each film's place within its group, as a number in (0, 1): equal shares of every group fall below any threshold.
     groups = order.groupby(["source", "tb"])
     place = (groups.cumcount() + 0.5) / groups["name"].transform("size")
-    place = place.sort_values(kind="stable").index
-    split = pd.Series("train", index=frame.index)
-    split[place[:n_test]], split[place[n_test : n_test + n_val]] = "test", "val"
-    for first, *others in SAME_PATIENT:
-        split[frame["name"].isin(others)] = next(iter(split[frame["name"] == first]), "train")
-    return split
+    patients = _patients(frame).loc[place.sort_values(kind="stable").index]
+    films = patients.value_counts()[patients.unique()]  # of each patient, in the order of the first film's place
+    before = films.cumsum() - films
+    split = pd.Series("train", films.index)
+    split[before < n_test + n_val], split[before < n_test] = "val", "test"
+    return _patients(frame).map(split)
 
 
-def assign_splits(frame: pd.DataFrame, *, split: str = "published", seed: int = 0) -> pd.Series:
+def _patients(frame: pd.DataFrame) -> pd.Series:
+    """Who each film is of; a film of which that isn't known is its own."""
+    patient = frame["name"].copy()
+    if "patient" in frame:
+        patient = frame["patient"].fillna(patient)
+    return patient.replace({name: names[0] for names in SAME_PATIENT for name in names})
+
+
+def assign_splits(frame: pd.DataFrame, *, split: str | Path = "published", seed: int = 0) -> pd.Series:
     """The split of each film: train, val or test where it has a mask, else ``unlabelled``.
 
     Args:
-        frame: with ``name``, ``source``, ``tb`` and ``masked``.
-        split: ``published`` or ``random``.
+        frame: with ``name``, ``source``, ``tb``, ``masked`` and, where it is known, ``patient``.
+        split: ``published``, ``random`` or a CSV file, see :func:`prepare`.
         seed: of the random split.
+
+    Raises:
+        ValueError: there is no such file, or it has no column name, knows other splits, or lacks a film.
     """
-    if split not in ("published", "random"):
-        raise ValueError(f"split is 'published' or 'random', not {split!r}")
-    masked = frame["masked"].astype(bool)
-    result = published_split(frame).astype(object) if split == "published" else pd.Series(None, frame.index, object)
+    result = pd.Series(None, frame.index, object)
+    if split == "published":
+        result = published_split(frame).astype(object)
+    elif split != "random":
+        listed = _read_split(split, frame["name"])
+        result = frame["name"].map(listed["split"]).astype(object)
+        frame = frame.assign(patient=frame["name"].map(listed["patient"]))
     # JSRT is there to test across sets: outside its published lists all of it is test.
     result[result.isna() & (frame["source"] == "jsrt")] = "test"
+    masked = frame["masked"].astype(bool)
     rest = frame[masked & result.isna()]
     result[rest.index] = random_split(rest, seed=seed)
     result[~masked] = "unlabelled"
     return result
+
+
+def _read_split(path: str | Path, names: pd.Series) -> pd.DataFrame:
+    """A list of splits and patients, by name."""
+    if not Path(path).is_file():
+        raise ValueError(f"split is published, random or a CSV file, and {path} is no file")
+    listed = read_csv(path)
+    if "name" not in listed or not {"split", "patient"} & set(listed):
+        raise ValueError(f"{path}: it has no columns name and split, or name and patient")
+    listed = listed.assign(name=listed["name"].astype(str)).drop_duplicates("name").set_index("name")
+    listed = listed.reindex(columns=["split", "patient"]).astype(object)
+    wrong = set(listed["split"].dropna()) - set(SPLITS)
+    if wrong:
+        raise ValueError(f"{path}: {', '.join(map(str, wrong))} is no split: {', '.join(SPLITS)} are")
+    absent = names[~names.isin(listed.index)]
+    if len(absent):
+        raise ValueError(f"{path}: {len(absent)} radiographs are not in it, the first is {absent.iloc[0]}")
+    return listed
 
 
 def _prepare_all(films: list[RawFilm], out: Path, size: int, workers: int) -> tuple[list[dict], list[Problem]]:

@@ -512,10 +512,10 @@ def test_more_than_two_labels_are_a_problem_in_words(tmp_path, labels):
     )
     with pytest.raises(
         ValueError,
-        match=f"mask.png: a label map of 3 labels \\({labels[0]}, {labels[1]}, {labels[2]}\\): which of them are "
-        "be told",
+        match=f"mask.png: a label map of 3 labels \\({labels[0]}, {labels[1]}, {labels[2]}\\): which are lungs",
     ):
         files.read_mask(path)
+    np.testing.assert_array_equal(files.read_mask(path, labels=labels[1:]), film.mask & ~heart & 1)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ CORE = {path.stem for path in PACKAGE.glob("*.py")}
 ROOMS = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
 
 # The rules. A room imports itself, and what stands here; the rooms that are listed for the core are below it.
-BELOW = {"core", "pictures", "dicom", "quality", "splits"}
+BELOW = {"core", "pictures", "dicom", "quality", "sets", "splits"}
 MAY = {
     "core": BELOW,
     "trainer": BELOW | {"scale"},  # a set may be streamed from shards
@@ -24,12 +24,13 @@ MAY = {
     "splits": set(),
     "pictures": {"core"},
     "dicom": {"core", "pictures"},
+    "sets": {"core", "pictures", "splits"},
     "quality": {"core"},
     "tb": {"core", "pictures", "quality", "splits"},
     "synthetic": {"core", "quality", "splits"},  # outlines
     "tuning": {"core", "synthetic", "splits"},
     "scale": {"core", "dicom", "pictures", "quality"},  # a cluster measures, and writes COCO annotations
-    "kaggle": {"core", "synthetic", "splits"},
+    "kaggle": {"core", "sets", "synthetic", "splits"},
     "page": BELOW | {"synthetic", "tb"},  # screens radiographs, and shows examples
     "plots": {"core", *ROOMS},
 }

@@ -749,7 +749,7 @@ def test_jsrt_outside_its_lists_is_for_testing():
 
 
 def test_unknown_split_is_refused_with_the_choices():
-    with pytest.raises(ValueError, match="'published' or 'random', not 'fold1'"):
+    with pytest.raises(ValueError, match="published, random or a CSV file, and fold1 is no file"):
         prep.assign_splits(many(3), split="fold1")
 
 

@@ -11,15 +11,22 @@ from .common import SAME_COMMAND, Command, positive, side
 
 
 def _prep_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--input", required=True, help="folder with the raw sets, in any nesting, or s3://bucket/prefix")
+    given = sub.add_mutually_exclusive_group(required=True)
+    given.add_argument("--input", help="folder with the raw public sets, in any nesting, or s3://bucket/prefix")
+    given.add_argument("--images", help="folder with the radiographs of a set of your own; goes with --masks")
+    sub.add_argument("--masks", help="their masks: a folder, or a table of run lengths (CSV, Parquet, COCO's JSON)")
+    sub.add_argument("--name", default="own", help="of your own set, which train --sources and predict --head take")
+    sub.add_argument(
+        "--labels", type=int, nargs="+", default=[], help="grays of the lungs, if your masks map other organs too"
+    )
     sub.add_argument("--out", default="segmentation", help="folder to write; a second run does what is missing")
     sub.add_argument("--size", type=side, default=512, help="px, side of the prepared images")
     sub.add_argument("--workers", type=positive, help="threads; one per core if not given")
     sub.add_argument(
         "--split",
-        choices=("published", "random"),
         default="published",
-        help="the frozen published lists, or 50 radiographs for the test and the rest 80:20",
+        help="published: the frozen lists; random: a fifth, at most 50, for the test and the rest 80:20; or a CSV file "
+        "with the columns name and split, or name and patient, or all three",
     )
     sub.add_argument("--seed", type=int, default=0, help="of the random split")
 
@@ -29,7 +36,19 @@ def prep(args: argparse.Namespace) -> int:
     from ..scale.s3 import fetch
     from ..tables import read_csv
 
-    frame = prepare(fetch(args.input), args.out, size=args.size, workers=args.workers, split=args.split, seed=args.seed)
+    if bool(args.images) != bool(args.masks):
+        raise ValueError("--images and --masks go together")
+    frame = prepare(
+        fetch(args.images or args.input),
+        args.out,
+        size=args.size,
+        workers=args.workers,
+        split=args.split,
+        seed=args.seed,
+        masks=fetch(args.masks),
+        source=args.name,
+        labels=args.labels,
+    )
     print(frame.groupby(["source", "split"]).size().unstack(fill_value=0).to_string())
     problems = read_csv(Path(args.out) / "problems.csv")
     print(
@@ -112,7 +131,7 @@ COMMANDS = (
         prep,
         "make a prepared folder from the raw public sets; exit status 3 if a folder could not be searched",
         _prep_options,
-        s3=("input",),
+        s3=("input", "images", "masks"),
         way_on=SAME_COMMAND,
     ),
     Command(

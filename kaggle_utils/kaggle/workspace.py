@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..prep import find_films, prepare
+from ..prep import prepare
+from ..sets import find_films
 from ..splits import SYNTHETIC
 from ..synthetic import write_raw
 

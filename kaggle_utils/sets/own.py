@@ -2,7 +2,7 @@
 
 images/any/nesting/p7.dcm    masks/p7.png, or p7_mask.tif, or a DICOM segmentation p7.dcm
                              masks/left/p7.png and masks/right/p7.png, or p7_left.png and p7_right.png
-                             masks.csv or masks.parquet: run lengths as COCO, CheXmask or Kaggle's contests have them
+                             masks.csv or .parquet: run lengths of COCO, CheXmask or Kaggle's contests
                              masks.json: COCO annotations
 """
 
@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from ..pictures.find import is_film, walk, without_suffix
+from ..splits import LICENCES
 from .film import RawFilm, RunLengths
 
 TABLES = (".csv", ".parquet", ".json")
@@ -43,6 +44,8 @@ def find_own(images: str | Path, masks: str | Path, source: str, *, labels: Coll
         FileNotFoundError: there is no such folder or table, or no radiograph in it.
         ValueError: two radiographs of one name, or a table that says nothing of masks.
     """
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", source) or source in LICENCES:
+        raise ValueError(f"{source!r}: the name of a set is of small letters, digits, - and _, and no public set's")
     films = {name: RawFilm(name, source, files={"image": path}, fit="aspect") for name, path in _images(Path(images))}
     lonely: dict[str, RawFilm] = {}
 
@@ -53,7 +56,9 @@ def find_own(images: str | Path, masks: str | Path, source: str, *, labels: Coll
     masks = Path(masks)
     if masks.suffix.lower() in TABLES and masks.is_file():
         for stem, runs in _read_table(masks).items():
-            film(stem).runs.extend(runs)
+            found = film(stem)
+            found.runs.extend(runs)
+            found.files["table"] = masks
     elif masks.is_dir():
         for path in _pictures(masks):
             role = _side(path.relative_to(masks)) or "mask"
@@ -115,7 +120,7 @@ def _read_table(path: Path) -> dict[str, list[RunLengths]]:
             raise ValueError(f"{path}: no table ({' '.join(str(error).split())[:200]})") from None
         table.columns = [str(column).lower() for column in table.columns]
         rows = table.to_dict("records")
-    masks = defaultdict(list)
+    masks: dict[str, list[RunLengths]] = defaultdict(list)
     for number, row in enumerate(rows, 2):
         masks[_stem(path, row)] += _runs(row, f"{path}, row {number}")
     return masks
