@@ -1,7 +1,6 @@
-"""Prepares the raw public sets: finds their films and masks, reads, checks and resizes them, and splits them.
+"""Prepares raw sets: reads their films and masks, checks and resizes them, and splits them.
 
-The sets are recognised by their file names, and what a file is (film, whole mask, left or right mask) by the folder it
-lies in, so any nesting works: ``/kaggle/input/<slug>``, ``/kaggle/input/datasets/<owner>/<slug>`` or a local folder.
+Where raw films and masks lie is for :mod:`sets` to find.
 
     OUT/{train,val,test}/{image,mask}/NAME.png   512×512
     OUT/unlabelled/image/NAME.png                films without a mask: they still serve step two
@@ -83,6 +82,8 @@ def prepare(
     least, most = PREPARED_SIDES
     if not least <= size <= most:
         raise ValueError(f"prepared films have a side of {least} to {most} px, not of {size}")
+    if split not in ("published", "random"):
+        _read_split(split)  # says now what is wrong with it
     out = Path(out)
     if is_below(root, out):
         raise ValueError(f"{root}: raw films in the folder to write, {out}: choose another folder")
@@ -201,7 +202,10 @@ def assign_splits(frame: pd.DataFrame, *, split: str | Path = "published", seed:
     if split == "published":
         result = published_split(frame).astype(object)
     elif split != "random":
-        listed = _read_split(split, frame["name"])
+        listed = _read_split(split)
+        absent = frame["name"][~frame["name"].isin(listed.index)]
+        if len(absent):
+            raise ValueError(f"{split}: {len(absent)} radiographs are not in it, the first is {absent.iloc[0]}")
         result = frame["name"].map(listed["split"]).astype(object)
         frame = frame.assign(patient=frame["name"].map(listed["patient"]))
     # JSRT is there to test across sets: outside its published lists all of it is test.
@@ -213,7 +217,7 @@ def assign_splits(frame: pd.DataFrame, *, split: str | Path = "published", seed:
     return result
 
 
-def _read_split(path: str | Path, names: pd.Series) -> pd.DataFrame:
+def _read_split(path: str | Path) -> pd.DataFrame:
     """A list of splits and patients, by name."""
     if not Path(path).is_file():
         raise ValueError(f"split is published, random or a CSV file, and {path} is no file")
@@ -225,9 +229,6 @@ def _read_split(path: str | Path, names: pd.Series) -> pd.DataFrame:
     wrong = set(listed["split"].dropna()) - set(SPLITS)
     if wrong:
         raise ValueError(f"{path}: {', '.join(map(str, wrong))} is no split: {', '.join(SPLITS)} are")
-    absent = names[~names.isin(listed.index)]
-    if len(absent):
-        raise ValueError(f"{path}: {len(absent)} radiographs are not in it, the first is {absent.iloc[0]}")
     return listed
 
 

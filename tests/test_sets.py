@@ -317,3 +317,11 @@ def test_kermanys_splits_keep_patients_apart_and_their_masks_are_lungs():
     assert patient.notna().all() and (listed.groupby(patient)["split"].nunique() == 1).all()
     assert listed["split"].value_counts().to_dict() == {"train": 3654, "test": 341, "val": 218}
     assert listed["name"].is_unique and listed["v7_id"].is_unique
+
+
+def test_a_split_that_is_none_is_told_before_anything_is_prepared(tmp_path):
+    write_images(tmp_path / "images")
+    whole(tmp_path / "masks")
+    with pytest.raises(ValueError, match="published, random or a CSV file, and folds is no file"):
+        prepare(tmp_path / "images", tmp_path / "out", masks=tmp_path / "masks", split="folds")
+    assert not (tmp_path / "out").exists()
