@@ -6,17 +6,17 @@
 and the pairs were found by order and content. It also holds the split, drawn once by patient.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.common import make_parser
 from kaggle_utils.image import read_mask
 from kaggle_utils.sets.public import KERMANY_MASKS, kermany_list
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--masks", type=Path, required=True, help="folder with V7's masks, ID.png")
     parser.add_argument("--out", type=Path, default=KERMANY_MASKS, help="file to write")
     args = parser.parse_args()

@@ -157,6 +157,7 @@ def test_every_setting_of_the_configuration_is_an_option():
         ["segment"],
         ["train"],
         ["predict", "--out", "x"],
+        ["train", "--out", "x", "--epochs", "many"],
         ["kaggle"],
         ["kaggle", "push", "01"],
         ["export", "--format", "tflite"],
