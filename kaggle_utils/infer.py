@@ -160,7 +160,12 @@ class Segmented:
         return row
 
 
-def _first_columns(result: Segmented | Unsegmented) -> dict[str, Any]:
+Read = CheckedFilm | Unsegmented  # a film that may be segmented, or why not
+Result = Segmented | Unsegmented
+Named = tuple[FilmLike, str]  # a film and its name in tables
+
+
+def _first_columns(result: Result) -> dict[str, Any]:
     return {"name": result.name, "path": printable(result.path), "notes": "; ".join(result.notes)}
 
 
@@ -227,7 +232,7 @@ class LungSegmenter:
             known = ", ".join(filter(None, self.heads)) or "a single one"
             raise ValueError(f"{path}: no head {head!r}, it has {known}")
 
-    def __call__(self, films: FilmLike | Iterable[FilmLike]) -> Segmented | list[Segmented | Unsegmented]:
+    def __call__(self, films: FilmLike | Iterable[FilmLike]) -> Segmented | list[Result]:
         """Masks of films, from files or arrays.
 
         Args:
@@ -305,7 +310,7 @@ def segment_films(
     names: Iterable[str] | None = None,
     batch: int = 8,
     force: bool = False,
-) -> Iterator[Segmented | Unsegmented]:
+) -> Iterator[Result]:
     """Segments radiographs: one result each, in order. What is in a file never raises. While the network works, the
     next ones are read.
 
@@ -326,13 +331,8 @@ def segment_films(
 
 
 def segment_batches(
-    films: Iterable[tuple[FilmLike, str]],
-    segmenter: LungSegmenter,
-    pool: Executor,
-    *,
-    batch: int = 8,
-    force: bool = False,
-) -> Iterator[list[Segmented | Unsegmented]]:
+    films: Iterable[Named], segmenter: LungSegmenter, pool: Executor, *, batch: int = 8, force: bool = False
+) -> Iterator[list[Result]]:
     """:func:`segment_films` in batches, for callers that work on several at once.
 
     Args:
@@ -347,9 +347,7 @@ def segment_batches(
         yield [next(segmented) if isinstance(film, CheckedFilm) else film for film in read]
 
 
-def read_checked(
-    film: FilmLike, name: str, *, force: bool = False, data: bytes | None = None
-) -> CheckedFilm | Unsegmented:
+def read_checked(film: FilmLike, name: str, *, force: bool = False, data: bytes | None = None) -> Read:
     """A film of any file, checked before it is segmented; never raises for what is in the file.
 
     Args:
@@ -377,9 +375,7 @@ def read_checked(
     return CheckedFilm(name, path, found.image, checked, spacing, notes, found.age)  # no colours: many wait in memory
 
 
-def read_ahead(
-    todo: Iterable[tuple[FilmLike, str]], pool: Executor, batch: int, *, force: bool = False
-) -> Iterator[list[CheckedFilm | Unsegmented]]:
+def read_ahead(todo: Iterable[Named], pool: Executor, batch: int, *, force: bool = False) -> Iterator[list[Read]]:
     """Batches of checked films, in order; while one is worked on the next one is read, if both have room in memory.
 
     Args:
@@ -388,7 +384,7 @@ def read_ahead(
         batch: films of a batch at most.
         force: as for :func:`read_checked`.
     """
-    before: list[Future[CheckedFilm | Unsegmented]] = []
+    before: list[Future[Read]] = []
     held = 0
     for films, size in _batches(todo, pool, batch):
         if held + size > MOST_BYTES:
@@ -399,12 +395,10 @@ def read_ahead(
     yield from _take(before, held)
 
 
-def _batches(
-    todo: Iterable[tuple[FilmLike, str]], pool: Executor, batch: int
-) -> Iterator[tuple[list[tuple[FilmLike, str]], int]]:
+def _batches(todo: Iterable[Named], pool: Executor, batch: int) -> Iterator[tuple[list[Named], int]]:
     """Films as many as a batch has and half of ``MOST_BYTES`` holds, but one at least; and the bytes they will take."""
     todo = iter(todo)
-    films: list[tuple[FilmLike, str]] = []
+    films: list[Named] = []
     held = 0
     while some := list(islice(todo, batch)):
         for item, size in zip(some, pool.map(film_bytes, [film for film, _ in some])):
@@ -417,7 +411,7 @@ def _batches(
         yield films, held
 
 
-def _take(reading: list[Future], held: int) -> Iterator[list[CheckedFilm | Unsegmented]]:
+def _take(reading: list[Future], held: int) -> Iterator[list[Read]]:
     """What was read as one batch, unless it was taken before; gives its memory back to the kernel when it is done."""
     if not reading:
         return
@@ -430,9 +424,7 @@ def _take(reading: list[Future], held: int) -> Iterator[list[CheckedFilm | Unseg
             ctypes.CDLL(None).malloc_trim(0)  # :func:`hardware.keep_memory` has the C library keep what was freed
 
 
-def segment(
-    film: CheckedFilm, prob: np.ndarray, segmenter: LungSegmenter, *, force: bool = False
-) -> Segmented | Unsegmented:
+def segment(film: CheckedFilm, prob: np.ndarray, segmenter: LungSegmenter, *, force: bool = False) -> Result:
     """A film's mask from its probabilities, checked and judged; never raises for what is in the film.
 
     Args:

@@ -20,7 +20,7 @@ from .dicom.coco import annotate, write_coco
 from .dicom.seg import write_dicom_seg
 from .files import FULL, Journal, printable, start_results, write_bytes
 from .image import read_image, read_mask, resize_mask, write_image, write_mask
-from .infer import CheckedFilm, LungSegmenter, Segmented, Unsegmented, draw_overlay, segment_batches
+from .infer import CheckedFilm, LungSegmenter, Result, Segmented, Unsegmented, draw_overlay, segment_batches
 from .metrics import score
 from .pictures.find import find_files, unique_names
 from .quality import MEASUREMENTS, measure
@@ -147,7 +147,7 @@ def segment_into(
     outputs: Sequence[str],
     removed: Sequence[str],
     settings: dict[str, Any],
-    finish: Callable[[list[Segmented | Unsegmented], Executor], Iterable[dict[str, Any]]],
+    finish: Callable[[list[Result], Executor], Iterable[dict[str, Any]]],
     write_tables: Callable[[list[dict[str, Any]]], pd.DataFrame],
     batch: int = 8,
     force: bool = False,
@@ -267,7 +267,7 @@ def _outputs(formats: Iterable[str]) -> list[str]:
     return [f"{folder}/{{}}{suffix}" for form in formats for folder, suffix in FORMATS[form].files.items()]
 
 
-def _write(result: Segmented | Unsegmented, out: Path, formats: Sequence[str], version: str) -> dict[str, Any]:
+def _write(result: Result, out: Path, formats: Sequence[str], version: str) -> dict[str, Any]:
     """Writes a film's files; its ``row`` of predictions, and what was ``measured`` and its ``annotations``, if any."""
     row = result.row
     if isinstance(result, Unsegmented):
