@@ -94,6 +94,16 @@ def films_of(data: Path, split: str, sources: Sequence[str] = ("montgomery", "sh
     return frame[(frame["split"] == split) & frame["source"].isin(sources)]
 
 
+def draw_set(folder: Path) -> Path:
+    """A prepared set of synthetic radiographs, to train or to score on."""
+    from kaggle_utils.prep import prepare
+    from kaggle_utils.synthetic import write_raw
+
+    write_raw(folder / "raw", n=160, seed=0)
+    prepare(folder / "raw", folder / "segmentation")
+    return folder / "segmentation"
+
+
 def seconds(job: Callable[[], object]) -> float:
     """How long a call takes."""
     start = time.perf_counter()

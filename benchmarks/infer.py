@@ -25,15 +25,14 @@ from monai.networks.nets import UNet as MonaiUNet
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks.common import RESULTS, films_of, machine, make_parser, median, seconds, write_table
+from benchmarks.common import RESULTS, draw_set, films_of, machine, make_parser, median, seconds, write_table
 from kaggle_utils.data import LungDataset
 from kaggle_utils.export import open_graph, to_onnx
 from kaggle_utils.image import read_image, resize_image, write_image
 from kaggle_utils.infer import DEFAULT_WEIGHTS, LungSegmenter
 from kaggle_utils.model import UNet, count_parameters, load_weights
 from kaggle_utils.predictions import evaluate
-from kaggle_utils.prep import prepare
-from kaggle_utils.synthetic import AppearanceModel, write_raw
+from kaggle_utils.synthetic import AppearanceModel
 
 sys.modules.setdefault("openvino_telemetry", None)  # else both imports report to the vendor over the network
 import nncf  # noqa: E402
@@ -141,13 +140,6 @@ def validation_dice(data: Path, run: Run) -> float:
     """Mean Dice at 256 px over a set's validation films."""
     scores = evaluate(data, segmenter_of(run), split="val", sizes=[256])
     return float(scores.loc[scores["protocol"] == "val", "dice"].mean())
-
-
-def draw_set(folder: Path) -> Path:
-    """A prepared set of synthetic radiographs."""
-    write_raw(folder / "raw", n=160, seed=0)
-    prepare(folder / "raw", folder / "segmentation")
-    return folder / "segmentation"
 
 
 def time_all(

@@ -106,7 +106,7 @@ def tb() -> list[list[object]]:
 
 def scale() -> list[list[object]]:
     speed = pd.read_csv(RESULTS / "scale.csv").query("what == 'speed'").set_index(["px", "workers"])
-    rows = [["films of", "1 worker", "2 workers", "CPU seconds a film"]]
+    rows = [["films of", "1 worker", "2 workers", "CPU seconds per film"]]
     for px in speed.index.unique("px"):
         one, two = speed.loc[(px, 1)], speed.loc[(px, 2)]
         rates = [f"{each.images_per_s:.2f}" for each in (one, two)]
@@ -116,7 +116,7 @@ def scale() -> list[list[object]]:
 
 def time_to_dice() -> list[list[object]]:
     found = read_json(RESULTS / "time_to_dice.json")["contestants"]
-    rows = [["", "parameters", "films a second", "films needed", "seconds to 0.95", "times ours"]]
+    rows = [["", "parameters", "radiographs per second", "films needed", "seconds to 0.95", "times ours"]]
     for name, one in found.items():
         label = f"{name.removesuffix(' bf16')}, {one['precision']}"
         if name == "MONAI UNet":
@@ -169,7 +169,7 @@ def speed() -> list[list[object]]:
 
 
 def training() -> list[list[object]]:
-    rows = [["training at 256 px, batch 8", "parameters", "films a second", "trainer is faster by"]]
+    rows = [["training at 256 px, batch 8", "parameters", "radiographs per second", "trainer is faster by"]]
     return rows + [
         [one.contestant, f"{one.parameters / 1e6:.2f}M", f"{one.images_per_s:.1f}", f"{one.trainer_is_faster_by:.2f}"]
         for one in pd.read_csv(RESULTS / "bench_train.csv").itertuples()

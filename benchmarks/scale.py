@@ -1,14 +1,14 @@
-"""Films a second, and memory against the number of films, of ``predict --ray`` on one machine.
+"""Radiographs per second, and memory against the number of films, of ``predict --ray`` on one machine.
 
     python -m benchmarks.scale speed [--films 128]
     python -m benchmarks.scale memory [--films 1000 10000 100000]
 
-``speed``: built-in films of 1024, 1536 and 2048 px as PNG, with the grain of a digitised film, by the shipped weights,
-with 1 and 2 workers. ``memory``: the whole way with a tiny network over hard links to 200 different films of 96 px,
-with 2 workers.
+``speed``: synthetic radiographs of 1024, 1536 and 2048 px as PNG, with the grain of a digitised film, by the shipped
+weights, with 1 and 2 workers. ``memory``: the whole way with a tiny network over hard links to 200 different films of
+96 px, with 2 workers.
 
 Rates are those after the first quarter of the films, so that the start of Ray and of its workers doesn't count.
-``cpu_s_per_film`` is what the workers computed for a film: unlike ``images_per_s`` it hardly depends on what else the
+``cpu_s_per_film`` is what the workers computed per film: unlike ``images_per_s`` it hardly depends on what else the
 machine does (``load``, before the row). Peaks are resident memory (RSS), with pages that processes share counted in
 each. A command replaces its rows of ``results/scale.csv``.
 """

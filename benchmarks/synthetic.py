@@ -1,4 +1,4 @@
-"""Are synthetic radiographs nobody's, and are they worth training on? The studies of ``results/synthetic.json``.
+"""Are synthetic radiographs copies of patients' films, and are they worth training on? ``results/synthetic.json``.
 
     python -m benchmarks.synthetic STUDY [STUDY …] --data segmentation [--steps …]
 

@@ -13,9 +13,9 @@ say).
 What each run had seen besides its own labelled training films:
 
 - The lungs are cut out by segmenters that saw no film of the set they cut (``crossed``: Shenzhen's films by the one
-  trained on Montgomery's masks, and the other way round), so test films are cut no better than any. Where a foreign set
-  is the test, one segmenter cuts both sets, that of the set trained on: nothing has seen the external set, not even its
-  masks.
+  trained on Montgomery's masks, and the other way round), so test films are cut no better than any. Where an external
+  set is the test, one segmenter cuts both sets, that of the set trained on: nothing has seen the external set, not even
+  its masks.
 - Nothing else: to start from a segmenter's encoder, trained on the masks of the same training films (``pretrain``), was
   no better in cross-validation than to start from random weights, so no protocol does.
 """

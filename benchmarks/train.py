@@ -23,14 +23,12 @@ from monai.networks.nets import BasicUNet
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks.common import RESULTS, machine, make_parser, write_table
+from benchmarks.common import RESULTS, draw_set, machine, make_parser, write_table
 from kaggle_utils.config import TrainConfig
 from kaggle_utils.data import LungDataset, make_loader, read_manifest
 from kaggle_utils.hardware import choose_device, choose_precision
 from kaggle_utils.loss import make_loss
 from kaggle_utils.model import UNet, count_parameters
-from kaggle_utils.prep import prepare
-from kaggle_utils.synthetic import write_raw
 from kaggle_utils.trainer import Trainer
 
 BATCH = 8
@@ -80,9 +78,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="turns; the median counts")
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as folder:
-        write_raw(Path(folder) / "raw", n=160, seed=0)
-        prepare(Path(folder) / "raw", Path(folder) / "segmentation")
-        frame = read_manifest(Path(folder) / "segmentation")
+        frame = read_manifest(draw_set(Path(folder)))
         dataset = LungDataset(frame[frame["split"] != "unlabelled"], 256, "full")
     loader = make_loader(dataset, BATCH, shuffle=True)
     fast = partial(bare_loop, layout=torch.channels_last, bf16=choose_precision(choose_device("cpu")) == "bf16")

@@ -1,4 +1,4 @@
-"""Runs all notebooks in order on built-in films and saves them with their outputs: ``make notebooks``.
+"""Runs all notebooks in order on synthetic radiographs and saves them with their outputs: ``make notebooks``.
 
 Numbers are computed in float32, so that every machine comes to the same ones. No time is saved: it would be this
 machine's, and of how busy it was. Tags of cells: ``timing``, its output is shown and not saved; ``varies``, its numbers

@@ -1,4 +1,4 @@
-"""Synthetic radiographs, which show nobody, with exact masks: for tests, examples, notebooks without data.
+"""Synthetic radiographs with exact masks: for tests, examples and notebooks without data; they show no patient.
 
 - ``model``: an active appearance model of the frontal chest X-ray, sampled
 - ``acquire``: between the patient and the file: position, exposure, noise, collimation, letters
