@@ -18,6 +18,8 @@ from typing import Any
 PREPARED_SIDES = (8, 8192)  # px, least and most of prepared films
 MOST_LUNG = 0.9  # of a film; a mask of more is none of lungs
 DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+# What a set's masks are of: the lung fields that can be seen, or the lungs with what the heart hides.
+CONVENTIONS = {"montgomery": "lung-field", "shenzhen": "lung-field", "jsrt": "lung-field", "kermany": "with-heart"}
 FORMAT = "unet-lung/2"
 NORMALISATION = "zero mean, unit deviation of each film (data.normalise)"
 UNSEALED = "0" * 64  # where the checksum will be

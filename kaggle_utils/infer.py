@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from .config import CONVENTIONS
 from .files import printable
 from .image import MOST_BYTES, film_bytes, from_array, read_film, resize_image, resize_prob
 from .quality import (
@@ -181,7 +182,8 @@ class LungSegmenter:
         threshold: probability above which a pixel is lung.
         backend: what computes the network: torch (onnxruntime for ONNX weights), onnxruntime or openvino.
         head: the set whose annotators' rules the masks follow, where the network has an output for each set that it was
-            trained on (``heads`` in the header); the first one if None.
+            trained on (``heads`` in the header), or ``lung-field`` or ``with-heart``: a set with that convention
+            (``config.CONVENTIONS``); the first one if None.
 
     Raises:
         FileNotFoundError: no such weights.
@@ -227,10 +229,7 @@ class LungSegmenter:
         self.model = _open_network(path, backend, self.device, bf16=self.dtype == torch.bfloat16, classes=classes)
         self.flip, self.clean, self.threshold = flip, clean, threshold
         self.heads: list[str] = self.header.get("heads") or [""]
-        self.head = head or self.heads[0]
-        if self.head not in self.heads:
-            known = ", ".join(filter(None, self.heads)) or "a single one"
-            raise ValueError(f"{path}: no head {head!r}, it has {known}")
+        self.head = _find_head(head, self.header, path)
 
     def __call__(self, films: FilmLike | Iterable[FilmLike]) -> Segmented | list[Result]:
         """Masks of films, from files or arrays.
@@ -475,6 +474,22 @@ def draw_overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     blue_green_red = tuple(bytes.fromhex(PRED[1:]))[::-1]
     return cv2.drawContours(canvas, outlines, -1, blue_green_red, width, cv2.LINE_AA)
+
+
+def _find_head(wanted: str | None, header: dict[str, Any], path: Path) -> str:
+    """The head of that name, or the first one whose set has a convention of that name; empty if there is only one.
+
+    Raises:
+        ValueError: there is none.
+    """
+    heads = header.get("heads")
+    if not heads and wanted in (None, *header["sources"], *map(CONVENTIONS.get, header["sources"])):
+        return ""
+    for head in heads or []:
+        if wanted in (None, head, CONVENTIONS.get(head)):
+            return head
+    known = ", ".join(heads or header["sources"])
+    raise ValueError(f"{path}: no head {wanted!r}: its masks follow the rules of {known}")
 
 
 def _check_header(path: Path, header: dict[str, Any]) -> None:

@@ -117,8 +117,18 @@ def test_head_decides_whose_rules_the_masks_follow(two_heads):
 def test_unknown_head_is_an_error_that_names_those_there(two_heads, weights):
     with pytest.raises(ValueError, match="montgomery, shenzhen"):
         two_heads(head="jsrt")
-    with pytest.raises(ValueError, match="a single one"):
+    with pytest.raises(ValueError, match="the rules of montgomery"):
         LungSegmenter(weights, device="cpu", head="shenzhen")
+
+
+def test_a_convention_is_that_of_the_first_set_that_has_it(tmp_path, two_heads, weights):
+    path, sets = tmp_path / "heads.safetensors", ["montgomery", "shenzhen", "kermany"]
+    save_weights(path, UNet(classes=3, base_channels=2, depth=2), {"size": 32, "sources": sets, "heads": sets})
+    for wanted, head in (("lung-field", "montgomery"), ("with-heart", "kermany"), (None, "montgomery")):
+        assert LungSegmenter(path, device="cpu", head=wanted).head == head
+    assert LungSegmenter(weights, device="cpu", head="lung-field").head == ""
+    with pytest.raises(ValueError, match="no head 'with-heart'"):
+        two_heads(head="with-heart")
 
 
 def test_films_of_a_set_with_a_head_are_scored_by_that_head(tmp_path, two_heads):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import files
+from ..config import CONVENTIONS
 
 if TYPE_CHECKING:
     from ..infer import LungSegmenter
@@ -74,7 +75,14 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
         "--threshold", type=share, default=0.5, help="probability, between 0 and 1, above which a pixel is lung"
     )
     parser.add_argument("--flip", action="store_true", help="average over the mirrored image: twice the time")
-    parser.add_argument("--head", help="set whose annotation rules to follow, one of those in the weights' header")
+    rules = parser.add_mutually_exclusive_group()
+    rules.add_argument(
+        "--convention",
+        dest="head",
+        choices=sorted(set(CONVENTIONS.values())),
+        help="lung-field leaves out what the heart hides, with-heart takes it in; lung-field if not given",
+    )
+    rules.add_argument("--head", help="set whose annotation rules to follow, one of those in the weights' header")
     parser.add_argument("--raw", action="store_true", help="keep small components and holes in the masks")
 
 
