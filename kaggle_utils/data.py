@@ -37,7 +37,7 @@ def read_manifest(root: str | Path) -> pd.DataFrame:
         root: the folder that ``python -m kaggle_utils prep`` wrote.
 
     Returns:
-        One row a film: name, source, split, tb, sex, age, height, width, inverted (1: prep turned over a negative;
+        One row per film: name, source, split, tb, sex, age, height, width, inverted (1: prep turned over a negative;
         older sets have no such column), sha256, pixels, and the paths image and mask (mask is empty where split is
         ``unlabelled``).
 
@@ -309,7 +309,7 @@ def make_loader(dataset: LungDataset, batch: int, *, shuffle: bool = False, work
 
     Args:
         dataset: what to load.
-        batch: films a batch, of all processes together.
+        batch: films per batch, of all processes together.
         shuffle: draw a new order each epoch (set ``loader.sampler.epoch``).
         workers: processes beside the main one. 0 is right on a CPU, where they would only take cores from training.
     """

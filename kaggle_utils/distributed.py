@@ -8,7 +8,7 @@ own share, and the running statistics are the processes' mean. (On GPUs, where a
 are processes, another film or two count in its statistics, and in nothing else.)
 
 The first process's clock is everybody's: a time budget ends for all at the same step. When a process dies, torchrun
-ends the others, and ``--resume`` goes on with any number of processes (by itself, if torchrun is given
+ends the others, and ``--resume`` continues with any number of processes (by itself, if torchrun is given
 ``--max-restarts`` too). Several machines need the prepared set, unless it is shards in S3, and the run's folder on a
 disk that all of them see. Where a machine's name stands for 127.0.0.1 or 127.0.1.1, as on Debian, its network is to be
 named: ``GLOO_SOCKET_IFNAME=eth0``.
@@ -31,13 +31,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-_LOST = (
-    "gloo",
-    "NCCL",
-    "caused pair closure",
-    "closed by peer",
-    "reset by peer",
-)  # in what PyTorch says, which has no type of its own
+# In what PyTorch says of a lost process, which has no type of its own.
+_LOST = ("gloo", "NCCL", "caused pair closure", "closed by peer", "reset by peer")
 LONGEST_WAIT = timedelta(minutes=5)  # for a process that hangs, or whose machine is lost; the others then fail too
 LOADING_WAIT = timedelta(hours=2)  # for the process whose disk is the slowest, before training starts
 
@@ -97,7 +92,7 @@ def processes(device: torch.device) -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or any(words in str(error) for words in _LOST):
             raise ConnectionError(
-                "another process doesn't answer any more; the same command with --resume goes on with what is saved. "
+                "another process doesn't answer any more; the same command with --resume continues from what is saved. "
                 f"{error}"
             ) from error
         raise

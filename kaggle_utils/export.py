@@ -38,8 +38,8 @@ def export_onnx(weights: str | Path, out: str | Path) -> None:
 
     Raises:
         FileNotFoundError: no such weights.
-        ValueError: a damaged or foreign weights file, logits that differ by more than ``TOLERANCE``, or ``out`` is
-            there and no earlier export.
+        ValueError: a damaged weights file or another program's, logits that differ by more than ``TOLERANCE``, or
+            ``out`` is there and no earlier export.
         ImportError: onnx or onnxruntime is not installed.
     """
     _check_out(Path(out), Path(weights))

@@ -100,10 +100,10 @@ def score(pred: np.ndarray, truth: np.ndarray, spacing: tuple[float, float] = (1
 
 
 def summarise(scores: pd.DataFrame, by: list[str], *, seed: int = 0) -> pd.DataFrame:
-    """One row a group of a per-film table.
+    """One row per group of a per-film table.
 
     Args:
-        scores: one row a film: name, the columns of :func:`score`, and the columns of ``by``.
+        scores: one row per film: name, the columns of :func:`score`, and the columns of ``by``.
         by: columns that make a group, such as ``["source"]``.
         seed: of the bootstrap.
 

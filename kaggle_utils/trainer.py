@@ -1,4 +1,4 @@
-"""Training: a Trainer, and checkpoints from which a killed run goes on to the same weights.
+"""Training: a Trainer, and checkpoints from which a killed run resumes to the same weights.
 
 By one process, or by those that torchrun starts: see :mod:`distributed`.
 """
@@ -41,7 +41,9 @@ from .scale.shards import ShardedFilms, is_sharded, read_shards, stream_loader
 from .splits import LICENCES, SYNTHETIC, flagged_masks
 
 CHECKPOINT_SECONDS = 300  # of training at most that a kill loses: epochs may be long
-_LEARNED = ("model", "ema", "optimizer", "scaler")  # parts of a trainer that a checkpoint holds the state of
+# What of a trainer a checkpoint holds: numbers as they are, and the state of what has learned.
+_COUNTED = ("history", "step", "seconds", "about")
+_LEARNED = ("model", "ema", "optimizer", "scaler")
 
 
 @dataclass
@@ -63,7 +65,7 @@ class Epoch:
 
 
 class Trainer:
-    """Fits a model, keeps the best and the last checkpoint, and goes on where a killed run stopped.
+    """Fits a model, keeps the best and the last checkpoint, and resumes where a killed run stopped.
 
     Args:
         model: a network from images ``(B, 1, H, W)`` to logits ``(B, C, H, W)``: C is 1, or one for each of the
@@ -124,12 +126,12 @@ class Trainer:
             on_epoch: called with each new row of the history; training ends when it says True.
 
         Returns:
-            One row an epoch: epoch, lr, train_loss, val_loss, val_dice, val_iou, val_accuracy, val_foreground
+            One row per epoch: epoch, lr, train_loss, val_loss, val_dice, val_iou, val_accuracy, val_foreground
             (predicted share of lung), images_per_s (training alone) and seconds (since the start, over all resumes).
 
         Raises:
             ValueError: the first batch is not what a network can learn from; the message says what is wrong. Or there
-                are several processes, and they differ in settings, films or the checkpoint they go on from.
+                are several processes, and they differ in settings, films or the checkpoint they resume from.
             FloatingPointError: the loss is not finite; the message names the films.
         """
         distributed.check_alike({**asdict(self.config), "data": self.about, "step": self.step})
@@ -259,7 +261,7 @@ class Trainer:
         batches = iter(self.train_loader)
         for _ in islice(batches, self.begun.batches):
             pass
-        if self.begun.batches:  # starting the loader has drawn from those that the network goes on with
+        if self.begun.batches:  # starting the loader has drawn from those that the network uses next
             torch.set_rng_state(random_numbers)
         return batches
 
@@ -321,19 +323,10 @@ class Trainer:
         self.saved = self.seconds
         if not self.out:
             return
-        write_checkpoint(
-            self.out / "last.pt",
-            {
-                "config": asdict(self.config),
-                "history": self.history,
-                "step": self.step,
-                "seconds": self.seconds,
-                "begun": asdict(self.begun),
-                "about": self.about,
-                "rng": torch.get_rng_state(),
-                **{name: getattr(self, name).state_dict() for name in _LEARNED},
-            },
-        )
+        state = {name: getattr(self, name) for name in _COUNTED}
+        state |= {name: getattr(self, name).state_dict() for name in _LEARNED}
+        state |= {"config": asdict(self.config), "begun": asdict(self.begun), "rng": torch.get_rng_state()}
+        write_checkpoint(self.out / "last.pt", state)
 
     def _header(self) -> dict[str, Any]:
         last, model, sources = self.history[-1], self.best_model, self.config.sources
@@ -400,7 +393,7 @@ def train(
             shards (:mod:`scale.shards`), a folder or its ``s3://`` address, which is streamed.
         out: the run's folder, see :class:`Trainer`.
         config: see :class:`TrainConfig`.
-        resume: go on from ``out/last.pt`` if it is there.
+        resume: from ``out/last.pt``, if it is there.
 
     Returns:
         The trainer, its run finished, and an estimate of a mask's Dice fitted to its best weights, see
@@ -447,7 +440,7 @@ def _say_epoch(row: dict[str, float], epochs: int) -> bool:
         file=sys.stderr,
         flush=True,
     )
-    return False  # go on
+    return False  # don't stop
 
 
 def make_trainer(
@@ -579,7 +572,7 @@ def ema_with_warmup(decay: float) -> Callable:
 
 
 def describe_films(films: pd.DataFrame, held_out: pd.DataFrame) -> dict[str, Any]:
-    """How many films of each set there are, how many of them are built-in ones, and a fingerprint of them all."""
+    """How many films of each set there are, how many of them are synthetic, and a fingerprint of them all."""
     both = pd.concat([films, held_out])[["name", "pixels"]].astype(str).to_csv(index=False)
     return {
         "films": films["source"].value_counts().sort_index().to_dict(),

@@ -303,11 +303,11 @@ def test_the_few_films_are_among_the_many(prepared):
     assert chosen[0] < chosen[1] < chosen[2] and [len(names) for names in chosen] == [2, 4, 6]
 
 
-def test_built_in_films_are_drawn_once_and_counted_as_such(prepared, tmp_path):
-    root = tune.built_in_films(n=9, size=64)
+def test_synthetic_films_are_drawn_once_and_counted_as_such(prepared, tmp_path):
+    root = tune.synthetic_films(n=9, size=64)
     written = (root / "manifest.csv").stat().st_mtime_ns
-    assert tune.built_in_films(n=9, size=64) == root and (root / "manifest.csv").stat().st_mtime_ns == written
-    rows = study.train_run(Run("both", {}, partial(tune.choose_films, real=3, built_in=None)), prepared, TINY)
+    assert tune.synthetic_films(n=9, size=64) == root and (root / "manifest.csv").stat().st_mtime_ns == written
+    rows = study.train_run(Run("both", {}, partial(tune.choose_films, real=3, synthetic=None)), prepared, TINY)
     assert rows[-1]["real"] == 3 and 6 <= rows[-1]["synthetic"] <= 9
 
 

@@ -43,7 +43,7 @@ def run_protocol(
     Args:
         name: of :data:`PROTOCOLS`.
         data: prepared set.
-        out: folder of the run; a stopped one goes on, a finished one is only tested.
+        out: folder of the run; a stopped one is resumed, a finished one is only tested.
         steps: optimiser steps, about: small sets are passed over more often, so that all protocols train alike. Counted
             with the bad masks that training leaves out: a few percent fewer where there are any.
         config: of the training, except for its sources and epochs.

@@ -41,7 +41,7 @@ def each(**settings: tuple) -> list[Run]:
     return [Run(f"{name}={value}", {name: value}) for name, values in settings.items() for value in values]
 
 
-def built_in_films(folder: str | Path | None = None, n: int = 520, size: int = 256) -> Path:
+def synthetic_films(folder: str | Path | None = None, n: int = 520, size: int = 256) -> Path:
     """Draws synthetic radiographs and prepares them, if they aren't there; nine in ten have a mask.
 
     Args:
@@ -74,22 +74,21 @@ class FixedEpochSampler(EpochSampler):
         return islice(super().__iter__(), self.films)
 
 
-def choose_films(trainer: Trainer, real: int | None, built_in: int | None) -> None:
+def choose_films(trainer: Trainer, real: int | None, synthetic: int | None) -> None:
     """Trains on fewer films, on synthetic ones, or half on either, with as many steps per epoch as before.
 
     Args:
         trainer: with all real films; its seed draws.
         real: how many of them, each set in its share; the few are among the many. None is all.
-        built_in: the same of the synthetic radiographs, of any split, as they are validated on real ones.
+        synthetic: the same of the synthetic radiographs, of any split, as they are validated on real ones.
     """
     config, films = trainer.config, films_of(trainer.train_loader).frame
     halves = []
     if real != 0:
         halves.append(_repeat(_sample(films, real, config.seed), len(films)))
-    if built_in != 0:
-        synthetic = read_manifest(built_in_films())
-        synthetic = synthetic[synthetic["split"] != "unlabelled"]
-        halves.append(_repeat(_sample(synthetic, built_in, config.seed), len(films)))
+    if synthetic != 0:
+        drawn = read_manifest(synthetic_films()).query("split != 'unlabelled'")
+        halves.append(_repeat(_sample(drawn, synthetic, config.seed), len(films)))
     dataset = LungDataset(pd.concat(halves), config.size, config.augment, seed=config.seed)
     sampler = FixedEpochSampler(len(dataset), config.seed, len(films))
     trainer.train_loader = DataLoader(dataset, config.batch_size, sampler=sampler)
@@ -124,9 +123,9 @@ STUDIES: dict[str, list[Run]] = {
         ),
     ],
     "data": [
-        Run(f"{n or 'all'} {kind}", {}, partial(choose_films, real=real, built_in=built_in))
+        Run(f"{n or 'all'} {kind}", {}, partial(choose_films, real=real, synthetic=synthetic))
         for n in FILMS
-        for kind, real, built_in in (("real", n, 0), ("synthetic", 0, n), ("real, synthetic added", n, None))
+        for kind, real, synthetic in (("real", n, 0), ("synthetic", 0, n), ("real, synthetic added", n, None))
     ],
     # Some of the other studies' runs at a size nearer to the shipped network's: does their ranking hold?
     "check": [
@@ -182,7 +181,7 @@ def run_study(
     ended = _check_same(path, plan, fingerprint(data))
     tasks = [task for key, task in plan.items() if key not in ended]
     if name == "data" and tasks:
-        built_in_films()  # before the processes start, which would all draw them
+        synthetic_films()  # before the processes start, which would all draw them
     bar = tqdm(total=len(plan), initial=len(plan) - len(tasks), desc=name, unit="run", disable=None)
     with bar:
         for rows in beside(train_run, tasks, jobs):

@@ -226,7 +226,7 @@ def _start() -> None:
 
 
 def _end_with_parent() -> None:
-    """Ends this process when its parent is killed: it would go on with what nobody writes down."""
+    """Ends this process when its parent is killed: nobody would write down what it finds."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
