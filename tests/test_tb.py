@@ -76,9 +76,9 @@ def trained() -> TBNet:
 def test_box_of_known_lungs():
     lungs = np.zeros((100, 200), np.uint8)
     lungs[20:60, 30:70] = lungs[30:70, 110:150] = 1
-    assert lung_box(lungs, margin=0) == (20, 70, 30, 150)
-    assert lung_box(lungs, margin=0.1) == (8, 82, 18, 162)  # 12 px, a tenth of the longer side, on every side
-    assert lung_box(lungs, margin=1) == (0, 100, 0, 200)
+    assert lung_box(lungs, margin=0) == np.s_[20:70, 30:150]
+    assert lung_box(lungs, margin=0.1) == np.s_[8:82, 18:162]  # 12 px, a tenth of the longer side, on every side
+    assert lung_box(lungs, margin=1) == np.s_[0:100, 0:200]
 
 
 def test_no_lung_is_no_box():
@@ -89,13 +89,13 @@ def test_no_lung_is_no_box():
 def test_letter_box_keeps_proportions_and_is_undone():
     image = np.zeros((60, 100), np.uint8)
     image[10:30, 40:80] = 200
-    square = letter_box(image, (10, 30, 40, 80), 64)  # twice as wide as high
+    square = letter_box(image, np.s_[10:30, 40:80], 64)  # twice as wide as high
     assert square.shape == (64, 64) and (square[16:48] == 200).all() and not square[:16].any() and not square[48:].any()
-    back = from_letter_box(square.astype(np.float32), (10, 30, 40, 80), image.shape)
+    back = from_letter_box(square.astype(np.float32), np.s_[10:30, 40:80], image.shape)
     assert np.array_equal(back, image)
 
 
-@pytest.mark.parametrize("box", [(3, 50, 10, 37), (0, 64, 0, 64), (5, 9, 0, 60)])
+@pytest.mark.parametrize("box", [np.s_[3:50, 10:37], np.s_[0:64, 0:64], np.s_[5:9, 0:60]])
 def test_letter_box_of_any_shape_fills_its_square(box):
     square = letter_box(np.full((64, 64), 9, np.uint8), box, 32)
     assert square.shape == (32, 32) and max(square.any(0).sum(), square.any(1).sum()) == 32

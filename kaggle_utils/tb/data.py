@@ -78,8 +78,8 @@ class Cuts:
         return self.films, self.lungs
 
 
-def lung_box(lungs: np.ndarray, margin: float = MARGIN) -> tuple[int, int, int, int]:
-    """The box of both lungs with a margin, inside the frame: top, bottom, left, right in px, bottom and right excluded.
+def lung_box(lungs: np.ndarray, margin: float = MARGIN) -> tuple[slice, slice]:
+    """The box of both lungs with a margin, inside the frame: its rows and columns.
 
     Args:
         lungs: ``uint8 (H, W)`` in {0, 1}.
@@ -91,10 +91,12 @@ def lung_box(lungs: np.ndarray, margin: float = MARGIN) -> tuple[int, int, int, 
     if not lungs.any():
         raise ValueError("no lung to cut out")
     left, top, width, height = cv2.boundingRect(lungs)
-    bottom, right = top + height, left + width
     extra = round(margin * max(height, width))
     rows, columns = lungs.shape
-    return max(top - extra, 0), min(bottom + extra, rows), max(left - extra, 0), min(right + extra, columns)
+    return (
+        slice(max(top - extra, 0), min(top + height + extra, rows)),
+        slice(max(left - extra, 0), min(left + width + extra, columns)),
+    )
 
 
 def lung_fields(lungs: np.ndarray, margin: float = 0.02) -> np.ndarray:
@@ -116,7 +118,7 @@ def lung_fields(lungs: np.ndarray, margin: float = 0.02) -> np.ndarray:
     return cv2.dilate(fields, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)))
 
 
-def letter_box(image: np.ndarray, box: tuple[int, int, int, int], size: int) -> np.ndarray:
+def letter_box(image: np.ndarray, box: tuple[slice, slice], size: int) -> np.ndarray:
     """A part of a film in a square without being squeezed: its longer side fills it, black bars fill the rest.
 
     Args:
@@ -124,31 +126,25 @@ def letter_box(image: np.ndarray, box: tuple[int, int, int, int], size: int) -> 
         box: of :func:`lung_box`.
         size: px, side of the square.
     """
-    top, bottom, left, right = box
-    row, column, height, width = _fitted(box, size)
+    part = image[box]
     square = np.zeros((size, size), np.uint8)
-    part = resize_image(image[top:bottom, left:right], (height, width))
-    square[row : row + height, column : column + width] = part
+    place = _fitted(part, size)
+    square[place] = resize_image(part, square[place].shape)
     return square
 
 
-def from_letter_box(square: np.ndarray, box: tuple[int, int, int, int], shape: tuple[int, int]) -> np.ndarray:
+def from_letter_box(square: np.ndarray, box: tuple[slice, slice], shape: tuple[int, int]) -> np.ndarray:
     """What :func:`letter_box` did, undone: ``float32 (size, size)`` back into the box, 0 elsewhere in ``shape``."""
-    top, bottom, left, right = box
-    row, column, height, width = _fitted(box, len(square))
     whole = np.zeros(shape, np.float32)
-    part = square[row : row + height, column : column + width]
-    whole[top:bottom, left:right] = resize_prob(part, (bottom - top, right - left))
+    whole[box] = resize_prob(square[_fitted(whole[box], len(square))], whole[box].shape)
     return whole
 
 
-def _fitted(box: tuple[int, int, int, int], size: int) -> tuple[int, int, int, int]:
-    """Where a box lies in its square of ``size`` px: row, column, height and width."""
-    top, bottom, left, right = box
-    longer = max(bottom - top, right - left)
-    height = max(1, round((bottom - top) * size / longer))
-    width = max(1, round((right - left) * size / longer))
-    return (size - height) // 2, (size - width) // 2, height, width
+def _fitted(part: np.ndarray, size: int) -> tuple[slice, slice]:
+    """Where a part of a film lies in its square of ``size`` px: rows and columns."""
+    height, width = (max(1, round(side * size / max(part.shape))) for side in part.shape)
+    top, left = (size - height) // 2, (size - width) // 2
+    return slice(top, top + height), slice(left, left + width)
 
 
 def cut(image: np.ndarray, lungs: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -97,7 +97,7 @@ class TBScreener:
         image, region = view(as_tensor(images, device), as_tensor(lungs, device), self.variant)
         warm = grad_cam(list(self.net.members), image, region)[0].cpu().numpy()
         small = resize_mask(mask, FILM)
-        box = lung_box(lung_fields(small)) if self.variant in CROPPED else (0, FILM, 0, FILM)
+        box = lung_box(lung_fields(small)) if self.variant in CROPPED else np.s_[:FILM, :FILM]
         warm = from_letter_box(warm, box, small.shape) * lung_fields(small, margin=0)
         warm = cv2.resize(warm, film.shape[::-1])
         return warm / max(float(warm.max()), 1e-6)
