@@ -160,6 +160,9 @@ def augmentation(preset: str) -> A.Compose:
             p=p,
         )
 
+    def holes(most: int, side: tuple[float, float], fill: Any, p: float) -> A.CoarseDropout:
+        return A.CoarseDropout(num_holes_range=(1, most), hole_height_range=side, hole_width_range=side, fill=fill, p=p)
+
     steps = {
         "none": [],
         "light": [
@@ -176,13 +179,7 @@ def augmentation(preset: str) -> A.Compose:
             A.RandomGamma((50, 200), p=0.5),
             A.OneOf([A.GaussianBlur((3, 5)), A.Sharpen(alpha=(0.2, 0.6)), A.CLAHE(clip_limit=(1, 4))], p=0.3),
             A.GaussNoise(std_range=(0.01, 0.06), p=0.2),
-            A.CoarseDropout(
-                num_holes_range=(1, 4),
-                hole_height_range=(0.03, 0.15),
-                hole_width_range=(0.03, 0.15),
-                fill="random_uniform",
-                p=0.25,
-            ),
+            holes(4, (0.03, 0.15), "random_uniform", 0.25),
         ],
         "tb": [  # brightness and contrast are left alone: the lungs' own levels are normalised away
             A.HorizontalFlip(p=0.5),
@@ -190,9 +187,7 @@ def augmentation(preset: str) -> A.Compose:
             A.RandomGamma((60, 170), p=0.6),
             A.OneOf([A.GaussianBlur((3, 5)), A.Sharpen(alpha=(0.1, 0.4)), A.CLAHE(clip_limit=(1, 3))], p=0.3),
             A.GaussNoise(std_range=(0.01, 0.05), p=0.25),
-            A.CoarseDropout(
-                num_holes_range=(1, 3), hole_height_range=(0.04, 0.12), hole_width_range=(0.04, 0.12), fill=0, p=0.2
-            ),
+            holes(3, (0.04, 0.12), 0, 0.2),
         ],
     }
     if preset not in steps:

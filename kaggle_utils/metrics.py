@@ -99,13 +99,12 @@ def score(pred: np.ndarray, truth: np.ndarray, spacing: tuple[float, float] = (1
     return {**overlap(confusion(pred, truth)), **surface_distances(pred, truth, spacing)}
 
 
-def summarise(scores: pd.DataFrame, by: list[str], *, seed: int = 0) -> pd.DataFrame:
+def summarise(scores: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """One row per group of a per-film table.
 
     Args:
         scores: one row per film: name, the columns of :func:`score`, and the columns of ``by``.
         by: columns that make a group, such as ``["source"]``.
-        seed: of the bootstrap.
 
     Returns:
         The group, n, mean Dice with sd, median, 95 % bootstrap interval (percentiles of 5,000 resamples of the films),
@@ -114,7 +113,7 @@ def summarise(scores: pd.DataFrame, by: list[str], *, seed: int = 0) -> pd.DataF
     rows = []
     for key, group in scores.groupby(by, sort=False):
         scored = group["dice"].to_numpy()
-        low, high = _interval(scored, seed)
+        low, high = _interval(scored)
         rows.append(
             {
                 **dict(zip(by, key)),
@@ -133,12 +132,12 @@ def summarise(scores: pd.DataFrame, by: list[str], *, seed: int = 0) -> pd.DataF
     return pd.DataFrame(rows)
 
 
-def _interval(values: np.ndarray, seed: int) -> tuple[float, float]:
+def _interval(values: np.ndarray) -> tuple[float, float]:
     if len(values) < 2:
         return float(values[0]), float(values[0])
     from scipy.stats import bootstrap  # half a second
 
     interval = bootstrap(
-        (values,), np.mean, n_resamples=5000, method="percentile", rng=np.random.default_rng(seed), batch=500
+        (values,), np.mean, n_resamples=5000, method="percentile", rng=np.random.default_rng(0), batch=500
     ).confidence_interval
     return interval.low, interval.high

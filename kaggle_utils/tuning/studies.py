@@ -41,18 +41,17 @@ def each(**settings: tuple) -> list[Run]:
     return [Run(f"{name}={value}", {name: value}) for name, values in settings.items() for value in values]
 
 
-def synthetic_films(folder: str | Path | None = None, n: int = 520, size: int = 256) -> Path:
+def synthetic_films(n: int = 520, size: int = 256) -> Path:
     """Draws synthetic radiographs and prepares them, if they aren't there; nine in ten have a mask.
 
     Args:
-        folder: for raw and prepared films.
         n: number of films.
         size: px, side of them.
 
     Returns:
         The prepared set.
     """
-    folder = Path(folder or CACHE / "built_in")
+    folder = CACHE / "built_in"
     with locked(folder / LOCK, folder, wait=True):
         if not (folder / "segmentation/manifest.csv").exists():
             write_raw(folder / "raw", n, seed=1, size=size)  # `make run` draws with seed 0

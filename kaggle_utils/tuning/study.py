@@ -135,7 +135,8 @@ def _last_scores(trainer: Trainer, data: str | Path) -> dict[str, float | None]:
     external = frame[(frame["source"] == "jsrt") & (frame["split"] != "unlabelled")]
     if "jsrt" in trainer.config.sources:
         external = external.head(0)
-    return {"dice_256": dice_at(trainer, films_of(trainer.val_loader).frame), "jsrt_256": dice_at(trainer, external)}
+    validated = films_of(trainer.val_loader).frame
+    return {"dice_256": dice_at_256(trainer, validated), "jsrt_256": dice_at_256(trainer, external)}
 
 
 def _describe(trainer: Trainer) -> dict[str, Any]:
@@ -159,16 +160,16 @@ def films_of(loader: DataLoader) -> LungDataset:
     return films
 
 
-def dice_at(trainer: Trainer, frame: pd.DataFrame, size: int = 256) -> float | None:
-    """Mean Dice of films at one size in px, which compares networks of different sizes; None without films."""
+def dice_at_256(trainer: Trainer, frame: pd.DataFrame) -> float | None:
+    """Mean Dice of films at 256 px, which compares networks of different sizes; None without films."""
     if frame.empty:
         return None
     batches = trainer.outputs(make_loader(LungDataset(frame, trainer.config.size), 32))
     probs = (prob for logits, _ in batches for prob in logits.float().sigmoid().cpu().numpy()[:, 0])
     scores = []
     for prob, path in zip(probs, frame["mask"], strict=True):
-        pred = (resize_prob(prob, size) > 0.5).astype(np.uint8)
-        truth = resize_mask(read_mask(path), size)
+        pred = (resize_prob(prob, 256) > 0.5).astype(np.uint8)
+        truth = resize_mask(read_mask(path), 256)
         scores.append(overlap(confusion(pred, truth))["dice"])
     return float(np.mean(scores))
 
