@@ -35,6 +35,7 @@ from torch.nn.parallel import DistributedDataParallel
 _LOST = ("gloo", "NCCL", "caused pair closure", "closed by peer", "reset by peer")
 LONGEST_WAIT = timedelta(minutes=5)  # for a process that hangs, or whose machine is lost; the others then fail too
 LOADING_WAIT = timedelta(hours=2)  # for the process whose disk is the slowest, before training starts
+_loading: dist.ProcessGroup | None = None  # of all processes, as they were joined; it alone has the long wait
 
 
 def world_size() -> int:
@@ -67,24 +68,14 @@ def processes(device: torch.device) -> Iterator[None]:
         yield
         return
     if device.type == "cuda":
-        if device.index is not None:
-            raise ValueError(
-                f"{device} is one GPU and there are {world_size()} processes: choose device auto, cuda or cpu"
-            )
-        if machine_size() > torch.cuda.device_count():
-            raise ValueError(
-                f"{machine_size()} processes and {torch.cuda.device_count()} GPUs on this machine: "
-                f"choose --nproc-per-node {torch.cuda.device_count()}, or device cpu"
-            )
-        torch.cuda.set_device(_from_torchrun("LOCAL_RANK", 0))
+        _take_gpu(device)
     global _loading
     try:  # gloo for numbers of Python too: they meet without waiting for what the GPU still computes
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
         _loading = dist.new_group(backend="gloo", timeout=LOADING_WAIT)
     except RuntimeError as error:
         raise ConnectionError(
-            "the processes don't reach each other; between machines, name the network that connects them, on each of "
-            "them: "
+            "the processes don't reach each other; between machines, name the network that connects them, on each: "
             f"GLOO_SOCKET_IFNAME=eth0 torchrun … (`ip addr` lists them). {error}"
         ) from error
     try:
@@ -99,13 +90,22 @@ def processes(device: torch.device) -> Iterator[None]:
     dist.destroy_process_group()  # not after an error: this could wait for processes that wait for this one
 
 
+def _take_gpu(device: torch.device) -> None:
+    """Gives this process a GPU of its own."""
+    gpus = torch.cuda.device_count()
+    if device.index is not None:
+        raise ValueError(f"{device} is one GPU and there are {world_size()} processes: choose device auto, cuda or cpu")
+    if machine_size() > gpus:
+        raise ValueError(
+            f"{machine_size()} processes and {gpus} GPUs on this machine: choose --nproc-per-node {gpus}, or device cpu"
+        )
+    torch.cuda.set_device(_from_torchrun("LOCAL_RANK", 0))
+
+
 def wait_for_all() -> None:
     """Waits until all processes are here: each has read its films, which one disk may do much later than another."""
     if world_size() > 1:
         dist.barrier(group=_loading)
-
-
-_loading: dist.ProcessGroup | None = None  # of all processes, as they were joined; it alone has the long wait
 
 
 def share(items: Sequence) -> Sequence:
@@ -155,11 +155,13 @@ def gather(items: list) -> list:
 def check_alike(facts: dict[str, object]) -> None:
     """Raises ValueError if processes disagree on a fact: they'd train different models, or wait for ever."""
     first, *others = gather([facts])
-    for name, other in ((name, other) for other in others for name in first if other[name] != first[name]):
-        raise ValueError(
-            f"the processes differ in {name} ({first[name]} and {other[name]}): start all with the same command, "
-            "data and run on a disk that all machines see"
-        )
+    for other in others:
+        for name, fact in first.items():
+            if other[name] != fact:
+                raise ValueError(
+                    f"the processes differ in {name} ({fact} and {other[name]}): start all with the same command, "
+                    "data and run on a disk that all machines see"
+                )
 
 
 def share_statistics(model: nn.Module, device: torch.device) -> nn.Module:

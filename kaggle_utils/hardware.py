@@ -48,8 +48,11 @@ def choose_precision(device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
     cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
-    return "bf16" if device.type == "cpu" and ("avx512_bf16" in flags or "amx_bf16" in flags) else "fp32"
+    if device.type == "cpu" and cpuinfo.exists():
+        flags = cpuinfo.read_text()
+        if "avx512_bf16" in flags or "amx_bf16" in flags:
+            return "bf16"
+    return "fp32"
 
 
 def keep_memory() -> bool:
