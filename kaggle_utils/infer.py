@@ -346,19 +346,18 @@ def segment_batches(
         yield [next(segmented) if isinstance(film, CheckedFilm) else film for film in read]
 
 
-def read_checked(film: FilmLike, name: str, *, force: bool = False, data: bytes | None = None) -> Read:
+def read_checked(film: FilmLike, name: str, *, force: bool = False) -> Read:
     """A film of any file, checked before it is segmented; never raises for what is in the file.
 
     Args:
         film: the file, its bytes, or an array as for :class:`LungSegmenter`.
         name: by which the film goes in tables.
         force: what would be refused is read all the same, with the reasons as notes.
-        data: the file's bytes where they are here already; then ``film`` may be any address.
     """
     path = film if isinstance(film, (str, Path)) else name
     try:
         if isinstance(film, (str, Path, bytes)):
-            found = read_film(path, data=film if isinstance(film, bytes) else data)
+            found = read_film(path, data=film if isinstance(film, bytes) else None)
         else:
             found = from_array(np.asarray(film))
     except (ValueError, OSError, ImportError) as error:  # a folder may hold DICOM besides what needs no extra

@@ -103,7 +103,7 @@ def title_slide(talk: list[NotebookNode]) -> NotebookNode:
     """The README's top, up to its first second-level heading, and links to the notebooks' sections."""
     top = README.read_text(encoding="utf-8").split("\n## ")[0]
     titles = [
-        first_heading("\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown"), "Notebook")
+        first_heading("\n".join(cell.source for cell in filter(is_text, notebook.cells)), "Notebook")
         for notebook in talk
     ]
     agenda = "\n".join(f"- [{title}](#/{n})" for n, title in enumerate(titles, 1))
@@ -118,40 +118,41 @@ def split(notebook: NotebookNode) -> NotebookNode:
     then it introduces the code rather than ends the slide.
     """
     cells, heading, full = [], None, False
-    shown = [
-        part
-        for cell in notebook.cells
-        if slide_type(cell) != "skip" and cell.source.strip()
-        for part in at_headings(cell)
-    ]
-    for before, cell, after in zip([None, *shown], shown, [*shown[1:], None]):
-        text = cell.cell_type == "markdown"
-        own = HEADING.match(cell.source.lstrip()) if text else None
-        introduces = (
-            text
-            and before
-            and after
-            and after.cell_type == "code"
-            and (before.cell_type == "markdown" or cell.source.rstrip().endswith((":", "?")))
-        )
-        kind = slide_type(cell) or ("subslide" if own or full and (introduces or not text) else "-")
+    shown = [cell for cell in notebook.cells if slide_type(cell) != "skip" and cell.source.strip()]
+    parts = [part for cell in shown for part in at_headings(cell)]
+    for before, cell, after in zip([None, *parts], parts, [*parts[1:], None]):
+        own = HEADING.match(cell.source.lstrip()) if is_text(cell) else None
+        starts = own or (full and (not is_text(cell) or introduces(before, cell, after)))
+        kind = slide_type(cell) or ("subslide" if starts else "-")
         if kind in ("slide", "subslide"):
             full = False
             if heading and not own:
-                cells.append(
-                    new_markdown_cell(f"## {heading}", metadata={"slideshow": {"slide_type": kind}, "tags": ["again"]})
-                )
+                again = {"slideshow": {"slide_type": kind}, "tags": ["again"]}
+                cells.append(new_markdown_cell(f"## {heading}", metadata=again))
                 kind = "-"
         cell.metadata["slideshow"] = {"slide_type": kind}
-        heading = own[1] if own else heading
-        full = full or not text or bool(own) and own[0].startswith("# ")
+        if own:
+            heading = own[1]
+        if not is_text(cell) or (own and own[0].startswith("# ")):
+            full = True
         cells.append(cell)
     return new_notebook(cells=cells, metadata=notebook.metadata)
 
 
+def is_text(cell: NotebookNode | None) -> bool:
+    return cell is not None and cell.cell_type == "markdown"
+
+
+def introduces(before: NotebookNode | None, cell: NotebookNode, after: NotebookNode | None) -> bool:
+    """Whether a text between two cells belongs to the code after it."""
+    if before is None or after is None or is_text(after):
+        return False
+    return is_text(before) or cell.source.rstrip().endswith((":", "?"))
+
+
 def at_headings(cell: NotebookNode) -> list[NotebookNode]:
     """A Markdown cell cut before each heading; whole if it is code, or says its ``slide_type`` itself."""
-    if cell.cell_type != "markdown" or slide_type(cell):
+    if not is_text(cell) or slide_type(cell):
         return [cell]
     parts, fenced = [""], False
     for line in cell.source.splitlines(keepends=True):
@@ -189,17 +190,16 @@ def to_html(notebook: NotebookNode, path: Path) -> str:
     exporter.log.setLevel("ERROR")  # else a warning for each figure without a text alternative
     if all(slide_type(cell) == "notes" for cell in notebook.cells):
         raise ValueError(f"{path}: no cell to show; all are empty, or have the slide_type skip or notes")
+    stem = re.sub("[^a-zA-Z0-9]", "-", path.stem)[:40]
     for n, cell in enumerate(notebook.cells):
-        cell["id"] = (
-            f"{re.sub('[^a-zA-Z0-9]', '-', path.stem)[:40]}-{n}"  # unique in the deck, and the same in each build
-        )
+        cell["id"] = f"{stem}-{n}"  # unique in the deck, and the same in each build
     return LOADS.sub(lambda found: found[1] + embedded(found[2], path), exporter.from_notebook_node(notebook)[0])
 
 
 def embedded(source: str, notebook: Path) -> str:
     """A picture beside a notebook as a ``data:`` address: nbconvert's ``embed_images`` finds none in ``../images``."""
     picture, kind = notebook.parent / unquote(source), mimetypes.guess_type(source)[0] or ""
-    if not (kind.startswith("image/") and "://" not in source and picture.is_file()):
+    if not kind.startswith("image/") or "://" in source or not picture.is_file():
         raise ValueError(
             f"{notebook}: its slides would load {source}, and a deck opens without a network: "
             "name a picture on the disk, or give the cell the slide_type skip"
@@ -227,9 +227,8 @@ def fetch(name: str, sha512: str, cache: str | Path = CACHE) -> Path:
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=kept.parent) as scratch:  # npm's own cache, too: nothing is left in the home folder
-            run_npm(
-                "pack", "@".join(name.rsplit("-", 1)), "--silent", "--pack-destination", scratch, "--cache", scratch
-            )
+            package = "@".join(name.rsplit("-", 1))
+            run_npm("pack", package, "--silent", "--pack-destination", scratch, "--cache", scratch)
             check(Path(scratch) / kept.name, sha512)
             os.replace(Path(scratch) / kept.name, kept)
     check(kept, sha512)
@@ -237,20 +236,18 @@ def fetch(name: str, sha512: str, cache: str | Path = CACHE) -> Path:
 
 
 def run_npm(*arguments: str) -> None:
+    what = f"npm {' '.join(arguments[:2])}"
     try:
-        done = subprocess.run(["npm", *arguments], capture_output=True, text=True, timeout=300)
+        subprocess.run(["npm", *arguments], capture_output=True, text=True, timeout=300, check=True)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             "npm is missing, which fetches reveal.js and MathJax: install Node.js (apt-get install npm)"
         ) from error
     except subprocess.TimeoutExpired as error:
-        raise OSError(
-            f"npm {' '.join(arguments[:2])} took more than {error.timeout:.0f} s: is there a network?"
-        ) from error
-    if done.returncode:
-        raise OSError(
-            f"npm {' '.join(arguments[:2])} failed: {(done.stderr.strip() or 'is there a network?').splitlines()[-1]}"
-        )
+        raise OSError(f"{what} took more than {error.timeout:.0f} s: is there a network?") from error
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.strip() or "is there a network?"
+        raise OSError(f"{what} failed: {said.splitlines()[-1]}") from error
 
 
 def check(archive: Path, sha512: str) -> None:

@@ -1,4 +1,4 @@
-"""app.py: the page in a browser that reaches this machine alone, and reports without one."""
+"""page: the page in a browser that reaches this machine alone, and reports without one."""
 
 import csv
 import http.client
@@ -178,7 +178,7 @@ def test_film_that_is_dropped_is_outlined_and_measured(page, server, tmp_path):
     assert server.uploads() == []
 
 
-def test_each_built_in_film_has_two_lungs(page):
+def test_each_synthetic_radiograph_has_two_lungs(page):
     screener = TBScreener(device="cpu")
     for n, (seed, index, tb) in enumerate(EXAMPLES):
         page.locator("#examples button").nth(n).click()
@@ -491,10 +491,14 @@ def film():
     return AppearanceModel.load().film(7, 0, size=200, tb=0)
 
 
+def report_of(path, screener):
+    return report(path.name, path.read_bytes(), screener)
+
+
 def test_report_of_a_film_without_lungs_has_dashes_and_the_flag_says_so(tmp_path, screener, film):
     screener.segmenter.threshold = 1.0
     files.write_image(tmp_path / "film.png", film.image)
-    text = report(tmp_path / "film.png", screener)
+    text = report_of(tmp_path / "film.png", screener)
     assert (
         "<th scope='row'>Lungs found</th><td>0</td>" in text
         and "<td>–</td>" in text
@@ -507,9 +511,9 @@ def test_report_of_a_film_without_lungs_has_dashes_and_the_flag_says_so(tmp_path
 def test_name_of_a_file_is_no_html(tmp_path, screener, film):
     name = "<img src=x onerror='alert(1)'>.png"
     files.write_image(tmp_path / name, film.image)
-    assert "<img src=x" not in report(tmp_path / name, screener)
+    assert "<img src=x" not in report_of(tmp_path / name, screener)
     (tmp_path / name).write_bytes(b"")
-    assert "<img src=x" not in report(tmp_path / name, screener)
+    assert "<img src=x" not in report_of(tmp_path / name, screener)
 
 
 def test_large_film_is_shown_small_and_its_mask_is_whole(tmp_path, screener, film, monkeypatch):
@@ -517,7 +521,7 @@ def test_large_film_is_shown_small_and_its_mask_is_whole(tmp_path, screener, fil
     drawn = []
     monkeypatch.setattr(page_module, "encode_image", lambda image, suffix: drawn.append((suffix, image.shape)) or b"")
     files.write_image(tmp_path / "film.png", film.image[:, 20:180])
-    report(tmp_path / "film.png", screener)
+    report_of(tmp_path / "film.png", screener)
     assert drawn == [(".jpg", (50, 40, 3)), (".png", (200, 160))]
 
 
@@ -526,7 +530,7 @@ def test_film_that_lay_on_its_side_is_shown_upright_and_its_mask_lies_as_it_did(
     monkeypatch.setattr(page_module, "encode_image", lambda image, suffix: drawn.append(image) or b"")
     for name, image in (("upright", film.image[:, 20:180]), ("turned", np.rot90(film.image[:, 20:180]))):
         files.write_image(tmp_path / f"{name}.png", image)
-        assert ("lay on its side" in report(tmp_path / f"{name}.png", screener)) == (name == "turned")
+        assert ("lay on its side" in report_of(tmp_path / f"{name}.png", screener)) == (name == "turned")
     shown, mask, shown_turned, mask_turned = drawn
     np.testing.assert_array_equal(shown_turned, shown)
     np.testing.assert_array_equal(mask_turned, np.rot90(mask))
@@ -541,7 +545,7 @@ def test_film_of_another_orientation_or_of_a_spacing_that_can_not_be_is_shown_up
     (tmp_path / "mirrored.dcm").write_bytes(
         dicom(film.image[:, ::-1], PatientOrientation=["R", "F"], PixelSpacing=[0.7, 0.7])
     )
-    plain, mirrored = (report(tmp_path / f"{name}.dcm", screener) for name in ("plain", "mirrored"))
+    plain, mirrored = (report_of(tmp_path / f"{name}.dcm", screener) for name in ("plain", "mirrored"))
     assert (
         "put right as its file says" in mirrored
         and "a small child, or is the spacing wrong?" in mirrored
@@ -554,7 +558,7 @@ def test_film_of_another_orientation_or_of_a_spacing_that_can_not_be_is_shown_up
 
 def test_what_is_no_film_is_refused_without_saying_where_it_lies(tmp_path, screener):
     files.write_image(tmp_path / "page.png", phantom().image)
-    text = report(tmp_path / "page.png", screener)
+    text = report_of(tmp_path / "page.png", screener)
     assert (
         text.startswith("<p class='refusal' role='alert'>page.png: refused: no frontal chest film")
         and str(tmp_path) not in text

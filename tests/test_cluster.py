@@ -1,4 +1,4 @@
-"""cluster.py on a Ray cluster of two nodes on this machine: predict's rows, restarts, kills, bad films, S3."""
+"""scale.cluster on a Ray cluster of two nodes on this machine: predict's rows, restarts, kills, bad films, S3."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from kaggle_utils.cli import main
 from kaggle_utils.files import printable
 from kaggle_utils.model import UNet, save_weights
 from kaggle_utils.scale.cluster import MANIFEST, Settings, list_films, predict
-from kaggle_utils.scale.cluster_work import STOPS, Whole, read_films
+from kaggle_utils.scale.cluster_work import STOPS, Worker
 
 # Before Ray is imported: its servers and their addresses are the loopback's, and nothing gets into the home folder.
 os.environ |= {
@@ -231,7 +231,7 @@ def test_a_store_that_fails_ends_the_run_and_is_no_film_s_error(cluster, films, 
         client.upload_file(str(path), "bkt", f"in/{path.name}")
     denied = Fault("status", "HEAD|GET", "/in/f09", times=10**6, status=403, code="AccessDenied")
     proxy.faults.append(denied)
-    with pytest.raises(OSError, match="s3://bkt/in/f09.png: permission denied.* goes on when that is mended"):
+    with pytest.raises(OSError, match="s3://bkt/in/f09.png: permission denied.* resumes when that is mended"):
         predict(["s3://bkt/in"], "s3://bkt/out", FORCED, weights=weights, address=cluster.address, shard=4)
     denied.times = 0
     proxy.faults.append(Fault("status", "GET", "/in/f10", times=1, status=500))
@@ -246,7 +246,7 @@ def test_a_store_that_fails_ends_the_run_and_is_no_film_s_error(cluster, films, 
 def test_no_name_of_a_file_ends_a_run(odd_names, weights, tmp_path):
     films = list_films([tmp_path / "odd"])
     batch = {name: np.array(films.column(name).to_pylist(), object) for name in films.column_names}
-    rows = Whole(FORCED, weights.name, weights.read_bytes(), "cpu")(batch).to_pandas()
+    rows = Worker(FORCED, weights.name, weights.read_bytes(), "cpu")(batch).to_pandas()
     assert (
         set(rows["name"]) == set(odd_names.values())
         and set(rows["path"]) == set(map(printable, odd_names))
@@ -264,15 +264,16 @@ def test_results_below_the_films_are_no_films(tmp_path, proxy, client):
     assert list_films([tmp_path / "in"], tmp_path / "in").column("name").to_pylist() == ["film"]
 
 
-def test_a_folder_that_a_node_does_not_see_ends_the_run_and_a_film_that_is_gone_does_not(tmp_path):
+def test_a_folder_that_a_node_does_not_see_ends_the_run_and_a_film_that_is_gone_does_not(tmp_path, weights):
     batch = {
         "number": np.arange(2),
         "name": np.array(["a", "b"]),
         "path": np.array([str(tmp_path / "gone.png"), str(tmp_path / "gone/film.png")]),
     }
-    gone, unseen = read_films(batch, 32, force=False)["film"]
-    assert "a node doesn't see this folder" in unseen.error and unseen.error.endswith(STOPS)
-    assert gone.error and not gone.error.endswith(STOPS)
+    worker = Worker(FORCED, weights.name, weights.read_bytes(), "cpu")
+    gone, unseen = worker(batch).column("error").to_pylist()
+    assert "a node doesn't see this folder" in unseen and unseen.endswith(STOPS)
+    assert gone and not gone.endswith(STOPS)
 
 
 def test_what_is_wrong_with_addresses_is_one_line_and_leaves_nothing(weights, films, tmp_path, proxy, client):
@@ -418,7 +419,7 @@ def sockets(pid: int) -> set[str]:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a real GPU computes other digits")
-def test_with_a_gpu_reading_network_and_measuring_are_apart(cluster, films, weights, folder, expected):
+def test_with_a_gpu_rows_are_the_same(cluster, films, weights, folder, expected):
     """A node that says it has a GPU: the rows are the same."""
     node = cluster.add_node(**NODE, num_gpus=1)
     try:
@@ -430,7 +431,7 @@ def test_with_a_gpu_reading_network_and_measuring_are_apart(cluster, films, weig
 
 
 def test_gpu_that_is_not_there_is_an_error(cluster, films, weights, tmp_path):
-    with pytest.raises(ValueError, match="Ray sees 0 GPUs"):
+    with pytest.raises(ValueError, match="Ray sees a GPU on 0 nodes"):
         predict([films], tmp_path, FORCED, weights=weights, address=cluster.address, device="cuda")
 
 
@@ -454,10 +455,7 @@ def test_without_ray_one_line_says_what_to_install(monkeypatch, capsys, tmp_path
     monkeypatch.setattr(cluster, "find_spec", lambda name: None if name == "ray" else name)
     film = write_raw(tmp_path / "film.png", phantom().image)
     assert main(["predict", str(film), "--out", str(tmp_path), "--ray"]) == 1
-    assert (
-        capsys.readouterr().err
-        == "unet-lung predict: a cluster needs ray[data]>=2.60,<2.64: pip install 'ray[data]>=2.60,<2.64'\n"
-    )
+    assert capsys.readouterr().err == f"unet-lung predict: a cluster needs ray: {cluster.INSTALL}\n"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""dicom.py: whatever encodes a radiograph, the gray levels are those of the original; what is none is refused with its
+"""dicom.read: whatever encodes a radiograph, gray levels are those of the original; what is none is refused with its
 reason."""
 
 import subprocess

@@ -1,4 +1,4 @@
-"""s3.py: copies to and from a server on loopback that speaks S3's protocol; faults, kills and hostile archives."""
+"""scale.s3: copies to and from a server on loopback that speaks S3's protocol; faults, kills and hostile archives."""
 
 import io
 import os
@@ -577,7 +577,7 @@ def test_no_space_is_said_with_the_file(proxy, folder, tmp_path, monkeypatch, ca
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(ENOSPC, "No space left on device")))
     assert (
         one_line(capfd, "download", "s3://bkt/set", tmp_path / "back")
-        == f"{tmp_path / 'back' / 'a.png'}: No space left on device: make room there; the same command goes on"
+        == f"{tmp_path / 'back' / 'a.png'}: No space left on device: make room there; the same command resumes it"
     )
     assert not files_below(tmp_path / "back")
 

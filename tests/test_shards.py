@@ -1,4 +1,4 @@
-"""shards.py: every film once, shuffled across shards, as the prepared set has it; training from a disk and from S3."""
+"""scale.shards: every film once, shuffled across shards, as the prepared set has it; training from disk and from S3."""
 
 import gzip
 import io
@@ -173,9 +173,9 @@ def test_flipped_bits_of_a_shard_bring_no_traceback(copy):
         (lambda text: text.replace("pixels", "other", 1), "no column pixels"),
         (
             lambda text: text.replace("train-00001.tar", "../train-00001.tar"),
-            "names the shard '../train-00001.tar', which is none",
+            "names '../train-00001.tar', which is no shard",
         ),
-        (lambda text: text.replace("train-00001.tar", ""), "names the shard nan, which is none"),
+        (lambda text: text.replace("train-00001.tar", ""), "names nan, which is no shard"),
     ],
 )
 def test_damaged_manifest_of_shards_is_one_line_that_names_it(copy, damage, message):
@@ -341,5 +341,5 @@ def test_what_is_wrong_with_shards_in_s3_is_one_line(prepared, remote, client):
     with pytest.raises(FileNotFoundError, match="s3://bkt/set/train-00003.tar: no such object"):
         list(ShardedFilms(frame, 32))
     s3.upload(prepared, "s3://bkt/prepared")
-    with pytest.raises(ValueError, match="s3://bkt/prepared/manifest.csv is that of a set without shards"):
+    with pytest.raises(ValueError, match="s3://bkt/prepared/manifest.csv: a set without shards"):
         make_trainer("s3://bkt/prepared", None, TrainConfig(sources=("montgomery",)))

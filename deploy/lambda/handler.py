@@ -1,5 +1,5 @@
-"""AWS Lambda: a film that arrives in S3 gets its mask, its overlay and its measurements there. ONNX Runtime computes,
-PyTorch isn't there.
+"""AWS Lambda: a radiograph that arrives in S3 gets its mask, its overlay and its measurements there. ONNX Runtime
+computes, PyTorch isn't there.
 
 Each object below ``IN_PREFIX`` becomes, below ``OUT_PREFIX``, ``masks/KEY.png``, ``overlays/KEY.png`` and
 ``measurements/KEY.json``, where KEY is what follows the prefix, suffix included; or ``errors/KEY.json`` where it can't
@@ -26,7 +26,7 @@ from botocore.exceptions import ClientError
 
 from kaggle_utils.config import FORMAT, parse_header
 from kaggle_utils.image import encode_image, resize_image
-from kaggle_utils.infer import Segmented, Unsegmented, draw_overlay, finish_mask, segment_films
+from kaggle_utils.infer import Unsegmented, draw_overlay, finish_mask, segment_films
 from kaggle_utils.pictures import header
 from kaggle_utils.quality import measure
 from kaggle_utils.scale import s3
@@ -38,6 +38,7 @@ MAX_BYTES = int(os.environ.get("MAX_BYTES", 64_000_000))  # of an object; /tmp a
 # What 512 MB hold, see results/lambda.json. Files that declare more pixels are refused before they are decoded.
 header.MAX_PIXELS = int(os.environ.get("MAX_PIXELS", 20_000_000))
 KINDS = {"masks": ".png", "overlays": ".png", "measurements": ".json", "errors": ".json"}
+MEMORY_MB = os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE")
 
 
 class Segmenter:
@@ -58,7 +59,7 @@ class Segmenter:
     def probabilities(self, films: list[np.ndarray]) -> np.ndarray:
         """``uint8 (H, W)`` each → ``float32 (B, size, size)``, by the rules of the network's first head."""
         images = np.stack([resize_image(film, self.size) for film in films])[:, None].astype(np.float32)
-        mean, deviation = (measure(axis=(-2, -1), keepdims=True) for measure in (images.mean, images.std))
+        mean, deviation = images.mean((-2, -1), keepdims=True), images.std((-2, -1), keepdims=True)
         images = (images - mean) / np.maximum(deviation, 1e-3)  # as data.normalise
         logits = self.session.run(None, {"films": images})[0][:, 0]
         return 1 / (1 + np.exp(-logits))
@@ -67,10 +68,8 @@ class Segmenter:
         return finish_mask(prob, shape, threshold=self.threshold)
 
 
-if (
-    "AWS_LAMBDA_FUNCTION_MEMORY_SIZE" in os.environ
-):  # a film too large becomes an error to tell of, instead of a killed process to try again
-    resource.setrlimit(resource.RLIMIT_DATA, (int(os.environ["AWS_LAMBDA_FUNCTION_MEMORY_SIZE"]) << 20,) * 2)
+if MEMORY_MB:  # a film too large becomes an error to tell of, instead of a killed process to try again
+    resource.setrlimit(resource.RLIMIT_DATA, (int(MEMORY_MB) << 20, int(MEMORY_MB) << 20))
 SEGMENTER, S3 = Segmenter(MODEL), s3.connect()  # while Lambda starts, when it lends more of the CPU
 
 
@@ -127,40 +126,28 @@ def _make(bucket: str, key: str, path: Path) -> dict[str, bytes]:
     """Files by kind: mask, overlay and measurements, or the error."""
     head, address = S3.head_object(Bucket=bucket, Key=key), f"s3://{bucket}/{key}"
     report = {"film": address, "etag": head["ETag"].strip('"'), "model": SEGMENTER.version}
+
+    def failed(reason: str) -> dict[str, bytes]:
+        return {"errors": _json(report | {"error": reason})}
+
     if head["ContentLength"] > MAX_BYTES:
-        return {
-            "errors": _json(
-                report | {"error": f"{address}: {head['ContentLength']:,} bytes, more than {MAX_BYTES:,}: too large"}
-            )
-        }
+        return failed(f"{address}: {head['ContentLength']:,} bytes, more than {MAX_BYTES:,}: too large")
     S3.download_file(bucket, key, str(path))
     try:
         found = next(segment_films([path], SEGMENTER, names=[key.removeprefix(IN_PREFIX)]))
     except (MemoryError, cv2.error):  # which OpenCV raises for the same reason
-        return {"errors": _json(report | {"error": f"{address}: this function's memory is too small for it"})}
+        return failed(f"{address}: this function's memory is too small for it")
     report |= {name: value for name, value in found.row.items() if name != "path"}
     if isinstance(found, Unsegmented):
-        return {"errors": _json(report | {"error": found.error.replace(str(path), address)})}
-    return _pictures(found) | {
-        "measurements": _json(report | {"measurements": measure(found.upright, found.film.spacing_mm)})
-    }
-
-
-def _pictures(found: Segmented) -> dict[str, bytes]:
-    """Mask and overlay, which lie as the film does."""
-    mask = found.mask
-    return {
-        "masks": encode_image(mask * np.uint8(255), ".png"),
-        "overlays": encode_image(draw_overlay(found.film.image, mask), ".png"),
+        return failed(found.error.replace(str(path), address))
+    measured = measure(found.upright, found.film.spacing_mm)
+    report["measurements"] = {name: value if math.isfinite(value) else None for name, value in measured.items()}
+    return {  # mask and overlay lie as the film does
+        "masks": encode_image(found.mask * np.uint8(255), ".png"),
+        "overlays": encode_image(draw_overlay(found.film.image, found.mask), ".png"),
+        "measurements": _json(report),
     }
 
 
 def _json(report: dict[str, object]) -> bytes:
-    """JSON has no NaN: what is undefined is null."""
-
-    def plain(value):
-        if isinstance(value, dict):
-            return {name: plain(each) for name, each in value.items()}
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return json.dumps(plain(report), indent=1).encode()
+    return json.dumps(report, indent=1).encode()

@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..files import printable, write_bytes
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _LUNGS = ("right lung", "left lung")
 
@@ -64,30 +67,21 @@ def write_coco(path: str | Path, annotations: Iterable[dict[str, Any]]) -> None:
         OSError: the file can't be written.
     """
     import pyarrow as pa
-    from pyarrow import parquet
 
-    text, whole = pa.string(), pa.int64()
-    schema = pa.schema(
-        {
-            "id": whole,
-            "image_id": whole,
-            "name": text,
-            "path": text,
-            "height": whole,
-            "width": whole,
-            "category_id": whole,
-            "category": text,
-            "segmentation": pa.struct({"size": pa.list_(whole), "counts": text}),
-            "area": whole,
-            "bbox": pa.list_(pa.float64()),
-            "iscrowd": whole,
-        }
-    )
+    like = annotate((np.ones((1, 1)), np.zeros((1, 1))), "", "")  # a row, for the types of a table without rows
+    schema = pa.Table.from_pylist([{"id": 1, "image_id": 1, **row} for row in like]).schema
     images: dict[str, int] = {}
     rows = []
     for number, annotation in enumerate(annotations, 1):
         image = images.setdefault(annotation["name"], len(images) + 1)
         rows.append({"id": number, "image_id": image, **annotation})
+    write_bytes(path, to_parquet(pa.Table.from_pylist(rows, schema)))
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    """A table as the bytes of a Parquet file."""
+    from pyarrow import parquet
+
     buffer = BytesIO()
-    parquet.write_table(pa.Table.from_pylist(rows, schema), buffer, compression="zstd")
-    write_bytes(path, buffer.getvalue())
+    parquet.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()

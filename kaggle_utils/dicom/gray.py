@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, MutableSequence
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -119,7 +118,7 @@ def _gray_share(shown: np.ndarray) -> float:
     """Share of the pixels that come out neither black nor white when they are stretched to 8 bits."""
     low, high = gray_range(shown)
     edge = (high - low) / 256
-    return float(((shown > low + edge) & (shown < high - edge)).mean())
+    return float(np.mean((shown > low + edge) & (shown < high - edge)))
 
 
 def _modality_luts(ds: Dataset) -> Iterator[Lut]:
@@ -130,15 +129,14 @@ def _modality_luts(ds: Dataset) -> Iterator[Lut]:
 
 
 def _voi_luts(ds: Dataset) -> Iterator[Lut]:
-    for n, item in enumerate(listed(ds, "VOILUTSequence")[:MOST_LUTS], 1):
-        yield _numbered("VOI LUT", n), partial(_lut, item=item, ds=ds)
-    windows = zip(listed(ds, "WindowCenter"), listed(ds, "WindowWidth"))
-    for n, (center, width) in enumerate(islice(windows, MOST_LUTS), 1):
-        yield _numbered("window", n), partial(_window, center=center, width=width, ds=ds)
-
-
-def _numbered(kind: str, n: int) -> str:
-    return f"{kind} {n}" if n > 1 else kind
+    items = [("VOI LUT", partial(_lut, item=item, ds=ds)) for item in listed(ds, "VOILUTSequence")]
+    windows = [
+        ("window", partial(_window, center=center, width=width, ds=ds))
+        for center, width in zip(listed(ds, "WindowCenter"), listed(ds, "WindowWidth"))
+    ]
+    for luts in (items, windows):
+        for n, (kind, lut) in enumerate(luts[:MOST_LUTS], 1):
+            yield f"{kind} {n}" if n > 1 else kind, lut
 
 
 def _rescale(values: np.ndarray, slope: Any, intercept: Any) -> np.ndarray:
@@ -154,6 +152,11 @@ def listed(ds: Dataset, name: str) -> list:
     if value is None or value == "":
         return []
     return list(value) if isinstance(value, MutableSequence) else [value]
+
+
+def joined(ds: Dataset, name: str, between: str = "") -> str:
+    """An element's values as one text."""
+    return between.join(map(str, listed(ds, name)))
 
 
 def _lut(values: np.ndarray, item: Dataset, ds: Dataset) -> np.ndarray:

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..pictures.complaints import DAMAGED, complaint_in
 from ..pictures.header import check_size
-from .gray import listed, show
+from .gray import joined, listed, show
 from .tags import INSTALL, NotAFilm, has_pixels, import_pydicom, read_pixels, read_tags
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def _check_syntax(syntax: UID) -> None:
 
 
 def _check_samples(ds: Dataset) -> None:
-    photometric = "".join(map(str, listed(ds, "PhotometricInterpretation"))).strip()
+    photometric = joined(ds, "PhotometricInterpretation").strip()
     gray = photometric in ("MONOCHROME1", "MONOCHROME2") and ds.SamplesPerPixel == 1
     colour = photometric.startswith(("RGB", "YBR_")) and ds.SamplesPerPixel == 3 and ds.BitsAllocated == 8
     if not gray and not colour:
@@ -234,10 +234,12 @@ def _codestream(ds: Dataset) -> int:
         ValueError: it has no head, or no end: decoders fill up a truncated image without a word; or it is larger than
             the film, which decoders make room for before they see it.
     """
-    from pydicom.encaps import generate_frames
+    from pydicom.encaps import generate_frames, parse_fragments
 
-    _check_fragments(ds.PixelData)
-    if "JPEG" not in ds.file_meta.TransferSyntaxUID.name:
+    syntax = ds.file_meta.TransferSyntaxUID
+    if syntax.is_encapsulated and parse_fragments(ds.PixelData)[0] > _MOST_FRAGMENTS:
+        raise ValueError(f"its image lies in more than {_MOST_FRAGMENTS:,} pieces")
+    if "JPEG" not in syntax.name:
         return ds.BitsStored
     frame = next(generate_frames(ds.PixelData, number_of_frames=1))
     bits = 0
@@ -262,15 +264,6 @@ def _codestream(ds: Dataset) -> int:
     if frame.find(b"\xff\xd9", at) < 0:
         raise ValueError("it is truncated: its image has no end mark")
     return bits
-
-
-def _check_fragments(pixels: bytes) -> None:
-    at = fragments = 0
-    while at + 8 <= len(pixels) and fragments <= _MOST_FRAGMENTS:
-        at += 8 + int.from_bytes(pixels[at + 4 : at + 8], "little")
-        fragments += 1
-    if fragments > _MOST_FRAGMENTS:
-        raise ValueError(f"its image lies in more than {_MOST_FRAGMENTS:,} pieces")
 
 
 def _check_image(ds: Dataset, rows: int, columns: int, samples: int) -> None:
@@ -391,7 +384,7 @@ def _lie(ds: Dataset) -> Lie | None:
 
 def _age(ds: Dataset) -> float | None:
     """Years, of PatientAge: a number of days, weeks, months or years."""
-    found = re.fullmatch(r"(\d{1,3})([DWMY])", "".join(map(str, listed(ds, "PatientAge"))))
+    found = re.fullmatch(r"(\d{1,3})([DWMY])", joined(ds, "PatientAge"))
     if not found:
         return None
     return int(found[1]) / {"D": 365.25, "W": 365.25 / 7, "M": 12, "Y": 1}[found[2]]
@@ -400,7 +393,7 @@ def _age(ds: Dataset) -> float | None:
 def _remarks(ds: Dataset, lie: Lie | None) -> list[str]:
     """What the tags say that a reader of the mask should know."""
     remarks = []
-    view = "".join(map(str, listed(ds, "ViewPosition")))
+    view = joined(ds, "ViewPosition")
     sides = "\\".join(map(str, listed(ds, "PatientOrientation")[:2]))
     if view and view not in ("PA", "AP"):
         remarks.append(f"view {view}: not frontal")

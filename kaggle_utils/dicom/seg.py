@@ -15,7 +15,7 @@ import numpy as np
 from ..files import write_bytes
 from ..pictures.decode import unpack
 from ..pictures.header import HEAD, check_size, is_dicom
-from .gray import listed
+from .gray import joined, listed
 from .tags import import_pydicom, read_tags
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def _read_tags(source: str | Path, shape: tuple[int, int]) -> tuple[Dataset, str
     if not is_dicom(data[:HEAD]):
         raise ValueError("the film is no DICOM file")
     film, _ = read_tags(data, _REQUIRED + _MAY_BE_EMPTY + _MAY_BE_MISSING)
-    uids = {name: "\\".join(map(str, listed(film, name))) for name in _REQUIRED}
+    uids = {name: joined(film, name, "\\") for name in _REQUIRED}
     missing = [name for name, text in uids.items() if not re.fullmatch(_UID, text)]
     if missing:
         raise ValueError(f"the film has no valid {' and no valid '.join(missing)}")

@@ -47,13 +47,14 @@ def publish(owner: str, *, folder: str | Path = ".") -> Iterator[str]:
         FileNotFoundError: a file to publish is.
         OSError: Kaggle refused.
     """
-    api = _connect()
+    api, folder = _connect(), Path(folder)
     for name, files in DATASETS.items():
-        with _staged(Path(folder), name, "dataset-metadata.json", owner) as (stage, metadata):
+        with _staged(folder, name, "dataset-metadata.json", owner) as (stage, metadata):
             for file in files:
-                _copy(Path(folder) / file, stage)
-            version = _publish(api, metadata["id"], str(stage))
-        yield f"{metadata['id']}: version {version} ready, https://www.kaggle.com/datasets/{metadata['id']}"
+                _copy(folder / file, stage)
+            ref = metadata["id"]
+            version = _publish(api, ref, str(stage))
+        yield f"{ref}: version {version} ready, https://www.kaggle.com/datasets/{ref}"
 
 
 def _publish(api, ref: str, stage: str) -> int:
@@ -102,12 +103,13 @@ def push(
         ValueError: no such notebook, or its metadata has problems.
         OSError: Kaggle refused, or a notebook failed; those after it were not pushed.
     """
+    folder = Path(folder)
     names = choose(notebooks, folder)
     if not wait:
-        _check_independent(names, Path(folder))
+        _check_independent(names, folder)
     api = _connect()
     for name in names:
-        with _staged(Path(folder), name, "kernel-metadata.json", owner) as (stage, metadata), _explained(name):
+        with _staged(folder, name, "kernel-metadata.json", owner) as (stage, metadata), _explained(name):
             told = api.kernels_push(str(stage))
         if told.error:
             raise OSError(f"{name}: {told.error}")
@@ -129,7 +131,8 @@ def _finish(api, name: str, ref: str, out: Path) -> Iterator[str]:
         yield _log(api, ref)
         raise OSError(f"https://www.kaggle.com/code/{ref} ended with {status}; the last lines of its log are above")
     yield f"{name}: complete after {(time.monotonic() - start) / 60:.1f} min, fetching its outputs"
-    _fetch(api, ref, out)
+    with _explained(ref):
+        api.kernels_output(ref, str(out), force=True, quiet=True, page_size=100)
     yield f"{name}: outputs in {out}"
 
 
@@ -147,9 +150,7 @@ def choose(wanted: Sequence[str], folder: str | Path = ".") -> list[str]:
     unknown = set(wanted) - {"all", *numbers}
     if unknown:
         raise ValueError(f"no notebook {', '.join(sorted(unknown))}: choose of {', '.join(numbers)} or all")
-    if "all" in wanted:
-        return there
-    return [name for name in there if name[:2] in wanted]
+    return [name for name in there if "all" in wanted or name[:2] in wanted]
 
 
 def read_metadata(folder: Path, name: str, file: str, owner: str = OWNER) -> dict[str, Any]:
@@ -185,8 +186,6 @@ def _staged(folder: Path, name: str, file: str, owner: str) -> Iterator[tuple[Pa
 
 
 def _copy(source: Path, stage: Path) -> None:
-    if not source.exists():
-        raise FileNotFoundError(f"{source}: no such file; run this in the folder of the clone")
     if source.is_dir():
         shutil.copytree(source, stage / source.name, ignore=NOT_CODE)
     else:
@@ -256,16 +255,6 @@ def _wait(name: str, ask: Callable[[], str], ended: Collection[str]) -> str:
             bar.set_description_str(f"{name}: {status.lower()}")
             if status in ended:
                 return status
-
-
-def _fetch(api, ref: str, folder: Path) -> None:
-    """All outputs of a notebook, page by page."""
-    token = None
-    with _explained(ref):
-        while True:
-            _, token = api.kernels_output(ref, str(folder), force=True, quiet=True, page_token=token, page_size=100)
-            if not token:
-                return
 
 
 def _log(api, ref: str) -> str:

@@ -1,6 +1,7 @@
-"""The page: a film is dropped on it, its lungs are outlined, measured and screened. Gradio serves it; no film stays.
+"""The page: drop a radiograph on it, and see its lungs outlined, measured and screened. Gradio serves it; no
+radiograph stays.
 
-A report carries its picture, mask and table within itself, so the server keeps none of them; the film itself is in
+A report carries its picture, mask and table within itself, so the server keeps none of them; the radiograph is in
 memory alone, until it is read. The page asks no other machine for anything: a policy that goes with every answer
 forbids it.
 """
@@ -10,12 +11,12 @@ from __future__ import annotations
 import base64
 import errno
 import os
+import re
 import signal
 import socket
 import tempfile
 from collections.abc import Callable
 from html import escape
-from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,8 @@ import numpy as np
 import pandas as pd
 
 from ..image import encode_image, resize_image, resize_mask, write_image
-from ..infer import Unsegmented, draw_overlay, segment_films
-from ..quality import MEASUREMENTS, measure
+from ..infer import Segmented, Unsegmented, draw_overlay, segment_films
+from ..quality import MEASUREMENTS, SIDES, measure
 from ..synthetic import AppearanceModel
 from ..tables import to_csv
 from ..tb import CLEAR, PRESUMPTIVE, TBScreener, why_not
@@ -34,11 +35,21 @@ if TYPE_CHECKING:
     import gradio
 
 SHOWN = 1024  # px, the longer side of the picture in a report; the mask has the film's own size
-EXAMPLES = (
-    (2, 5, 0),
-    (1, 4, 0),
-    (4, 1, 1),
-)  # films to try: seed, index and tuberculosis or not, see AppearanceModel.film
+EXAMPLES = ((2, 5, 0), (1, 4, 0), (4, 1, 1))  # to try: seed, index and tuberculosis of AppearanceModel.film
+# What a report shows of a measured mask: of each lung, with a spacing and without one, and of both.
+IN_MM = {"Area, cm²": "{area_cm2:,.0f}", "Height, mm": "{height_mm:,.0f}", "Width, mm": "{width_mm:,.0f}"}
+IN_PX = {"Area, px": "{area_px:,.0f}", "Height, px": "{height_px:,.0f}", "Width, px": "{width_px:,.0f}"}
+POINTS = {
+    "Apex at row, column": "{apex_row:.0f}, {apex_column:.0f}",
+    "Costophrenic angle at": "{costophrenic_row:.0f}, {costophrenic_column:.0f}",
+}
+BOTH = {
+    "Lungs found": "{lungs}",
+    "Share of the film": "{lung_share:.1%}",
+    "Left over right area": "{left_right_ratio:.2f}",
+    "Symmetry": "{symmetry:.2f}",
+    "Tilt, clockwise": "{tilt_deg:.1f}°",
+}
 POLICY = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
 CAUTION = "This is not a medical device: not for diagnosis, nor for any decision about a patient."
 _CSS = Path(__file__).parents[1] / "assets" / "app.css"
@@ -97,7 +108,7 @@ def build_page(screener: TBScreener, examples: list[Path], uploads: Uploads) -> 
 
     Args:
         screener: see :func:`serve`.
-        examples: files of films to try.
+        examples: files of radiographs to try.
         uploads: has the films that are dropped.
     """
     gr = _import_gradio()
@@ -111,7 +122,7 @@ def build_page(screener: TBScreener, examples: list[Path], uploads: Uploads) -> 
     early, late = (look, {}) if int(gr.__version__.split(".")[0]) < 6 else ({}, look)  # Gradio 6 takes them at launch
     with gr.Blocks(title="Lungs in a chest radiograph", analytics_enabled=False, **early) as page:
         gr.HTML(
-            "<h1>Lungs in a chest radiograph</h1><p>Drop a frontal film: PNG, JPEG, TIFF or DICOM, up to "
+            "<h1>Lungs in a chest radiograph</h1><p>Drop a frontal radiograph: PNG, JPEG, TIFF or DICOM, up to "
             f"{MAX_UPLOAD // 10**6} MB. "
             "A U-Net outlines the lungs, and they are measured. The film is in memory alone, until it is read.</p>"
             f"<p class='caution'>{CAUTION}</p>",
@@ -123,7 +134,7 @@ def build_page(screener: TBScreener, examples: list[Path], uploads: Uploads) -> 
             samples=[[str(path)] for path in examples],
             type="index",
             layout="gallery",
-            label="Or one of these, of nobody: drawn from a statistical model",
+            label="Or one of these synthetic radiographs, which show nobody",
             elem_id="examples",
         )
         result = gr.HTML(elem_id="result")
@@ -132,18 +143,20 @@ def build_page(screener: TBScreener, examples: list[Path], uploads: Uploads) -> 
             found = uploads.take(sent["orig_name"])  # where the gate wrote the ticket
             if found is None:
                 return "<p class='refusal' role='alert'>The film has waited too long: drop it again.</p>", None
-            name, data = found
-            return report(Path(name), screener, data=data), None
+            return report(*found, screener), None
+
+        def chosen(index: int) -> str:
+            return report(examples[index].name, examples[index].read_bytes(), screener)
 
         # One film at a time: the network uses all cores.
         rules = {"concurrency_limit": 1, "concurrency_id": "film", "api_name": False}
         film.upload(dropped, film, [result, film], preprocess=False, **rules)
-        shelf.click(lambda index: report(examples[index], screener), shelf, result, **rules)
+        shelf.click(chosen, shelf, result, **rules)
     return page, late
 
 
 def draw_examples(folder: str | Path) -> list[Path]:
-    """Built-in films as PNG files in a folder."""
+    """Synthetic radiographs to try, as PNG files in a folder."""
     model = AppearanceModel.load()
     paths = [Path(folder) / f"nobody_{n}.png" for n in range(1, len(EXAMPLES) + 1)]
     for path, (seed, index, tb) in zip(paths, EXAMPLES):
@@ -151,88 +164,83 @@ def draw_examples(folder: str | Path) -> list[Path]:
     return paths
 
 
-def report(path: Path, screener: TBScreener, *, data: bytes | None = None) -> str:
+def report(name: str, data: bytes, screener: TBScreener) -> str:
     """A film's report as HTML: picture, table, notes, and mask and measurements to download; or why there is none.
 
     Args:
-        path: the film's file, or its name alone with its bytes as ``data``.
-        screener: see :func:`serve`.
+        name: of the film's file.
         data: what is in the file.
+        screener: see :func:`serve`.
     """
-    found = next(segment_films([data or path], screener.segmenter, names=[path.name]))
+    found = next(segment_films([data], screener.segmenter, names=[name]))
     if isinstance(found, Unsegmented):
-        reason = found.error.replace(f"{path}: ", "").replace(
-            str(path), path.name
-        )  # where it lies on the server is no one's business
-        reason = reason.removeprefix(f"{path.name}: ")
-        return f"<p class='refusal' role='alert'>{escape(path.name)}: {escape(reason)}</p>"
-    film = found.film
-    image, mask, measured = film.checked.image, found.upright, measure(found.upright, film.spacing_mm)
-    shape = tuple(max(1, round(side * min(1, SHOWN / max(mask.shape)))) for side in mask.shape)
-    picture = draw_overlay(resize_image(image, shape), resize_mask(mask, shape))
-    table = pd.DataFrame([{"name": path.stem, **measured}], columns=["name", *MEASUREMENTS]).round(4).convert_dtypes()
-    reasons = found.quality.reasons if found.quality else ()
+        return f"<p class='refusal' role='alert'>{escape(found.error)}</p>"
+    mask, spacing, quality = found.upright, found.film.spacing_mm, found.quality
+    measured = measure(mask, spacing)
     facts = {
-        "Film": f"{mask.shape[1]} × {mask.shape[0]} px",
-        "Dice, estimated": f"{found.quality.estimate:.2f} ({found.quality.flag})" if found.quality else "–",
-        "Lungs found": str(measured["lungs"]),
-        "Share of the film": _number(100 * measured["lung_share"], ".1f", " %"),
-        "Left over right area": _number(measured["left_right_ratio"], ".2f"),
-        "Symmetry": _number(measured["symmetry"], ".2f"),
-        "Tilt, clockwise": _number(measured["tilt_deg"], ".1f", "°"),
-        "Tuberculosis, for research": why_not(found) or _probability(screener, image, mask),
+        "Film": [f"{mask.shape[1]} × {mask.shape[0]} px"],
+        "Dice, estimated": [f"{quality.estimate:.2f} ({quality.flag})" if quality else "–"],
+        **{name: [_fill(form, measured)] for name, form in BOTH.items()},
+        "Tuberculosis, for research": [why_not(found) or _probability(screener, found)],
     }
-    name = escape(path.stem)
-    picture_file = _data("image/jpeg", encode_image(picture, ".jpg"))
-    mask_file = _data("image/png", encode_image(found.mask * np.uint8(255), ".png"))
+    notes = [*(quality.reasons if quality else ()), *found.notes]
+    stem = Path(name).stem
+    table = pd.DataFrame([{"name": stem, **measured}], columns=["name", *MEASUREMENTS]).round(4).convert_dtypes()
     return f"""<article class='report'>
-      <figure><img alt='The film with its lungs outlined' src='{picture_file}'>
+      <figure><img alt='The film with its lungs outlined' src='{_data("image/jpeg", _picture(found))}'>
         <figcaption>The patient's right lung is on the left.</figcaption></figure>
-      <div><h2>{escape(path.name)}</h2>{_lungs(measured, film.spacing_mm)}{_rows(facts)}{_notes(reasons + found.notes)}
+      <div><h2>{escape(name)}</h2>{_lungs(measured, IN_MM if spacing else IN_PX)}
+        <h3>Both, and the film</h3>{_table(facts)}{_notes(notes)}
         <p class='downloads'>
-          <a download='{name}_mask.png' href='{mask_file}'>Mask (PNG)</a>
-          <a download='{name}_measurements.csv' href='{_data("text/csv", to_csv(table))}'>Measurements (CSV)</a>
+          <a download='{escape(stem)}_mask.png' href='{_data("image/png", _mask(found))}'>Mask (PNG)</a>
+          <a download='{escape(stem)}_measurements.csv' href='{_data("text/csv", to_csv(table))}'>Measurements (CSV)</a>
         </p></div></article>"""
 
 
-def _lungs(found: dict[str, float], spacing_mm: tuple[float, float] | None) -> str:
-    """What was measured of each lung, in mm where the film has a spacing."""
-    unit, area, scale = ("mm", "area_mm2", 0.01) if spacing_mm else ("px", "area_px", 1)
-    lines = {
-        f"Area, {'cm²' if spacing_mm else 'px'}": lambda side: _number(scale * found[f"{side}_{area}"], ",.0f"),
-        f"Height, {unit}": lambda side: _number(found[f"{side}_height_{unit}"], ",.0f"),
-        f"Width, {unit}": lambda side: _number(found[f"{side}_width_{unit}"], ",.0f"),
-        "Apex at row, column": lambda side: _place(found, f"{side}_apex"),
-        "Costophrenic angle at": lambda side: _place(found, f"{side}_costophrenic"),
-    }
-    body = "".join(
-        f"<tr><th scope='row'>{name}</th><td>{value('right')}</td><td>{value('left')}</td></tr>"
-        for name, value in lines.items()
-    )
-    head = "<thead><tr><td></td><th scope='col'>Right lung</th><th scope='col'>Left lung</th></tr></thead>"
-    return f"<table>{head}<tbody>{body}</tbody></table>"
+def _picture(found: Segmented) -> bytes:
+    """The upright film with its lungs outlined, no larger than ``SHOWN``."""
+    scale = min(1, SHOWN / max(found.upright.shape))
+    height, width = (max(1, round(side * scale)) for side in found.upright.shape)
+    image = resize_image(found.film.checked.image, (height, width))
+    return encode_image(draw_overlay(image, resize_mask(found.upright, (height, width))), ".jpg")
 
 
-def _rows(facts: dict[str, str]) -> str:
-    body = "".join(f"<tr><th scope='row'>{name}</th><td>{value}</td></tr>" for name, value in facts.items())
-    return f"<h3>Both, and the film</h3><table><tbody>{body}</tbody></table>"
+def _mask(found: Segmented) -> bytes:
+    return encode_image(found.mask * np.uint8(255), ".png")
 
 
-def _notes(notes: tuple[str, ...]) -> str:
-    return f"<h3>Notes</h3><ul>{''.join(f'<li>{escape(note)}</li>' for note in notes)}</ul>" if notes else ""
-
-
-def _probability(screener: TBScreener, image: np.ndarray, mask: np.ndarray) -> str:
-    probability = float(screener.probabilities([image], [mask])[0])
+def _probability(screener: TBScreener, found: Segmented) -> str:
+    probability = float(screener.probabilities([found.film.checked.image], [found.upright])[0])
     return f"{probability:.2f} ({PRESUMPTIVE if probability >= screener.threshold else CLEAR})"
 
 
-def _place(found: dict[str, float], name: str) -> str:
-    return f"{_number(found[f'{name}_row'], '.0f')}, {_number(found[f'{name}_column'], '.0f')}"
+def _lungs(measured: dict[str, float], sizes: dict[str, str]) -> str:
+    """What was measured of each lung."""
+    head = "<thead><tr><td></td><th scope='col'>Right lung</th><th scope='col'>Left lung</th></tr></thead>"
+    lungs = []
+    for side in SIDES:
+        lung = {name.removeprefix(f"{side}_"): value for name, value in measured.items() if name.startswith(side)}
+        lungs.append(lung | {"area_cm2": lung["area_mm2"] / 100})
+    return _table({name: [_fill(form, lung) for lung in lungs] for name, form in (sizes | POINTS).items()}, head)
 
 
-def _number(value: float, form: str, unit: str = "") -> str:
-    return "–" if isnan(value) else f"{value:{form}}{unit}"
+def _fill(form: str, numbers: dict[str, float]) -> str:
+    """A text with numbers in it, a dash for each that is undefined."""
+    return re.sub("nan[%°]?", "–", form.format(**numbers))
+
+
+def _table(lines: dict[str, list[str]], head: str = "") -> str:
+    rows = []
+    for name, values in lines.items():
+        cells = "".join(f"<td>{value}</td>" for value in values)
+        rows.append(f"<tr><th scope='row'>{name}</th>{cells}</tr>")
+    return f"<table>{head}<tbody>{''.join(rows)}</tbody></table>"
+
+
+def _notes(notes: list[str]) -> str:
+    if not notes:
+        return ""
+    return f"<h3>Notes</h3><ul>{''.join(f'<li>{escape(note)}</li>' for note in notes)}</ul>"
 
 
 def _data(kind: str, content: bytes) -> str:

@@ -76,14 +76,14 @@ class Gate:
     """ASGI middleware before Gradio: takes films itself, and lets through what the page asks for, from the page alone.
 
     Gradio would keep an upload under its content's hash, where another visitor can ask for it, and would open what
-    path a request names, or resolve it if it is an address. Here a request names a film by its ticket, or a built-in
-    film by its number.
+    path a request names, or resolve it if it is an address. Here a request names a film by its ticket, or a synthetic
+    radiograph to try by its number.
 
     Args:
         app: what answers the rest.
         uploads: gets the films.
         placeholder: an empty file for Gradio to look at in a film's stead; its ``orig_name`` is the film's ticket.
-        examples: how many built-in films there are.
+        examples: how many synthetic radiographs there are to try.
     """
 
     def __init__(self, app: Callable, uploads: Uploads, placeholder: Path, examples: int):
@@ -113,7 +113,7 @@ class Gate:
 
     def _is_open(self, method: str, path: str) -> bool:
         address, is_file, file = path.partition("=")
-        if is_file:  # built-in films; Gradio would resolve another machine's name
+        if is_file:  # radiographs to try; Gradio would resolve another machine's name
             return Path(file).is_relative_to(self.placeholder.parent) and ".." not in file
         return method in _OPEN and bool(_OPEN[method].fullmatch(address))
 

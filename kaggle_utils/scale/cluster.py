@@ -1,9 +1,8 @@
 """Films by the million: a Ray cluster segments and measures them; this process writes the rows as shards of Parquet.
 
-Only addresses and rows travel where there is no GPU: an actor per core reads a film, checks, segments and measures it.
-With GPUs, any core reads and checks films and measures masks, and an actor per GPU computes the network; thumbnails of
-the network's own size and its probabilities travel between them. Each process holds a few films at a time, whatever
-their number.
+Only addresses and rows travel: an actor per core reads films, checks, segments and measures them. Where nodes have
+GPUs, the cores of each share its own, and nodes without one have nothing to do. Each process holds a few films at a
+time, whatever their number.
 
 The sorted list of films is cut into shards once and for all. A shard's file appears when it is whole, so the same
 command resumes with those that are missing; another process repeats what a killed one was doing.
@@ -20,10 +19,9 @@ import logging
 import os
 import socket
 import warnings
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import asdict
 from importlib.util import find_spec
 from io import BytesIO
@@ -33,16 +31,18 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
-from ..infer import DEFAULT_WEIGHTS, LungSegmenter
+from ..dicom.coco import to_parquet
+from ..files import write_bytes
+from ..infer import DEFAULT_WEIGHTS
 from ..pictures.find import claims_film, find_files, unique_names, without_outputs
-from .cluster_work import DEFAULTS, STOPS, Network, Settings, Whole, explained, finish_films, open_store, read_films
-from .s3 import is_address
+from .cluster_work import DEFAULTS, STOPS, Settings, Worker
+from .s3_client import connect, explained, find_objects, is_address, list_objects, parse, read_object
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from pyarrow import fs
     from ray.data import Dataset
 
 MANIFEST = "_manifest.json"  # pyarrow and pandas leave out what begins so when they read a folder
@@ -52,7 +52,7 @@ WINDOW = 20_000  # films that Ray is told of at a time: what it remembers of eac
 TRIES = 5  # of a task whose process dies; more would hide a film that kills each of them
 # No secrets: a cluster's dashboard shows what is sent.
 _PLACE = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION")
-_NEEDED = {"ray[data]>=2.60,<2.64": "ray", "pyarrow": "pyarrow", "pycocotools": "pycocotools"}
+INSTALL = "pip install 'ray[data]>=2.60,<2.64' pyarrow pycocotools"
 
 
 def predict(
@@ -72,7 +72,7 @@ def predict(
             objects, from the server that ``AWS_ENDPOINT_URL`` names; every node needs credentials of its own where
             AWS's tools find them.
         out: a folder, or an ``s3://`` prefix: gets ``_manifest.json`` and ``films-NNNNN.parquet``, a row per film:
-            what ``predictions.csv`` says, all of :func:`scale.measure.measure`, and each lung as COCO run lengths of
+            what ``predictions.csv`` says, all of :func:`quality.measure`, and each lung as COCO run lengths of
             the film as it lies.
         settings: see there.
         weights: a file that this machine alone needs; None is the one that ships with the package.
@@ -93,29 +93,23 @@ def predict(
     """
     _check_installed()
     weights = Path(weights or DEFAULT_WEIGHTS)
-    segmenter = settings.open(weights, "cpu")  # what is wrong with them is told before a cluster starts
+    version = settings.open(weights, "cpu").version  # what is wrong with them is told before a cluster starts
     films = list_films(patterns, out)
-    manifest = _plan(films.column("path").to_pylist(), segmenter.version, settings, shard)
-    with explained(out):
-        store, root = open_store(out)
-        missing = _start(store, root, manifest, address)
+    manifest = _plan(films.column("path").to_pylist(), version, settings, shard)
+    missing = _start(out, manifest, address)
     if missing:
-        with _bar(manifest, missing) as bar, _cluster(address):
-            few = max(1, WINDOW // shard)
+        left = sum(manifest["shards"][n]["rows"] for n in missing)
+        bar = tqdm(total=len(films), initial=len(films) - left, desc="predict", unit="film", disable=None)
+        few = max(1, WINDOW // shard)
+        with bar, _cluster(address):
             for start in range(0, len(missing), few):
                 blocks = _blocks(films, missing[start : start + few], shard, BLOCK * settings.batch)
-                results = _pipeline(blocks, settings, weights, segmenter, device)
+                results = _pipeline(blocks, settings, weights, device)
                 for number, table in _shards(results, manifest, shard, bar):
-                    _write(store, f"{root}/{manifest['shards'][number]['file']}", _parquet(table))
-    manifest["result"] = _summarise(store, root, manifest)
-    _write_manifest(store, root, manifest)
+                    _write(out, manifest["shards"][number]["file"], to_parquet(table))
+    manifest["result"] = _summarise(out, manifest)
+    _write_manifest(out, manifest)
     return manifest
-
-
-def _bar(manifest: dict[str, Any], missing: list[int]) -> tqdm:
-    left = sum(manifest["shards"][n]["rows"] for n in missing)
-    total = manifest["films"]
-    return tqdm(total=total, initial=total - left, desc="predict", unit="film", disable=None)
 
 
 # --- what there is to do ---------------------------------------------------------------------------------------------
@@ -124,40 +118,33 @@ def _bar(manifest: dict[str, Any], missing: list[int]) -> tqdm:
 def list_films(patterns: Iterable[str | Path], out: str | Path | None = None) -> pa.Table:
     """Every film that files, folders, globs and ``s3://`` addresses name, sorted, each once: number, name and path.
 
-    Paths are absolute, and bytes, since some are not UTF-8. Folders are searched as in :func:`scale.find.find_files`;
+    Paths are absolute, and bytes, since some are not UTF-8. Folders are searched by :func:`pictures.find.find_files`;
     of the objects below a prefix, all count but those whose suffix says that they are no films, and what this package
     wrote there.
     """
     import pyarrow as pa
 
-    local, found = [], set()
-    for pattern in map(str, patterns):
-        if is_address(pattern):
-            found.update(_list_objects(pattern))
-        else:
-            local.append(pattern)
+    named = [str(pattern) for pattern in patterns]
     here = None if out is None or is_address(out) else out
-    found.update(str(path.absolute()) for path in find_files(local, out=here))
+    local = find_files([pattern for pattern in named if not is_address(pattern)], out=here)
+    found = {str(path.absolute()) for path in local}
+    for address in filter(is_address, named):
+        found.update(_films_at(address))
     paths = sorted(found)
     names = unique_names([Path(path) for path in paths])
     return pa.table({"number": range(len(paths)), "name": names, "path": [os.fsencode(path) for path in paths]})
 
 
-def _list_objects(address: str) -> list[str]:
-    from pyarrow import fs
-
+def _films_at(address: str) -> list[str]:
+    bucket, prefix = parse(address)
     with explained(address):
-        store, root = open_store(address)
-        if store.get_file_info(root.partition("/")[0]).type == fs.FileType.NotFound:
-            raise FileNotFoundError(f"{address}: no such bucket")
-        if store.get_file_info(root).is_file:
-            return [f"s3://{root}"]
-        infos = store.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=True))
-    there = [info.path for info in infos if info.is_file]
-    found = [f"s3://{path}" for path in without_outputs(there) if claims_film(path.rpartition("/")[2]) is not False]
-    if not found:
+        there = [f"s3://{bucket}/{key}" for key in find_objects(connect(), address)]
+    if there == [f"s3://{bucket}/{prefix}"]:
+        return there
+    films = [path for path in without_outputs(there) if claims_film(path.rpartition("/")[2]) is not False]
+    if not films:
         raise FileNotFoundError(f"{address}: no object that could be a film")
-    return found
+    return films
 
 
 def _plan(paths: list[bytes], version: str, settings: Settings, shard: int) -> dict[str, Any]:
@@ -173,31 +160,62 @@ def _plan(paths: list[bytes], version: str, settings: Settings, shard: int) -> d
     }
 
 
-def _start(store: fs.FileSystem, root: str, manifest: dict[str, Any], address: str) -> list[int]:
+def _start(out: str | Path, manifest: dict[str, Any], address: str) -> list[int]:
     """The shards that are missing; writes the manifest, or raises ValueError where the folder has another one."""
-    from pyarrow import fs
-
-    there = {info.base_name for info in store.get_file_info(fs.FileSelector(root, allow_not_found=True))}
+    there = _names(out)
     if MANIFEST in there:
-        _check_same(store, root, manifest)
+        _check_same(out, manifest)
     elif any(shard["file"] in there for shard in manifest["shards"]):
-        raise ValueError(f"{root}: shards without {MANIFEST}, nobody knows of which films: choose another folder")
+        raise ValueError(f"{out}: shards without {MANIFEST}, nobody knows of which films: choose another folder")
     else:
         _check_address(address)  # before anything is written
-        store.create_dir(root, recursive=True)
-        _write_manifest(store, root, manifest)
+        _write_manifest(out, manifest)
     return [n for n, shard in enumerate(manifest["shards"]) if shard["file"] not in there]
 
 
-def _check_same(store: fs.FileSystem, root: str, manifest: dict[str, Any]) -> None:
-    with store.open_input_file(f"{root}/{MANIFEST}") as file:
-        old = json.loads(file.read())
+def _check_same(out: str | Path, manifest: dict[str, Any]) -> None:
+    old = json.loads(_read(out, MANIFEST))
     for key, value in manifest.items():
         if old.get(key) != value:
             raise ValueError(
-                f"{root}: what is there was made with other {key.replace('_', ' ')}: "
-                f"{_short(old.get(key))} there, {_short(value)} now; choose another folder"
+                f"{out}: what is there was made with other {key.replace('_', ' ')}: "
+                f"{str(old.get(key))[:200]} there, {str(value)[:200]} now; choose another folder"
             )
+
+
+# --- a folder, or a prefix in S3 -------------------------------------------------------------------------------------
+
+
+def _names(out: str | Path) -> set[str]:
+    """What is there."""
+    if not is_address(out):
+        return {path.name for path in Path(out).glob("*")}
+    bucket, prefix = parse(out, folder=True)
+    with explained(out):
+        return {key.removeprefix(prefix) for key in list_objects(connect(), bucket, prefix)}
+
+
+def _read(out: str | Path, name: str) -> bytes:
+    if not is_address(out):
+        return Path(out, name).read_bytes()
+    with explained(out):
+        bucket, prefix = parse(out, folder=True)
+        return read_object(connect(), bucket, prefix + name)
+
+
+def _write(out: str | Path, name: str, data: bytes) -> None:
+    """Writes a file that is whole or not there at all."""
+    if not is_address(out):
+        Path(out).mkdir(parents=True, exist_ok=True)
+        write_bytes(Path(out, name), data)
+        return
+    bucket, prefix = parse(out, folder=True)
+    with explained(out):
+        connect().put_object(Bucket=bucket, Key=prefix + name, Body=data)
+
+
+def _write_manifest(out: str | Path, manifest: dict[str, Any]) -> None:
+    _write(out, MANIFEST, json.dumps(manifest, indent=1).encode())
 
 
 # --- on the cluster --------------------------------------------------------------------------------------------------
@@ -260,42 +278,38 @@ def _no_stderr() -> Iterator[None]:
         os.close(null)
 
 
-def _pipeline(
-    blocks: list[pa.Table], settings: Settings, weights: Path, segmenter: LungSegmenter, device: str
-) -> Dataset:
+def _pipeline(blocks: list[pa.Table], settings: Settings, weights: Path, device: str) -> Dataset:
     import ray
 
-    cpus, gpus = _processors(device, settings.backend)
+    cores, gpu = _processors(device, settings.backend)
     ray.data.DataContext.get_current().enable_progress_bars = False  # there is one of ours
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    films: Any = ray.data.from_arrow(blocks)  # its stubs know no function with arguments of its own
-    size = settings.batch
-    network = {
-        "compute": ray.data.ActorPoolStrategy(size=min(gpus or cpus, len(blocks))),
-        "batch_size": size,
-        "fn_constructor_args": (settings, weights.name, weights.read_bytes(), "auto" if gpus else "cpu"),
-        "max_task_retries": TRIES,
-    }
-    if not gpus:
-        return films.map_batches(Whole, num_cpus=1, **network)
-    judge = copy(segmenter)
-    judge.model = None  # type: ignore[assignment]  # finishing needs none, and not every backend's can travel
-    read = films.map_batches(read_films, batch_size=size, fn_args=(segmenter.size, settings.force))
-    computed = read.map_batches(Network, num_gpus=1, **network)
-    return computed.map_batches(finish_films, batch_size=size, fn_args=(judge, settings.force))
+    films: Any = ray.data.from_arrow(blocks)  # its stubs know no class with arguments of its own
+    return films.map_batches(
+        Worker,
+        batch_size=settings.batch,
+        compute=ray.data.ActorPoolStrategy(size=min(cores, len(blocks))),
+        num_cpus=1,
+        num_gpus=gpu,
+        fn_constructor_args=(settings, weights.name, weights.read_bytes(), "auto" if gpu else "cpu"),
+        max_task_retries=TRIES,
+    )
 
 
-def _processors(device: str, backend: str) -> tuple[int, int]:
-    """The cluster's CPU cores, and those of its GPUs that are to compute."""
+def _processors(device: str, backend: str) -> tuple[int, float]:
+    """How many of the cluster's cores are to work, and the share of a GPU that each of them has."""
     import ray
 
-    found = ray.cluster_resources()
-    cpus, gpus = int(found.get("CPU", 1)), int(found.get("GPU", 0))
-    if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not gpus):
-        raise ValueError(f"device is auto, cpu or cuda on a cluster, not {device}; Ray sees {gpus} GPUs")
-    if device == "cpu" or backend != "torch":
-        gpus = 0
-    return cpus, gpus
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and "CPU" in node["Resources"]]
+    with_gpu = [node for node in nodes if "GPU" in node]
+    if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not with_gpu):
+        raise ValueError(
+            f"device is auto, cpu or cuda on a cluster, not {device}; Ray sees a GPU on {len(with_gpu)} nodes"
+        )
+    share = 0.0
+    if with_gpu and device != "cpu" and backend == "torch":
+        nodes, share = with_gpu, min(1, *(node["GPU"] / node["CPU"] for node in with_gpu))
+    return int(sum(node["CPU"] for node in nodes)), share
 
 
 # --- what comes back -------------------------------------------------------------------------------------------------
@@ -325,53 +339,23 @@ def _shards(results: Dataset, manifest: dict[str, Any], shard: int, bar: tqdm) -
                 yield n, pa.concat_tables(waiting.pop(n)).sort_by("number").drop_columns("number")
 
 
-def _summarise(store: fs.FileSystem, root: str, manifest: dict[str, Any]) -> dict[str, Any]:
+def _summarise(out: str | Path, manifest: dict[str, Any]) -> dict[str, Any]:
     from pyarrow import parquet
 
-    counts: Counter[str] = Counter()
-    errors: list[str] = []
-    for shard in manifest["shards"]:
-        path = f"{root}/{shard['file']}"
-        rows = parquet.read_table(path, columns=["height", "flag", "error"], filesystem=store).to_pandas()
-        failed, read = rows["error"] != "", rows["height"].notna()
-        counts.update(
-            masks=int((~failed).sum()),
-            unreadable=int((failed & ~read).sum()),
-            refused=int((failed & read).sum()),
-            doubtful=int(rows["flag"].isin(("check", "reject")).sum()),
-        )
-        errors += rows["error"][failed].tolist()[: 5 - len(errors)]
-    return {**counts, "errors": errors}
-
-
-def _parquet(table: pa.Table) -> bytes:
-    from pyarrow import parquet
-
-    buffer = BytesIO()
-    parquet.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
-
-
-def _write(store: fs.FileSystem, path: str, data: bytes) -> None:
-    """A file that is whole or not there at all."""
-    folder, _, name = path.rpartition("/")
-    with store.open_output_stream(f"{folder}/.{name}.part") as file:
-        file.write(data)
-    store.move(f"{folder}/.{name}.part", path)
-
-
-def _write_manifest(store: fs.FileSystem, root: str, manifest: dict[str, Any]) -> None:
-    _write(store, f"{root}/{MANIFEST}", json.dumps(manifest, indent=1).encode())
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) < 200 else f"{text[:200]} …"
+    files = (BytesIO(_read(out, shard["file"])) for shard in manifest["shards"])
+    columns = ["height", "flag", "error"]
+    rows = pd.concat([parquet.read_table(file, columns=columns).to_pandas() for file in files])
+    failed, read = rows["error"] != "", rows["height"].notna()
+    return {
+        "masks": int((~failed).sum()),
+        "unreadable": int((failed & ~read).sum()),
+        "refused": int((failed & read).sum()),
+        "doubtful": int(rows["flag"].isin(("check", "reject")).sum()),
+        "errors": rows["error"][failed].head(5).tolist(),
+    }
 
 
 def _check_installed() -> None:
-    missing = [package for package, module in _NEEDED.items() if find_spec(module) is None]
+    missing = [name for name in ("ray", "pyarrow", "pycocotools") if find_spec(name) is None]
     if missing:
-        raise ImportError(
-            f"a cluster needs {' and '.join(missing)}: pip install {' '.join(f'{name!r}' for name in missing)}"
-        )
+        raise ImportError(f"a cluster needs {' and '.join(missing)}: {INSTALL}")

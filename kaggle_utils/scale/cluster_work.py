@@ -1,17 +1,14 @@
-"""What the processes of a cluster do with films, between their addresses and the rows that say what was found.
-
-Axes: B films of a batch; the network's own size is the side of its square, px.
-"""
+"""What the processes of a cluster do with films, between their addresses and the rows that say what was found."""
 
 from __future__ import annotations
 
 import os
-import time
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -20,20 +17,19 @@ import cv2
 import numpy as np
 
 from ..dicom.coco import annotate
-from ..image import MAX_BYTES, film_bytes, resize_image, room
-from ..infer import CheckedFilm, LungSegmenter, Segmented, Unsegmented, read_checked, segment
+from ..image import MAX_BYTES
+from ..infer import LungSegmenter, Segmented, Unsegmented, segment_batches
 from ..predictions import PREDICTION_COLUMNS
 from ..quality import MEASUREMENTS, SIDES, measure
-from .s3 import is_address
+from .s3_client import connect, explained, is_address, parse, read_object
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from pyarrow import fs
 
 READERS = 4  # films that a process reads side by side: the way to S3 is long
-WAITS = (1, 5, 15)  # seconds before the next try where a store fails; its client has tried for seconds before
+PATIENCE = 8  # tries of a request to a store that fails, about half a minute
 # The end of an error that stops the run, and is not a film's for good.
-STOPS = "; the same command goes on when that is mended"
+STOPS = "; the same command resumes when that is mended"
 _WHOLE, _TEXT = ("height", "width", "lung_px"), ("name", "path", "flag", "reasons", "notes", "error")
 
 
@@ -64,8 +60,8 @@ class Settings:
 DEFAULTS = Settings()
 
 
-class Network:
-    """The network of one actor."""
+class Worker:
+    """One actor: from addresses to rows."""
 
     def __init__(self, settings: Settings, name: str, weights: bytes, device: str):
         cv2.setNumThreads(1)  # there is an actor on each of the other cores
@@ -75,82 +71,43 @@ class Network:
             file.write_bytes(weights)
             self.segmenter = settings.open(file, device)
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> Any:
-        """Probabilities for the thumbnails, ``float32 (B, size, size)``, 0 where a film has an error."""
-        good = [n for n, film in enumerate(batch["film"]) if isinstance(film, CheckedFilm)]
-        prob = np.zeros(batch["image"].shape, np.float32)
-        if good:
-            prob[good] = self.segmenter.probabilities(list(batch["image"][good]))
-        return {"number": batch["number"], "film": batch["film"], "prob": prob}
-
-
-class Whole(Network):
-    """Everything in one actor, from addresses to rows."""
-
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
-        found: dict[str, np.ndarray] = super().__call__(read_films(batch, self.segmenter.size, self.settings.force))
-        return finish_films(found, self.segmenter, self.settings.force)
+        """Rows of films by number, name and path."""
+        import pyarrow as pa
+
+        paths = [os.fsdecode(path) for path in batch["path"]]
+        with ThreadPoolExecutor(READERS) as pool:
+            named = zip(batch["number"], batch["name"], self._segment(paths, pool))
+            rows = [_row(found) | {"number": number, "name": name} for number, name, found in named]
+        return pa.Table.from_pylist(rows, schema())
+
+    def _segment(self, paths: list[str], pool: ThreadPoolExecutor) -> Iterator[Segmented | Unsegmented]:
+        films = list(pool.map(_fetch, paths))
+        there = [(film, path) for film, path in zip(films, paths) if not isinstance(film, Exception)]
+        batches = segment_batches(there, self.segmenter, pool, batch=self.settings.batch, force=self.settings.force)
+        segmented = chain.from_iterable(batches)
+        for film, path in zip(films, paths):
+            yield Unsegmented(path, path, str(film)) if isinstance(film, Exception) else next(segmented)
 
 
-def read_films(batch: dict[str, np.ndarray], size: int, force: bool) -> dict[str, np.ndarray]:
-    """Films by name and path, checked, without their pixels; and ``uint8 (B, size, size)`` thumbnails."""
-
-    def read(path: bytes, name: str) -> tuple[CheckedFilm | Unsegmented, np.ndarray]:
-        film = _read_film(os.fsdecode(path), name, force)
-        if isinstance(film, Unsegmented):
-            return film, blank
-        small = resize_image(film.checked.image, size)
-        checked = replace(film.checked, image=np.empty(film.checked.image.shape, []))  # a shape of no bytes
-        return replace(film, image=np.empty(film.image.shape, []), checked=checked), small
-
-    cv2.setNumThreads(1)
-    blank = np.zeros((size, size), np.uint8)
-    with ThreadPoolExecutor(READERS) as pool:
-        films, images = zip(*pool.map(read, batch["path"], batch["name"]))
-    column = np.empty(len(films), object)
-    column[:] = films
-    return {"number": batch["number"], "film": column, "image": np.stack(images)}
+def _fetch(path: str) -> str | bytes | Exception:
+    """A film's path, or an object's bytes; or why there are none."""
+    if not is_address(path):
+        if Path(path).parent.exists():
+            return path
+        return OSError(f"{path}: a node doesn't see this folder, which must be there on all of them{STOPS}")
+    try:
+        with explained(path):
+            with _connecting:
+                client = _client(PATIENCE)
+            return read_object(client, *parse(path), most=MAX_BYTES)
+    except (ValueError, FileNotFoundError) as error:
+        return error
+    except OSError as error:  # the store's, and not the film's
+        return OSError(f"{error}{STOPS}")
 
 
-def _read_film(path: str, name: str, force: bool) -> CheckedFilm | Unsegmented:
-    if is_address(path):
-        return _read_object(path, name, force)
-    if not Path(path).parent.exists():
-        return Unsegmented(
-            name, path, f"{path}: a node doesn't see this folder, which must be there on all of them{STOPS}"
-        )
-    with room(film_bytes(path)):
-        return read_checked(Path(path), name, force=force)
-
-
-def _read_object(path: str, name: str, force: bool) -> CheckedFilm | Unsegmented:
-    waits = list(WAITS)
-    while True:
-        try:
-            with explained(path):
-                store, key = open_store(path)
-                with store.open_input_file(key) as file:
-                    data = file.read(MAX_BYTES + 1)
-            with room(film_bytes(data)):
-                return read_checked(path, name, force=force, data=data)
-        except FileNotFoundError:
-            return Unsegmented(name, path, f"{path}: it is no longer there")
-        except OSError as error:  # the store's, and not the film's
-            if not waits or isinstance(error, PermissionError):
-                return Unsegmented(name, path, f"{error}{STOPS}")
-            time.sleep(waits.pop(0))
-
-
-def finish_films(batch: dict[str, np.ndarray], segmenter: LungSegmenter, force: bool) -> pa.Table:
-    """Rows of films by their probabilities."""
-    import pyarrow as pa
-
-    rows = []
-    for number, film, prob in zip(batch["number"], batch["film"], batch["prob"]):
-        if isinstance(film, CheckedFilm):
-            film = segment(film, prob, segmenter, force=force)
-        rows.append(_row(film) | {"number": number})
-    return pa.Table.from_pylist(rows, schema())
+_client, _connecting = lru_cache(connect), threading.Lock()  # threads can use one client, but not make one at once
 
 
 def _row(found: Segmented | Unsegmented) -> dict[str, Any]:
@@ -171,40 +128,3 @@ def schema() -> pa.Schema:
     types |= dict.fromkeys(_WHOLE, pa.int64()) | dict.fromkeys(_TEXT, pa.string())
     lung = pa.struct({"size": pa.list_(pa.int64()), "counts": pa.string()})
     return pa.schema({"number": pa.int64(), **types, **{f"{side}_lung": lung for side in SIDES}})
-
-
-def open_store(address: str | Path) -> tuple[fs.FileSystem, str]:
-    """The file system of a folder or an ``s3://`` address, and the path there."""
-    from pyarrow import fs
-
-    if not is_address(address):
-        return fs.LocalFileSystem(), str(Path(address).absolute())
-    path = str(address).removeprefix("s3://").rstrip("/")
-    return _bucket(path.partition("/")[0]), path
-
-
-@lru_cache
-def _bucket(name: str) -> fs.FileSystem:
-    from pyarrow import fs
-
-    return fs.FileSystem.from_uri(f"s3://{name}")[0]  # asks for the bucket's region, where no server is named
-
-
-@contextmanager
-def explained(address: str | Path) -> Iterator[None]:
-    """What a store says in a paragraph as an OSError of one line about the address."""
-    try:
-        yield
-    except (FileNotFoundError, ConnectionError):  # ours
-        raise
-    except OSError as error:
-        if not is_address(address):
-            raise
-        said = str(error)
-        if "ACCESS_DENIED" in said or "credentials" in said.lower():
-            raise PermissionError(
-                f"{address}: permission denied, or no credentials: every node needs them where AWS's tools find them"
-            ) from None
-        if "not found" in said:
-            raise FileNotFoundError(f"{address}: no such bucket") from None
-        raise OSError(f"{address}: the store failed, or the network is broken ({said[:300]})") from None

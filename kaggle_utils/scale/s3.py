@@ -19,19 +19,23 @@ from contextlib import contextmanager, suppress
 from errno import ENOSPC
 from pathlib import Path, PurePosixPath
 from secrets import token_hex
-from typing import overload
+from typing import Any
 
+from ..dicom.coco import to_parquet
 from ..files import FULL, LOCK, locked, printable, write_bytes
 from ..pictures.find import without_outputs
 from .s3_client import (
     ATTEMPTS,
     CRC,
+    SCHEME,
     Moved,
     abort_leftovers,
     connect,
     crc32,
     explained,
+    find_objects,
     has_size,
+    is_address,
     is_same,
     leads_out,
     list_objects,
@@ -55,7 +59,6 @@ __all__ = [
     "upload",
 ]
 log = logging.getLogger(__name__)
-SCHEME = "s3://"
 # Of a key between two slashes, if it is to be a file's name: 255 less the 6 that its unfinished copy's name adds.
 PART_BYTES = 249
 # What this package calls a file that isn't whole, and a lock.
@@ -127,15 +130,7 @@ def download(address: str, folder: str | Path) -> Moved:
         return _download(s3, parse(address)[0], _find(s3, address), Path(folder))
 
 
-@overload
-def fetch(path: None, out: str | Path | None = None) -> None: ...
-
-
-@overload
-def fetch(path: str | Path, out: str | Path | None = None) -> str | Path: ...
-
-
-def fetch(path: str | Path | None, out: str | Path | None = None) -> str | Path | None:
+def fetch(path: str | Path | None, out: str | Path | None = None) -> Any:
     """The local copy of what an ``s3://`` address names, a file or a folder; any other path, or none, as it is.
 
     Copies are kept below ``~/.cache/unet-lung/s3`` (``XDG_CACHE_HOME``): what is there is not fetched again, and what
@@ -188,7 +183,7 @@ def results(out: str | Path) -> Iterator[Path]:
         except BaseException:
             if any(folder.iterdir()):
                 log.warning(
-                    "what was done is kept in %s: the same command goes on, or: python -m kaggle_utils s3 upload %s %s",
+                    "what was done is kept in %s: the same command resumes, or: python -m kaggle_utils s3 upload %s %s",
                     folder,
                     folder,
                     address,
@@ -233,31 +228,20 @@ def _name_lungs(table: Path) -> None:
     from pyarrow import parquet
 
     rows = parquet.read_table(pa.BufferReader(table.read_bytes()))  # pyarrow takes no path that is not UTF-8
-    paths = pa.array([as_addresses(path) for path in rows["path"].to_pylist()], pa.string())
-    if paths.equals(rows["path"].combine_chunks()):
-        return
-    named = rows.set_column(rows.schema.get_field_index("path"), "path", paths)
-    buffer = pa.BufferOutputStream()
-    parquet.write_table(named, buffer, compression="zstd")
-    write_bytes(table, buffer.getvalue().to_pybytes())
-
-
-def is_address(path: str | Path | None) -> bool:
-    """Says whether a path is an ``s3://`` address."""
-    return str(path).startswith(SCHEME)
+    paths = rows["path"].to_pylist()
+    named = [as_addresses(path) for path in paths]
+    if named != paths:
+        column = rows.schema.get_field_index("path")
+        write_bytes(table, to_parquet(rows.set_column(column, "path", pa.array(named, pa.string()))))
 
 
 def _find(s3, address: str) -> dict[str, tuple[str, int]]:
     """Name below the address, and size, of the object there or of all below it, by key."""
-    bucket, prefix = parse(address)
-    found = list_objects(s3, bucket, prefix)
-    if prefix in found:
-        return {prefix: (prefix.rsplit("/", 1)[-1], found[prefix])}
-    below = parse(address, folder=True)[1]
-    named = {key: (key[len(below) :], size) for key, size in found.items() if key.startswith(below)}
-    if not named:
-        hint = "; there are no globs in S3, only prefixes" if "*" in address else ""
-        raise FileNotFoundError(f"{address}: no such object, and none below it{hint}")
+    found = find_objects(s3, address)
+    if list(found) == [parse(address)[1]]:
+        return {key: (PurePosixPath(key).name, size) for key, size in found.items()}
+    below = len(parse(address, folder=True)[1])
+    named = {key: (key[below:], size) for key, size in found.items()}
     named = _possible(address, named)
     paths = Counter(os.path.normpath(name) for name, _ in named.values())
     for key, (name, _) in named.items():
@@ -281,12 +265,10 @@ def _possible(address: str, named: dict[str, tuple[str, int]]) -> dict[str, tupl
     bad = [key for key in named if key not in possible]
     if not bad:
         return possible
-    some = [key if len(key) < 100 else f"{key[:100]} …" for key in bad[:3]]
-    if len(bad) > 3:
-        some.append("…")
+    some = ", ".join(key[:100] for key in bad[:3])
     said = (
         f"{address}: {len(bad)} of {len(named)} objects can't be files, as their keys are other objects' folders "
-        f"or have parts of over {PART_BYTES} bytes: {', '.join(some)}"
+        f"or have parts of over {PART_BYTES} bytes: {some}"
     )
     if not possible:
         raise ValueError(said)

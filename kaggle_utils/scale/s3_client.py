@@ -8,12 +8,13 @@ import threading
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
+SCHEME = "s3://"
 INSTALL = "pip install boto3"
 WORKERS = 4  # files at a time; those in many parts have as many parts under way each
 PART = 8 << 20  # bytes a part and a block; S3 takes no smaller parts than 5 MiB
@@ -23,7 +24,6 @@ CONNECT_S, READ_S = 5, 30  # seconds without an answer, without another byte
 CRC = "crc32"  # name of the metadata
 CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE with a profile of `aws configure`"
 DENIED = ("AccessDenied", "403", "AllAccessDisabled")
-REFUSED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken")
 
 
 @dataclass(frozen=True)
@@ -38,21 +38,8 @@ class Moved:
         return f"{self.files} files, {self.bytes / 1e6:.1f} MB; {self.skipped} were there already"
 
 
-def import_boto3() -> None:
-    """Imports it, or raises an ImportError that says how to install it."""
-    try:
-        import boto3  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ImportError(f"{error}: {INSTALL}") from None
-
-
-def connect():
-    """A client of boto3 that gives up in seconds where nothing answers, and tries again where something might.
-
-    Raises:
-        ImportError: boto3 is not installed.
-    """
-    import_boto3()
+def connect(attempts: int = ATTEMPTS):
+    """A client of boto3 that gives up in seconds where nothing answers, and tries again where something might."""
     import boto3
     from botocore.config import Config
 
@@ -62,9 +49,14 @@ def connect():
             connect_timeout=CONNECT_S,
             read_timeout=READ_S,
             max_pool_connections=WORKERS**2,
-            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+            retries={"mode": "standard", "total_max_attempts": attempts},
         ),
     )
+
+
+def is_address(path: str | Path | None) -> bool:
+    """Says whether a path is an ``s3://`` address."""
+    return str(path).startswith(SCHEME)
 
 
 def parse(address: str | Path, *, folder: bool = False) -> tuple[str, str]:
@@ -89,12 +81,42 @@ def leads_out(name: str) -> bool:
 def list_objects(s3, bucket: str, prefix: str) -> dict[str, int]:
     """Sizes of the objects whose keys begin so; what stands for a folder is none."""
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-    return {
-        each["Key"]: each["Size"]
-        for page in pages
-        for each in page.get("Contents", ())
-        if not each["Key"].endswith("/")
-    }
+    found = pages.search("Contents || `[]`")
+    return {each["Key"]: each["Size"] for each in found if not each["Key"].endswith("/")}
+
+
+def find_objects(s3, address: str) -> dict[str, int]:
+    """Sizes by key of the object at an address, or of all below it; FileNotFoundError where there is nothing."""
+    bucket, prefix = parse(address)
+    found = list_objects(s3, bucket, prefix)
+    if prefix in found:
+        return {prefix: found[prefix]}
+    below = parse(address, folder=True)[1]
+    found = {key: size for key, size in found.items() if key.startswith(below)}
+    if not found:
+        hint = "; there are no globs in S3, only prefixes" if "*" in address else ""
+        raise FileNotFoundError(f"{address}: no such object, and none below it{hint}")
+    return found
+
+
+def read_object(s3, bucket: str, key: str, *, most: int | None = None, **asked: str) -> bytes:
+    """An object's bytes, asked for again where an answer breaks off, which boto3 leaves to its caller.
+
+    Raises:
+        ValueError: there are more than ``most``.
+    """
+    from s3transfer.utils import S3_RETRYABLE_DOWNLOAD_ERRORS  # comes with boto3
+
+    def read() -> bytes:
+        answer = s3.get_object(Bucket=bucket, Key=key, **asked)
+        if most is not None and answer["ContentLength"] > most:
+            raise ValueError(f"{SCHEME}{bucket}/{key}: over {most:,} bytes: too large")
+        return answer["Body"].read()
+
+    for _ in range(ATTEMPTS - 1):
+        with suppress(S3_RETRYABLE_DOWNLOAD_ERRORS):
+            return read()
+    return read()
 
 
 def run(work: Callable[[str, Callable[[int], None]], bool], sizes: dict[str, int], about: str) -> Moved:
@@ -175,10 +197,10 @@ def abort_leftovers(s3, bucket: str, prefix: str, keys: Collection[str]) -> None
     from botocore.exceptions import ClientError
 
     try:
-        for page in s3.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix):
-            for left in page.get("Uploads", ()):
-                if left["Key"] in keys:
-                    s3.abort_multipart_upload(Bucket=bucket, Key=left["Key"], UploadId=left["UploadId"])
+        pages = s3.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix)
+        for left in pages.search("Uploads || `[]`"):
+            if left["Key"] in keys:
+                s3.abort_multipart_upload(Bucket=bucket, Key=left["Key"], UploadId=left["UploadId"])
     except ClientError as error:
         if error.response["Error"]["Code"] not in DENIED:  # who may write may not always list uploads
             raise
@@ -199,47 +221,53 @@ def settings(part: int = PART, *, threads: bool = True):
 
 
 @contextmanager
-def explained(address: str) -> Iterator[None]:
-    """boto3's many exceptions as OSErrors of one line about the address."""
-    import_boto3()
-    from boto3.exceptions import Boto3Error
-    from botocore import exceptions as found
-    from s3transfer.exceptions import RetriesExceededError
+def explained(address: str | Path) -> Iterator[None]:
+    """boto3's many exceptions as OSErrors of one line about the address.
+
+    Raises:
+        ImportError: boto3 is not installed.
+    """
+    try:
+        from boto3 import exceptions as boto3_errors
+        from botocore.exceptions import BotoCoreError, ClientError
+        from s3transfer.exceptions import RetriesExceededError
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{error}: {INSTALL}") from None
 
     try:
         yield
-    except (found.BotoCoreError, found.ClientError, Boto3Error, RetriesExceededError) as error:
-        raise _explain(address, getattr(error, "last_exception", None) or error) from error
+    except (BotoCoreError, ClientError, boto3_errors.Boto3Error, RetriesExceededError) as error:
+        kind, said = _explain(getattr(error, "last_exception", None) or error)
+        raise kind(f"{address}: {said}") from error
 
 
-def _explain(address: str, error: BaseException) -> OSError:
+def _explain(error: BaseException) -> tuple[type[OSError], str]:
     from botocore import exceptions as found
 
     if type(error).__name__ == "S3UploadFailedError" and error.__context__:
         error = error.__context__
     if isinstance(error, found.ClientError):
-        return _explain_refusal(address, error.response["Error"], error.operation_name)
+        code, message = error.response["Error"]["Code"], error.response["Error"].get("Message", "")
+        kind, said = _REFUSALS.get(code, (OSError, "{code} {message}"))
+        return kind, said.format(code=code, message=message, operation=error.operation_name).strip()
     if isinstance(error, (found.NoCredentialsError, found.PartialCredentialsError)):
-        return PermissionError(f"{address}: no credentials: {CREDENTIALS}")
+        return PermissionError, f"no credentials: {CREDENTIALS}"
     if isinstance(error, (found.HTTPClientError, found.ConnectionError, found.IncompleteReadError, OSError)):
-        return OSError(f"{address}: the network is broken ({error}); the same command goes on when it works")
-    return OSError(f"{address}: {error}")
+        return OSError, f"the network is broken ({error}); the same command resumes when it works"
+    return OSError, str(error)
 
 
-def _explain_refusal(address: str, said: dict[str, str], operation: str) -> OSError:
-    code = said["Code"]
-    if code == "NoSuchBucket":
-        return FileNotFoundError(f"{address}: no such bucket")
-    if code in ("NoSuchKey", "404"):
-        return FileNotFoundError(f"{address}: no such object")
-    if code in DENIED:
-        return PermissionError(f"{address}: permission denied, these credentials may not call {operation}")
-    if code == "RequestTimeTooSkewed":
-        return PermissionError(
-            f"{address}: the server's clock and this machine's differ too much: set this machine's clock"
-        )
-    if code in REFUSED:
-        return PermissionError(f"{address}: the credentials were refused ({code}): {CREDENTIALS}")
-    if code in ("PreconditionFailed", "412"):
-        return OSError(f"{address}: it was replaced meanwhile: give the command again")
-    return OSError(f"{address}: {code} {said.get('Message', '')}".strip())
+_REFUSALS: dict[str, tuple[type[OSError], str]] = {
+    "NoSuchBucket": (FileNotFoundError, "no such bucket"),
+    "RequestTimeTooSkewed": (
+        PermissionError,
+        "the server's clock and this machine's differ too much: set this machine's clock",
+    ),
+    **dict.fromkeys(("NoSuchKey", "404"), (FileNotFoundError, "no such object")),
+    **dict.fromkeys(DENIED, (PermissionError, "permission denied, these credentials may not call {operation}")),
+    **dict.fromkeys(
+        ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"),
+        (PermissionError, f"the credentials were refused ({{code}}): {CREDENTIALS}"),
+    ),
+    **dict.fromkeys(("PreconditionFailed", "412"), (OSError, "it was replaced meanwhile: give the command again")),
+}

@@ -9,14 +9,12 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
 from functools import lru_cache, partial
 from io import BufferedReader, RawIOBase
 from types import SimpleNamespace
 from typing import Any
 
 from .s3_client import (
-    ATTEMPTS,
     CRC,
     PART,
     WORKERS,
@@ -27,6 +25,7 @@ from .s3_client import (
     leads_out,
     list_objects,
     parse,
+    read_object,
     run,
     settings,
 )
@@ -97,17 +96,11 @@ class RangedFile(RawIOBase):
         bucket, key = parse(address)
         head = s3.head_object(Bucket=bucket, Key=key)
         self.size, self.position, self.address = head["ContentLength"], 0, address
-        self._get = partial(s3.get_object, Bucket=bucket, Key=key, IfMatch=head["ETag"])
+        self._read = partial(read_object, s3, bucket, key, IfMatch=head["ETag"])
         self._block = lru_cache(maxsize=WORKERS + 1)(self._fetch)
 
     def _fetch(self, number: int) -> bytes:
-        from s3transfer.utils import S3_RETRYABLE_DOWNLOAD_ERRORS  # comes with boto3
-
-        wanted = f"bytes={number * PART}-{(number + 1) * PART - 1}"
-        for _ in range(ATTEMPTS - 1):
-            with suppress(S3_RETRYABLE_DOWNLOAD_ERRORS):  # an answer that breaks off, which boto3 leaves to its caller
-                return self._get(Range=wanted)["Body"].read()
-        return self._get(Range=wanted)["Body"].read()
+        return self._read(Range=f"bytes={number * PART}-{(number + 1) * PART - 1}")
 
     def readable(self) -> bool:
         return True

@@ -140,19 +140,13 @@ def read_shards(root: str | Path) -> pd.DataFrame:
         with _open(path) as file:
             frame = parse_manifest(file, path)
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{error}; training streams sets in shards, which `python -m kaggle_utils shards` writes"
-        ) from None
+        raise FileNotFoundError(f"{error}: write shards (python -m kaggle_utils shards)") from None
     if "shard" not in frame:
-        raise ValueError(
-            f"{path} is that of a set without shards: write them (python -m kaggle_utils shards), or download it"
-        )
+        raise ValueError(f"{path}: a set without shards: write them (python -m kaggle_utils shards), or download it")
     wrong = frame["shard"][~frame["shard"].astype(str).str.fullmatch(r"\w+-\d{5}\.tar")]
     if len(wrong):
-        raise ValueError(
-            f"{path}: line {wrong.index[0] + 2} names the shard {wrong.iloc[0]!r}, which is none: "
-            "write the shards again"
-        )
+        line = wrong.index[0] + 2
+        raise ValueError(f"{path}: line {line} names {wrong.iloc[0]!r}, which is no shard: write the shards again")
     frame["row"], frame["shard"] = frame.index, f"{root}/" + frame["shard"]
     for shard in frame["shard"].unique():
         if not is_address(shard) and not Path(shard).exists():
@@ -265,12 +259,11 @@ class ShardedFilms(IterableDataset):
                 for sample in _webdataset().tariterators.group_by_keys(_members(stream, shard, self.films)):
                     films += 1
                     yield sample
+                if films != self.shards[shard]:
+                    raise ValueError(f"it holds {films} of its {self.shards[shard]} films")
             except (ValueError, tarfile.TarError, EOFError) as error:
                 said = " ".join(str(error).split())[:200]
                 raise ValueError(f"{shard}: a damaged shard ({said}): write the shards again") from None
-            if films != self.shards[shard]:
-                said = f"it holds {films} of its {self.shards[shard]} films"
-                raise ValueError(f"{shard}: a damaged shard: {said}: write the shards again")
 
     def _decode(self, sample: dict[str, Any]) -> tuple[int, np.ndarray, np.ndarray]:
         try:
