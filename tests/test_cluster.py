@@ -257,11 +257,11 @@ def test_no_name_of_a_file_ends_a_run(odd_names, weights, tmp_path):
 def test_results_below_the_films_are_no_films(tmp_path, proxy, client):
     for key in ("film.png", "run/masks/film.png", "run/predictions.csv", "out/films-00000.parquet"):
         client.put_object(Bucket="bkt", Key=f"in/{key}", Body=b"x")
-    assert list_films(["s3://bkt/in"], "s3://bkt/in/out").column("path").to_pylist() == [b"s3://bkt/in/film.png"]
+    assert list_films(["s3://bkt/in"]).column("path").to_pylist() == [b"s3://bkt/in/film.png"]
     (tmp_path / "in" / "masks").mkdir(parents=True)
-    for name in ("film.png", "masks/film.png"):
+    for name in ("film.png", "masks/film.png", "predictions.csv"):
         (tmp_path / "in" / name).write_bytes(b"x")
-    assert list_films([tmp_path / "in"], tmp_path / "in").column("name").to_pylist() == ["film"]
+    assert list_films([tmp_path / "in"]).column("name").to_pylist() == ["film"]
 
 
 def test_a_folder_that_a_node_does_not_see_ends_the_run_and_a_film_that_is_gone_does_not(tmp_path, weights):

@@ -94,7 +94,7 @@ def predict(
     _check_installed()
     weights = Path(weights or DEFAULT_WEIGHTS)
     version = settings.open(weights, "cpu").version  # what is wrong with them is told before a cluster starts
-    films = list_films(patterns, out)
+    films = list_films(patterns)
     manifest = _plan(films.column("path").to_pylist(), version, settings, shard)
     missing = _start(out, manifest, address)
     if missing:
@@ -115,7 +115,7 @@ def predict(
 # --- what there is to do ---------------------------------------------------------------------------------------------
 
 
-def list_films(patterns: Iterable[str | Path], out: str | Path | None = None) -> pa.Table:
+def list_films(patterns: Iterable[str | Path]) -> pa.Table:
     """Every film that files, folders, globs and ``s3://`` addresses name, sorted, each once: number, name and path.
 
     Paths are absolute, and bytes, since some are not UTF-8. Folders are searched by :func:`pictures.find.find_files`;
@@ -125,8 +125,7 @@ def list_films(patterns: Iterable[str | Path], out: str | Path | None = None) ->
     import pyarrow as pa
 
     named = [str(pattern) for pattern in patterns]
-    here = None if out is None or is_address(out) else out
-    local = find_files([pattern for pattern in named if not is_address(pattern)], out=here)
+    local = find_files(pattern for pattern in named if not is_address(pattern))
     found = {str(path.absolute()) for path in local}
     for address in filter(is_address, named):
         found.update(_films_at(address))
