@@ -13,6 +13,7 @@ from typing import Any
 
 import optuna
 import pandas as pd
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import OptunaError
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import create_engine, inspect  # comes with optuna
@@ -22,18 +23,16 @@ from tqdm import tqdm
 from ..config import TrainConfig
 from .study import Run, beside, fingerprint, read_table, train_run, write_rows
 
-
-def suggest(trial: Trial) -> dict[str, Any]:
-    """What is searched, and how far; the widest network takes about three times as long as the default one."""
-    return {
-        "lr": trial.suggest_float("lr", 2e-4, 2e-2, log=True),
-        "weight_decay": trial.suggest_float("weight_decay", 1e-4, 0.3, log=True),
-        "dice_weight": trial.suggest_float("dice_weight", 0.0, 1.0),
-        "ema_decay": trial.suggest_categorical("ema_decay", (0.0, 0.9, 0.97, 0.99, 0.997)),
-        "batch_size": trial.suggest_categorical("batch_size", (4, 8, 16)),
-        "base_channels": trial.suggest_int("base_channels", 8, 32, step=8),
-        "augment": trial.suggest_categorical("augment", ("none", "light", "full")),
-    }
+# What is searched, and how far; the widest network takes about three times as long as the default one.
+SPACE: dict[str, BaseDistribution] = {
+    "lr": FloatDistribution(2e-4, 2e-2, log=True),
+    "weight_decay": FloatDistribution(1e-4, 0.3, log=True),
+    "dice_weight": FloatDistribution(0.0, 1.0),
+    "ema_decay": CategoricalDistribution((0.0, 0.9, 0.97, 0.99, 0.997)),
+    "batch_size": CategoricalDistribution((4, 8, 16)),
+    "base_channels": IntDistribution(8, 32, step=8),
+    "augment": CategoricalDistribution(("none", "light", "full")),
+}
 
 
 def search(
@@ -61,10 +60,7 @@ def search(
             f"{path} has {len(lost)} trials of another storage, or of other films, size or epochs: "
             "name that storage, or move the table away to start anew"
         )
-    default = {
-        name: getattr(config, name)
-        for name in ("lr", "weight_decay", "dice_weight", "ema_decay", "batch_size", "base_channels", "augment")
-    }
+    default = {name: getattr(config, name) for name in SPACE}
     study.enqueue_trial(default, skip_if_exists=True)
     tasks = [(data, config, storage, trials)] * (trials - len(done))
     for _ in tqdm(
@@ -80,18 +76,18 @@ def run_trial(data: str | Path, config: TrainConfig, storage: str, trials: int) 
     if len(ended(study)) >= trials:
         return
 
-    def objective(trial: Trial) -> float:
-        def prune(row: dict[str, Any]) -> bool:
-            trial.report(row["val_dice"], row["epoch"])
-            return row["epoch"] + 1 < config.epochs and trial.should_prune()
+    trial = study.ask(SPACE)
 
-        rows = train_run(Run(_name(trial)), data, replace(config, **suggest(trial), seed=trial.number), prune)
-        trial.set_user_attr("rows", rows)
-        if rows[-1]["status"] != "finished":
-            raise optuna.TrialPruned(rows[-1]["status"])
-        return rows[-1]["val_dice"]
+    def prune(row: dict[str, Any]) -> bool:
+        trial.report(row["val_dice"], row["epoch"])
+        return row["epoch"] + 1 < config.epochs and trial.should_prune()
 
-    study.optimize(objective, n_trials=1)
+    rows = train_run(Run(_name(trial)), data, replace(config, **trial.params, seed=trial.number), prune)
+    trial.set_user_attr("rows", rows)
+    if rows[-1]["status"] == "finished":
+        study.tell(trial, rows[-1]["val_dice"])
+    else:
+        study.tell(trial, state=TrialState.PRUNED)
 
 
 def open_study(data: str | Path, config: TrainConfig, storage: str) -> optuna.Study:

@@ -173,19 +173,18 @@ def run_study(
         CACHE.mkdir(parents=True, exist_ok=True)
         storage = storage or f"sqlite:///{CACHE / 'search.db'}?timeout=60"
         return search(data, config, path, storage=storage, trials=trials, jobs=jobs)
-    plan: Plan = {}
-    for seed in range(seeds):
-        for run in STUDIES[name]:
-            plan[run.name, seed] = (run, data, replace(config, **run.settings, seed=seed))
+    plan: Plan = {
+        (run.name, seed): (run, data, replace(config, **run.settings, seed=seed))
+        for seed in range(seeds)
+        for run in STUDIES[name]
+    }
     ended = _check_same(path, plan, fingerprint(data))
     tasks = [task for key, task in plan.items() if key not in ended]
     if name == "data" and tasks:
         synthetic_films()  # before the processes start, which would all draw them
-    bar = tqdm(total=len(plan), initial=len(plan) - len(tasks), desc=name, unit="run", disable=None)
-    with bar:
-        for rows in beside(train_run, tasks, jobs):
-            write_rows(path, [{"study": name, **row} for row in rows], append=True)
-            bar.update()
+    runs = beside(train_run, tasks, jobs)
+    for rows in tqdm(runs, name, len(plan), initial=len(plan) - len(tasks), unit="run", disable=None):
+        write_rows(path, [{"study": name, **row} for row in rows], append=True)
     return read_table(path)
 
 
