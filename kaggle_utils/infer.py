@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     import torch
 
 DEFAULT_WEIGHTS = Path(__file__).with_name("weights") / "lungs.safetensors"
-PRED = "#E69F00"  # Okabe and Ito's orange: of the outlines that are drawn into films
 FilmLike = str | Path | bytes | np.ndarray  # a file, its bytes, or an array
 _LARGE = 200_000_000  # bytes of a batch, after which memory is given back; eight films of 1024 px have 80 million
 
@@ -456,23 +455,6 @@ def clean_mask(mask: np.ndarray) -> np.ndarray:
     keep[1 + np.argsort(-stats[1:, cv2.CC_STAT_AREA], kind="stable")[:2]] = 1
     outlines, _ = cv2.findContours(keep[labels], cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     return cv2.drawContours(np.zeros_like(mask), outlines, -1, 1, cv2.FILLED)
-
-
-def draw_overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The film with the mask's outline in orange.
-
-    Args:
-        image: ``uint8 (H, W)``.
-        mask: ``uint8 (H, W)`` in {0, 1}.
-
-    Returns:
-        ``uint8 (H, W, 3)``, BGR.
-    """
-    canvas = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
-    width = max(1, round(min(image.shape) / 256))  # px: as thick on a 20-megapixel film as on a small one
-    outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    blue_green_red = tuple(bytes.fromhex(PRED[1:]))[::-1]
-    return cv2.drawContours(canvas, outlines, -1, blue_green_red, width, cv2.LINE_AA)
 
 
 def _find_head(wanted: str | None, header: dict[str, Any], path: Path) -> str:

@@ -20,9 +20,10 @@ from .dicom.coco import annotate, write_coco
 from .dicom.seg import write_dicom_seg
 from .files import FULL, Journal, printable, start_results, write_bytes
 from .image import read_image, read_mask, resize_mask, write_image, write_mask
-from .infer import CheckedFilm, LungSegmenter, Result, Segmented, Unsegmented, draw_overlay, segment_batches
+from .infer import CheckedFilm, LungSegmenter, Result, Segmented, Unsegmented, segment_batches
 from .metrics import score
 from .pictures.find import find_files, unique_names
+from .pictures.overlay import draw_overlay
 from .quality import MEASUREMENTS, measure
 from .sets import RawFilm, combined_mask, find_films
 from .tables import to_csv

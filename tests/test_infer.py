@@ -21,6 +21,7 @@ from kaggle_utils import infer, predictions
 from kaggle_utils.files import printable
 from kaggle_utils.infer import LungSegmenter, clean_mask
 from kaggle_utils.model import UNet, save_weights
+from kaggle_utils.pictures.overlay import draw_overlay
 from kaggle_utils.predictions import evaluate
 from kaggle_utils.quality.measurements import MEASUREMENTS, measure
 
@@ -379,7 +380,7 @@ def test_films_of_the_same_stem_do_not_overwrite_each_other(segmenter, tmp_path,
 def test_overlay_outlines_the_lungs_in_orange():
     film, mask = phantom(64, 64), np.zeros((64, 64), np.uint8)
     mask[10:40, 10:30] = 1
-    overlay = infer.draw_overlay(film.image, mask)
+    overlay = draw_overlay(film.image, mask)
     np.testing.assert_allclose(overlay[10, 20], (0, 159, 230), atol=40)  # the line is antialiased
     np.testing.assert_array_equal(overlay[50], cv2.cvtColor(film.image, cv2.COLOR_GRAY2BGR)[50])
 

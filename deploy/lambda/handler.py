@@ -26,8 +26,9 @@ from botocore.exceptions import ClientError
 
 from kaggle_utils.config import FORMAT, parse_header
 from kaggle_utils.image import encode_image, resize_image
-from kaggle_utils.infer import Unsegmented, draw_overlay, finish_mask, segment_films
+from kaggle_utils.infer import Unsegmented, finish_mask, segment_films
 from kaggle_utils.pictures import header
+from kaggle_utils.pictures.overlay import draw_overlay
 from kaggle_utils.quality import measure
 from kaggle_utils.scale import s3
 

@@ -24,7 +24,8 @@ import numpy as np
 import pandas as pd
 
 from ..image import encode_image, resize_image, resize_mask, write_image
-from ..infer import Segmented, Unsegmented, draw_overlay, segment_films
+from ..infer import Segmented, Unsegmented, segment_films
+from ..pictures.overlay import draw_overlay
 from ..quality import MEASUREMENTS, SIDES, measure
 from ..synthetic import AppearanceModel
 from ..tables import to_csv

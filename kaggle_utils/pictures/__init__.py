@@ -5,4 +5,5 @@
 - ``decode``: bytes to pixels, upright: what OpenCV reads, NIfTI of one slice, the raw films of JSRT
 - ``complaints``: what a decoder says of damage and goes on
 - ``gray``: gray levels of any type and range to 8 bits
+- ``overlay``: a mask's outline drawn into its radiograph: colour and width
 """

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..image import read_image, read_mask, resize_image, resize_mask
-from ..infer import PRED
+from ..pictures.overlay import COLOUR as PRED
 from .style import BLUE, RED, TRUTH, styled
 
 

@@ -25,7 +25,7 @@ BLUE, ORANGE, GREEN, RED, SKY, PURPLE, BLACK = (
     "#CC79A7",
     "#000000",
 )
-TRUTH = SKY  # outlined on a film; a prediction is infer.PRED, their orange
+TRUTH = SKY  # outlined on a film; a prediction has pictures.overlay's colour, their orange
 RIGHT, LEFT = ORANGE, SKY  # the patient's lungs
 _STYLE: Any = plt.rc_context(
     {

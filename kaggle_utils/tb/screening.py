@@ -20,8 +20,9 @@ from scipy.special import expit
 from ..files import printable, write_bytes
 from ..hardware import choose_device
 from ..image import resize_mask, write_image
-from ..infer import LungSegmenter, Segmented, Unsegmented, draw_overlay
+from ..infer import LungSegmenter, Segmented, Unsegmented
 from ..model import read_header
+from ..pictures.overlay import draw_overlay
 from ..predictions import segment_into
 from ..tables import to_csv
 from .data import CROPPED, FILM, Cuts, as_tensor, cut, from_letter_box, lung_box, lung_fields, stack, view

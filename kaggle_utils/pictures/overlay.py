@@ -1,0 +1,23 @@
+"""The outline of a mask drawn into its radiograph: its colour and its width."""
+
+import cv2
+import numpy as np
+
+COLOUR = "#E69F00"  # Okabe and Ito's orange, which colour-blind readers see too
+
+
+def draw_overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The film with the mask's outline in orange.
+
+    Args:
+        image: ``uint8 (H, W)``.
+        mask: ``uint8 (H, W)`` in {0, 1}.
+
+    Returns:
+        ``uint8 (H, W, 3)``, BGR.
+    """
+    canvas = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+    width = max(1, round(min(image.shape) / 256))  # px: as thick on a 20-megapixel film as on a small one
+    outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    blue_green_red = tuple(bytes.fromhex(COLOUR[1:]))[::-1]
+    return cv2.drawContours(canvas, outlines, -1, blue_green_red, width, cv2.LINE_AA)
