@@ -82,7 +82,11 @@ def run_trial(data: str | Path, config: TrainConfig, storage: str, trials: int) 
         trial.report(row["val_dice"], row["epoch"])
         return row["epoch"] + 1 < config.epochs and trial.should_prune()
 
-    rows = train_run(Run(_name(trial)), data, replace(config, **trial.params, seed=trial.number), prune)
+    try:
+        rows = train_run(Run(_name(trial)), data, replace(config, **trial.params, seed=trial.number), prune)
+    except BaseException:  # a full disk, Ctrl-C: it would stand there as one that runs
+        study.tell(trial, state=TrialState.FAIL)
+        raise
     trial.set_user_attr("rows", rows)
     if rows[-1]["status"] == "finished":
         study.tell(trial, rows[-1]["val_dice"])
