@@ -32,7 +32,7 @@ def kaggle(tmp_path):
 
 def test_with_nothing_films_are_drawn_once(clone, monkeypatch):
     place = workspace.open_workspace(films=9, kaggle=clone / "nowhere")
-    assert place.built_in and place.work == clone / "runs/notebooks/built_in" and "nobody" in str(place)
+    assert place.synthetic and place.work == clone / "runs/notebooks/built_in" and "nobody" in str(place)
     monkeypatch.setattr(workspace, "write_raw", None)
     assert workspace.open_workspace(films=9, kaggle=clone / "nowhere") == place
     assert len(read_manifest(place.prepared())) == 9
@@ -61,16 +61,16 @@ def test_a_named_folder_comes_first(clone, drawn, kaggle, monkeypatch):
 def test_attached_sets_are_found_in_either_layout(kaggle, drawn, mount):
     shutil.copytree(drawn, kaggle / "input" / mount)
     place = workspace.open_workspace(kaggle=kaggle)
-    assert (place.raw, place.work, place.built_in) == (kaggle / "input", kaggle / "working", False)
+    assert (place.raw, place.work, place.synthetic) == (kaggle / "input", kaggle / "working", False)
 
 
 def test_a_prepared_set_of_real_films_is_enough_and_built_in_ones_are_not(kaggle, clone):
     folder = kaggle / "input" / "notebooks" / "somebody" / "lung-unet-01-prep" / "segmentation"
     folder.mkdir(parents=True)
-    for name, built_in in (("MCUCXR_9001_0", True), ("MCUCXR_0001_0", False)):
+    for name, synthetic in (("MCUCXR_9001_0", True), ("MCUCXR_0001_0", False)):
         (folder / "manifest.csv").write_text(f"name\n{name}\n")
         place = workspace.open_workspace(films=9, kaggle=kaggle)
-        assert place.built_in == built_in and place.prepared() == folder
+        assert place.synthetic == synthetic and place.prepared() == folder
 
 
 def test_an_interrupted_preparation_goes_on(drawn, kaggle):
@@ -93,7 +93,7 @@ def test_a_training_goes_on_from_an_attached_output(drawn, kaggle):
 
 def test_on_kaggle_with_nothing_attached_films_are_drawn_into_the_output(kaggle):
     place = workspace.open_workspace(films=9, kaggle=kaggle)
-    assert place.built_in and place.work == kaggle / "working/built_in"
+    assert place.synthetic and place.work == kaggle / "working/built_in"
 
 
 @pytest.mark.parametrize(

@@ -33,17 +33,17 @@ class Workspace:
     Attributes:
         raw: with the raw sets, in any nesting.
         work: where notebooks write, and look for what earlier ones wrote.
-        built_in: they are synthetic radiographs, few enough for a laptop's minute.
+        synthetic: they are synthetic radiographs, few enough for a laptop's minute.
         kaggle: Kaggle's root, in which the outputs of attached kernels lie.
     """
 
     raw: Path
     work: Path
-    built_in: bool
+    synthetic: bool
     kaggle: Path = KAGGLE
 
     def __str__(self) -> str:
-        return "built-in films, which show nobody" if self.built_in else f"films in {self.raw}"
+        return "synthetic radiographs, which show nobody" if self.synthetic else f"films in {self.raw}"
 
     def find(self, name: str, made_by: str) -> Path:
         """What an earlier notebook wrote: here, or as the output of a kernel that is attached to this one.
