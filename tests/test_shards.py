@@ -15,7 +15,7 @@ from s3_server import Fault
 
 from kaggle_utils.config import TrainConfig
 from kaggle_utils.data import LungDataset, read_manifest
-from kaggle_utils.scale import s3
+from kaggle_utils.scale import s3, shards
 from kaggle_utils.scale.shards import ShardedFilms, is_sharded, read_shards, stream_loader, write_shards
 from kaggle_utils.trainer import make_trainer
 
@@ -81,9 +81,11 @@ def test_shards_may_hold_smaller_films(prepared, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_epoch_and_seed_decide_order_and_augmentation(sharded, workers):
+def test_epoch_and_seed_decide_order_and_augmentation(sharded, workers, monkeypatch):
+    monkeypatch.setattr(shards, "BUFFER", 8)
+
     def epoch(number, seed=0):
-        films = ShardedFilms(train_rows(sharded), 32, "light", batch=4, shuffle=True, buffer=8, seed=seed)
+        films = ShardedFilms(train_rows(sharded), 32, "light", batch=4, shuffle=True, seed=seed)
         films.epoch = number
         return list(stream_loader(films, workers))
 

@@ -17,6 +17,7 @@ import os
 import resource
 import tempfile
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote_plus
 
 import cv2
@@ -30,7 +31,7 @@ from kaggle_utils.infer import Unsegmented, finish_mask, segment_films
 from kaggle_utils.pictures import header
 from kaggle_utils.pictures.overlay import draw_overlay
 from kaggle_utils.quality import measure
-from kaggle_utils.scale import s3
+from kaggle_utils.scale.s3_client import connect
 
 MODEL = os.environ.get("MODEL", str(Path(__file__).with_name("lungs.onnx")))  # of `python -m kaggle_utils export`
 IN_PREFIX, OUT_PREFIX = os.environ.get("IN_PREFIX", "films/"), os.environ.get("OUT_PREFIX", "lungs/")
@@ -38,7 +39,13 @@ OUT_BUCKET = os.environ.get("OUT_BUCKET")  # the film's own if not given
 MAX_BYTES = int(os.environ.get("MAX_BYTES", 64_000_000))  # of an object; /tmp and memory are small
 # What 512 MB hold, see results/lambda.json. Files that declare more pixels are refused before they are decoded.
 header.MAX_PIXELS = int(os.environ.get("MAX_PIXELS", 20_000_000))
-KINDS = {"masks": ".png", "overlays": ".png", "measurements": ".json", "errors": ".json"}
+# The measurements come after the pictures: where they are, the mask is.
+KINDS = {
+    "masks": "image/png",
+    "overlays": "image/png",
+    "measurements": "application/json",
+    "errors": "application/json",
+}
 MEMORY_MB = os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE")
 
 
@@ -71,7 +78,7 @@ class Segmenter:
 
 if MEMORY_MB:  # a film too large becomes an error to tell of, instead of a killed process to try again
     resource.setrlimit(resource.RLIMIT_DATA, (int(MEMORY_MB) << 20, int(MEMORY_MB) << 20))
-SEGMENTER, S3 = Segmenter(MODEL), s3.connect()  # while Lambda starts, when it lends more of the CPU
+SEGMENTER, S3 = Segmenter(MODEL), connect()  # while Lambda starts, when it lends more of the CPU
 
 
 def handler(event: dict, context: object = None) -> list[dict[str, str]]:
@@ -105,50 +112,42 @@ def process(bucket: str, key: str) -> str:
         return "ignored"
     try:
         with tempfile.TemporaryDirectory() as folder:
-            made = _make(bucket, key, Path(folder) / f"film{Path(key).suffix}")
+            report, made = _segment(bucket, key, Path(folder) / f"film{Path(key).suffix}")
     except ClientError as error:
         if error.response["Error"]["Code"] in ("404", "NoSuchKey"):  # deleted since; its event came late
             return "gone"
         raise
-    places = {kind: f"{OUT_PREFIX}{kind}/{key.removeprefix(IN_PREFIX)}{suffix}" for kind, suffix in KINDS.items()}
-    for kind, data in made.items():  # the measurements last: where they are, the mask is
-        S3.put_object(
-            Bucket=target,
-            Key=places[kind],
-            Body=data,
-            ContentType="image/png" if KINDS[kind] == ".png" else "application/json",
-        )
-    for kind in places.keys() - made.keys():  # of another film of that name
-        S3.delete_object(Bucket=target, Key=places[kind])
-    return f"refused: {json.loads(made['errors'])['error']}" if "errors" in made else "segmented"
+    error = report["error"]
+    made["errors" if error else "measurements"] = json.dumps(report, indent=1).encode()
+    for kind, content in KINDS.items():
+        suffix = content.rpartition("/")[2]
+        place = {"Bucket": target, "Key": f"{OUT_PREFIX}{kind}/{key.removeprefix(IN_PREFIX)}.{suffix}"}
+        if kind in made:
+            S3.put_object(**place, Body=made[kind], ContentType=content)
+        else:  # of another film of that name
+            S3.delete_object(**place)
+    return f"refused: {error}" if error else "segmented"
 
 
-def _make(bucket: str, key: str, path: Path) -> dict[str, bytes]:
-    """Files by kind: mask, overlay and measurements, or the error."""
+def _segment(bucket: str, key: str, path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """What to tell of a film, with an error or none, and its mask and overlay, if any."""
     head, address = S3.head_object(Bucket=bucket, Key=key), f"s3://{bucket}/{key}"
     report = {"film": address, "etag": head["ETag"].strip('"'), "model": SEGMENTER.version}
-
-    def failed(reason: str) -> dict[str, bytes]:
-        return {"errors": _json(report | {"error": reason})}
-
     if head["ContentLength"] > MAX_BYTES:
-        return failed(f"{address}: {head['ContentLength']:,} bytes, more than {MAX_BYTES:,}: too large")
+        too_large = f"{address}: {head['ContentLength']:,} bytes, more than {MAX_BYTES:,}: too large"
+        return report | {"error": too_large}, {}
     S3.download_file(bucket, key, str(path))
     try:
         found = next(segment_films([path], SEGMENTER, names=[key.removeprefix(IN_PREFIX)]))
     except (MemoryError, cv2.error):  # which OpenCV raises for the same reason
-        return failed(f"{address}: this function's memory is too small for it")
-    report |= {name: value for name, value in found.row.items() if name != "path"}
+        return report | {"error": f"{address}: this function's memory is too small for it"}, {}
+    report |= found.row
+    report.pop("path")
     if isinstance(found, Unsegmented):
-        return failed(found.error.replace(str(path), address))
+        return report | {"error": found.error.replace(str(path), address)}, {}
     measured = measure(found.upright, found.film.spacing_mm)
     report["measurements"] = {name: value if math.isfinite(value) else None for name, value in measured.items()}
-    return {  # mask and overlay lie as the film does
+    return report, {  # they lie as the film does
         "masks": encode_image(found.mask * np.uint8(255), ".png"),
         "overlays": encode_image(draw_overlay(found.film.image, found.mask), ".png"),
-        "measurements": _json(report),
     }
-
-
-def _json(report: dict[str, object]) -> bytes:
-    return json.dumps(report, indent=1).encode()

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
 import posixpath
 import stat
 import zipfile
 import zlib
 from collections.abc import Callable
-from functools import lru_cache, partial
-from io import BufferedReader, RawIOBase
+from functools import lru_cache
+from io import SEEK_CUR, SEEK_END, SEEK_SET, BufferedReader, RawIOBase
 from types import SimpleNamespace
-from typing import Any
 
 from .s3_client import (
     CRC,
@@ -72,13 +70,11 @@ def unzip(archive: str, address: str) -> Moved:
 
             def extract(key: str, progress: Callable[[int], None]) -> bool:
                 info = members[key]
-                crc = f"{info.CRC:08x}"
                 if there.get(key) == info.file_size:
                     head = s3.head_object(Bucket=target, Key=key)
-                    if head["Metadata"].get(CRC) == crc:
+                    if head["Metadata"].get(CRC) == _crc(info):
                         return False
-                place = {"Bucket": target, "Key": key, "ExtraArgs": {"Metadata": {CRC: crc}}}
-                _put_member(s3, zipped, info, place, progress)
+                _put_member(s3, zipped, info, target, key, progress)
                 return True
 
             return run(extract, {key: info.file_size for key, info in members.items()}, "unzip")
@@ -95,12 +91,15 @@ class RangedFile(RawIOBase):
     def __init__(self, s3, address: str):
         bucket, key = parse(address)
         head = s3.head_object(Bucket=bucket, Key=key)
-        self.size, self.position, self.address = head["ContentLength"], 0, address
-        self._read = partial(read_object, s3, bucket, key, IfMatch=head["ETag"])
-        self._block = lru_cache(maxsize=WORKERS + 1)(self._fetch)
+        self.size, self.position = head["ContentLength"], 0
 
-    def _fetch(self, number: int) -> bytes:
-        return self._read(Range=f"bytes={number * PART}-{(number + 1) * PART - 1}")
+        @lru_cache(maxsize=WORKERS + 1)
+        def block(number: int) -> bytes:
+            wanted = f"bytes={number * PART}-{(number + 1) * PART - 1}"
+            with explained(address):
+                return read_object(s3, bucket, key, IfMatch=head["ETag"], Range=wanted)
+
+        self._block = block
 
     def readable(self) -> bool:
         return True
@@ -108,9 +107,8 @@ class RangedFile(RawIOBase):
     def seekable(self) -> bool:
         return True
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        starts = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.size}
-        position = starts[whence] + offset
+    def seek(self, offset: int, whence: int = SEEK_SET) -> int:
+        position = offset + {SEEK_SET: 0, SEEK_CUR: self.position, SEEK_END: self.size}[whence]
         if position < 0:
             raise OSError("a position before the file's beginning")
         self.position = position
@@ -120,15 +118,14 @@ class RangedFile(RawIOBase):
         if self.position >= self.size:
             return 0
         start = self.position % PART
-        with explained(self.address):
-            piece = memoryview(self._block(self.position // PART))[start : start + len(buffer)]
+        piece = memoryview(self._block(self.position // PART))[start : start + len(buffer)]
         buffer[: len(piece)] = piece
         self.position += len(piece)
         return len(piece)
 
 
 def _put_member(
-    s3, zipped: zipfile.ZipFile, info: zipfile.ZipInfo, target: dict[str, Any], progress: Callable[[int], None]
+    s3, zipped: zipfile.ZipFile, info: zipfile.ZipInfo, bucket: str, key: str, progress: Callable[[int], None]
 ) -> None:
     """Streams a member into an object; zipfile checks it before the last part is sent: a damaged one never appears."""
     config = settings(max(PART, math.ceil(info.file_size / MAX_PARTS)), threads=False)
@@ -136,9 +133,13 @@ def _put_member(
         with zipped.open(info) as member:
             # boto3 would seek to the end of what it can seek in, decompressing all of it.
             stream = SimpleNamespace(read=member.read)
-            s3.upload_fileobj(stream, **target, Callback=progress, Config=config)
+            s3.upload_fileobj(stream, bucket, key, {"Metadata": {CRC: _crc(info)}}, progress, config)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise ValueError(f"{info.filename}: damaged ({error})") from None
+
+
+def _crc(info: zipfile.ZipInfo) -> str:
+    return f"{info.CRC:08x}"
 
 
 def _name(info: zipfile.ZipInfo) -> str:
@@ -155,13 +156,10 @@ def _members(zipped: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
     members: dict[str, zipfile.ZipInfo] = {}
     infos = [info for info in zipped.infolist() if not _name(info).endswith("/")]
     for info in infos:
-        objection = _objection(info)
+        name = posixpath.normpath(_name(info))
+        objection = "is in it twice" if name in members else _objection(info)
         if objection:
             raise ValueError(f"{info.filename!r} {objection}; nothing was unpacked")
-    for info in infos:
-        name = posixpath.normpath(_name(info))
-        if name in members:
-            raise ValueError(f"{name!r} is in it twice; nothing was unpacked")
         members[name] = info
     unpacked = sum(info.file_size for info in infos)
     if unpacked > max(MOST_FREELY, MOST_RATIO * size):

@@ -15,7 +15,7 @@ import random
 import re
 import tarfile
 from collections import Counter, deque
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -40,6 +40,7 @@ FILMS = 100  # of a shard at most
 SHARDS = 8  # of a split at least: enough for 8 processes
 MEMBER_BYTES = 256 << 20  # of a file in a shard at most, 8192 px a side have a quarter of it
 BUFFER = 1000  # films (0.3 MB each at 512 px) from which the next one is drawn
+SHARD_NAME = r"(?:train|val|test)-\d{5}\.tar"
 
 
 def write_shards(
@@ -68,21 +69,17 @@ def write_shards(
         raise ValueError(f"{out} is the prepared set itself: choose another folder for the shards")
     frame = read_manifest(data)
     frame = frame[frame["mask"] != ""].sample(frac=1, random_state=seed).reset_index(drop=True)
-    _start_over(out, [*frame.drop(columns=["image", "mask"]), "shard"])
-    shards = pd.Series("", frame.index)
-    bar = tqdm(total=len(frame), desc="shards", unit="film", disable=None)
+    table = frame.drop(columns=["image", "mask"]).assign(shard="")
+    _start_over(out, table.head(0))
     for split, rows in frame.groupby("split"):
         each = films or min(FILMS, max(1, len(rows) // SHARDS))
         pattern = str(out / f"{split}-%05d.tar").replace("\\", "/")
         with wds.ShardWriter(pattern, maxcount=each, verbose=0) as writer:
-            for row in rows.itertuples():
+            for row in tqdm(rows.itertuples(), f"shards of {split}", len(rows), unit="film", disable=None):
                 writer.write(_sample(row, size))
-                shards[row.Index] = Path(writer.fname).name
-                bar.update()
-    bar.close()
-    frame = frame.drop(columns=["image", "mask"]).assign(shard=shards)
-    write_bytes(out / "manifest.csv", to_csv(frame))
-    return frame
+                table.loc[row.Index, "shard"] = Path(writer.fname).name
+    write_bytes(out / "manifest.csv", to_csv(table))
+    return table
 
 
 def _sample(row: Any, size: int | None) -> dict[str, Any]:
@@ -97,8 +94,8 @@ def _sample(row: Any, size: int | None) -> dict[str, Any]:
     }
 
 
-def _start_over(out: Path, columns: list[str]) -> None:
-    """Removes the shards of an earlier run and leaves a manifest without films, which marks the folder as shards.
+def _start_over(out: Path, empty: pd.DataFrame) -> None:
+    """Removes the shards of an earlier run and leaves an empty manifest, which marks the folder as shards.
 
     Raises:
         ValueError: the folder holds something, and it isn't shards.
@@ -107,9 +104,9 @@ def _start_over(out: Path, columns: list[str]) -> None:
     if (out / "manifest.csv").exists() and not is_sharded(out):
         raise ValueError(f"{out}: its manifest.csv is not that of shards: choose another folder to write")
     out.mkdir(parents=True, exist_ok=True)
-    write_bytes(out / "manifest.csv", f"{','.join(columns)}\n".encode())
-    for old in out.glob("*-?????.tar"):
-        if re.fullmatch(r"(train|val|test)-\d{5}\.tar", old.name):
+    write_bytes(out / "manifest.csv", to_csv(empty))
+    for old in list(out.iterdir()):
+        if re.fullmatch(SHARD_NAME, old.name):
             old.unlink()
 
 
@@ -143,7 +140,7 @@ def read_shards(root: str | Path) -> pd.DataFrame:
         raise FileNotFoundError(f"{error}: write shards (python -m kaggle_utils shards)") from None
     if "shard" not in frame:
         raise ValueError(f"{path}: a set without shards: write them (python -m kaggle_utils shards), or download it")
-    wrong = frame["shard"][~frame["shard"].astype(str).str.fullmatch(r"\w+-\d{5}\.tar")]
+    wrong = frame["shard"][~frame["shard"].astype(str).str.fullmatch(SHARD_NAME)]
     if len(wrong):
         line = wrong.index[0] + 2
         raise ValueError(f"{path}: line {line} names {wrong.iloc[0]!r}, which is no shard: write the shards again")
@@ -163,7 +160,6 @@ class ShardedFilms(IterableDataset):
         augment: a preset of :func:`data.augmentation`.
         batch: films per batch, of all processes together.
         shuffle: in an order of seed and epoch; else as they lie in the shards.
-        buffer: films from which the next one is drawn.
         threads: that decode ahead; 0 is the caller itself, which on a CPU is faster, as its cores are the network's.
         seed: of order and augmentation.
 
@@ -180,7 +176,6 @@ class ShardedFilms(IterableDataset):
         *,
         batch: int = 8,
         shuffle: bool = False,
-        buffer: int = BUFFER,
         threads: int = 0,
         seed: int = 0,
     ):
@@ -188,7 +183,7 @@ class ShardedFilms(IterableDataset):
             raise ValueError("no film to load: the choice of split and source left nothing of the manifest")
         _webdataset()
         self.size, self.whole_batch, self.batch = size, batch, batch_share(batch)
-        self.shuffle, self.buffer, self.threads, self.seed = shuffle, buffer, threads, seed
+        self.shuffle, self.threads, self.seed = shuffle, threads, seed
         self.augment = augmentation(augment) if augment != "none" else None
         self.shards = Counter(frame["shard"])  # films in each
         self.films = dict(zip(frame["row"], zip(frame["name"], frame["source"])))
@@ -229,16 +224,11 @@ class ShardedFilms(IterableDataset):
 
     def _items(self) -> Iterator[dict[str, Any]]:
         """This process's films, a few decoded ahead of the network where threads do it."""
-        samples = self._samples()
-        if not self.threads:
-            yield from map(self._item, map(self._decode, samples))
-            return
-        with ThreadPoolExecutor(self.threads) as pool:
-            ahead = deque(pool.submit(self._decode, sample) for sample in islice(samples, 4 * self.threads))
-            while ahead:
-                decoded = ahead.popleft().result()
-                ahead.extend(pool.submit(self._decode, sample) for sample in islice(samples, 1))
-                yield self._item(decoded)  # not by the threads: they would share the augmentation's random numbers
+        if self.threads:
+            decoded = _ahead(self._decode, self._samples(), self.threads, 4 * self.threads)
+        else:
+            decoded = map(self._decode, self._samples())
+        return map(self._item, decoded)  # not by the threads: they would share the augmentation's random numbers
 
     def _item(self, decoded: tuple[int, np.ndarray, np.ndarray]) -> dict[str, Any]:
         row, image, mask = decoded
@@ -249,16 +239,18 @@ class ShardedFilms(IterableDataset):
         if not self.shuffle:
             return samples
         rng = random.Random(f"{self.seed} {self.epoch}")
-        return _webdataset().filters.shuffle(self.buffer, initial=self.buffer, rng=rng)(samples)
+        return _webdataset().filters.shuffle(BUFFER, initial=BUFFER, rng=rng)(samples)
 
     def _unpacked(self) -> Iterator[dict[str, Any]]:
         """The films of this process's shards, with their files' bytes; a damaged shard leaves none out in silence."""
-        for shard, stream in _opened(share(self._order())):
+        shards = share(self._order())
+        for shard, stream in zip(shards, _ahead(_open, shards, threads=1, most=1)):
             films = 0
             try:
-                for sample in _webdataset().tariterators.group_by_keys(_members(stream, shard, self.films)):
-                    films += 1
-                    yield sample
+                with stream:
+                    for sample in _webdataset().tariterators.group_by_keys(_members(stream, shard, self.films)):
+                        films += 1
+                        yield sample
                 if films != self.shards[shard]:
                     raise ValueError(f"it holds {films} of its {self.shards[shard]} films")
             except (ValueError, tarfile.TarError, EOFError) as error:
@@ -293,19 +285,19 @@ def _members(stream: BinaryIO, shard: str, films: Container[int]) -> Iterator[di
                 yield {"fname": member.name, "data": file.read(), "__url__": shard}
 
 
-def _opened(shards: Sequence[str]) -> Iterator[tuple[str, BinaryIO]]:
-    """Shards and their open files, the next one of S3 being fetched while one is read."""
-    with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(_open, shards[0])
-        for n, shard in enumerate(shards, 1):
-            stream = following.result()
-            if n < len(shards):
-                following = pool.submit(_open, shards[n])
-            with stream:
-                yield shard, stream
+def _ahead(work: Callable[[Any], Any], items: Iterable[Any], threads: int, most: int) -> Iterator[Any]:
+    """What ``map`` gives, computed by threads, of which at most so many results wait to be taken."""
+    items = iter(items)
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = deque(pool.submit(work, item) for item in islice(items, most))
+        while waiting:
+            result = waiting.popleft().result()
+            waiting.extend(pool.submit(work, item) for item in islice(items, 1))
+            yield result
 
 
 def _open(path: str) -> BinaryIO:
+    """A shard's file, or an object's copy in a temporary one."""
     if not is_address(path):
         return Path(path).open("rb")
     # Not a stream from S3: boto3 fetches a file's parts again where the network fails. The caller closes it.
