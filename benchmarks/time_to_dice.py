@@ -97,7 +97,7 @@ def standard(model: nn.Module, films: LungDataset, precision: str) -> Contestant
 
 
 def monai_augmentation(size: int) -> T.Compose:
-    """The ``full`` preset of ``data.augmentation`` in MONAI's transforms, step by step, and our normalisation."""
+    """The ``full`` preset of ``augment.augmentation`` in MONAI's transforms, step by step, and our normalisation."""
     both = ["image", "mask"]
     return T.Compose(
         [

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+THRESHOLD = 0.5  # probability above which a pixel is lung
 PREPARED_SIDES = (8, 8192)  # px, least and most of prepared films
 MOST_LUNG = 0.9  # of a film; a mask of more is none of lungs
 DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
@@ -89,7 +90,7 @@ class TrainConfig:
     films: int = setting(0, "train on this many radiographs, drawn by the seed; 0 is all", within=(0, 1e9))
     size: int = setting(384, "px, side of the square the network sees", within=(16, 4096))
     augment: str = setting(
-        "light", "how radiographs are varied in training, see data.augmentation", choices=("none", "light", "full")
+        "light", "how radiographs are varied in training, see augment.augmentation", choices=("none", "light", "full")
     )
     batch_size: int = setting(8, "radiographs per step, of all processes together", within=(1, 4096))
     workers: int = setting(

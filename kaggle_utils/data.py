@@ -5,11 +5,10 @@ Axes: B films, 1 channel, H rows, W columns. Arrays are ``uint8 (H, W)``; tensor
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -17,15 +16,12 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from .augment import augmentation
 from .config import MOST_LUNG, PREPARED_SIDES
 from .distributed import batch_share, share, share_of_batches
 from .files import manifest_path
 from .image import read_image, read_mask, resize_image, resize_mask
 from .tables import read_csv
-
-if TYPE_CHECKING:
-    import albumentations as A
-
 
 _SPLITS = ("train", "val", "test", "unlabelled")
 
@@ -131,70 +127,6 @@ def normalise(images: torch.Tensor) -> torch.Tensor:
     return (images - mean) / images.std(dim=(-2, -1), keepdim=True, correction=0).clamp_min(1e-3)
 
 
-def augmentation(preset: str) -> A.Compose:
-    """The joint augmentation of a film and its mask; the only function that knows albumentations.
-
-    A horizontal flip puts the heart on the right: anatomically rare (dextrocardia), but the lungs' union is what is
-    learned, and it doubles the films. Order: where the film lies, then what the detector did to it.
-
-    Args:
-        preset: ``none``; ``light`` (flip, small affine, gamma, a little noise); ``full`` (larger affine, exposure,
-            gamma, sharpness, noise, elastic deformation, dropout that hides markers, wires and corners); ``tb``, for
-            step two.
-
-    Each film is normalised afterwards, which takes an even change of brightness or contrast away: gamma changes the
-    gray scale's shape, which stays.
-    """
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks the network for a newer version
-    import albumentations as A  # takes a second, and prediction needs none of it
-
-    def affine(scale: float, shift: float, turn: float, p: float) -> A.Affine:
-        return A.Affine(
-            scale=(1 - scale, 1 + scale),
-            translate_percent=(-shift, shift),
-            rotate=(-turn, turn),
-            keep_ratio=False,
-            border_mode=cv2.BORDER_CONSTANT,
-            fill=0,
-            fill_mask=0,
-            p=p,
-        )
-
-    def holes(most: int, side: tuple[float, float], fill: Any, p: float) -> A.CoarseDropout:
-        return A.CoarseDropout(num_holes_range=(1, most), hole_height_range=side, hole_width_range=side, fill=fill, p=p)
-
-    steps = {
-        "none": [],
-        "light": [
-            A.HorizontalFlip(p=0.5),
-            affine(0.1, 0.05, 7, 0.7),
-            A.RandomGamma((60, 170), p=0.5),
-            A.GaussNoise(std_range=(0.01, 0.05), p=0.3),
-        ],
-        "full": [
-            A.HorizontalFlip(p=0.5),
-            affine(0.25, 0.1, 12, 0.9),
-            A.ElasticTransform(alpha=60, sigma=9, approximate=True, same_dxdy=True, p=0.15),
-            A.RandomBrightnessContrast(0.3, 0.4, p=0.7),  # strong enough to clip: the rest of it is normalised away
-            A.RandomGamma((50, 200), p=0.5),
-            A.OneOf([A.GaussianBlur((3, 5)), A.Sharpen(alpha=(0.2, 0.6)), A.CLAHE(clip_limit=(1, 4))], p=0.3),
-            A.GaussNoise(std_range=(0.01, 0.06), p=0.2),
-            holes(4, (0.03, 0.15), "random_uniform", 0.25),
-        ],
-        "tb": [  # brightness and contrast are left alone: the lungs' own levels are normalised away
-            A.HorizontalFlip(p=0.5),
-            affine(0.15, 0.06, 12, 0.9),
-            A.RandomGamma((60, 170), p=0.6),
-            A.OneOf([A.GaussianBlur((3, 5)), A.Sharpen(alpha=(0.1, 0.4)), A.CLAHE(clip_limit=(1, 3))], p=0.3),
-            A.GaussNoise(std_range=(0.01, 0.05), p=0.25),
-            holes(3, (0.04, 0.12), 0, 0.2),
-        ],
-    }
-    if preset not in steps:
-        raise ValueError(f"augment is one of {', '.join(steps)}, not {preset!r}")
-    return A.Compose(steps[preset])
-
-
 class LungDataset(Dataset):
     """Films and masks of a manifest as normalised tensors, from a ``uint8`` cache: no PNG is decoded twice.
 
@@ -256,7 +188,7 @@ def make_item(
     name: str,
     source: str,
     *,
-    augment: A.Compose | None = None,
+    augment: Any = None,
     seed: tuple[int, int, int] = (0, 0, 0),
 ) -> dict[str, Any]:
     """A film and its mask as training takes them: image and mask ``float32 (1, H, W)``, name and source.
@@ -266,7 +198,7 @@ def make_item(
         mask: ``uint8 (H, W)`` in {0, 1}.
         name: of the film.
         source: the set that it is of.
-        augment: of :func:`augmentation`.
+        augment: of :func:`augment.augmentation`; None is none.
         seed: of its random numbers.
     """
     if augment:

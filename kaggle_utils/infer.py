@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from .config import CONVENTIONS
+from .config import CONVENTIONS, THRESHOLD
 from .files import printable
 from .image import MOST_BYTES, film_bytes, from_array, read_film, resize_image, resize_prob
 from .quality import (
@@ -198,7 +198,7 @@ class LungSegmenter:
         device: str = "auto",
         flip: bool = False,
         clean: bool = True,
-        threshold: float = 0.5,
+        threshold: float = THRESHOLD,
         backend: str = "torch",
         head: str | None = None,
     ):
@@ -442,7 +442,9 @@ def segment(film: CheckedFilm, prob: np.ndarray, segmenter: LungSegmenter, *, fo
     return Segmented(film, mask, prob, quality, notes)
 
 
-def finish_mask(prob: np.ndarray, shape: tuple[int, int], *, threshold: float = 0.5, clean: bool = True) -> np.ndarray:
+def finish_mask(
+    prob: np.ndarray, shape: tuple[int, int], *, threshold: float = THRESHOLD, clean: bool = True
+) -> np.ndarray:
     """Probabilities ``(size, size)`` to a mask of any ``shape``: resized, thresholded, cleaned."""
     mask = (resize_prob(prob, shape) > threshold).astype(np.uint8)
     return clean_mask(mask) if clean else mask

@@ -12,6 +12,7 @@ from phantoms import phantom, write_prepared, write_raw
 
 from kaggle_utils import data
 from kaggle_utils import image as files
+from kaggle_utils.augment import augmentation
 
 PRESETS = ("none", "light", "full")
 
@@ -193,21 +194,21 @@ def test_empty_choice_is_refused(prepared):
 
 def test_unknown_preset_is_refused_with_the_choices():
     with pytest.raises(ValueError, match="none, light, full, tb, not 'heavy'"):
-        data.augmentation("heavy")
+        augmentation("heavy")
 
 
 # --- augmentation ----------------------------------------------------------------------------------------------------
 
 
 def test_preset_none_changes_nothing(film):
-    same = data.augmentation("none")(image=film.image, mask=film.mask)
+    same = augmentation("none")(image=film.image, mask=film.mask)
     np.testing.assert_array_equal(same["image"], film.image)
     np.testing.assert_array_equal(same["mask"], film.mask)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_masks_stay_0_and_1(preset):
-    film, augment = phantom(), data.augmentation(preset)
+    film, augment = phantom(), augmentation(preset)
     for seed in range(40):
         augment.set_random_seed(seed)
         moved = augment(image=film.image, mask=film.mask)
@@ -217,7 +218,7 @@ def test_masks_stay_0_and_1(preset):
 
 @pytest.mark.parametrize("preset", ["light", "full"])
 def test_every_kind_of_change_happens(preset):
-    film, augment = phantom(), data.augmentation(preset)
+    film, augment = phantom(), augmentation(preset)
     moved = []
     for seed in range(20):
         augment.set_random_seed(seed)
@@ -231,7 +232,7 @@ def test_what_a_preset_does_to_the_grays_is_left_after_normalisation(preset):
     left."""
     image, changes = phantom().image, []
     plain = data.normalise(torch.from_numpy(image[None]))
-    steps = data.augmentation(preset)
+    steps = augmentation(preset)
     for step in steps:
         if type(step).__name__ in ("HorizontalFlip", "Affine", "ElasticTransform", "CoarseDropout"):
             continue

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from damaged_headers import BAD_ARCHITECTURE, DAMAGED, each
-from phantoms import phantom
+from phantoms import phantom, with_prior
 
 from kaggle_utils import export
 from kaggle_utils.export import export_onnx, open_graph, read_onnx_header, to_onnx
@@ -27,10 +27,10 @@ HEADER = {
 }
 
 
-def network(**architecture) -> UNet:
+def network(prior=0.5, **architecture) -> UNet:
     """A small U-Net whose normalisation does something: random running mean and variance."""
     torch.manual_seed(0)
-    model = UNet(**{"base_channels": 4, "depth": 2, "prior": 0.5} | architecture)
+    model = with_prior(UNet(**{"base_channels": 4, "depth": 2} | architecture), prior)
     with torch.no_grad():
         for norm in (module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)):
             norm.running_mean.normal_()

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from phantoms import write_prepared
+from phantoms import with_prior, write_prepared
 
 from benchmarks import quality as bench
 from kaggle_utils.cli import main
@@ -204,7 +204,9 @@ def test_predict_says_what_it_thinks_of_each_mask(segmenter, films, tmp_path):
 @pytest.mark.parametrize("header, why", [({}, "carry none"), ({"quality": {"why_not": "3 films"}}, "3 films")])
 def test_weights_without_an_estimate_leave_the_column_empty_and_say_why(header, why, films, tmp_path, capsys):
     save_weights(
-        tmp_path / "w.safetensors", UNet(base_channels=2, depth=1, prior=0.9), {"size": 32, "sources": ["a"], **header}
+        tmp_path / "w.safetensors",
+        with_prior(UNet(base_channels=2, depth=1), 0.9),
+        {"size": 32, "sources": ["a"], **header},
     )
     (tmp_path / "films").mkdir()
     write_image(tmp_path / "films" / "good.png", films[0].image)

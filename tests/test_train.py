@@ -18,7 +18,8 @@ from torch import nn
 
 from kaggle_utils import cli
 from kaggle_utils import trainer as training
-from kaggle_utils.data import LungDataset, augmentation, make_loader, read_manifest
+from kaggle_utils.augment import augmentation
+from kaggle_utils.data import LungDataset, make_loader, read_manifest
 from kaggle_utils.hardware import PRECISIONS
 from kaggle_utils.image import read_mask, write_mask
 from kaggle_utils.loss import LOSSES, make_loss

@@ -19,6 +19,7 @@ from torch import nn
 
 from kaggle_utils import data, loss, metrics, prep
 from kaggle_utils import image as files
+from kaggle_utils.augment import augmentation
 from kaggle_utils.data import LungDataset, make_loader, read_manifest
 from kaggle_utils.model import UNet
 from kaggle_utils.trainer import TrainConfig, Trainer
@@ -282,7 +283,7 @@ def test_16_film_and_mask_move_together(preset):
     """A bright square on a dark film is its own mask; wherever it goes, the mask must be there."""
     marker = np.zeros((64, 64), np.uint8)
     marker[12:28, 30:52] = 1
-    augment = data.augmentation(preset)
+    augment = augmentation(preset)
     moved_at_all, overlaps = False, []
     for seed in range(40):
         augment.set_random_seed(seed)

@@ -25,7 +25,7 @@ import numpy as np
 import onnxruntime
 from botocore.exceptions import ClientError
 
-from kaggle_utils.config import FORMAT, parse_header
+from kaggle_utils.config import FORMAT, THRESHOLD, parse_header
 from kaggle_utils.image import encode_image, resize_image
 from kaggle_utils.infer import Unsegmented, finish_mask, segment_films
 from kaggle_utils.pictures import header
@@ -52,7 +52,7 @@ MEMORY_MB = os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE")
 class Segmenter:
     """The exported network: what ``kaggle_utils.infer.LungSegmenter`` is to PyTorch, for one film at a time."""
 
-    threshold = 0.5
+    threshold = THRESHOLD
 
     def __init__(self, path: str):
         graph = Path(path).read_bytes()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import files
-from ..config import CONVENTIONS
+from ..config import CONVENTIONS, THRESHOLD
 
 if TYPE_CHECKING:
     from ..infer import LungSegmenter
@@ -72,7 +72,7 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
         help="what runs the network; onnxruntime and openvino are for CPUs and are installed apart",
     )
     parser.add_argument(
-        "--threshold", type=share, default=0.5, help="probability, between 0 and 1, above which a pixel is lung"
+        "--threshold", type=share, default=THRESHOLD, help="probability, between 0 and 1, above which a pixel is lung"
     )
     parser.add_argument("--flip", action="store_true", help="average over the mirrored image: twice the time")
     rules = parser.add_mutually_exclusive_group()

@@ -1,4 +1,4 @@
-"""Commands that train: one network, the published protocols, tuning studies."""
+"""Commands that train: one network, the published protocols, tuning studies; and the pictures of what came of it."""
 
 from __future__ import annotations
 
@@ -118,6 +118,32 @@ def tune(args: argparse.Namespace) -> int:
     return 0
 
 
+def _plots_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--results", default="results", help="folder with the tables that benchmarks and studies wrote")
+    sub.add_argument("--out", default="images", help="folder to write")
+
+
+def plots(args: argparse.Namespace) -> int:
+    from ..plots import CHARTS, PICTURES, check_replaceable, save
+
+    out, missing = Path(args.out), 0
+    for name in (*PICTURES, *CHARTS):
+        check_replaceable(out / name)
+    for name, draw in PICTURES.items():
+        save(draw(), out / name)
+        print(out / name)
+    for name, draw_from in CHARTS.items():
+        try:
+            save(draw_from(args.results), out / name)
+            print(out / name)
+        except FileNotFoundError as error:  # of results that were not made
+            print(f"{name} left as it is: {error}")
+            missing += 1
+    if missing == len(CHARTS):
+        raise FileNotFoundError(f"{args.results}: no results to draw: name their folder with --results")
+    return 0
+
+
 COMMANDS = (
     Command(
         "train",
@@ -143,4 +169,5 @@ COMMANDS = (
         is_folder=False,
         way_on=SAME_COMMAND,
     ),
+    Command("plots", plots, "draw the README's pictures again", _plots_options),
 )

@@ -1,7 +1,7 @@
 """DICOM radiographs to 8-bit gray: pydicom parses, its decoders decompress, and the tags say how gray a value is shown.
 
 Compressed pixels are decoded by a process of its own (``python -m kaggle_utils.dicom.read``), since a damaged file
-makes some decoders abort, and others take any time and memory. :mod:`dicom.gray` makes gray levels of them.
+makes some decoders abort, and others take any time and memory. :mod:`dicom.windows` makes gray levels of them.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import numpy as np
 
 from ..pictures.complaints import DAMAGED, complaint_in
 from ..pictures.header import check_size
-from .gray import joined, listed, show
 from .tags import INSTALL, NotAFilm, has_pixels, import_pydicom, read_pixels, read_tags
+from .windows import joined, listed, show
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -223,7 +223,7 @@ def _decode(ds: Dataset) -> np.ndarray:
                 "DICOM with JPEG Extended of 12 bits: a decoder under the GPL reads it, "
                 "pip install pylibjpeg pylibjpeg-libjpeg"
             )
-    # Bits that are not stored are dealt with in dicom.gray, which knows of HighBit.
+    # Bits that are not stored are dealt with in dicom.windows, which knows of HighBit.
     return pixel_array(ds, correct_unused_bits=False)
 
 

@@ -15,8 +15,8 @@ import numpy as np
 from ..files import write_bytes
 from ..pictures.decode import unpack
 from ..pictures.header import HEAD, check_size, is_dicom
-from .gray import joined, listed
 from .tags import import_pydicom, read_tags
+from .windows import joined, listed
 
 if TYPE_CHECKING:
     from pydicom import Dataset

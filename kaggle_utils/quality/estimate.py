@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ..config import THRESHOLD
 from ..files import write_bytes
 from ..image import resize_mask, resize_prob
 from .outline import landmarks, move, similarity
@@ -59,7 +60,7 @@ class Quality:
 
 
 def estimate_quality(
-    prob: np.ndarray, mask: np.ndarray, fit: Mapping[str, Any] | None, threshold: float = 0.5
+    prob: np.ndarray, mask: np.ndarray, fit: Mapping[str, Any] | None, threshold: float = THRESHOLD
 ) -> Quality | None:
     """Estimates the quality of a mask that was made of a network's probabilities.
 
@@ -104,7 +105,7 @@ def check_fit(fit: object) -> None:
             raise ValueError(f"{name} of quality is a usual value and a weight of 0 or more, not {value!r:.60}")
 
 
-def observe(prob: np.ndarray, mask: np.ndarray, threshold: float = 0.5) -> dict[str, float] | None:
+def observe(prob: np.ndarray, mask: np.ndarray, threshold: float = THRESHOLD) -> dict[str, float] | None:
     """The features of a mask, see :data:`REASONS`; None where there is no lung.
 
     Args:

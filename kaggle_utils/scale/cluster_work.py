@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from ..config import THRESHOLD
 from ..dicom.coco import annotate
 from ..image import MAX_BYTES
 from ..infer import LungSegmenter, Segmented, Unsegmented, segment_batches
@@ -41,7 +42,7 @@ class Settings:
     force: bool = False  # segment what would be refused too
     flip: bool = False  # average with the mirrored film
     clean: bool = True  # keep two components without holes
-    threshold: float = 0.5  # probability above which a pixel is lung
+    threshold: float = THRESHOLD  # probability above which a pixel is lung
     head: str | None = None  # whose rules the masks follow; the weights' first one if None
     backend: str = "torch"  # torch, onnxruntime or openvino
 

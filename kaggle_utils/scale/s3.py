@@ -21,7 +21,6 @@ from pathlib import Path, PurePosixPath
 from secrets import token_hex
 from typing import Any
 
-from ..dicom.coco import to_parquet
 from ..files import FULL, LOCK, locked, printable, write_bytes
 from ..pictures.find import without_outputs
 from .s3_client import (
@@ -226,6 +225,8 @@ def _name_films(folder: Path, address: str | None = None) -> None:
 def _name_lungs(table: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
+
+    from ..dicom.coco import to_parquet
 
     rows = parquet.read_table(pa.BufferReader(table.read_bytes()))  # pyarrow takes no path that is not UTF-8
     paths = rows["path"].to_pylist()

@@ -28,7 +28,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 from tqdm import tqdm
 
-from ..data import augmentation, make_item, parse_manifest, read_manifest, read_pair
+from ..augment import augmentation
+from ..data import make_item, parse_manifest, read_manifest, read_pair
 from ..distributed import batch_share, share, world_size
 from ..files import check_ours, write_bytes
 from ..image import decode_pnm, encode_image, resize_image, resize_mask
@@ -157,7 +158,7 @@ class ShardedFilms(IterableDataset):
     Args:
         frame: rows of :func:`read_shards`.
         size: px, side of the square that the network sees.
-        augment: a preset of :func:`data.augmentation`.
+        augment: a preset of :func:`augment.augmentation`.
         batch: films per batch, of all processes together.
         shuffle: in an order of seed and epoch; else as they lie in the shards.
         threads: that decode ahead; 0 is the caller itself, which on a CPU is faster, as its cores are the network's.

@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..data import augmentation, read_manifest
+from ..augment import augmentation
+from ..data import read_manifest
 from ..image import read_image, resize_image, resize_mask, resize_prob
 from ..quality import split_lungs
 from ..splits import SAME_PATIENT, published_split

@@ -1,9 +1,8 @@
-"""Commands that reach other places: Kaggle, S3; and the pictures of README."""
+"""Commands that reach other places: Kaggle and S3."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from .common import SAME_COMMAND, Command
 
@@ -75,33 +74,6 @@ def s3_unzip(args: argparse.Namespace) -> int:
     return 0
 
 
-def _plots_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--results", default="results", help="folder with the tables that benchmarks and studies wrote")
-    sub.add_argument("--out", default="images", help="folder to write")
-
-
-def plots(args: argparse.Namespace) -> int:
-    from ..plots import CHARTS, PICTURES, check_replaceable, save
-
-    out, missing = Path(args.out), 0
-    for name in (*PICTURES, *CHARTS):
-        check_replaceable(out / name)
-    for name, draw in PICTURES.items():
-        save(draw(), out / name)
-        print(out / name)
-    for name, draw_from in CHARTS.items():
-        try:
-            save(draw_from(args.results), out / name)
-            print(out / name)
-        except FileNotFoundError as error:  # of results that were not made
-            print(f"{name} left as it is: {error}")
-            missing += 1
-    if missing == len(CHARTS):
-        raise FileNotFoundError(f"{args.results}: no results to draw: name their folder with --results")
-    return 0
-
-
-COMMANDS = (Command("plots", plots, "draw the README's pictures again", _plots_options),)
 _PUSHED = "; what was pushed runs on at Kaggle"
 KAGGLE = (
     Command(
