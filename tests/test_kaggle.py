@@ -434,12 +434,12 @@ def test_waiting_shows_one_line_on_a_terminal_and_forgives_a_few_failures(monkey
     monkeypatch.setattr(sys, "stderr", screen := Terminal())
     monkeypatch.setattr(kaggle, "POLL", 0.12)  # s, longer than tqdm's interval between two looks
     replies = iter(["QUEUED", OSError, "RUNNING", OSError, OSError, "COMPLETE"])
-    assert kaggle._wait("01_prep", ask, kaggle.ENDED) == "COMPLETE"
+    assert kaggle._wait("01_prep", ask) == "COMPLETE"
     assert "\r01_prep: running 00:00" in screen.getvalue() and "\n" not in screen.getvalue()
     monkeypatch.setattr(kaggle, "POLL", 0)
     replies = iter([OSError] * kaggle.PATIENCE)
     with pytest.raises(OSError, match="bad gateway"):
-        kaggle._wait("01_prep", ask, kaggle.ENDED)
+        kaggle._wait("01_prep", ask)
 
 
 @with_kaggle

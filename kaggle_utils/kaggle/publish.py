@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
@@ -28,16 +28,16 @@ LOGIN = (
 POLL = 20  # seconds before each question for a status; the server needs a moment to tell the new version
 PATIENCE = 5  # questions that may fail in a row: one bad gateway shouldn't end the wait for hours of training
 LOG_LINES = 20  # shown of a notebook that failed
-ENDED = ("COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED")  # of kagglesdk's KernelWorkerStatus
+# Of a notebook (kagglesdk's KernelWorkerStatus), and of a dataset.
+ENDED = ("COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED", "ready", "failed", "deleted")
 NOT_CODE = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "*.part")
 
 
-def publish(owner: str, *, folder: str | Path = ".") -> Iterator[str]:
+def publish(owner: str) -> Iterator[str]:
     """Puts code and weights up as private datasets, or new versions of them; waits until notebooks can attach them.
 
     Args:
         owner: name on Kaggle.
-        folder: the clone.
 
     Yields:
         A line for each dataset that is ready.
@@ -47,11 +47,11 @@ def publish(owner: str, *, folder: str | Path = ".") -> Iterator[str]:
         FileNotFoundError: a file to publish is.
         OSError: Kaggle refused.
     """
-    api, folder = _connect(), Path(folder)
+    api = _connect()
     for name, files in DATASETS.items():
-        with _staged(folder, name, "dataset-metadata.json", owner) as (stage, metadata):
+        with _staged(name, "dataset-metadata.json", owner) as (stage, metadata):
             for file in files:
-                _copy(folder / file, stage)
+                _copy(Path(file), stage)
             ref = metadata["id"]
             version = _publish(api, ref, str(stage))
         yield f"{ref}: version {version} ready, https://www.kaggle.com/datasets/{ref}"
@@ -72,25 +72,17 @@ def _publish(api, ref: str, stage: str) -> int:
         status, now = _status(api, ref)
         return status if now > before else "waiting for the new version"
 
-    if _wait(ref, ask, ("ready", "failed", "deleted")) != "ready":
+    if _wait(ref, ask) != "ready":
         raise OSError(f"{ref}: Kaggle could not process it, see https://www.kaggle.com/datasets/{ref}")
     return before + 1
 
 
-def push(
-    notebooks: Sequence[str],
-    owner: str,
-    *,
-    folder: str | Path = ".",
-    out: str | Path = "runs/kaggle",
-    wait: bool = True,
-) -> Iterator[str]:
+def push(notebooks: Sequence[str], owner: str, *, out: str | Path = "runs/kaggle", wait: bool = True) -> Iterator[str]:
     """Pushes notebooks one after the other, each when those that it reads have run, and fetches their outputs.
 
     Args:
         notebooks: numbers, ``01`` to ``05``, or ``all``.
         owner: name on Kaggle.
-        folder: the clone.
         out: folder to write, a folder below it for each notebook.
         wait: until each has run; without it outputs are not fetched, and no notebook may read another one that is
             pushed.
@@ -103,13 +95,12 @@ def push(
         ValueError: no such notebook, or its metadata has problems.
         OSError: Kaggle refused, or a notebook failed; those after it were not pushed.
     """
-    folder = Path(folder)
-    names = choose(notebooks, folder)
+    names = choose(notebooks)
     if not wait:
-        _check_independent(names, folder)
+        _check_independent(names)
     api = _connect()
     for name in names:
-        with _staged(folder, name, "kernel-metadata.json", owner) as (stage, metadata), _explained(name):
+        with _staged(name, "kernel-metadata.json", owner) as (stage, metadata), _explained(name):
             told = api.kernels_push(str(stage))
         if told.error:
             raise OSError(f"{name}: {told.error}")
@@ -126,7 +117,7 @@ def push(
 def _finish(api, name: str, ref: str, out: Path) -> Iterator[str]:
     """Waits for a notebook's end and fetches its outputs; yields what :func:`push` says of both."""
     start = time.monotonic()
-    status = _wait(name, lambda: api.kernels_status(ref).status.name, ENDED)
+    status = _wait(name, lambda: api.kernels_status(ref).status.name)
     if status != "COMPLETE":
         yield _log(api, ref)
         raise OSError(f"https://www.kaggle.com/code/{ref} ended with {status}; the last lines of its log are above")
@@ -153,13 +144,13 @@ def choose(wanted: Sequence[str], folder: str | Path = ".") -> list[str]:
     return [name for name in there if "all" in wanted or name[:2] in wanted]
 
 
-def read_metadata(folder: Path, name: str, file: str, owner: str = OWNER) -> dict[str, Any]:
+def _read_metadata(name: str, file: str, owner: str) -> dict[str, Any]:
     """What Kaggle is told of a notebook or a dataset, with the owner's name; ``code_file`` is a whole path.
 
     Raises:
         FileNotFoundError: this is no clone.
     """
-    path = folder / HOME / name / file
+    path = HOME / name / file
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; run this in the folder of the clone")
     metadata = json.loads(path.read_text(encoding="utf-8").replace(OWNER, owner))
@@ -168,18 +159,18 @@ def read_metadata(folder: Path, name: str, file: str, owner: str = OWNER) -> dic
     return metadata
 
 
-def _check_independent(names: Sequence[str], folder: Path) -> None:
-    every = {name: read_metadata(folder, name, "kernel-metadata.json") for name in names}
-    pushed = {metadata["id"] for metadata in every.values()}
-    for name, metadata in every.items():
+def _check_independent(names: Sequence[str]) -> None:
+    every = [_read_metadata(name, "kernel-metadata.json", OWNER) for name in names]
+    pushed = {metadata["id"] for metadata in every}
+    for name, metadata in zip(names, every):
         if pushed & set(metadata["kernel_sources"]):
             raise ValueError(f"{name} reads what another of these writes: push them without --no-wait, or one by one")
 
 
 @contextmanager
-def _staged(folder: Path, name: str, file: str, owner: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+def _staged(name: str, file: str, owner: str) -> Iterator[tuple[Path, dict[str, Any]]]:
     """A temporary folder with the metadata, as Kaggle's package wants it."""
-    metadata = read_metadata(folder, name, file, owner)
+    metadata = _read_metadata(name, file, owner)
     with TemporaryDirectory() as stage:
         (Path(stage) / file).write_text(json.dumps(metadata), encoding="utf-8")
         yield Path(stage), metadata
@@ -216,16 +207,13 @@ def _explained(what: str) -> Iterator[None]:
         with redirect_stdout(StringIO()):
             yield
     except HTTPError as error:
-        if error.response is not None and error.response.status_code == 401:
+        response: Any = error.response
+        if response is not None and response.status_code == 401:
             raise PermissionError(LOGIN) from None
-        raise OSError(f"{what}: Kaggle refused: {_message(error)}") from None
-
-
-def _message(error) -> str:
-    try:
-        return error.response.json()["message"]
-    except (AttributeError, ValueError, KeyError, TypeError):
-        return " ".join(str(error).split())
+        message = " ".join(str(error).split())
+        with suppress(AttributeError, ValueError, KeyError, TypeError):  # no answer, or one without a message
+            message = response.json()["message"]
+        raise OSError(f"{what}: Kaggle refused: {message}") from None
 
 
 def _status(api, ref: str) -> tuple[str, int]:
@@ -239,8 +227,8 @@ def _status(api, ref: str) -> tuple[str, int]:
     return told["status"], told["current_version_number"]
 
 
-def _wait(name: str, ask: Callable[[], str], ended: Collection[str]) -> str:
-    """Asks for a status until it is one of those, and shows it with the time elapsed."""
+def _wait(name: str, ask: Callable[[], str]) -> str:
+    """Asks for a status until it is one of ``ENDED``, and shows it with the time elapsed."""
     failures = 0
     with tqdm(desc=f"{name}: sent", bar_format="{desc} {elapsed}", disable=None, leave=False) as bar:
         while True:
@@ -253,7 +241,7 @@ def _wait(name: str, ask: Callable[[], str], ended: Collection[str]) -> str:
                     raise
                 continue
             bar.set_description_str(f"{name}: {status.lower()}")
-            if status in ended:
+            if status in ENDED:
                 return status
 
 
