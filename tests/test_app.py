@@ -189,7 +189,8 @@ def test_each_synthetic_radiograph_has_two_lungs(page):
         assert float(probability) == pytest.approx(
             screener.probabilities([image], screener.segmenter.masks([image]))[0], abs=0.01
         )
-        assert said == ("(presumptive)" if float(probability) >= screener.threshold else "(not presumptive)")
+        label = "presumptive" if float(probability) >= screener.threshold else "not presumptive"
+        assert said == f"({label} tuberculosis)"
 
 
 def test_dicom_film_is_measured_in_mm_with_its_notes(page, tmp_path):

@@ -20,67 +20,69 @@ def drawn(tmp_path_factory):
 def clone(tmp_path, monkeypatch):
     monkeypatch.delenv("UNET_LUNG_INPUT", raising=False)
     monkeypatch.setattr(workspace, "CLONE", tmp_path / "clone")
+    monkeypatch.setattr(workspace, "KAGGLE", tmp_path / "nowhere")
     return tmp_path / "clone"
 
 
 @pytest.fixture
-def kaggle(tmp_path):
+def kaggle(clone, tmp_path, monkeypatch):
     for name in ("input", "working"):
         (tmp_path / "kaggle" / name).mkdir(parents=True)
+    monkeypatch.setattr(workspace, "KAGGLE", tmp_path / "kaggle")
     return tmp_path / "kaggle"
 
 
 def test_with_nothing_films_are_drawn_once(clone, monkeypatch):
-    place = workspace.open_workspace(films=9, kaggle=clone / "nowhere")
+    place = workspace.open_workspace(films=9)
     assert place.synthetic and place.work == clone / "runs/notebooks/built_in" and "nobody" in str(place)
     monkeypatch.setattr(workspace, "write_raw", None)
-    assert workspace.open_workspace(films=9, kaggle=clone / "nowhere") == place
+    assert workspace.open_workspace(films=9) == place
     assert len(read_manifest(place.prepared())) == 9
 
 
 def test_drawing_that_was_killed_is_done_again(clone, monkeypatch):
-    monkeypatch.setattr(workspace, "write_raw", lambda *args, **kwargs: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        workspace.open_workspace(kaggle=clone / "nowhere")
-    monkeypatch.undo()
-    monkeypatch.setattr(workspace, "CLONE", clone)
-    place = workspace.open_workspace(films=9, kaggle=clone / "nowhere")
+    with monkeypatch.context() as killed, pytest.raises(ZeroDivisionError):
+        killed.setattr(workspace, "write_raw", lambda *args, **kwargs: 1 / 0)
+        workspace.open_workspace()
+    place = workspace.open_workspace(films=9)
     assert len(list(place.raw.rglob("*CXR_9*_[01].png"))) >= 9
 
 
 def test_a_named_folder_comes_first(clone, drawn, kaggle, monkeypatch):
     monkeypatch.setenv("UNET_LUNG_INPUT", str(drawn))
-    assert workspace.open_workspace(kaggle=kaggle) == workspace.Workspace(drawn, kaggle / "working", False, kaggle)
-    assert workspace.open_workspace(kaggle=clone / "nowhere").work.match(f"clone/runs/notebooks/{drawn.name}-*")
+    assert workspace.open_workspace() == workspace.Workspace(drawn, kaggle / "working", False)
     monkeypatch.setenv("UNET_LUNG_INPUT", str(kaggle))
     with pytest.raises(FileNotFoundError, match="no film of Montgomery"):
-        workspace.open_workspace(kaggle=kaggle)
+        workspace.open_workspace()
+    monkeypatch.setenv("UNET_LUNG_INPUT", str(drawn))
+    monkeypatch.setattr(workspace, "KAGGLE", clone / "nowhere")
+    assert workspace.open_workspace().work.match(f"clone/runs/notebooks/{drawn.name}-*")
 
 
 @pytest.mark.parametrize("mount", ["chest", "datasets/kmader/chest"])
 def test_attached_sets_are_found_in_either_layout(kaggle, drawn, mount):
     shutil.copytree(drawn, kaggle / "input" / mount)
-    place = workspace.open_workspace(kaggle=kaggle)
+    place = workspace.open_workspace()
     assert (place.raw, place.work, place.synthetic) == (kaggle / "input", kaggle / "working", False)
 
 
-def test_a_prepared_set_of_real_films_is_enough_and_built_in_ones_are_not(kaggle, clone):
+def test_a_prepared_set_of_real_films_is_enough_and_synthetic_ones_are_not(kaggle, clone):
     folder = kaggle / "input" / "notebooks" / "somebody" / "lung-unet-01-prep" / "segmentation"
     folder.mkdir(parents=True)
     for name, synthetic in (("MCUCXR_9001_0", True), ("MCUCXR_0001_0", False)):
         (folder / "manifest.csv").write_text(f"name\n{name}\n")
-        place = workspace.open_workspace(films=9, kaggle=kaggle)
+        place = workspace.open_workspace(films=9)
         assert place.synthetic == synthetic and place.prepared() == folder
 
 
 def test_an_interrupted_preparation_goes_on(drawn, kaggle):
-    place = workspace.Workspace(drawn, kaggle / "working", False, kaggle)
+    place = workspace.Workspace(drawn, kaggle / "working", False)
     (place.work / "segmentation" / "train").mkdir(parents=True)
     assert len(read_manifest(place.prepared())) == 12
 
 
 def test_a_training_goes_on_from_an_attached_output(drawn, kaggle):
-    place = workspace.Workspace(drawn, kaggle / "working", False, kaggle)
+    place = workspace.Workspace(drawn, kaggle / "working", False)
     place.restore("training")
     assert not (place.work / "training").exists()
     attached = kaggle / "input" / "lung-unet-02-training" / "training"
@@ -92,7 +94,7 @@ def test_a_training_goes_on_from_an_attached_output(drawn, kaggle):
 
 
 def test_on_kaggle_with_nothing_attached_films_are_drawn_into_the_output(kaggle):
-    place = workspace.open_workspace(films=9, kaggle=kaggle)
+    place = workspace.open_workspace(films=9)
     assert place.synthetic and place.work == kaggle / "working/built_in"
 
 
@@ -101,7 +103,7 @@ def test_on_kaggle_with_nothing_attached_films_are_drawn_into_the_output(kaggle)
     ["lung-unet-01-prep", "notebooks/somebody/lung-unet-01-prep", "notebooks/somebody/lung-unet-01-prep/built_in"],
 )
 def test_an_earlier_kernels_output_is_found(kaggle, drawn, mount):
-    place = workspace.Workspace(drawn, kaggle / "working", False, kaggle)
+    place = workspace.Workspace(drawn, kaggle / "working", False)
     with pytest.raises(FileNotFoundError, match="run 02_training first"):
         place.find("training/best.safetensors", made_by="02_training")
     for folder in (kaggle / "input" / mount, place.work):
@@ -116,4 +118,4 @@ def test_where_the_library_cannot_be_written_the_notebooks_folder_is_used(clone,
     clone.write_text("a file, so that no folder can be made below it")
     monkeypatch.setenv("UNET_LUNG_INPUT", str(drawn))
     monkeypatch.chdir(tmp_path)
-    assert workspace.open_workspace(kaggle=tmp_path / "nowhere").work.match(f"{tmp_path.name}/runs/{drawn.name}-*")
+    assert workspace.open_workspace().work.match(f"{tmp_path.name}/runs/{drawn.name}-*")

@@ -34,13 +34,11 @@ class Workspace:
         raw: with the raw sets, in any nesting.
         work: where notebooks write, and look for what earlier ones wrote.
         synthetic: they are synthetic radiographs, few enough for a laptop's minute.
-        kaggle: Kaggle's root, in which the outputs of attached kernels lie.
     """
 
     raw: Path
     work: Path
     synthetic: bool
-    kaggle: Path = KAGGLE
 
     def __str__(self) -> str:
         return "synthetic radiographs, which show nobody" if self.synthetic else f"films in {self.raw}"
@@ -56,7 +54,7 @@ class Workspace:
             FileNotFoundError: it is nowhere; the message names that notebook.
         """
         here = self.work / name
-        found = here if here.exists() else _find_attached(self.kaggle, name)
+        found = here if here.exists() else _find_attached(name)
         if found is None:
             raise FileNotFoundError(
                 f"{name} is neither in {self.work} nor attached: run {made_by} first, on Kaggle attach its output"
@@ -73,56 +71,55 @@ class Workspace:
 
     def restore(self, folder: str) -> None:
         """Brings back what an earlier session of this notebook wrote, if its output is attached, so that it resumes."""
-        found = _find_attached(self.kaggle, folder)
+        found = _find_attached(folder)
         if found and not (self.work / folder).exists():
             shutil.copytree(found, self.work / folder)
 
 
-def open_workspace(*, films: int = 60, kaggle: str | Path = KAGGLE) -> Workspace:
+def open_workspace(*, films: int = 60) -> Workspace:
     """Decides once what a notebook works on.
 
     Args:
         films: how many synthetic radiographs are drawn where there is nothing else, 256 px a side.
-        kaggle: Kaggle's root.
 
     Raises:
         FileNotFoundError: UNET_LUNG_INPUT is set and no film of a known set lies below it.
     """
-    kaggle = Path(kaggle)
-    work = kaggle / "working" if (kaggle / "working").is_dir() else _writable(CLONE / "runs" / "notebooks")
+    on_kaggle = (KAGGLE / "working").is_dir()
+    work = KAGGLE / "working" if on_kaggle else _writable(CLONE / "runs" / "notebooks")
     named = os.environ.get("UNET_LUNG_INPUT")
     if named:
         find_films(named)
-    raw = Path(named).resolve() if named else _attached_sets(kaggle)
+    raw = Path(named).resolve() if named else _attached_sets()
     if raw is None:
         raw, work = work / "built_in" / "raw", work / "built_in"
         if not (work / "drawn").exists():  # a kill in the middle leaves no mark
             write_raw(raw, films, seed=0, size=256)
             (work / "drawn").touch()
-        return Workspace(raw, work, True, kaggle)
-    if work != kaggle / "working":
+        return Workspace(raw, work, True)
+    if not on_kaggle:
         digest = hashlib.sha256(str(raw).encode()).hexdigest()[:6]  # other sets may lie in a folder of that name
         work = work / f"{raw.name}-{digest}"
     work.mkdir(parents=True, exist_ok=True)
-    return Workspace(raw, work, False, kaggle)
+    return Workspace(raw, work, False)
 
 
-def _find_attached(kaggle: Path, name: str) -> Path | None:
+def _find_attached(name: str) -> Path | None:
     """What a kernel wrote by that name, if its output is attached."""
     for depth in range(1, DEPTH + 1):
-        found = sorted(kaggle.glob("input/" + "*/" * depth + name))
+        found = sorted(KAGGLE.glob("input/" + "*/" * depth + name))
         if found:
             return found[0]
     return None
 
 
-def _attached_sets(kaggle: Path) -> Path | None:
+def _attached_sets() -> Path | None:
     """Kaggle's input folder, if it has films of known sets, raw or prepared, and not only synthetic ones."""
-    manifest = _find_attached(kaggle, "segmentation/manifest.csv")
+    manifest = _find_attached("segmentation/manifest.csv")
     if manifest and not pd.read_csv(manifest)["name"].str.fullmatch(SYNTHETIC).all():
-        return kaggle / "input"
+        return KAGGLE / "input"
     try:
-        return kaggle / "input" if find_films(kaggle / "input") else None
+        return KAGGLE / "input" if find_films(KAGGLE / "input") else None
     except FileNotFoundError:
         return None
 

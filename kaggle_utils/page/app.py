@@ -212,7 +212,7 @@ def _mask(found: Segmented) -> bytes:
 
 def _probability(screener: TBScreener, found: Segmented) -> str:
     probability = float(screener.probabilities([found.film.checked.image], [found.upright])[0])
-    return f"{probability:.2f} ({PRESUMPTIVE if probability >= screener.threshold else CLEAR})"
+    return f"{probability:.2f} ({PRESUMPTIVE if probability >= screener.threshold else CLEAR} tuberculosis)"
 
 
 def _lungs(measured: dict[str, float], sizes: dict[str, str]) -> str:
