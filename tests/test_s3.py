@@ -269,14 +269,14 @@ def kill_and_repeat(proxy, arguments, wait, *, within, look=lambda: None):
 
 
 @pytest.mark.slow
-def test_killed_upload_goes_on_with_what_is_missing(folder, proxy, client):
+def test_killed_upload_resumes_with_what_is_missing(folder, proxy, client):
     said = kill_and_repeat(proxy, ["upload", folder, "s3://bkt/set"], ("PUT", "a.png"), within=("PUT", "partNumber=3"))
     assert contents(client) == {f"set/{name}": data for name, data in files_below(folder).items()}
     assert "were there" in said and not proxy.asked("PUT", r"a\.png") and not unfinished(client)
 
 
 @pytest.mark.slow
-def test_killed_download_goes_on_with_what_is_missing(folder, proxy, tmp_path):
+def test_killed_download_resumes_with_what_is_missing(folder, proxy, tmp_path):
     s3.upload(folder, "s3://bkt/set")
     proxy.log.clear()
     back, whole = tmp_path / "back", files_below(folder)
@@ -297,7 +297,7 @@ def test_killed_download_goes_on_with_what_is_missing(folder, proxy, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_unzip_goes_on_with_what_is_missing(proxy, client):
+def test_killed_unzip_resumes_with_what_is_missing(proxy, client):
     members = {"a/small": noise(1000), "b/large": noise(18 * MB, 1), "c/small": noise(2000, 2)}
     client.put_object(Bucket="bkt", Key="set.zip", Body=packed(members))
     kill_and_repeat(
@@ -874,7 +874,7 @@ def test_who_may_not_write_results_is_told_before_the_work(proxy, tmp_path, monk
         pytest.fail("the work began")
 
 
-def test_results_that_could_not_be_sent_are_kept_and_named_and_the_same_command_goes_on(
+def test_results_that_could_not_be_sent_are_kept_and_named_and_the_same_command_resumes(
     client, proxy, tmp_path, monkeypatch, impatient, caplog
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

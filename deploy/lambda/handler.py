@@ -130,7 +130,7 @@ def process(bucket: str, key: str) -> str:
 
 
 def _segment(bucket: str, key: str, path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """What to tell of a film, with an error or none, and its mask and overlay, if any."""
+    """The report on a film, whose ``error`` is empty or says why there is no mask; mask and overlay, if any, as PNG."""
     head, address = S3.head_object(Bucket=bucket, Key=key), f"s3://{bucket}/{key}"
     report = {"film": address, "etag": head["ETag"].strip('"'), "model": SEGMENTER.version}
     if head["ContentLength"] > MAX_BYTES:

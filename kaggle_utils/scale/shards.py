@@ -84,7 +84,7 @@ def write_shards(
 
 
 def _sample(row: Any, size: int | None) -> dict[str, Any]:
-    """A film and its mask as WebDataset writes them; by row, since a film's name may hold a dot, which ends a key."""
+    """What WebDataset writes of a film and its mask; the row is their key, as a dot in a name would end it."""
     image, mask = read_pair(row.image, row.mask)
     if size:
         image, mask = resize_image(image, size), resize_mask(mask, size)
@@ -147,7 +147,7 @@ def read_shards(root: str | Path) -> pd.DataFrame:
         raise ValueError(f"{path}: line {line} names {wrong.iloc[0]!r}, which is no shard: write the shards again")
     frame["row"], frame["shard"] = frame.index, f"{root}/" + frame["shard"]
     for shard in frame["shard"].unique():
-        if not is_address(shard) and not Path(shard).exists():
+        if not (is_address(root) or Path(shard).exists()):
             raise FileNotFoundError(f"{shard} is in {path} but not on the disk: write the shards again")
     return frame
 
