@@ -224,7 +224,9 @@ def _take(lock: Path, what: str, wait: bool) -> int | None:
         except FileNotFoundError:  # its last holder has just removed it
             continue
         except BlockingIOError as holder:
-            said = f"{what} is being written by another run ({holder})"
+            said = f"{what} is being written by another run"
+            if str(holder):  # it may not have written yet who it is
+                said += f" ({holder})"
             if not wait:
                 raise BlockingIOError(f"{said}; wait for it or choose another folder") from None
             if not waits:

@@ -75,7 +75,6 @@ def show_films(
         ax.set_axis_off()
         if image is not None:
             show_film(image, ax=ax, truth=truth, pred=pred, title=title or "")
-    plt.close(figure)  # a notebook shows what a cell returns, and would show an open one a second time
     return figure
 
 
@@ -134,5 +133,4 @@ def draw_history(history: pd.DataFrame) -> Figure:
     scores.set(xlabel="epoch", ylabel="validation Dice", ylim=(0, 1))
     for ax in (losses, scores):
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    plt.close(figure)
     return figure

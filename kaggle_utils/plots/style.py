@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,23 +28,29 @@ BLUE, ORANGE, GREEN, RED, SKY, PURPLE, BLACK = (
 )
 TRUTH = SKY  # outlined on a film; a prediction has pictures.overlay's colour, their orange
 RIGHT, LEFT = ORANGE, SKY  # the patient's lungs
-_STYLE: Any = plt.rc_context(
-    {
-        "axes.spines.right": False,
-        "axes.spines.top": False,
-        "axes.titlesize": 9,
-        "figure.constrained_layout.use": True,
-        "legend.fontsize": 8,
-        "legend.frameon": False,
-    }
-)
+_STYLE: Any = {
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 9,
+    "figure.constrained_layout.use": True,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+}
 _MARK = "python -m kaggle_utils plots"
 Draw = TypeVar("Draw", bound=Callable[..., Figure])
 
 
 def styled(draw: Draw) -> Draw:
-    """Decorates a function that makes a figure."""
-    return _STYLE(draw)
+    """Decorates a function that makes a figure: it has the style, and is closed, or a notebook would show it twice."""
+
+    @wraps(draw)
+    def drawn(*args: Any, **options: Any) -> Figure:
+        with plt.rc_context(_STYLE):
+            figure = draw(*args, **options)
+        plt.close(figure)
+        return figure
+
+    return drawn  # type: ignore[return-value]
 
 
 def read_result(results: str | Path, name: str, command: str) -> pd.DataFrame:

@@ -72,7 +72,6 @@ def _draw_areas(films: pd.DataFrame) -> Figure:
         _draw_bars(test, ax)
         ax.set_title(f"{source.capitalize()}, {test['name'].nunique()} test films", fontsize=12)
     axes[0, 0].set_ylabel("area under the ROC curve")
-    plt.close(figure)
     return figure
 
 
@@ -111,7 +110,6 @@ def draw_tb_roc(results: str | Path = RESULTS) -> Figure:
     ax.set_aspect("equal")
     title = "area under the curve; dot: operating point"
     ax.legend(loc="lower right", title=title, title_fontsize=8, fontsize=9)
-    plt.close(figure)
     return figure
 
 
@@ -131,7 +129,6 @@ def draw_tb_reliability(results: str | Path = RESULTS) -> Figure:
         note(ax, f"{n} films", (prob, share), (6, -10))
     ax.set(xlabel="probability of tuberculosis, calibrated", ylabel="share that has it")
     ax.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-    plt.close(figure)
     return figure
 
 
@@ -149,7 +146,6 @@ def show_heat(images: Sequence[np.ndarray], masks: Sequence[np.ndarray], heats: 
         show_film(image, ax=above)
         show_film(image, pred=mask, ax=below)
         below.imshow(heat, cmap="inferno", alpha=0.6 * heat, vmin=0, vmax=1)
-    plt.close(figure)
     return figure
 
 

@@ -176,10 +176,10 @@ def test_a_changed_function_of_the_library_is_noticed(clone, tmp_path):
     root = tmp_path / "clone"
     (root / "notebooks").mkdir(parents=True)
     shutil.copytree(CLONE / "kaggle_utils", root / "kaggle_utils", ignore=shutil.ignore_patterns("__pycache__"))
-    prep = root / "kaggle_utils" / "prep.py"
-    right = "mask = np.bitwise_or.reduce(masks)"
-    assert right in prep.read_text()
-    prep.write_text(prep.read_text().replace(right, "mask = masks[0]"))
+    film = root / "kaggle_utils" / "sets" / "film.py"
+    right = "both |= mask"
+    assert right in film.read_text()
+    film.write_text(film.read_text().replace(right, "both = mask"))
     found = differences(*again(NOTEBOOKS[0], root, cells=5))
     assert len(found) == 1 and "px of lung" in found[0]
 
