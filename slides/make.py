@@ -49,13 +49,12 @@ LOADS = re.compile(
 # --- one deck --------------------------------------------------------------------------------------------------------
 
 
-def make_deck(notebooks: str | Path, out: str | Path, cache: str | Path = CACHE) -> None:
+def make_deck(notebooks: str | Path, out: str | Path) -> None:
     """Writes all notebooks of a folder as one deck, in the order of their names, behind a title slide.
 
     Args:
         notebooks: a folder of ``*.ipynb``, with outputs.
         out: the HTML file.
-        cache: where npm's packages are, or will be.
 
     Raises:
         FileNotFoundError: no notebook, or no package in the cache and no npm to fetch it.
@@ -68,7 +67,7 @@ def make_deck(notebooks: str | Path, out: str | Path, cache: str | Path = CACHE)
     talk = [read_notebook(path) for path in paths]
     sections = [to_html(title_slide(talk), README)]
     sections += [to_html(split(notebook), path) for notebook, path in zip(talk, paths, strict=True)]
-    reveal, mathjax = fetch(*REVEAL, cache), fetch(*MATHJAX, cache)
+    reveal, mathjax = fetch(*REVEAL), fetch(*MATHJAX)
     page = Template((HERE / "page.html").read_text(encoding="utf-8")).render(
         title=first_heading(README.read_text(encoding="utf-8"), "slides"),
         sections=sections,

@@ -186,9 +186,9 @@ def _usable(film: Dataset, name: str) -> str | list[str] | None:
     texts = [str(value) for value in values]
     if not any(texts):
         return None
-    many = dictionary_VM(name) != "1"
-    if len(values) > 1 and not many:
-        raise TypeError(f"{name} is not one text")
+    number = dictionary_VM(name)  # of values: "1", "2", "1-n"
+    if number.isdigit() and len(values) != int(number):
+        raise TypeError(f"{name} has {len(values)} values")
     if not all(isinstance(value, (str, PersonName, float)) for value in values):
         raise TypeError(f"{name} is not text")
     known = all(str(charset) in python_encoding for charset in listed(film, "SpecificCharacterSet"))
@@ -197,9 +197,7 @@ def _usable(film: Dataset, name: str) -> str | list[str] | None:
         _check_text(text, dictionary_VR(name))
     if name in _ALLOWED and texts[0] not in _ALLOWED[name]:
         raise ValueError(f"{name} is {texts}")
-    if name == "PatientOrientation" and len(texts) != 2:
-        raise ValueError(f"{name} is {texts}")
-    return texts if many else texts[0]
+    return texts[0] if number == "1" else texts
 
 
 def _check_text(text: str, vr: str) -> None:
