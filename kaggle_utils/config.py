@@ -37,7 +37,12 @@ RENAMED = {
 
 
 def setting(
-    default: object, about: str, *, choices: tuple[str, ...] = (), within: tuple[float, float] | None = None
+    default: object,
+    about: str,
+    *,
+    choices: tuple[str, ...] = (),
+    within: tuple[float, float] | None = None,
+    of: type = str,
 ) -> Any:
     """A field of a configuration.
 
@@ -46,8 +51,9 @@ def setting(
         about: unit, range or reason, which is also its help text on the command line.
         choices: the words that it can be; none means any.
         within: the lowest and the highest number that it can be.
+        of: what a tuple holds.
     """
-    return field(default=default, metadata={"about": about, "choices": choices, "within": within})
+    return field(default=default, metadata={"about": about, "choices": choices, "within": within, "of": of})
 
 
 def check_settings(config: Any) -> None:
@@ -87,6 +93,10 @@ class TrainConfig:
     heads: bool = setting(
         True, "one output per set, which learns from that set's masks alone: annotators follow different rules"
     )
+    shares: tuple[float, ...] = setting(
+        (), "each source's share of a batch, in their order; equal if none are given", of=float
+    )
+    epoch_films: int = setting(600, "radiographs per epoch, if there are so many; 0 is all", within=(0, 1e9))
     films: int = setting(0, "train on this many radiographs, drawn by the seed; 0 is all", within=(0, 1e9))
     size: int = setting(384, "px, side of the square the network sees", within=(16, 4096))
     augment: str = setting(
@@ -137,6 +147,8 @@ class TrainConfig:
         check_settings(self)
         if not self.sources or not all(isinstance(source, str) for source in self.sources):
             raise ValueError(f"sources are the names of one set or more, not {self.sources!r}")
+        if self.shares and (len(self.shares) != len(self.sources) or not all(share > 0 for share in self.shares)):
+            raise ValueError(f"shares are a positive number for each of {len(self.sources)} sources, not {self.shares}")
         if not DEVICES.fullmatch(self.device):
             raise ValueError(f"device is auto, cpu, mps, cuda or cuda:N, not {self.device!r}")
 

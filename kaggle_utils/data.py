@@ -5,7 +5,7 @@ Axes: B films, 1 channel, H rows, W columns. Arrays are ``uint8 (H, W)``; tensor
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -227,11 +227,46 @@ class EpochSampler(Sampler):
         return len(share_of_batches(range(self.n), self.batch))
 
     def __iter__(self) -> Iterator[tuple[int, int] | None]:
+        return iter(share_of_batches(self.order(), self.batch))
+
+    def order(self) -> list[tuple[int, int]]:
+        """The (epoch, index) of all processes."""
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n)
-        return iter(share_of_batches([(self.epoch, int(i)) for i in order], self.batch))
+        return [(self.epoch, int(i)) for i in order]
 
 
-def make_loader(dataset: LungDataset, batch: int, *, shuffle: bool = False, workers: int = 0) -> DataLoader:
+class SetSampler(EpochSampler):
+    """Draws so many films of each set in every epoch, spread evenly through it: each batch has the sets' shares.
+
+    A set is shuffled, gone through, and shuffled again, whatever the epoch. So what it yields with an index is the
+    number of times that its set was gone through before: no film is augmented twice in the same way.
+
+    Args:
+        sets: the indices of each set's films.
+        draws: films of each set per epoch, at least one.
+        seed, batch: as for :class:`EpochSampler`.
+    """
+
+    def __init__(self, sets: Sequence[np.ndarray], draws: Sequence[int], seed: int = 0, batch: int = 1):
+        super().__init__(sum(draws), seed, batch)
+        self.sets, self.draws = sets, draws
+
+    def order(self) -> list[tuple[int, int]]:
+        placed = []
+        for number, (films, n) in enumerate(zip(self.sets, self.draws)):
+            for place, draw in enumerate(range(self.epoch * n, (self.epoch + 1) * n)):
+                times, at = divmod(draw, len(films))
+                placed.append(((place + 0.5) / n, number, times, int(films[self._shuffled(number, times)[at]])))
+        return [(times, index) for _, _, times, index in sorted(placed)]
+
+    def _shuffled(self, number: int, times: int) -> np.ndarray:
+        """The order in which a set is gone through for the so-manieth time."""
+        return np.random.default_rng([self.seed, number, times]).permutation(len(self.sets[number]))
+
+
+def make_loader(
+    dataset: LungDataset, batch: int, *, shuffle: bool = False, workers: int = 0, draws: dict[str, int] | None = None
+) -> DataLoader:
     """A loader over the set, or over this process's share of it; the last, smaller batch counts too.
 
     Args:
@@ -239,8 +274,14 @@ def make_loader(dataset: LungDataset, batch: int, *, shuffle: bool = False, work
         batch: films per batch, of all processes together.
         shuffle: draw a new order each epoch (set ``loader.sampler.epoch``).
         workers: processes beside the main one. 0 is right on a CPU, where they would only take cores from training.
+        draws: films of each source per epoch, see :class:`SetSampler`; all, once, if None. For shuffling alone.
     """
-    sampler = EpochSampler(len(dataset), dataset.seed, batch) if shuffle else share(range(len(dataset)))
+    sampler: Any = share(range(len(dataset)))
+    if shuffle and draws:
+        sets = [np.flatnonzero(dataset.frame["source"] == source) for source in draws]
+        sampler = SetSampler(sets, list(draws.values()), dataset.seed, batch)
+    elif shuffle:
+        sampler = EpochSampler(len(dataset), dataset.seed, batch)
     return DataLoader(
         dataset,
         batch_share(batch),

@@ -40,6 +40,7 @@ from .quality.fit import MOST, Item, fit_quality
 from .scale.shards import ShardedFilms, is_sharded, read_shards, stream_loader
 from .splits import LICENCES, SYNTHETIC, flagged_masks
 
+MOST_OF_A_SET = 64  # validation films, evenly drawn: no set outweighs the others, and no epoch waits for them
 CHECKPOINT_SECONDS = 300  # of training at most that a kill loses: epochs may be long
 # What of a trainer a checkpoint holds: numbers as they are, and the state of what has learned.
 _COUNTED = ("history", "step", "seconds", "about")
@@ -500,6 +501,9 @@ def select_films(data: str | Path | list[str | Path], config: TrainConfig) -> tu
         raise ValueError(f"no film of {', '.join(sorted(absent))} in {data}: choose --sources from {there}")
     films = everything[(everything["split"] == "train") & everything["source"].isin(config.sources)]
     held_out = first[(first["split"] == "val") & first["source"].isin(config.sources)]
+    if not sharded:
+        drawn = held_out.sample(frac=1, random_state=0).groupby("source").head(MOST_OF_A_SET)
+        held_out = held_out[held_out["name"].isin(drawn["name"])]
     if not config.flagged_masks:
         films = films[~films["name"].isin(flagged_masks()["name"])]
     if config.films:
@@ -519,10 +523,18 @@ def make_loaders(films: pd.DataFrame, held_out: pd.DataFrame, config: TrainConfi
         shuffled = ShardedFilms(films, config.size, config.augment, shuffle=True, **common)
         return stream_loader(shuffled, workers), stream_loader(ShardedFilms(held_out, config.size, **common), workers)
     learned = LungDataset(films, config.size, config.augment, seed=config.seed)
+    draws = draws_per_epoch(films["source"], config)
     return (
-        make_loader(learned, config.batch_size, shuffle=True, workers=workers),
+        make_loader(learned, config.batch_size, shuffle=True, workers=workers, draws=draws),
         make_loader(LungDataset(held_out, config.size), config.batch_size, workers=workers),
     )
+
+
+def draws_per_epoch(sources: pd.Series, config: TrainConfig) -> dict[str, int]:
+    """How many films of each set an epoch has, at least one: ``config.epoch_films`` in all, by ``config.shares``."""
+    shares = config.shares or (1.0,) * len(config.sources)
+    total = min(len(sources), config.epoch_films or len(sources))
+    return {source: max(1, round(total * share / sum(shares))) for source, share in zip(config.sources, shares)}
 
 
 def build_model(config: TrainConfig) -> UNet:

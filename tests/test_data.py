@@ -302,3 +302,33 @@ def test_loader_without_shuffle_keeps_the_manifests_order_and_the_last_batch(pre
     loader = data.make_loader(dataset(prepared), 3)
     assert [len(batch["name"]) for batch in loader] == [3, 3, 2]
     assert [name for batch in loader for name in batch["name"]] == loader.dataset.frame["name"].tolist()
+
+
+def drawn(sets, draws, epochs, **options):
+    sampler = data.SetSampler([np.arange(*part) for part in sets], draws, **options)
+    keys = []
+    for sampler.epoch in range(epochs):
+        keys.append(list(sampler))
+    return keys
+
+
+def test_each_batch_has_the_sets_shares_and_each_film_its_turn():
+    epochs = drawn([(0, 10), (10, 14)], [6, 6], 5, seed=3, batch=4)
+    for keys in epochs:
+        assert len(keys) == 12
+        assert all(sum(index >= 10 for _, index in keys[at : at + 4]) == 2 for at in (0, 4, 8))
+    every = [key for keys in epochs for key in keys]
+    assert len(set(every)) == len(every)  # no film is augmented twice in the same way
+    times = np.bincount([index for _, index in every])
+    assert set(times[:10]) == {3} and times[10:].min() >= 7 and times[10:].max() <= 8
+
+
+def test_a_resumed_run_draws_what_an_uninterrupted_one_would_have_drawn():
+    assert drawn([(0, 7), (7, 9)], [3, 3], 4)[3] == drawn([(0, 7), (7, 9)], [3, 3], 4, batch=2)[3]
+    assert drawn([(0, 7)], [7], 2)[1] != drawn([(0, 7)], [7], 2, seed=1)[1]
+
+
+def test_one_set_drawn_whole_is_an_epoch():
+    keys = drawn([(0, 9)], [9], 2)
+    assert [sorted(index for _, index in one) for one in keys] == [list(range(9))] * 2
+    assert [{times for times, _ in one} for one in keys] == [{0}, {1}]

@@ -886,3 +886,34 @@ def test_without_a_terminal_an_epoch_is_a_line(prepared, tmp_path, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(":")[0] for line in lines if line.startswith("epoch")] == ["epoch 1/2", "epoch 2/2"]
     assert all("validation Dice 0." in line and "films/s" in line for line in lines if line.startswith("epoch"))
+
+
+@pytest.mark.parametrize(
+    "shares, epoch_films, draws",
+    [
+        ((), 600, {"montgomery": 20, "shenzhen": 20}),
+        ((), 10, {"montgomery": 5, "shenzhen": 5}),
+        ((1.0, 3.0), 0, {"montgomery": 10, "shenzhen": 30}),
+        ((1e-9, 1.0), 8, {"montgomery": 1, "shenzhen": 8}),
+    ],
+)
+def test_sets_are_drawn_by_their_shares(shares, epoch_films, draws):
+    config = replace(TINY, sources=("montgomery", "shenzhen"), shares=shares, epoch_films=epoch_films)
+    sources = pd.Series(["montgomery"] * 4 + ["shenzhen"] * 36)
+    assert training.draws_per_epoch(sources, config) == draws
+
+
+@pytest.mark.parametrize("shares", [(1.0,), (1.0, 0.0), (1.0, -1.0), (1.0, float("nan"))], ids=str)
+def test_shares_that_are_none_are_refused(shares):
+    with pytest.raises(ValueError, match="shares are a positive number for each of 2 sources"):
+        replace(TINY, sources=("montgomery", "shenzhen"), shares=shares)
+
+
+def test_no_set_outweighs_the_others_in_validation(tmp_path, monkeypatch):
+    write_prepared(tmp_path, {"train": 2, "val": 9})
+    write_prepared(tmp_path, {"train": 2, "val": 2}, source="shenzhen", first=50)
+    monkeypatch.setattr(training, "MOST_OF_A_SET", 3)
+    config = replace(TINY, sources=("montgomery", "shenzhen"))
+    _, held_out = training.select_films(tmp_path, config)
+    assert held_out["source"].value_counts().to_dict() == {"montgomery": 3, "shenzhen": 2}
+    pd.testing.assert_frame_equal(held_out, training.select_films(tmp_path, replace(config, seed=7))[1])

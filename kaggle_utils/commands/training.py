@@ -37,7 +37,7 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
         if isinstance(setting.default, bool):
             option["action"] = argparse.BooleanOptionalAction
         elif isinstance(setting.default, tuple):
-            option["nargs"] = "+"
+            option |= {"nargs": "+", "type": setting.metadata["of"]}
         else:
             option |= {"type": type(setting.default), "choices": setting.metadata["choices"] or None}
         about = setting.metadata["about"].replace("%", "%%")
