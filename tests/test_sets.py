@@ -1,6 +1,9 @@
 """Raw sets: Kermany's, found by its layout; and sets of one's own, whatever the names and the form of their masks."""
 
 import json
+import re
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -325,3 +328,15 @@ def test_a_split_that_is_none_is_told_before_anything_is_prepared(tmp_path):
     with pytest.raises(ValueError, match="published, random or a CSV file, and folds is no file"):
         prepare(tmp_path / "images", tmp_path / "out", masks=tmp_path / "masks", split="folds")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_walk_through_for_own_sets_runs_as_it_stands(tmp_path, monkeypatch, capfd):
+    text = (Path(__file__).parents[1] / "docs" / "own_data.md").read_text()
+    python, *shells = re.findall(r"```(?:python)?\n(.*?)```", text.split("## On Kaggle")[0], re.S)
+    monkeypatch.chdir(tmp_path)
+    exec(python)
+    for line in "".join(shells).splitlines():
+        assert line.startswith("python -m kaggle_utils ")
+        assert main(shlex.split(line.removeprefix("python -m kaggle_utils "))) == 0, capfd.readouterr().err
+    assert len(pd.read_csv("mine/lungs/predictions.csv")) == 24 and len(list(Path("mine/lungs/masks").iterdir())) == 24
