@@ -94,9 +94,11 @@ class TrainConfig:
         True, "one output per set, which learns from that set's masks alone: annotators follow different rules"
     )
     shares: tuple[float, ...] = setting(
-        (), "each source's share of a batch, in their order; equal if none are given", of=float
+        (),
+        "of a batch, one number for each source: 1 1 draws two sets evenly; by their sizes if none are given",
+        of=float,
     )
-    epoch_films: int = setting(600, "radiographs per epoch, if there are so many; 0 is all", within=(0, 1e9))
+    epoch_films: int = setting(0, "radiographs per epoch, if there are so many; 0 is all", within=(0, 1e9))
     films: int = setting(0, "train on this many radiographs, drawn by the seed; 0 is all", within=(0, 1e9))
     size: int = setting(384, "px, side of the square the network sees", within=(16, 4096))
     augment: str = setting(

@@ -530,9 +530,14 @@ def make_loaders(films: pd.DataFrame, held_out: pd.DataFrame, config: TrainConfi
     )
 
 
-def draws_per_epoch(sources: pd.Series, config: TrainConfig) -> dict[str, int]:
-    """How many films of each set an epoch has, at least one: ``config.epoch_films`` in all, by ``config.shares``."""
-    shares = config.shares or (1.0,) * len(config.sources)
+def draws_per_epoch(sources: pd.Series, config: TrainConfig) -> dict[str, int] | None:
+    """How many films of each set an epoch has, at least one: ``config.epoch_films`` in all, by ``config.shares``.
+
+    None if neither is set: each film once.
+    """
+    if not config.shares and not config.epoch_films:
+        return None
+    shares = config.shares or [float((sources == source).sum()) for source in config.sources]
     total = min(len(sources), config.epoch_films or len(sources))
     return {source: max(1, round(total * share / sum(shares))) for source, share in zip(config.sources, shares)}
 

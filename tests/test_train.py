@@ -891,8 +891,9 @@ def test_without_a_terminal_an_epoch_is_a_line(prepared, tmp_path, capsys):
 @pytest.mark.parametrize(
     "shares, epoch_films, draws",
     [
-        ((), 600, {"montgomery": 20, "shenzhen": 20}),
-        ((), 10, {"montgomery": 5, "shenzhen": 5}),
+        ((), 0, None),
+        ((), 10, {"montgomery": 1, "shenzhen": 9}),
+        ((1.0, 1.0), 600, {"montgomery": 20, "shenzhen": 20}),
         ((1.0, 3.0), 0, {"montgomery": 10, "shenzhen": 30}),
         ((1e-9, 1.0), 8, {"montgomery": 1, "shenzhen": 8}),
     ],
