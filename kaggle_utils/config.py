@@ -102,7 +102,9 @@ class TrainConfig:
     films: int = setting(0, "train on this many radiographs, drawn by the seed; 0 is all", within=(0, 1e9))
     size: int = setting(384, "px, side of the square the network sees", within=(16, 4096))
     augment: str = setting(
-        "light", "how radiographs are varied in training, see augment.augmentation", choices=("none", "light", "full")
+        "light",
+        "how radiographs are varied in training, see augment.augmentation",
+        choices=("none", "light", "clinic", "full"),
     )
     batch_size: int = setting(8, "radiographs per step, of all processes together", within=(1, 4096))
     workers: int = setting(

@@ -14,7 +14,7 @@ from kaggle_utils import data
 from kaggle_utils import image as files
 from kaggle_utils.augment import augmentation
 
-PRESETS = ("none", "light", "full")
+PRESETS = ("none", "light", "clinic", "full")
 
 
 def dataset(root, split="train", **options):
@@ -193,7 +193,7 @@ def test_empty_choice_is_refused(prepared):
 
 
 def test_unknown_preset_is_refused_with_the_choices():
-    with pytest.raises(ValueError, match="none, light, full, tb, not 'heavy'"):
+    with pytest.raises(ValueError, match="none, light, clinic, full, tb, not 'heavy'"):
         augmentation("heavy")
 
 

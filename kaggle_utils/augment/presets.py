@@ -6,6 +6,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import cv2
+import numpy as np
+
+from .artefacts import draw_artefacts
 
 if TYPE_CHECKING:
     import albumentations as A
@@ -18,7 +21,8 @@ def augmentation(preset: str) -> A.Compose:
     learned, and it doubles the films. Order: where the film lies, then what the detector did to it.
 
     Args:
-        preset: ``none``; ``light`` (flip, small affine, gamma, a little noise); ``full`` (larger affine, exposure,
+        preset: ``none``; ``light`` (flip, small affine, gamma, a little noise); ``clinic`` (light, and what
+            :mod:`augment.artefacts` draws); ``full`` (larger affine, exposure,
             gamma, sharpness, noise, elastic deformation, dropout that hides markers, wires and corners); ``tb``, for
             step two.
 
@@ -43,14 +47,29 @@ def augmentation(preset: str) -> A.Compose:
     def holes(most: int, side: tuple[float, float], fill: Any, p: float) -> A.CoarseDropout:
         return A.CoarseDropout(num_holes_range=(1, most), hole_height_range=side, hole_width_range=side, fill=fill, p=p)
 
+    class Artefacts(A.ImageOnlyTransform):
+        """Draws them, which the image and its mask decide together."""
+
+        @property
+        def targets_as_params(self) -> list[str]:
+            return ["image", "mask"]
+
+        def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+            return {"drawn": draw_artefacts(data["image"], data["mask"], self.random_generator)}
+
+        def apply(self, img: np.ndarray, drawn: np.ndarray, **params: Any) -> np.ndarray:
+            return drawn
+
+    light = [
+        A.HorizontalFlip(p=0.5),
+        affine(0.1, 0.05, 7, 0.7),
+        A.RandomGamma((60, 170), p=0.5),
+        A.GaussNoise(std_range=(0.01, 0.05), p=0.3),
+    ]
     steps = {
         "none": [],
-        "light": [
-            A.HorizontalFlip(p=0.5),
-            affine(0.1, 0.05, 7, 0.7),
-            A.RandomGamma((60, 170), p=0.5),
-            A.GaussNoise(std_range=(0.01, 0.05), p=0.3),
-        ],
+        "light": light,
+        "clinic": [Artefacts(p=1), *light],
         "full": [
             A.HorizontalFlip(p=0.5),
             affine(0.25, 0.1, 12, 0.9),
