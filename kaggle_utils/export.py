@@ -169,4 +169,4 @@ def _extra(package: str) -> ModuleType:
     try:
         return import_module(package)
     except ModuleNotFoundError as error:
-        raise ImportError(f"{error}: pip install {package}") from None
+        raise ImportError(f"{package} is not installed: pip install {package}") from None

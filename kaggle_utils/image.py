@@ -40,6 +40,7 @@ FINISHED_BYTES = 8  # a pixel: 8-bit film, probabilities, mask, labels and overl
 _turn, _freed, _taken = threading.Lock(), threading.Condition(), [0]  # of room()
 _DICOM_HEAD = 1 << 20  # bytes, in which a film's size is looked for
 _MOST_LABELS = 16  # a mask of more grays has soft edges, or was JPEG
+_MOST_EDGE = 0.1  # of a mask's pixels: a soft edge has fewer, a radiograph more
 _LABEL = 0.005  # share of such a mask: a gray that fills less in one piece is no label
 _TO_GRAY = {3: cv2.COLOR_BGR2GRAY, 4: cv2.COLOR_BGRA2GRAY}  # by channels
 
@@ -211,12 +212,16 @@ def to_mask(gray: np.ndarray) -> np.ndarray:
     fill none: from half-way between the background and the lowest label on they are lung.
 
     Raises:
-        ValueError: it has more than two labels.
+        ValueError: it has more than two labels, or is no mask but a picture.
     """
     bottom, top = float(gray.min()), float(gray.max())
     if bottom == top:
         return np.full(gray.shape, top > 0, np.uint8)
+    place = (gray.astype(np.float32) - bottom) / (top - bottom)
     labels = [*_labels_between(gray, bottom, top), top]
+    edges = (place > 1 / 4) & (place < 3 / 4)
+    if len(labels) == 1 and edges.mean() > _MOST_EDGE:
+        raise ValueError(f"a picture in shades of gray ({edges.mean():.0%} of it), no mask")
     if len(labels) > 2:
         names = ", ".join(f"{label:g}" for label in labels)
         raise ValueError(f"a label map of {len(labels)} labels ({names}): which are lungs? Name them (prep --labels)")

@@ -27,7 +27,7 @@ from .files import Journal, check_ours, is_below, printable, write_bytes
 from .image import read_image, resize_image, resize_mask, write_image, write_mask
 from .quality import is_negative, no_radiograph
 from .sets import RawFilm, combined_mask, find_films, find_own, read_clinical
-from .splits import SAME_PATIENT, published_split
+from .splits import LICENCES, SAME_PATIENT, published_split
 from .tables import read_csv, to_csv
 
 SPLITS = ("train", "val", "test")
@@ -173,9 +173,10 @@ def random_split(frame: pd.DataFrame, *, seed: int = 0) -> pd.Series:
     place = (groups.cumcount() + 0.5) / groups["name"].transform("size")
     patients = _patients(frame).loc[place.sort_values(kind="stable").index]
     films = patients.value_counts()[patients.unique()]  # of each patient, in the order of the first film's place
-    before = films.cumsum() - films
     split = pd.Series("train", films.index)
-    split[before < n_test + n_val], split[before < n_test] = "val", "test"
+    for name, wanted in (("test", n_test), ("val", n_val)):
+        rest = films[split == "train"]
+        split[rest.index[rest.cumsum() - rest < wanted]] = name
     return _patients(frame).map(split)
 
 
@@ -241,7 +242,8 @@ def _prepare_all(films: list[RawFilm], out: Path, size: int, workers: int) -> tu
     check_ours(out, "prep.json")
     for kind in ("image", "mask"):
         (out / _NEW / kind).mkdir(parents=True, exist_ok=True)
-    settings = {"size": size, "rules": _RULES}
+    own = {(film.source, film.labels) for film in films if film.source and film.source not in LICENCES}
+    settings = {"size": size, "rules": _RULES, "own": sorted(own)}
     write_bytes(out / "prep.json", json.dumps(settings).encode())
     journal = Journal(out / "films.jsonl", settings, {})
     rows, todo = _finished(films, journal, out)

@@ -504,6 +504,9 @@ def select_films(data: str | Path | list[str | Path], config: TrainConfig) -> tu
     if not sharded:
         drawn = held_out.sample(frac=1, random_state=0).groupby("source").head(MOST_OF_A_SET)
         held_out = held_out[held_out["name"].isin(drawn["name"])]
+    for part, rows in (("training", films), ("validation", held_out)):
+        if rows.empty:
+            raise ValueError(f"{data}: no {part} radiograph of {', '.join(config.sources)}: look at the split")
     if not config.flagged_masks:
         films = films[~films["name"].isin(flagged_masks()["name"])]
     if config.films:

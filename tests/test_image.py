@@ -294,6 +294,8 @@ def test_gzip_film_and_mask_are_read_as_what_is_in_them(tmp_path, film, suffix):
     packed = tmp_path / f"film{suffix}.gz"
     packed.write_bytes(gzip.compress(plain.read_bytes()[:500]) + gzip.compress(plain.read_bytes()[500:]))
     np.testing.assert_array_equal(files.read_image(packed), files.read_image(plain))
+    plain = write_raw(tmp_path / f"mask{suffix}", film.mask * 255)
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
     np.testing.assert_array_equal(files.read_mask(packed), files.read_mask(plain))
 
 

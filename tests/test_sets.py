@@ -16,7 +16,7 @@ from kaggle_utils import image as files
 from kaggle_utils.cli import main
 from kaggle_utils.data import read_manifest
 from kaggle_utils.dicom.seg import write_dicom_seg
-from kaggle_utils.prep import assign_splits, prepare
+from kaggle_utils.prep import assign_splits, prepare, random_split
 from kaggle_utils.sets import combined_mask, find_films, find_own
 from kaggle_utils.sets.film import RunLengths
 from kaggle_utils.sets.public import kermany_list
@@ -236,27 +236,28 @@ def test_a_list_that_is_none_is_refused(tmp_path, text):
 @pytest.mark.parametrize(
     "text, reason",
     [
-        ("1 5 3 4", "overlap or leave"),
-        ("9000 500", "overlap or leave"),
+        ("1 5 3 4", "runs overlap"),
+        ("9000 500", "don't fill a mask"),
         ("1 2 3", "odd number"),
         ("a b", "are numbers"),
-        ("0 4", "overlap or leave"),
+        ("0 4", "begin before the mask"),
     ],
 )
 def test_run_lengths_that_are_no_mask_are_refused_with_their_place(text, reason):
     with pytest.raises(ValueError, match=f"t.csv, row 2: .*{reason}"):
-        RunLengths.from_pairs(text, (SIZE, SIZE), "t.csv, row 2").decode()
+        RunLengths.from_pairs(text, (SIZE, SIZE), "t.csv, row 2").decode((SIZE, SIZE))
 
 
 @pytest.mark.parametrize("counts", ["no runs", {"a": 1}, 5, [1, 2]], ids=str)
 def test_coco_segmentation_that_is_none_is_refused(counts):
     with pytest.raises(ValueError, match="t.json, row 2"):
-        RunLengths.from_coco({"counts": counts}, (SIZE, SIZE), "t.json, row 2").decode()
+        RunLengths.from_coco({"counts": counts}, (SIZE, SIZE), "t.json, row 2").decode((SIZE, SIZE))
 
 
 WRONG = {
-    "one name": (["a/film.png", "b/film.jpg"], ["film.png"], "have one name"),
-    "second mask": (["film.png"], ["film.png", "film_mask.png"], "a second mask of film"),
+    "one name": (["a/film.png", "a/film.jpg"], ["film.png"], "have one name"),
+    "second mask": (["film.png"], ["film-mask.png", "film_mask.png"], "a second mask of film"),
+    "the same folder": (["film.png"], ["../images/film.png"], "no folder of masks|no mask has the name"),
     "nothing paired": (["film.png"], ["other.png"], "no mask has the name of a radiograph"),
     "no radiograph": ([], ["film.png"], "no radiograph in it|no such folder"),
     "no masks": (["film.png"], [], "no folder of masks"),
@@ -340,3 +341,91 @@ def test_the_walk_through_for_own_sets_runs_as_it_stands(tmp_path, monkeypatch, 
         assert line.startswith("python -m kaggle_utils ")
         assert main(shlex.split(line.removeprefix("python -m kaggle_utils "))) == 0, capfd.readouterr().err
     assert len(pd.read_csv("mine/lungs/predictions.csv")) == 24 and len(list(Path("mine/lungs/masks").iterdir())) == 24
+
+
+def paired(root):
+    films = find_own(root / "images", root / "masks" if (root / "masks").exists() else root / "images", "mine")
+    return {film.name: sorted(path.name for path in film.mask_files) for film in films}
+
+
+def test_radiographs_and_masks_may_lie_in_one_folder(tmp_path):
+    for name, film in FILMS.items():
+        write_image(tmp_path / "images" / f"{name}.png", film.image)
+        write_mask(tmp_path / "images" / f"{name}_mask.png", film.mask)
+    assert paired(tmp_path) == {name: [f"{name}_mask.png"] for name in FILMS}
+
+
+def test_masks_may_lie_below_the_radiographs(tmp_path):
+    folder = write_images(tmp_path / "images")
+    whole(folder / "masks")
+    films = find_own(folder, folder / "masks", "mine")
+    assert [film.name for film in films] == list(FILMS) and all(film.mask_files for film in films)
+
+
+def test_a_radiograph_is_never_its_own_mask(tmp_path):
+    folder = write_images(tmp_path / "images")
+    with pytest.raises(ValueError, match="no mask has the name of a radiograph"):
+        find_own(folder, folder, "mine")
+
+
+def test_of_a_copy_of_the_radiograph_and_its_mask_the_mask_counts(tmp_path):
+    write_images(tmp_path / "images")
+    write_images(tmp_path / "masks")
+    whole(tmp_path / "masks")
+    assert paired(tmp_path) == {name: [f"{name}_mask.png"] for name in FILMS}
+
+
+def test_pictures_that_are_no_masks_are_problems(tmp_path):
+    write_images(tmp_path / "images")
+    write_images(tmp_path / "masks")
+    with pytest.raises(ValueError, match="none of 3 films could be prepared.*"):
+        prepare(tmp_path / "images", tmp_path / "out", masks=tmp_path / "masks", split="random")
+    assert pd.read_csv(tmp_path / "out" / "problems.csv")["reason"].str.contains("shades of gray").all()
+
+
+@pytest.mark.parametrize("sides", [("",), ("left/", "right/")], ids=str)
+def test_radiographs_of_one_name_are_told_apart_by_their_folders(tmp_path, sides):
+    for patient, n in (("p1", 1), ("p2", 2)):
+        film = phantom(SIZE, SIZE, n)
+        write_image(tmp_path / "images" / patient / "IM1.png", film.image)
+        for side in sides:
+            half = {"": film.mask, "left/": film.left, "right/": film.right}[side]
+            write_mask(tmp_path / "masks" / side / patient / "IM1.png", half)
+    films = find_own(tmp_path / "images", tmp_path / "masks", "mine")
+    assert [film.name for film in films] == ["p1_IM1", "p2_IM1"]
+    for film, n in zip(films, (1, 2)):
+        np.testing.assert_array_equal(combined_mask(film, (SIZE, SIZE)), phantom(SIZE, SIZE, n).mask)
+
+
+@pytest.mark.parametrize(
+    "image, mask", [("s (1)", "s (1) mask"), ("img_12", "mask_12"), ("scan-7", "7_Lung_Mask"), ("IMG7", "IMG7 label")]
+)
+def test_usual_names_of_masks_are_known(tmp_path, image, mask):
+    write_image(tmp_path / "images" / f"{image}.png", phantom(SIZE, SIZE).image)
+    write_mask(tmp_path / "masks" / f"{mask}.png", phantom(SIZE, SIZE).mask)
+    assert paired(tmp_path) == {image: [f"{mask}.png"]}
+
+
+def test_run_lengths_without_a_size_have_the_radiographs(tmp_path):
+    rows = [{"ImageId": name, "EncodedPixels": pairs(film.mask)} for name, film in FILMS.items()]
+    pd.DataFrame(rows).to_csv(tmp_path / "m.csv", index=False)
+    for film in find_own(write_images(tmp_path / "images"), tmp_path / "m.csv", "mine"):
+        np.testing.assert_array_equal(combined_mask(film, (SIZE, SIZE)), FILMS[film.name].mask)
+
+
+def test_other_labels_or_another_name_prepare_again(tmp_path):
+    write_images(tmp_path / "images")
+    label_maps(tmp_path / "masks")
+    shares = []
+    for labels, name in (((1, 2), "mine"), ((1,), "mine"), ((1,), "other")):
+        options = {"masks": tmp_path / "masks", "labels": labels, "source": name, "split": "random"}
+        table = prepare(tmp_path / "images", tmp_path / "out", **options)
+        assert set(table["source"]) == {name}
+        shares.append(files.read_mask(next((tmp_path / "out").glob("*/mask/*.png"))).mean())
+    assert shares[0] > 1.5 * shares[1]
+
+
+def test_a_few_patients_make_all_three_parts(tmp_path):
+    frame = pd.DataFrame({"name": list("abcdef"), "source": "mine", "tb": None, "patient": list("112233")})
+    for seed in range(5):
+        assert random_split(frame, seed=seed).value_counts().to_dict() == {"train": 2, "val": 2, "test": 2}

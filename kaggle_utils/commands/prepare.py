@@ -129,7 +129,7 @@ COMMANDS = (
     Command(
         "prep",
         prep,
-        "make a prepared folder from the raw public sets; exit status 3 if a folder could not be searched",
+        "make a prepared folder from the raw public sets or your own; exit status 3 if a folder could not be searched",
         _prep_options,
         s3=("input", "images", "masks"),
         way_on=SAME_COMMAND,

@@ -232,7 +232,7 @@ def explained(address: str | Path) -> Iterator[None]:
         from botocore.exceptions import BotoCoreError, ClientError
         from s3transfer.exceptions import RetriesExceededError
     except ModuleNotFoundError as error:
-        raise ImportError(f"{error}: {INSTALL}") from None
+        raise ImportError(f"S3 needs boto3: {INSTALL}") from None
 
     try:
         yield

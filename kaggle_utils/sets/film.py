@@ -17,22 +17,22 @@ class RunLengths:
 
     Args:
         counts: pixels of each run, down the columns one after the other as COCO has them, or along the rows.
-        shape: (H, W) of the mask.
-        by_rows: whether the runs go along the rows.
+        shape: (H, W) of the mask; None is the radiograph's.
+        by_rows: whether the runs go along the rows, and the last one of background is left out.
         where: the file or table it is from, for messages.
     """
 
     counts: np.ndarray
-    shape: tuple[int, int]
+    shape: tuple[int, int] | None
     by_rows: bool = False
     where: str = ""
 
     @classmethod
-    def from_pairs(cls, text: str, shape: tuple[int, int], where: str = "") -> RunLengths:
+    def from_pairs(cls, text: str, shape: tuple[int, int] | None, where: str = "") -> RunLengths:
         """Of ``start length start length …``, counted from 1 along the rows, as CheXmask and Kaggle's contests write.
 
         Raises:
-            ValueError: the text holds something else, or runs that overlap or leave the mask.
+            ValueError: the text holds something else, or runs that overlap.
         """
         try:
             numbers = np.array(text.split(), np.int64)
@@ -43,10 +43,9 @@ class RunLengths:
         starts, lengths = numbers[::2] - 1, numbers[1::2]
         ends = starts + lengths
         gaps = starts - np.r_[0, ends[:-1]]
-        rest = shape[0] * shape[1] - (ends[-1] if len(ends) else 0)
-        if (gaps < 0).any() or (lengths < 0).any() or rest < 0:
-            raise ValueError(f"{where}: runs overlap or leave the mask of {shape[0]}×{shape[1]} px")
-        return cls(np.r_[np.stack([gaps, lengths], 1).ravel(), rest], shape, by_rows=True, where=where)
+        if (gaps < 0).any() or (lengths < 0).any():
+            raise ValueError(f"{where}: runs overlap, or begin before the mask")
+        return cls(np.stack([gaps, lengths], 1).ravel(), shape, by_rows=True, where=where)
 
     @classmethod
     def from_coco(cls, segmentation: dict | list, shape: tuple[int, int], where: str = "") -> RunLengths:
@@ -76,16 +75,24 @@ class RunLengths:
         changes = np.flatnonzero(np.diff(pixels, prepend=0))
         return cls(np.diff(np.r_[0, changes, pixels.size]), shape, where=where)
 
-    def decode(self) -> np.ndarray:
+    def decode(self, shape: tuple[int, int]) -> np.ndarray:
         """The mask, ``uint8 (H, W)`` in {0, 1}.
 
+        Args:
+            shape: of the radiograph, for a mask without a size of its own.
+
         Raises:
-            ValueError: the runs don't fill the mask.
+            ValueError: the runs don't fill the mask, or leave it.
         """
-        if self.counts.sum() != self.shape[0] * self.shape[1]:
-            raise ValueError(f"{self.where}: the runs don't fill a mask of {self.shape[0]}×{self.shape[1]} px")
-        pixels = np.repeat(np.arange(len(self.counts)) % 2, self.counts).astype(np.uint8)
-        return pixels.reshape(self.shape) if self.by_rows else pixels.reshape(self.shape[::-1]).T.copy()
+        height, width = self.shape or shape
+        rest = height * width - self.counts.sum()
+        if rest < 0 or (rest and not self.by_rows):
+            raise ValueError(f"{self.where}: the runs don't fill a mask of {height}×{width} px")
+        counts = self.counts
+        if rest:
+            counts = np.r_[counts, rest]
+        pixels = np.repeat(np.arange(len(counts)) % 2, counts).astype(np.uint8)
+        return pixels.reshape(height, width) if self.by_rows else pixels.reshape(width, height).T.copy()
 
 
 @dataclass
@@ -140,7 +147,7 @@ def combined_mask(film: RawFilm, shape: tuple[int, int]) -> np.ndarray | None:
     if len(files) == 1 and "mask" not in film.files:
         raise ValueError(f"{files[0]}: the other lung's mask is missing")
     masks = [(str(path), read_mask(path, labels=film.labels)) for path in files] or [
-        (runs.where, runs.decode()) for runs in film.runs
+        (runs.where, runs.decode(shape)) for runs in film.runs
     ]
     if not masks:
         return None

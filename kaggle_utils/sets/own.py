@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,10 @@ TABLES = (".csv", ".parquet", ".json")
 _NAMES = ("name", "image_id", "image id", "imageid", "image index", "dicom_id", "file_name", "filename", "image", "id")
 _RUNS = ("rle", "encodedpixels", "encoded_pixels", "rle_mask", "mask")
 _SIDE = re.compile(r"(?:^|[\W_])(left|right)(?:$|[\W_])", re.I)
-_WORDS = re.compile(r"(?:^|[\W_]+)(?:left|right|lungs?|masks?|seg|segmentation|labels?)(?=$|[\W_])", re.I)
+_MASK_WORD = r"left|right|lungs?|masks?|seg|segmentation|labels?"
+_IMAGE_WORD = r"images?|img|films?|cxr|xray|x-ray|scan"
+_WORDS = re.compile(rf"(?:^|[\s_.-]+)(?:{_MASK_WORD})(?=$|[\W_])", re.I)
+_ALL_WORDS = re.compile(rf"(?:^|[\s_.-]+)(?:{_MASK_WORD}|{_IMAGE_WORD})(?=$|[\W_])", re.I)
 
 
 def find_own(images: str | Path, masks: str | Path, source: str, *, labels: Collection[int] = ()) -> list[RawFilm]:
@@ -46,61 +49,114 @@ def find_own(images: str | Path, masks: str | Path, source: str, *, labels: Coll
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", source) or source in LICENCES:
         raise ValueError(f"{source!r}: the name of a set is of small letters, digits, - and _, and no public set's")
-    films = {name: RawFilm(name, source, files={"image": path}, fit="aspect") for name, path in _images(Path(images))}
+    images, masks = Path(images), Path(masks)
+    films = {
+        name: RawFilm(name, source, files={"image": path}, fit="aspect", labels=tuple(labels))
+        for name, path in _images(images, masks).items()
+    }
+    names = _Names(films)
     lonely: dict[str, RawFilm] = {}
-
-    def film(stem: str) -> RawFilm:
-        name = next((name for name in _candidates(stem) if name in films), None)
-        return films[name] if name else lonely.setdefault(stem, RawFilm(stem, source))
-
-    masks = Path(masks)
     if masks.suffix.lower() in TABLES and masks.is_file():
         for stem, runs in _read_table(masks).items():
-            found = film(stem)
-            found.runs.extend(runs)
-            found.files["table"] = masks
+            film = names.find(stem) or lonely.setdefault(stem, RawFilm(stem, source))
+            film.runs += runs
+            film.files["table"] = masks
     elif masks.is_dir():
+        used = {film.files["image"].resolve() for film in films.values()}
         for path in _pictures(masks):
-            role = _side(path.relative_to(masks)) or "mask"
-            found = film(without_suffix(path.name))
-            if role in found.files:
-                raise ValueError(f"{path}: a second mask of {found.name}, beside {found.files[role]}")
-            found.files[role] = path
+            if path.resolve() in used:
+                continue
+            whole, stem = _key(path, masks), without_suffix(path.name)
+            film = names.find(whole) or names.find(stem) or lonely.setdefault(whole, RawFilm(whole, source))
+            _add_mask(film, _side(path.relative_to(masks)) or "mask", path)
     else:
         raise FileNotFoundError(f"{masks}: no folder of masks, and no table of run lengths ({', '.join(TABLES)})")
-    both = [films[name] for name in sorted(films)] + [lonely[stem] for stem in sorted(lonely)]
-    if not any(one.mask_files or one.runs for one in films.values()):
+    if not any(film.mask_files or film.runs for film in films.values()):
         raise ValueError(
             f"{masks}: no mask has the name of a radiograph in {images}: the first ones are "
             f"{', '.join(sorted(lonely)[:2]) or 'none'} and {', '.join(sorted(films)[:2])}"
         )
-    for one in both:
-        one.labels = tuple(labels)
-    return both
+    return [films[name] for name in sorted(films)] + [lonely[stem] for stem in sorted(lonely)]
 
 
-def _images(folder: Path) -> Iterator[tuple[str, Path]]:
+def _images(folder: Path, masks: Path) -> dict[str, Path]:
+    """Radiographs by their names: stems, or paths where two have one stem.
+
+    Where masks lie in the same folder, or below it, a picture named as another one's mask is no radiograph.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
-    there: dict[str, Path] = {}
-    for path in _pictures(folder):
-        name = without_suffix(path.name)
-        if name in there:
-            raise ValueError(f"{there[name]} and {path} have one name: rename one of them")
-        there[name] = path
-    if not there:
+    paths = _pictures(folder)
+    if masks.resolve() == folder.resolve():
+        stems = {without_suffix(path.name) for path in paths}
+        paths = [path for path in paths if not stems & set(_candidates(without_suffix(path.name))[1:])]
+    elif masks.resolve().is_relative_to(folder.resolve()):
+        paths = [path for path in paths if not path.resolve().is_relative_to(masks.resolve())]
+    if not paths:
         raise FileNotFoundError(f"{folder}: no radiograph in it")
-    yield from there.items()
+    times = Counter(without_suffix(path.name) for path in paths)
+    named: dict[str, Path] = {}
+    for path in paths:
+        stem = without_suffix(path.name)
+        name = stem if times[stem] == 1 else _key(path, folder)
+        if name in named:
+            raise ValueError(f"{named[name]} and {path} have one name: rename one of them")
+        named[name] = path
+    return named
+
+
+def _key(path: Path, folder: Path) -> str:
+    """A name with the folders above a file, but for those that only say which lung it is, or that it is a mask."""
+    folders = [part for part in path.relative_to(folder).parts[:-1] if _strip(_WORDS.sub("", part))]
+    return "_".join([*folders, without_suffix(path.name)])
+
+
+def _add_mask(film: RawFilm, role: str, path: Path) -> None:
+    """Takes a mask. Of two, the one that is called a mask counts: the other may be a copy of the radiograph.
+
+    Raises:
+        ValueError: neither is, or both are.
+    """
+    there = film.files.get(role)
+    if there is None or _is_called_mask(path) and not _is_called_mask(there):
+        film.files[role] = path
+    elif _is_called_mask(path) == _is_called_mask(there):
+        raise ValueError(f"{path}: a second mask of {film.name}, beside {there}")
+
+
+def _is_called_mask(path: Path) -> bool:
+    return bool(_WORDS.search(without_suffix(path.name)))
 
 
 def _pictures(folder: Path) -> list[Path]:
     return sorted(path for path in walk(folder) if is_film(path))
 
 
-def _candidates(stem: str) -> Iterator[str]:
-    """What a mask's radiograph may be called: as it, or without words such as ``_mask`` and ``left``."""
-    yield stem
-    yield re.sub(r"^[\W_]+|[\W_]+$", "", _WORDS.sub("", stem))
+class _Names:
+    """Radiographs by the names that their masks may have."""
+
+    def __init__(self, films: dict[str, RawFilm]):
+        self._films = films
+        self._bare: dict[str, list[RawFilm]] = {}
+        for name, film in films.items():
+            self._bare.setdefault(_strip(_ALL_WORDS.sub("", name)), []).append(film)
+
+    def find(self, stem: str) -> RawFilm | None:
+        """The radiograph of a mask: of its name, without words such as ``_mask`` and ``left``, or without ``img`` too."""
+        for name in _candidates(stem):
+            if name in self._films:
+                return self._films[name]
+        alike = self._bare.get(_strip(_ALL_WORDS.sub("", stem)), [])
+        return alike[0] if len(alike) == 1 else None
+
+
+def _candidates(stem: str) -> list[str]:
+    bare = _strip(_WORDS.sub("", stem))
+    return [stem, bare] if bare != stem else [stem]
+
+
+def _strip(text: str) -> str:
+    return text.strip(" _.-")
 
 
 def _side(path: Path) -> str | None:
@@ -121,8 +177,9 @@ def _read_table(path: Path) -> dict[str, list[RunLengths]]:
         table.columns = [str(column).lower() for column in table.columns]
         rows = table.to_dict("records")
     masks: dict[str, list[RunLengths]] = defaultdict(list)
-    for number, row in enumerate(rows, 2):
-        masks[_stem(path, row)] += _runs(row, f"{path}, row {number}")
+    first, kind = (1, "annotation") if path.suffix.lower() == ".json" else (2, "row")
+    for number, row in enumerate(rows, first):
+        masks[_stem(path, row)] += _runs(row, f"{path}, {kind} {number}")
     return masks
 
 
@@ -147,7 +204,8 @@ def _runs(row: dict[str, Any], where: str) -> list[RunLengths]:
     if not columns:
         raise ValueError(f"{where}: no column of run lengths: segmentation, counts, Left Lung and Right Lung, or rle")
     texts = [row[column] for column in columns if isinstance(row[column], str) and row[column].strip()]
-    return [RunLengths.from_pairs(text, _shape(row, where), where) for text in texts]
+    shape = _shape(row, where) if "height" in row else None
+    return [RunLengths.from_pairs(text, shape, where) for text in texts]
 
 
 def _shape(row: dict[str, Any], where: str, segmentation: Any = None) -> tuple[int, int]:
@@ -158,7 +216,7 @@ def _shape(row: dict[str, Any], where: str, segmentation: Any = None) -> tuple[i
     try:
         return int(height), int(width)
     except (TypeError, ValueError):
-        raise ValueError(f"{where}: no height and width of the mask") from None
+        raise ValueError(f"{where}: no height and width of the mask: add them as columns") from None
 
 
 def _coco_rows(path: Path) -> Iterator[dict[str, Any]]:
