@@ -168,5 +168,5 @@ def _difference(model: nn.Module, graph: bytes) -> float:
 def _extra(package: str) -> ModuleType:
     try:
         return import_module(package)
-    except ModuleNotFoundError as error:
+    except ModuleNotFoundError:
         raise ImportError(f"{package} is not installed: pip install {package}") from None
