@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
@@ -26,8 +27,9 @@ from .pictures.find import find_files, unique_names
 from .pictures.overlay import draw_overlay
 from .quality import MEASUREMENTS, measure
 from .sets import RawFilm, combined_mask, find_films
-from .tables import to_csv
+from .tables import read_csv, to_csv
 
+log = logging.getLogger(__name__)
 PREDICTION_COLUMNS = (
     "name",
     "path",
@@ -172,6 +174,10 @@ def segment_into(
     files = find_files(patterns, out=out)
     start_results(out, table.name, columns, sorted({output.partition("/")[0] for output in outputs}))
     names = unique_names(files)
+    earlier = set(read_csv(table)["name"]) - set(names)
+    if earlier:
+        left = f"{len(earlier)} radiographs of an earlier run, whose masks stay"
+        log.warning("%s is written anew, without the rows of %s: choose another --out to keep both", table, left)
     settings = {**segmenter.settings, **settings, "out": printable(out)}
     journal = Journal(table.with_suffix(".jsonl"), settings, dict(zip(names, files)))
     found = {name: journal.find(name, file) for file, name in zip(files, names)}

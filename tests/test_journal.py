@@ -1,4 +1,4 @@
-"""journal.py: what was finished before a kill is neither lost nor done again, by predict and by screen."""
+"""Journals: what was finished before a kill is neither lost nor done again, by predict and by screen."""
 
 import os
 import subprocess
@@ -324,3 +324,17 @@ def test_a_cut_last_line_costs_one_film(tmp_path):
     again = Journal(tmp_path / "j.jsonl", {"sizes": (1, 2)}, {})
     assert [again.find(film.name, film) is None for film in films] == [False, False, True]
     assert again.find("other name", films[0]) is None
+
+
+def test_a_second_run_into_the_folder_says_whose_rows_it_leaves_out(tmp_path, caplog):
+    """--out has a default: this is anybody's second command."""
+    save_weights(tmp_path / "w.safetensors", UNet(base_channels=2, depth=2), {"size": 32, "sources": ["montgomery"]})
+    segmenter = LungSegmenter(tmp_path / "w.safetensors", device="cpu")
+    for n in range(2):
+        write_raw(tmp_path / f"film{n}.png", phantom(96, 80, n).image)
+    predict([tmp_path / "film0.png"], tmp_path / "out", segmenter, force=True)
+    assert not caplog.text
+    predict([tmp_path / "film1.png"], tmp_path / "out", segmenter, force=True)
+    assert "without the rows of 1 radiographs of an earlier run, whose masks stay" in caplog.text
+    assert (tmp_path / "out" / "masks" / "film0.png").exists()
+    assert pd.read_csv(tmp_path / "out" / "predictions.csv")["name"].tolist() == ["film1"]

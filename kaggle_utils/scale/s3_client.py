@@ -231,7 +231,7 @@ def explained(address: str | Path) -> Iterator[None]:
         from boto3 import exceptions as boto3_errors
         from botocore.exceptions import BotoCoreError, ClientError
         from s3transfer.exceptions import RetriesExceededError
-    except ModuleNotFoundError as error:
+    except ModuleNotFoundError:
         raise ImportError(f"S3 needs boto3: {INSTALL}") from None
 
     try:

@@ -142,7 +142,7 @@ class _Names:
             self._bare.setdefault(_strip(_ALL_WORDS.sub("", name)), []).append(film)
 
     def find(self, stem: str) -> RawFilm | None:
-        """The radiograph of a mask: of its name, without words such as ``_mask`` and ``left``, or without ``img`` too."""
+        """A mask's radiograph: of its name, or without words such as ``_mask`` and ``left``, or ``img`` too."""
         for name in _candidates(stem):
             if name in self._films:
                 return self._films[name]
