@@ -1,4 +1,4 @@
-"""files.py: which files are films, through links and by their content, and what their results are called."""
+"""pictures.find: which files are films, through links and by their content, and what their results are called."""
 
 import gzip
 import hashlib

@@ -1,4 +1,4 @@
-"""protocol.py: trained on some sets, tested on the test lists of all and on the whole of foreign ones."""
+"""tuning.protocol: trained on some sets, tested on the test lists of all and on the whole of external ones."""
 
 import pandas as pd
 import pytest

@@ -1,4 +1,4 @@
-"""quality.py: damage and what is no film lower the estimate, and reasons say why. benchmarks/quality.py: its sums, by
+"""quality: damage and what is no film lower the estimate, and reasons say why. benchmarks/quality.py: its sums, by
 hand."""
 
 import json

@@ -1,4 +1,4 @@
-"""train.py: what training does, when it stops, and that a killed run goes on to the same weights."""
+"""trainer.py: what training does, when it stops, and that a killed run resumes to the same weights."""
 
 import json
 import math
