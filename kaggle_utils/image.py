@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from .pictures.header import HEAD, MAX_BYTES, MAX_PIXELS, check_size, is_dicom, kind_of, read_header
 
@@ -80,7 +82,7 @@ def read_film(path: str | Path, *, data: bytes | None = None) -> Radiograph:
         ImportError: a DICOM or NIfTI file, and what reads it is not installed.
     """
     with _naming(path):
-        data = unpack(_read_bytes(Path(path)) if data is None else data)
+        data = unpack(_read_bytes(path) if data is None else data)
         _check_bytes(len(data))
         film = read_dicom(data) if is_dicom(data[:HEAD]) else _radiograph(*decode(data))
     top, bottom, left, right = constant_border(film.image)
@@ -90,41 +92,83 @@ def read_film(path: str | Path, *, data: bytes | None = None) -> Radiograph:
     return replace(film, notes=(*film.notes, note))
 
 
-def from_array(array: np.ndarray) -> Radiograph:
+def is_array(film: object) -> bool:
+    """Whether something holds pixels: a NumPy array, a tensor, a Pillow picture, whatever NumPy makes an array of."""
+    if isinstance(film, (str, bytes)):  # NumPy's own texts have __array__
+        return False
+    return hasattr(type(film), "__array__") or hasattr(type(film), "__array_interface__")
+
+
+def as_array(film: Any) -> np.ndarray:
+    """The pixels of what :func:`is_array` says has some.
+
+    Raises:
+        ValueError: NumPy has no such type.
+        OSError: a Pillow picture whose file is damaged.
+    """
+    if hasattr(film, "detach"):  # a tensor, which may lie on a GPU
+        film = film.detach().cpu()
+    if hasattr(film, "getbands") and (len(film.getbands()) > 1 or film.mode == "P"):  # a picture: CMYK, a palette
+        film = film.convert("RGB")
+    try:
+        return np.asarray(film)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"NumPy can't make an array of this {type(film).__name__}: {error}") from None
+
+
+def from_array(film: Any) -> Radiograph:
     """A radiograph from an array: gray ``(H, W)`` of any type and range, or RGB or RGBA ``(H, W, C)``.
 
     An axis of length 1 is left out.
 
+    Args:
+        film: a NumPy array, or what else :func:`is_array` takes for one.
+
     Raises:
         ValueError: another shape, a type that holds no gray, or not a finite number.
+        OSError: a Pillow picture whose file is damaged.
     """
+    array = as_array(film)
+    _check_array(array)
     pixels = np.squeeze(array)
-    is_colour = pixels.ndim == 3 and pixels.shape[2] in (3, 4)
-    if pixels.dtype.kind not in "uif" or not (pixels.ndim == 2 or is_colour):
-        raise ValueError(
-            f"an array of {array.dtype} {array.shape}: expected gray (H, W), or RGB or RGBA (H, W, C); "
-            "several films are given as a list"
-        )
+    is_colour = pixels.ndim == 3
     check_size(*pixels.shape[:2])
     if is_colour:
         pixels = np.ascontiguousarray(pixels[..., 2::-1])  # BGR, as from a file
     return _radiograph(pixels)
 
 
-def film_bytes(film: str | Path | bytes | np.ndarray) -> int:
+def _check_array(array: np.ndarray) -> None:
+    """Raises ValueError unless an array is gray or colour, but for axes of length 1."""
+    what, shape = f"an array of {array.dtype} {array.shape}", np.squeeze(array).shape
+    if array.dtype.kind not in "uif":
+        hints = {"b": " (a mask?)", "O": "; paths are given as a list", "U": "; paths are given as a list"}
+        hint = hints.get(array.dtype.kind, "")
+        raise ValueError(f"{what}: grays are whole numbers or floats, which {array.dtype} is not{hint}")
+    if len(shape) == 2 or len(shape) == 3 and shape[2] in (3, 4):
+        return
+    last = ""
+    if len(shape) == 3 and shape[0] in (3, 4):
+        last = f", channels last: np.moveaxis(array, {array.ndim - 3}, -1)"
+    raise ValueError(f"{what}: expected gray (H, W), or RGB or RGBA (H, W, C){last}; several films are given as a list")
+
+
+def film_bytes(film: Any) -> int:
     """Memory that a film takes at most, in bytes, while it is read, segmented and written, by what its file declares.
 
     It's 0 for what :func:`read_film` refuses unread, the file's own for what it refuses by its declaration, and
     ``MOST_BYTES`` where that isn't at the file's beginning.
 
     Args:
-        film: its file, the file's bytes, or an array.
+        film: its file, the file's bytes, an array, or an open file, of which ``MOST_BYTES`` are expected.
     """
     if isinstance(film, bytes):
         return _film_bytes(film)
-    if not isinstance(film, (str, Path)):
-        return np.asarray(film).size * FINISHED_BYTES
     try:
+        if is_array(film):
+            return as_array(film).size * FINISHED_BYTES
+        if not isinstance(film, (str, Path)):
+            return MOST_BYTES
         if not Path(film).is_file() or not 0 < Path(film).stat().st_size <= MAX_BYTES:
             return 0
         with open(film, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as there:
@@ -196,7 +240,7 @@ def read_mask(path: str | Path, *, labels: Collection[int] = ()) -> np.ndarray:
         ValueError: the file is empty, truncated, damaged, not an image, or a map of more than two labels.
     """
     with _naming(path), room(film_bytes(path)):
-        data = unpack(_read_bytes(Path(path)))
+        data = unpack(_read_bytes(path))
         if is_dicom(data[:HEAD]):
             return read_seg(data)
         pixels, notes = decode(data)
@@ -332,11 +376,16 @@ def _naming(path: str | Path) -> Iterator[None]:
         raise ValueError(f"{path}: this machine's memory is too small for it: {less}") from None
 
 
-def _read_bytes(path: Path) -> bytes:
+def _read_bytes(name: str | Path) -> bytes:
+    path = Path(name)
+    if not str(name):
+        raise FileNotFoundError("an empty name, where a file's was expected")
     if path.is_dir():
         raise ValueError(_about_folder(path))
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
+        is_address = re.match(r"[a-z][a-z0-9+.-]+:/", str(name), re.I)
+        what = "addresses aren't read: download the file first" if is_address else "no such file"
+        raise FileNotFoundError(f"{name}: {what}")
     if not path.is_file():
         raise ValueError("not a file")  # a device or a pipe may never end
     _check_bytes(path.stat().st_size)  # before its bytes are in memory

@@ -13,15 +13,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import islice
+from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard
 
 import cv2
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .config import CONVENTIONS, THRESHOLD
 from .files import printable
-from .image import MOST_BYTES, film_bytes, from_array, read_film, resize_image, resize_prob
+from .image import MOST_BYTES, film_bytes, from_array, is_array, read_film, resize_image, resize_prob
 from .quality import (
     NO_CHEST,
     Checked,
@@ -37,8 +39,11 @@ from .quality import (
 if TYPE_CHECKING:
     import torch
 
+    from .dicom.read import Radiograph
+
 DEFAULT_WEIGHTS = Path(__file__).with_name("weights") / "lungs.safetensors"
-FilmLike = str | Path | bytes | np.ndarray  # a file, its bytes, or an array
+FilmLike = str | Path | bytes | BinaryIO | ArrayLike  # a file's name, its bytes, the open file, or an array
+_FILM_LIKE = "a path, bytes, an open file, an array (NumPy, PyTorch, Pillow and so on)"
 _LARGE = 200_000_000  # bytes of a batch, after which memory is given back; eight films of 1024 px have 80 million
 
 
@@ -178,16 +183,18 @@ class LungSegmenter:
         device: auto, cpu, cuda, cuda:N or mps (a Mac's GPU); a backend other than torch has the CPU alone.
         flip: average the prediction with that of the mirrored film: twice the time for a little accuracy.
         clean: keep the two largest components and fill holes, see :func:`clean_mask`.
-        threshold: probability above which a pixel is lung.
+        threshold: probability, between 0 and 1, above which a pixel is lung.
         backend: what computes the network: torch (onnxruntime for ONNX weights), onnxruntime or openvino.
         head: the set whose annotators' rules the masks follow, where the network has an output for each set that it was
-            trained on (``heads`` in the header), or ``lung-field`` or ``with-heart``: a set with that convention
-            (``config.CONVENTIONS``); the first one if None.
+            trained on (``heads`` in the header); the first one if None.
+        convention: instead of a head, ``lung-field``, which leaves out what the heart hides, or ``with-heart``, which
+            takes it in: the first head whose set has that convention (``config.CONVENTIONS``). The shipped weights
+            learned lung fields only. ``head`` takes a convention's name too.
 
     Raises:
         FileNotFoundError: no such weights.
-        ValueError: weights that are damaged or of another network, no such head, or no such backend for this file and
-            device.
+        ValueError: weights that are damaged or of another network, no such head or convention or both of them, a
+            threshold out of range, or no such backend for this file and device.
         ImportError: the backend is not installed.
     """
 
@@ -201,7 +208,9 @@ class LungSegmenter:
         threshold: float = THRESHOLD,
         backend: str = "torch",
         head: str | None = None,
+        convention: str | None = None,
     ):
+        _check_choices(threshold, head, convention)
         import torch
 
         from .export import read_onnx_header
@@ -228,14 +237,15 @@ class LungSegmenter:
         self.model = _open_network(path, backend, self.device, bf16=self.dtype == torch.bfloat16, classes=classes)
         self.flip, self.clean, self.threshold = flip, clean, threshold
         self.heads: list[str] = self.header.get("heads") or [""]
-        self.head = _find_head(head, self.header, path)
+        self.head = _find_head(convention if head is None else head, self.header, path)
 
     def __call__(self, films: FilmLike | Iterable[FilmLike]) -> Segmented | list[Result]:
         """Masks of films, from files or arrays.
 
         Args:
-            films: a path, a file's bytes, an array, or a list of them. An array is gray ``(H, W)`` of any type and
-                range, or RGB or RGBA ``(H, W, C)``.
+            films: a path, a file's bytes, an open file, an array, or a list, tuple, set or iterator of them. An array
+                is gray ``(H, W)`` of any type and range, or RGB or RGBA ``(H, W, C)``, of NumPy or of what gives NumPy
+                one: a tensor of PyTorch, a picture of Pillow.
 
         Returns:
             Of one film a :class:`Segmented`; of a list one result each, :class:`Unsegmented` where there is no mask.
@@ -244,13 +254,14 @@ class LungSegmenter:
             ValueError: the one film can't be read, or is no frontal chest film.
             TypeError: neither a film nor several.
         """
-        if isinstance(films, FilmLike):
+        if _is_film(films):
             (result,) = segment_films([films], self)
             if isinstance(result, Unsegmented):
                 raise ValueError(result.error)
             return result
-        if not isinstance(films, Iterable):
-            raise TypeError(f"expected a path, bytes, an array, or a list of them, not {films!r:.60}")
+        if not isinstance(films, (list, tuple, set, frozenset, Iterator)):
+            kind = type(films).__name__
+            raise TypeError(f"expected {_FILM_LIKE}, or a list, tuple, set or iterator of them, not {kind}")
         return list(segment_films(films, self))
 
     @property
@@ -313,7 +324,7 @@ def segment_films(
     next ones are read.
 
     Args:
-        films: files, their bytes, or arrays as for :class:`LungSegmenter`.
+        films: files, their bytes, or arrays as :class:`LungSegmenter` takes them when it is called.
         segmenter: with which weights and switches; anything with its ``probabilities``, ``finish``, ``threshold`` and
             ``quality``.
         names: by which films go in tables; if not given, their files' stems, and ``film 0`` and so on for others.
@@ -349,16 +360,13 @@ def read_checked(film: FilmLike, name: str, *, force: bool = False) -> Read:
     """A film of any file, checked before it is segmented; never raises for what is in the file.
 
     Args:
-        film: the file, its bytes, or an array as for :class:`LungSegmenter`.
+        film: the file, its bytes, or an array as :class:`LungSegmenter` takes it when it is called.
         name: by which the film goes in tables.
         force: what would be refused is read all the same, with the reasons as notes.
     """
     path = film if isinstance(film, (str, Path)) else name
     try:
-        if isinstance(film, (str, Path, bytes)):
-            found = read_film(path, data=film if isinstance(film, bytes) else None)
-        else:
-            found = from_array(np.asarray(film))
+        found = _read(film, path)
     except (ValueError, OSError, ImportError) as error:  # a folder may hold DICOM besides what needs no extra
         return Unsegmented(name, path, str(error))
     checked = check_film(found.image, found.colour, found.lie)
@@ -370,6 +378,24 @@ def read_checked(film: FilmLike, name: str, *, force: bool = False) -> Read:
         spacing = spacing[1], spacing[0]
     notes = found.notes + checked.problems + checked.notes
     return CheckedFilm(name, path, found.image, checked, spacing, notes, found.age)  # no colours: many wait in memory
+
+
+def _read(film: Any, path: str | Path) -> Radiograph:
+    if is_array(film):
+        return from_array(film)
+    if isinstance(film, (str, Path)):
+        return read_film(path)
+    if hasattr(film, "read"):
+        film = film.read()
+        if isinstance(film, str):
+            raise ValueError(f"{path}: a file opened as text: open it with mode 'rb'")
+    if not isinstance(film, bytes):
+        raise ValueError(f"{path}: expected {_FILM_LIKE}, not {type(film).__name__}")
+    return read_film(path, data=film)
+
+
+def _is_film(film: object) -> TypeGuard[FilmLike]:
+    return isinstance(film, (str, Path, bytes)) or is_array(film) or hasattr(film, "read")
 
 
 def read_ahead(todo: Iterable[Named], pool: Executor, batch: int, *, force: bool = False) -> Iterator[list[Read]]:
@@ -459,6 +485,18 @@ def clean_mask(mask: np.ndarray) -> np.ndarray:
     return cv2.drawContours(np.zeros_like(mask), outlines, -1, 1, cv2.FILLED)
 
 
+def _check_choices(threshold: float, head: str | None, convention: str | None) -> None:
+    if not isinstance(threshold, Real) or not 0 < threshold < 1:
+        raise ValueError(f"threshold is a number between 0 and 1, not {threshold!r}")
+    if convention is None:
+        return
+    known = sorted(set(CONVENTIONS.values()))
+    if convention not in known:
+        raise ValueError(f"convention is {' or '.join(known)}, not {convention!r}")
+    if head is not None:
+        raise ValueError(f"head {head!r} and convention {convention!r}: give one of them, each chooses the head")
+
+
 def _find_head(wanted: str | None, header: dict[str, Any], path: Path) -> str:
     """The head of that name, or the first one whose set has a convention of that name; empty if there is only one.
 
@@ -471,8 +509,21 @@ def _find_head(wanted: str | None, header: dict[str, Any], path: Path) -> str:
     for head in heads or []:
         if wanted in (None, head, CONVENTIONS.get(head)):
             return head
+    if wanted and wanted in CONVENTIONS.values():
+        raise ValueError(f"{path}: {_without_convention(wanted, header['sources'])}")
     known = ", ".join(heads or header["sources"])
-    raise ValueError(f"{path}: no head {wanted!r}: its masks follow the rules of {known}")
+    there = "the heads are" if heads else "there is one output, whose masks follow the rules of"
+    raise ValueError(f"{path}: no head {wanted!r}: {there} {known}")
+
+
+def _without_convention(wanted: str, sources: Sequence[str]) -> str:
+    """Why weights that learned from these sets have no masks of a convention, and what has."""
+    learned = " and ".join(sorted({CONVENTIONS.get(source, "other") for source in sources}))
+    sets = [name for name, convention in CONVENTIONS.items() if convention == wanted]
+    return (
+        f"these weights learned {learned} masks only (of {', '.join(sources)}); {wanted} needs weights trained on "
+        f"{' or '.join(sets)}: `train --sources … {sets[0]}`"
+    )
 
 
 def _check_header(path: Path, header: dict[str, Any]) -> None:

@@ -1,7 +1,12 @@
 """``from kaggle_utils import LungSegmenter``: what a segmenter makes of paths, arrays and lists of them."""
 
+import io
+
 import numpy as np
+import pandas as pd
 import pytest
+import torch
+from PIL import Image
 
 from kaggle_utils import LungSegmenter, dice
 from kaggle_utils.image import write_image
@@ -37,11 +42,59 @@ def test_what_is_no_film_is_refused_in_words(segmenter, tmp_path):
         (np.zeros((64, 64), np.uint8), ValueError, "^film 0: refused: blank"),
         (tmp_path / "none.png", ValueError, "none.png: no such file$"),
         (tmp_path, ValueError, "a folder, not a film: give `predict` the folder"),
-        (None, TypeError, "expected a path, bytes, an array, or a list of them, not None"),
+        ("", ValueError, "^an empty name"),
+        ("https://x.org/a.png", ValueError, "^https://x.org/a.png: addresses aren't read: download"),
+        ("s3://bucket/a.png", ValueError, "^s3://bucket/a.png: addresses aren't read: download"),
+        (None, TypeError, "expected a path, bytes, an open file, an array .*, or a list, .* of them, not NoneType$"),
+        ({"film": 1}, TypeError, "not dict$"),
+        (io.StringIO("text"), ValueError, "opened as text: open it with mode 'rb'"),
+        (pd.DataFrame({"path": ["a.png"]}), ValueError, "paths are given as a list"),
+        (torch.zeros(64, 64, dtype=torch.bfloat16), ValueError, "NumPy can't make an array of this Tensor"),
     ):
         with pytest.raises(kind, match=said):
             segmenter(what)
-    assert "expected gray" in segmenter([None])[0].error
+    assert segmenter([None])[0].error.startswith("film 0: expected a path, bytes, an open file")
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        torch.from_numpy,
+        lambda film: torch.from_numpy(film)[None],
+        lambda film: torch.from_numpy(film)[None, None],
+        Image.fromarray,
+        lambda film: Image.fromarray(film).convert("P"),
+        lambda film: Image.fromarray(film).convert("CMYK"),
+        pd.DataFrame,
+    ],
+    ids=["tensor", "(1, H, W)", "(1, 1, H, W)", "Pillow", "palette", "CMYK", "DataFrame"],
+)
+def test_what_holds_pixels_is_one_film(wrap, film, segmenter):
+    assert dice(segmenter(wrap(film)).mask, segmenter(film).mask) > 0.999
+    assert [type(result).__name__ for result in segmenter([wrap(film), film])] == ["Segmented"] * 2
+
+
+def test_a_tensor_with_a_gradient_is_read_as_its_array(film, segmenter):
+    floats = film / np.float32(255)
+    of_tensor = segmenter(torch.tensor(floats, requires_grad=True))
+    np.testing.assert_array_equal(of_tensor.mask, segmenter(floats).mask)
+
+
+def test_a_damaged_picture_of_pillow_is_refused_among_others(film, segmenter, tmp_path):
+    Image.fromarray(film).save(tmp_path / "film.png")
+    picture = Image.open(io.BytesIO((tmp_path / "film.png").read_bytes()[:9000]))
+    assert [type(result).__name__ for result in segmenter([picture, film])] == ["Unsegmented", "Segmented"]
+
+
+def test_open_files_and_iterators_are_read(film, segmenter, tmp_path):
+    path = tmp_path / "film.png"
+    write_image(path, film)
+    expected = segmenter(path).mask
+    with open(path, "rb") as file:
+        np.testing.assert_array_equal(segmenter(file).mask, expected)
+    for several in ([io.BytesIO(path.read_bytes())], (path,), {path}, tmp_path.glob("*.png"), map(np.str_, [path])):
+        (result,) = segmenter(several)
+        np.testing.assert_array_equal(result.mask, expected)
 
 
 def test_results_lie_as_the_film_does(film, segmenter):
@@ -94,5 +147,16 @@ def test_arrays_of_other_ranges_are_read_as_files_are(change, film, segmenter, t
     ids=str,
 )
 def test_other_arrays_are_refused_in_words(array, segmenter):
-    with pytest.raises(ValueError, match="expected gray|several films are given as a list|not finite"):
+    with pytest.raises(ValueError, match="expected gray|grays are whole numbers or floats|not finite"):
         segmenter(array)
+
+
+def test_the_refusal_of_an_array_says_what_to_do(segmenter):
+    for array, said in (
+        (np.zeros((224, 267), bool), r"bool \(224, 267\): grays are .* which bool is not \(a mask\?\)$"),
+        (np.zeros((3, 64, 70), np.uint8), r"channels last: np.moveaxis\(array, 0, -1\)"),
+        (np.zeros((1, 3, 64, 70), np.uint8), r"channels last: np.moveaxis\(array, 1, -1\)"),
+        (np.zeros((9, 64, 70), np.uint8), r"\(H, W, C\); several films are given as a list$"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            segmenter(array)

@@ -116,9 +116,9 @@ def test_head_decides_whose_rules_the_masks_follow(two_heads):
 
 
 def test_unknown_head_is_an_error_that_names_those_there(two_heads, weights):
-    with pytest.raises(ValueError, match="montgomery, shenzhen"):
+    with pytest.raises(ValueError, match="no head 'jsrt': the heads are montgomery, shenzhen$"):
         two_heads(head="jsrt")
-    with pytest.raises(ValueError, match="the rules of montgomery"):
+    with pytest.raises(ValueError, match="no head 'shenzhen': there is one output, whose .* the rules of montgomery$"):
         LungSegmenter(weights, device="cpu", head="shenzhen")
 
 
@@ -127,9 +127,25 @@ def test_a_convention_is_that_of_the_first_set_that_has_it(tmp_path, two_heads, 
     save_weights(path, UNet(classes=3, base_channels=2, depth=2), {"size": 32, "sources": sets, "heads": sets})
     for wanted, head in (("lung-field", "montgomery"), ("with-heart", "kermany"), (None, "montgomery")):
         assert LungSegmenter(path, device="cpu", head=wanted).head == head
-    assert LungSegmenter(weights, device="cpu", head="lung-field").head == ""
-    with pytest.raises(ValueError, match="no head 'with-heart'"):
-        two_heads(head="with-heart")
+        assert LungSegmenter(path, device="cpu", convention=wanted).head == head
+    assert LungSegmenter(weights, device="cpu", convention="lung-field").head == ""
+
+
+def test_a_convention_that_weights_never_learned_is_refused_in_words(tmp_path, two_heads):
+    learned = r"learned lung-field masks only \(of montgomery, shenzhen\); with-heart needs weights trained on kermany"
+    for choice in ({"convention": "with-heart"}, {"head": "with-heart"}):
+        with pytest.raises(ValueError, match=learned + ": `train --sources … kermany`$"):
+            two_heads(**choice)
+    save_weights(tmp_path / "own.safetensors", UNet(base_channels=2, depth=2), {"size": 32, "sources": ["mine"]})
+    with pytest.raises(ValueError, match=r"learned other masks only \(of mine\); lung-field .* montgomery or shenzhen"):
+        LungSegmenter(tmp_path / "own.safetensors", device="cpu", convention="lung-field")
+
+
+def test_a_convention_is_one_of_two_and_stands_alone(two_heads):
+    with pytest.raises(ValueError, match="convention is lung-field or with-heart, not 'heart'"):
+        two_heads(convention="heart")
+    with pytest.raises(ValueError, match="head 'shenzhen' and convention 'lung-field': give one of them"):
+        two_heads(head="shenzhen", convention="lung-field")
 
 
 def test_films_of_a_set_with_a_head_are_scored_by_that_head(tmp_path, two_heads):
@@ -150,10 +166,16 @@ def test_flip_averages_with_the_mirrored_film(weights):
     )
 
 
-@pytest.mark.parametrize("threshold, lung", [(0.0, 1), (1.0, 0)])
+@pytest.mark.parametrize("threshold, lung", [(1e-6, 1), (1 - 1e-6, 0)])
 def test_threshold_is_an_argument(weights, threshold, lung):
     masks = LungSegmenter(weights, device="cpu", threshold=threshold).masks([phantom().image])
     assert (masks[0] == lung).all()
+
+
+@pytest.mark.parametrize("threshold", [9, -1, 0, 1, True, "a", None, float("nan")])
+def test_a_threshold_that_is_no_probability_is_refused(threshold):
+    with pytest.raises(ValueError, match=f"threshold is a number between 0 and 1, not {threshold!r}"):
+        LungSegmenter(device="cpu", threshold=threshold)
 
 
 def test_model_is_in_evaluation_mode(weights):

@@ -80,7 +80,8 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
         "--convention",
         dest="head",
         choices=sorted(set(CONVENTIONS.values())),
-        help="lung-field leaves out what the heart hides, with-heart takes it in; lung-field if not given",
+        help="lung-field leaves out what the heart hides, with-heart takes it in; with-heart needs weights "
+        "that learned it; lung-field if not given",
     )
     rules.add_argument("--head", help="set whose annotation rules to follow, one of those in the weights' header")
     parser.add_argument("--raw", action="store_true", help="keep small components and holes in the masks")
