@@ -35,6 +35,7 @@ help:
 demo: .venv/run.stamp
 	$(CLI) synth --n 6 --out runs/demo/raw
 	$(CLI) predict "runs/demo/raw/**/CXR_png/*.png" --out runs/demo/lungs
+	@echo "the pictures are in runs/demo/lungs/overlays"
 
 run: .venv/run.stamp
 	@mkdir -p $(RUN)
@@ -42,7 +43,7 @@ run: .venv/run.stamp
 	$(CLI) prep --input "$(RAW)" --out $(RUN)/segmentation
 	$(CLI) train --data $(RUN)/segmentation --out $(RUN) --time-budget-min $(MINUTES) --resume
 	$(CLI) evaluate --data $(RUN)/segmentation --weights $(RUN)/best.safetensors --input "$(RAW)" \
-	  --split test --out results/pipeline_$(NAME)
+	  --split test --out $(if $(DATA),results,$(RUN))/pipeline_$(NAME)
 	$(CLI) predict $(RUN)/segmentation/test/image --weights $(RUN)/best.safetensors --out $(RUN)/predictions
 
 # The weights that predict takes when none are named: those of a finished run, as float16.

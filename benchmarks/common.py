@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,13 @@ def make_parser(about: str | None, *, data: bool = False) -> argparse.ArgumentPa
     if data:
         parser.add_argument("--data", type=Path, default="segmentation", help="prepared folder with the real sets")
     return parser
+
+
+def need(*packages: str) -> None:
+    """Raises ModuleNotFoundError for the first package of the ``dev`` extra that is not installed."""
+    for package in packages:
+        if not find_spec(package):
+            raise ModuleNotFoundError(name=package)
 
 
 def command() -> str:

@@ -20,12 +20,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from monai.networks.nets import BasicUNet
-from monai.networks.nets import UNet as MonaiUNet
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks.common import RESULTS, draw_set, films_of, machine, make_parser, median, seconds, write_table
+from benchmarks.common import RESULTS, draw_set, films_of, machine, make_parser, median, need, seconds, write_table
 from kaggle_utils.data import LungDataset
 from kaggle_utils.export import open_graph, to_onnx
 from kaggle_utils.image import read_image, resize_image, write_image
@@ -34,9 +32,7 @@ from kaggle_utils.model import UNet, count_parameters, load_weights
 from kaggle_utils.predictions import evaluate
 from kaggle_utils.synthetic import AppearanceModel
 
-sys.modules.setdefault("openvino_telemetry", None)  # else both imports report to the vendor over the network
-import nncf  # noqa: E402
-import openvino  # noqa: E402
+sys.modules.setdefault("openvino_telemetry", None)  # else OpenVINO and NNCF report to the vendor over the network
 
 LIMIT_S = 3.0
 Run = Callable[[torch.Tensor], torch.Tensor]  # normalised films (B, 1, H, W) to logits
@@ -55,6 +51,9 @@ def pytorch(model: nn.Module, *, bf16: bool) -> Run:
 
 def int8(graph: bytes, films: np.ndarray) -> Run:
     """OpenVINO after quantisation; ``films``, float32 ``(N, 1, H, W)``, set the ranges of the activations."""
+    import nncf
+    import openvino
+
     nncf.set_log_level(logging.ERROR)
     core = openvino.Core()
     quantised = nncf.quantize(
@@ -70,10 +69,12 @@ def networks() -> dict[str, nn.Module]:
     Cleaning a mask does take longer the noisier it is, so an untrained network's PNG to mask is no measure of a trained
     one's.
     """
+    from monai.networks import nets
+
     found = {
         "this project": load_weights(DEFAULT_WEIGHTS),
-        "MONAI UNet": MonaiUNet(2, 1, 1, channels=(16, 32, 64, 128, 256), strides=(2, 2, 2, 2), num_res_units=2),
-        "MONAI BasicUNet": BasicUNet(spatial_dims=2, in_channels=1, out_channels=1),
+        "MONAI UNet": nets.UNet(2, 1, 1, channels=(16, 32, 64, 128, 256), strides=(2, 2, 2, 2), num_res_units=2),
+        "MONAI BasicUNet": nets.BasicUNet(spatial_dims=2, in_channels=1, out_channels=1),
         "classic U-Net": UNet(base_channels=64, depth=4, up="transposed"),
     }
     return {name: model.eval() for name, model in found.items()}
@@ -172,6 +173,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="turns, after one that warms up")
     parser.add_argument("--quick", action="store_true", help="each job once, and no file: does it work at all?")
     args = parser.parse_args()
+    need("monai", "nncf", "onnxruntime", "openvino")
     torch.set_num_threads(os.cpu_count())
     models = networks()
     with tempfile.TemporaryDirectory() as name:

@@ -19,7 +19,6 @@ import tempfile
 import time
 
 import numpy as np
-from moto.server import ThreadedMotoServer
 
 from benchmarks.common import AWS, RESULTS, ROOT, machine, make_parser, write_json
 from kaggle_utils.export import export_onnx
@@ -74,6 +73,8 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--runs", type=int, default=5, help="processes per film")
     runs = parser.parse_args().runs
+    from moto.server import ThreadedMotoServer
+
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     moto.start()

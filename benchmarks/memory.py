@@ -20,19 +20,20 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-import psutil
-from pydicom.uid import ImplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
-from benchmarks.common import RESULTS, ROOT, command, machine, make_parser, read_json, write_json
+from benchmarks.common import RESULTS, ROOT, command, machine, make_parser, need, read_json, write_json
 from kaggle_utils.image import encode_image
 from kaggle_utils.pictures.header import MAX_BYTES
 from kaggle_utils.synthetic import AppearanceModel
 
+if TYPE_CHECKING:
+    import psutil
+
 sys.path.insert(0, str(ROOT / "tests"))
-from dicoms import dicom  # noqa: E402
 
 RESULT = RESULTS / "memory.json"
 LIMIT = 2000  # MB
@@ -93,19 +94,27 @@ def montgomery(folder: Path) -> None:
     copies(folder, ".png", picture(film(4500), ".png"), count=24)
 
 
+def dicom(image: np.ndarray, syntax: str = "ExplicitVRLittleEndian", **options) -> bytes:
+    """The bytes of a file in a transfer syntax, by its name in pydicom; options are those of ``dicom`` in tests."""
+    import dicoms
+    from pydicom import uid
+
+    return dicoms.dicom(image, getattr(uid, syntax), **options)
+
+
 def dicom_native(folder: Path) -> None:
     tags = {"StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.4", "PatientOrientation": ["L", "F"]}
     copies(folder, ".dcm", dicom(deep(), bits=14, **tags), count=2)
 
 
 def dicom_compressed(folder: Path) -> None:
-    copies(folder, ".j2k.dcm", dicom(deep(), JPEG2000Lossless, bits=14), count=2)
-    copies(folder, ".rle.dcm", dicom(deep(), RLELossless, bits=14), count=2)
+    copies(folder, ".j2k.dcm", dicom(deep(), "JPEG2000Lossless", bits=14), count=2)
+    copies(folder, ".rle.dcm", dicom(deep(), "RLELossless", bits=14), count=2)
 
 
 def dicom_hostile(folder: Path) -> None:
     small = film(512)
-    explicit, implicit = dicom(small), dicom(small, ImplicitVRLittleEndian)
+    explicit, implicit = dicom(small), dicom(small, "ImplicitVRLittleEndian")
 
     def before_pixels(data: bytes, *elements: bytes) -> bytes:
         at = data.index(b"\xe0\x7f\x10\0")
@@ -122,8 +131,8 @@ def dicom_hostile(folder: Path) -> None:
         "luts": before_pixels(explicit, _SEQUENCE, struct.pack("<I", 8 << 20), empty * (1 << 20)),
         "endless": before_pixels(explicit, _SEQUENCE, _UNDEFINED, empty * (5 << 20)),
         "nested": before_pixels(explicit, nested),
-        "rle": dicom(small, RLELossless, frame=runs),
-        "larger": dicom(small, JPEG2000Lossless, frame=nothing),
+        "rle": dicom(small, "RLELossless", frame=runs),
+        "larger": dicom(small, "JPEG2000Lossless", frame=nothing),
     }
     for name, data in files.items():
         copies(folder, f".{name}.dcm", data)
@@ -174,6 +183,8 @@ CASES: dict[str, tuple[str, Callable[[Path], None]]] = {
 
 def peak(command: list[str]) -> tuple[float, int, str]:
     """MB that a process and those below it have in RAM at once, its exit status, and what it said last."""
+    import psutil
+
     most = 0
     with tempfile.TemporaryFile("w+") as said:
         process = psutil.Popen(command, cwd=ROOT, stdout=said, stderr=said)
@@ -186,6 +197,8 @@ def peak(command: list[str]) -> tuple[float, int, str]:
 
 
 def _resident(process: psutil.Process) -> int:
+    import psutil
+
     try:
         return process.memory_info().rss
     except psutil.Error:  # it has ended
@@ -220,6 +233,7 @@ def main() -> int:
     parser = make_parser(__doc__)
     parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES), help="all if not given")
     args = parser.parse_args()
+    need("psutil", "pydicom")
     found = read_json(RESULT).get("cases", {})
     about = {"command": command(), "machine": machine(), "opencv": cv2.__version__, "limit_mb": LIMIT}
     for case in args.case:

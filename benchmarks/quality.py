@@ -24,7 +24,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
-import skimage.data
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
@@ -69,6 +68,8 @@ def films(frame: pd.DataFrame, copies: int) -> list[Item]:
 
 def bundled() -> list[Item]:
     """The photographs, micrographs, textures and drawings that come with scikit-image."""
+    import skimage.data
+
     paths = sorted(path for path in Path(skimage.data.__file__).parent.iterdir() if path.suffix in (".png", ".jpg"))
     return [no_film(path.stem, "scikit-image", read_image(path)) for path in paths]
 
@@ -246,6 +247,8 @@ def main() -> None:
     args = parser.parse_args()
     if ("run" in args.step) != (args.weights is not None) or (args.weights and len(args.step) > 1):
         parser.error("--weights are for the step run, which needs them and is done alone")
+    if "test" in args.step:
+        common.need("skimage")
     segmenter = LungSegmenter(args.weights)
     for step in args.step:
         found = STEPS[step](args.data, segmenter)

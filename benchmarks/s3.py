@@ -21,7 +21,7 @@ import time
 import zipfile
 from pathlib import Path
 
-from benchmarks.common import AWS, RESULTS, machine, make_parser, peak_mb, write_json
+from benchmarks.common import AWS, RESULTS, machine, make_parser, need, peak_mb, write_json
 from kaggle_utils.scale import s3
 
 LIMIT_MB = 300
@@ -101,6 +101,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.serve or args.child:
         return serve() if args.serve else child(*args.child)
+    need("moto")
     server = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.s3", "--serve"],
         stdin=subprocess.PIPE,

@@ -25,10 +25,9 @@ os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTE
 
 import numpy as np
 import pandas as pd
-import psutil
 import torch
 
-from benchmarks.common import RESULTS, machine, make_parser
+from benchmarks.common import RESULTS, machine, make_parser, need
 from kaggle_utils.files import check_table
 from kaggle_utils.image import resize_image, write_image
 from kaggle_utils.model import UNet, save_weights
@@ -48,6 +47,8 @@ class Watch(threading.Thread):
         self.spent = {}  # seconds by process, also of those that are gone
 
     def run(self) -> None:
+        import psutil
+
         me = psutil.Process()
         while not self.over.wait(0.5):
             sizes = [0.0]
@@ -154,6 +155,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=RESULTS / "scale.csv", help="file to write")
     args = parser.parse_args()
+    need("psutil", "ray")
     check_table(args.out, ["what", "px"])
     with tempfile.TemporaryDirectory(prefix="ul", ignore_cleanup_errors=True) as name:
         os.environ["RAY_TMPDIR"] = name

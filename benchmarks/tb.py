@@ -92,11 +92,24 @@ CHOICES = {
 }
 
 
+def _trained(run: Path) -> Path:
+    """The weights of a run.
+
+    Raises:
+        FileNotFoundError: they are not there; the message names the command that makes them.
+    """
+    weights = run / "best.safetensors"
+    if not weights.exists():
+        command = "benchmarks.tb pretrain" if run.parent == RUNS else f"kaggle_utils protocol {' '.join(SETS)}"
+        raise FileNotFoundError(f"{weights} is not there: python -m {command} makes it")
+    return weights
+
+
 def prepare(data: Path, cutter: str, size: int, segmenters: Path) -> Path:
     """Cuts all films once; the films stay in ``runs/``."""
     path = RUNS / "cuts" / f"{cutter}_{size}.npz"
     if not path.exists():
-        found = {name: LungSegmenter(segmenters / name / "best.safetensors") for name in SETS}
+        found = {name: LungSegmenter(_trained(segmenters / name)) for name in SETS}
         finder = found.get(cutter) or {"montgomery": found["shenzhen"], "shenzhen": found["montgomery"]}
         save_cuts(path, make_cuts(tb_frame(data, SETS), finder, size))
     return path
@@ -240,7 +253,7 @@ def cross_validate(path: Path, choice: str, fold: int) -> dict[str, object]:
     held_out = folds(cuts.frame, 3) == fold
     config = TBConfig(size=cuts.films.shape[1], **changes)
     start = time.perf_counter()
-    net = train_tb(cuts[~held_out], config, load_weights(ROOT / encoder / "best.safetensors") if encoder else None)
+    net = train_tb(cuts[~held_out], config, load_weights(_trained(ROOT / encoder)) if encoder else None)
     rest = cuts[held_out]
     logits, truth, source = logits_of([net], rest, config.variant), rest.frame["tb"].to_numpy(), rest.frame["source"]
     each = {f"auc_{name}": roc_auc_score(truth[source == name], logits[source == name]) for name in sorted(set(source))}

@@ -27,12 +27,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import monai
 import numpy as np
 import pandas as pd
 import torch
-from monai import transforms as T
-from monai.networks import nets
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -48,11 +45,6 @@ TARGET = 0.95  # mean validation Dice
 EVERY = 30  # steps between validations
 CLASSIC_MINUTES = 2.0  # enough for its speed, which is all that is measured
 BATCH = TrainConfig().batch_size
-NETWORKS = {  # as MONAI's 2d_segmentation/torch/unet_training_dict.py and BasicUNet's own defaults have them
-    "MONAI UNet": lambda: nets.UNet(2, 1, 1, channels=(16, 32, 64, 128, 256), strides=(2, 2, 2, 2), num_res_units=2),
-    "MONAI BasicUNet": lambda: nets.BasicUNet(spatial_dims=2, in_channels=1, out_channels=1),
-    "classic U-Net": lambda: UNet(base_channels=64, up="transposed"),
-}
 CONTESTANTS = ("ours", "MONAI UNet", "MONAI UNet bf16", "MONAI BasicUNet", "MONAI BasicUNet bf16", "classic U-Net")
 
 
@@ -77,8 +69,21 @@ def ours(trainer: Trainer) -> Contestant:
     return Contestant(trainer.model, trainer.best_model, trainer.train_loader, step, trainer.precision)
 
 
+def network_of(name: str) -> nn.Module:
+    """As MONAI's 2d_segmentation/torch/unet_training_dict.py and BasicUNet's own defaults have it, or the classic."""
+    from monai.networks import nets
+
+    if name == "MONAI UNet":
+        return nets.UNet(2, 1, 1, channels=(16, 32, 64, 128, 256), strides=(2, 2, 2, 2), num_res_units=2)
+    if name == "MONAI BasicUNet":
+        return nets.BasicUNet(spatial_dims=2, in_channels=1, out_channels=1)
+    return UNet(base_channels=64, up="transposed")
+
+
 def standard(model: nn.Module, films: LungDataset, precision: str) -> Contestant:
     """The loop of MONAI's tutorials on the same decoded films."""
+    import monai
+
     data = [{"image": image[None], "mask": mask[None]} for image, mask in zip(films.images, films.masks)]
     cached = monai.data.CacheDataset(data, monai_augmentation(films.size), progress=False)
     loader = monai.data.DataLoader(cached, batch_size=BATCH, shuffle=True)
@@ -96,8 +101,10 @@ def standard(model: nn.Module, films: LungDataset, precision: str) -> Contestant
     return Contestant(model, model, loader, step, precision)
 
 
-def monai_augmentation(size: int) -> T.Compose:
+def monai_augmentation(size: int) -> Callable[[dict], dict]:
     """The ``full`` preset of ``augment.augmentation`` in MONAI's transforms, step by step, and our normalisation."""
+    from monai import transforms as T
+
     both = ["image", "mask"]
     return T.Compose(
         [
@@ -263,6 +270,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256, help="px, side of the square the networks see")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder to write")
     args = parser.parse_args()
+    import monai
+
     table = args.out / "time_to_dice.csv"
     check_table(table, ["contestant", "parameters"])  # the JSON beside it goes with it
     if table.with_suffix(".json").exists() and not table.exists():
@@ -291,7 +300,7 @@ def main() -> None:
         if name == "ours":
             contestant, minutes = ours(trainer), args.ours_minutes
         else:
-            contestant = standard(NETWORKS[network](), films, "bf16" if name.endswith("bf16") else "fp32")
+            contestant = standard(network_of(network), films, "bf16" if name.endswith("bf16") else "fp32")
         if network == "classic U-Net":
             minutes = min(minutes, CLASSIC_MINUTES)
         rows += race(name, contestant, trainer, 60 * minutes, stop=name != "ours")

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from monai.networks.nets import BasicUNet
 from torch import nn
 from tqdm import tqdm
 
@@ -77,6 +76,8 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="turns; the median counts")
     rounds = parser.parse_args().rounds
+    from monai.networks.nets import BasicUNet
+
     with tempfile.TemporaryDirectory() as folder:
         frame = read_manifest(draw_set(Path(folder)))
         dataset = LungDataset(frame[frame["split"] != "unlabelled"], 256, "full")

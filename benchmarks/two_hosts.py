@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.common import AWS, RESULTS, ROOT, RUNS, machine, make_parser, write_json
+from benchmarks.common import AWS, RESULTS, ROOT, RUNS, machine, make_parser, need, write_json
 
 SHARED = RUNS / "two_hosts"
 HOSTS = {"a": "10.77.0.1", "b": "10.77.0.2"}
@@ -215,6 +215,7 @@ def training() -> dict[str, object]:
 
 def main() -> None:
     make_parser(__doc__).parse_args()
+    need("moto", "ray", "webdataset")
     if os.geteuid() or not shutil.which("ip"):
         raise SystemExit("needs root and ip (apt-get install iproute2), to make network namespaces")
     shutil.rmtree(SHARED, ignore_errors=True)

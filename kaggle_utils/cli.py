@@ -6,17 +6,19 @@ import argparse
 import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from difflib import get_close_matches
 from pathlib import Path
 
 from . import __version__, files
 from .commands import COMMANDS, GROUPS, Command
+from .config import RENAMED
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """The default after each option that has one worth saying."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        if action.default is None or action.default is False:
+        if action.default is None or action.default is False or action.default in ("", [], ()):
             return action.help or ""
         return super()._get_help_string(action) or ""
 
@@ -44,8 +46,29 @@ def _prog() -> str:
 
 def _add(commands: argparse._SubParsersAction, command: Command) -> None:
     sub = commands.add_parser(command.name, help=command.about, description=command.about, formatter_class=_Help)
-    sub.set_defaults(run=command)
+    sub.set_defaults(run=command, parser=sub)
     command.add_options(sub)
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    """The command's arguments; a wrong option ends the program with the command's own usage and the nearest option."""
+    args, unknown = build_parser().parse_known_args(argv)
+    if unknown:
+        actions = [action for action in args.parser._actions if action.help != argparse.SUPPRESS]
+        options = [option for action in actions for option in action.option_strings]
+        near = [get_close_matches(word.partition("=")[0], options, 1) for word in unknown if word.startswith("-")]
+        advice = " and ".join(found[0] for found in near if found)
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}" + (advice and f"; did you mean {advice}?"))
+    return args
+
+
+def _tell_renamed(argv: list[str], args: argparse.Namespace) -> None:
+    """Says on stderr what an option's earlier name is now."""
+    given = [word.partition("=")[0] for word in argv]
+    for old, new in RENAMED.items():
+        for start in ("--", "--no-"):
+            if start + old in given and hasattr(args, new):
+                print(f"{start}{old} is now {start}{new.replace('_', '-')}", file=sys.stderr)
 
 
 def _check_paths(command: Command, args: argparse.Namespace) -> None:
@@ -140,8 +163,11 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal has no letters for ends no run
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    args = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args = _parse(words)
     command: Command = args.run
+    if _is_main():
+        _tell_renamed(words, args)
     try:
         _check_paths(command, args)
         with _lock(command, args):

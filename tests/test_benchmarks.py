@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import common
+from benchmarks import common, tb, two_hosts
 
 SHARED = ("__init__", "common")
 FILES = [path for path in sorted(Path(common.__file__).parent.glob("*.py")) if path.stem not in SHARED]
@@ -28,6 +28,51 @@ def test_a_package_that_is_missing_is_told_in_a_line(package):
     done = subprocess.run([sys.executable, "-c", code], cwd=common.ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == 'no_such_package is not installed: pip install -e ".[dev]"\n'
+
+
+DEV_ONLY = {"boto3", "monai", "moto", "nncf", "onnx", "onnxruntime", "openvino", "psutil", "pydicom", "ray", "skimage"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_help_needs_no_package_of_the_dev_extra(path):
+    body = ast.parse(path.read_text()).body
+    imported = [alias.name for node in body if isinstance(node, ast.Import) for alias in node.names]
+    imported += [node.module for node in body if isinstance(node, ast.ImportFrom)]
+    assert not DEV_ONLY & {name.split(".")[0] for name in imported}
+
+
+def test_needed_package_that_is_missing_is_named():
+    common.need("json", "pytest")
+    with pytest.raises(ModuleNotFoundError) as error:
+        common.need("json", "no_such_package")
+    assert error.value.name == "no_such_package"
+
+
+def test_two_hosts_says_what_is_not_installed_before_it_starts(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["two_hosts.py"])
+    monkeypatch.setattr(common, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError) as error:
+        two_hosts.main()
+    assert error.value.name == "moto"
+
+
+def test_what_a_user_can_mend_is_a_line():
+    code = "import benchmarks; open('nowhere')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=common.ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr == "[Errno 2] No such file or directory: 'nowhere'\n"
+
+
+@pytest.mark.parametrize(
+    "run, command",
+    [
+        ("protocols/montgomery", "kaggle_utils protocol montgomery shenzhen"),
+        ("tb/segmenter_both", "benchmarks.tb pretrain"),
+    ],
+)
+def test_missing_weights_name_the_command_that_makes_them(run, command, tmp_path, monkeypatch):
+    monkeypatch.setattr(tb, "RUNS", tmp_path / "tb")
+    with pytest.raises(FileNotFoundError, match=f"best.safetensors is not there: python -m {command} makes it"):
+        tb._trained(tmp_path / run)
 
 
 def test_parts_of_results_are_kept_beside_each_other(tmp_path, capsys):

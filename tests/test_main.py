@@ -21,6 +21,7 @@ from three_at_once import at_once
 import kaggle_utils
 from benchmarks import start
 from kaggle_utils.cli import build_parser, main
+from kaggle_utils.commands.common import print_scores
 from kaggle_utils.commands.segment import _write_table
 from kaggle_utils.config import RENAMED
 from kaggle_utils.data import read_manifest
@@ -93,6 +94,59 @@ def test_earlier_name_of_an_option_is_taken(old, new):
     assert getattr(args, new) == (2 if value else True) and not hasattr(args, old)
 
 
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (["--width", "4", "--width=4"], "--width is now --base-channels\n"),
+        (["--batch=2"], "--batch is now --batch-size\n"),
+        (["--no-suspects"], "--no-suspects is now --no-flagged-masks\n"),
+        (["--base-channels", "4"], ""),
+    ],
+)
+def test_earlier_name_of_an_option_is_told_once(given, said, tmp_path, capsys):
+    assert main(["train", "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "run"), *given]) == 1
+    *before, _ = capsys.readouterr().err.splitlines(keepends=True)
+    assert "".join(before) == said
+
+
+@pytest.mark.parametrize(
+    "arguments, advice",
+    [
+        (["predict", "film.png", "--ouput", "x"], "unrecognized arguments: --ouput x; did you mean --out?"),
+        (["kaggle", "publish", "--owner=x", "--foo"], "kaggle publish: error: unrecognized arguments: --foo\n"),
+        (["evaluate", "--xyzzy"], "unrecognized arguments: --xyzzy\n"),
+        (["train", "--out", "x", "--base-chanels=4"], "did you mean --base-channels?\n"),
+    ],
+)
+def test_unknown_option_prints_the_commands_usage_and_the_nearest_option(arguments, advice, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and advice in said and re.match(rf"usage: .* {arguments[0]} .*\[-h\]", said)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["evaluate", "--sizes", "abc"], "argument --sizes: abc is not a whole number"),
+        (["predict", "film.png", "--batch-size", "1.5"], "argument --batch-size: 1.5 is not a whole number"),
+        (["predict", "film.png", "--threshold", "half"], "argument --threshold: half is not a number"),
+    ],
+)
+def test_what_is_no_number_is_told_in_words(arguments, words, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert words in capsys.readouterr().err
+
+
+def test_own_size_is_own_in_the_printed_table(capsys):
+    print_scores(pd.DataFrame({"source": "jsrt", "size": [256, 0], "dice": [0.5, 0.25]}))
+    assert [line.split() for line in capsys.readouterr().out.splitlines()[1:]] == [
+        ["jsrt", "256", "0.5000"],
+        ["jsrt", "own", "0.2500"],
+    ]
+
+
 @pytest.mark.parametrize("text", ["0", "1", "nan", "-0.5"])
 def test_threshold_that_no_probability_could_fall_on_either_side_of_is_refused(text, capsys):
     with pytest.raises(SystemExit):
@@ -128,8 +182,10 @@ def test_help_states_the_defaults(command, capsys):
             and not action.required
             and action.default not in (None, argparse.SUPPRESS)
             and action.default is not False
+            and action.default not in ("", [], ())
         ):
             assert f"(default: {action.default})" in text
+    assert not re.search(r"\(default: (\[\]|\(\))?\)", text)
 
 
 @pytest.mark.parametrize(
@@ -501,7 +557,7 @@ def test_progress_bar_is_shown_on_a_terminal_and_a_training_as_lines_elsewhere(
 
 def test_status_is_0_when_every_film_was_read(tmp_path, weights, film_file, capsys):
     assert main(["predict", str(film_file), "--force", "--out", str(tmp_path / "o"), "--weights", str(weights)]) == 0
-    assert "1 masks" in capsys.readouterr().out
+    assert "1 mask in" in capsys.readouterr().out
 
 
 def test_refused_films_are_counted_apart_and_status_is_3(tmp_path, weights, capsys):
@@ -514,7 +570,7 @@ def test_refused_films_are_counted_apart_and_status_is_3(tmp_path, weights, caps
         == 3
     )
     output = capsys.readouterr()
-    assert output.out.startswith("0 masks") and "1 files could not be read, 1 film refused (--force" in output.out
+    assert output.out.startswith("0 masks") and "1 file could not be read, 1 film refused (--force" in output.out
     assert "blank.png: refused: blank" in output.err
 
 
@@ -536,7 +592,7 @@ def test_status_is_3_when_one_film_of_several_was_not_read(tmp_path, weights, fi
         == 3
     )
     output = capsys.readouterr()
-    assert "1 masks" in output.out and "1 files could not be read" in output.out
+    assert "1 mask in" in output.out and "1 file could not be read" in output.out
     assert output.err.count("\n") == 1 and "bad.png: not an image" in output.err
     assert (tmp_path / "o" / "masks" / "film.png").exists()
 
@@ -557,7 +613,7 @@ def test_status_is_3_where_a_folder_can_not_be_searched(tmp_path, weights, film_
     monkeypatch.setattr(os, "listdir", locked_away)
     assert main(["predict", str(films), "--force", "--out", str(tmp_path / "o"), "--weights", str(weights)]) == 3
     output = capsys.readouterr()
-    assert "1 masks" in output.out and "1 files could not be read" in output.out
+    assert "1 mask in" in output.out and "1 file could not be read" in output.out
     assert f"{films / 'study'}" in output.err and output.err.count("\n") == 1
     assert list(pd.read_csv(tmp_path / "o" / "predictions.csv")["name"]) == ["film", "study"]
 
@@ -576,7 +632,7 @@ def test_status_is_3_for_a_folder_of_dicom_with_a_report_and_a_bomb(tmp_path, we
         == 3
     )
     output = capsys.readouterr()
-    assert "1 masks" in output.out and "2 files could not be read" in output.out
+    assert "1 mask in" in output.out and "2 files could not be read" in output.out
     assert (
         output.err.count("\n") == 2
         and "IM2: " in output.err

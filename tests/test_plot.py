@@ -130,7 +130,10 @@ def test_plots_goes_on_after_a_figure_without_results(tmp_path, monkeypatch, cap
     monkeypatch.setattr("kaggle_utils.plots.PICTURES", {})
     monkeypatch.setattr("kaggle_utils.plots.CHARTS", {"a.png": missing, "b.png": lambda results: plt.figure()})
     assert main(["plots", "--out", str(tmp_path), "--results", "there"]) == 0
-    assert (tmp_path / "b.png").exists() and "there/x.csv is not there" in "".join(capsys.readouterr())
+    assert (tmp_path / "b.png").exists() and "a.png not drawn: there/x.csv is not there" in capsys.readouterr().out
+    save(plt.figure(), tmp_path / "a.png")
+    assert main(["plots", "--out", str(tmp_path), "--results", "there"]) == 0
+    assert "a.png left as it is: there/x.csv is not there" in capsys.readouterr().out
 
 
 def test_a_folder_without_results_is_an_error_that_names_the_option(tmp_path, monkeypatch, capsys):
@@ -138,6 +141,6 @@ def test_a_folder_without_results_is_an_error_that_names_the_option(tmp_path, mo
     monkeypatch.setattr("kaggle_utils.plots.CHARTS", {"a.png": missing})
     monkeypatch.chdir(tmp_path)
     assert main(["plots"]) == 1
-    said = "".join(capsys.readouterr())
-    assert (tmp_path / "images/self.png").exists() and not (tmp_path / "images/a.png").exists()
-    assert "results/x.csv is not there" in said and "no results to draw: name their folder with --results" in said
+    said = capsys.readouterr()
+    assert said.err.endswith("results: no results to draw: name their folder with --results\n") and not said.out
+    assert not (tmp_path / "images").exists()

@@ -664,7 +664,7 @@ def test_prep_and_predict_take_addresses(client, tmp_path, monkeypatch, capsys):
         )
         == 0
     )
-    assert "1 masks in s3://bkt/lungs" in capsys.readouterr().out
+    assert "1 mask in s3://bkt/lungs" in capsys.readouterr().out
     written = contents(client, "lungs/")
     assert {"lungs/masks/MCUCXR_0001_0.png", "lungs/overlays/MCUCXR_0001_0.png", "lungs/measurements.csv"} < set(
         written

@@ -12,6 +12,8 @@ from .. import files
 from ..config import CONVENTIONS, THRESHOLD
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from ..infer import LungSegmenter
 
 
@@ -91,15 +93,36 @@ def add_batch_size(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=positive, default=8, help="radiographs per forward pass")
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 mask`` or ``2 masks``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def print_scores(summary: pd.DataFrame) -> None:
+    """Prints a summary of scores; its size 0, the radiographs' own, is ``own``."""
+    sizes = summary["size"].astype(object).replace(0, "own")
+    print(summary.assign(size=sizes).to_string(index=False, float_format="{:.4f}".format))
+
+
+def whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number") from None
+
+
 def positive(text: str) -> int:
-    number = int(text)
+    number = whole(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
     return number
 
 
 def share(text: str) -> float:
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is not a number") from None
     if not 0 < number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return number
@@ -109,6 +132,7 @@ def side(text: str) -> int:
     from ..config import PREPARED_SIDES
 
     least, most = PREPARED_SIDES
-    if not least <= int(text) <= most:
-        raise argparse.ArgumentTypeError(f"{text} is not from {least} to {most}")
-    return int(text)
+    number = whole(text)
+    if not least <= number <= most:
+        raise argparse.ArgumentTypeError(f"{number} is not from {least} to {most}")
+    return number

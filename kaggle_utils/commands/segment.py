@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import files
-from .common import SAME_COMMAND, Command, add_batch_size, add_weights, make_segmenter, positive, side
+from .common import (
+    SAME_COMMAND,
+    Command,
+    add_batch_size,
+    add_weights,
+    counted,
+    make_segmenter,
+    positive,
+    print_scores,
+    side,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +29,7 @@ def _evaluate_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--split", choices=("train", "val", "test"), default="test", help="which part of it")
     sub.add_argument("--sizes", type=side, nargs="+", default=[256, 512], help="px at which masks are compared")
     sub.add_argument(
-        "--input", help="folder with the raw sets: compare at the original sizes too (size 0 in the table)"
+        "--input", help="folder with the raw sets: compare at the original sizes too (size own; 0 in CSV files)"
     )
     sub.add_argument("--out", help="write OUT.csv, one row per radiograph, and OUT_summary.csv")
     add_weights(sub)
@@ -31,7 +41,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
     scores = evaluate(args.data, make_segmenter(args), split=args.split, sizes=args.sizes, raw=args.input)
     summary = summarise(scores, ["source", "protocol", "size"])
-    print(summary.to_string(index=False, float_format="{:.4f}".format))
+    print_scores(summary)
     if args.out:
         out = args.out.removesuffix(".csv")
         Path(out).parent.mkdir(parents=True, exist_ok=True)
@@ -115,8 +125,9 @@ def predict(args: argparse.Namespace) -> int:
     failed = table[table["error"] != ""]
     refused = int(failed["height"].notna().sum())
     print(
-        f"{len(table) - len(failed)} masks in {args.out}, {len(failed) - refused} files could not be read, {refused} "
-        f"{'film' if refused == 1 else 'films'} refused" + " (--force segments them)" * bool(refused)
+        f"{counted(len(table) - len(failed), 'mask')} in {args.out}, "
+        f"{counted(len(failed) - refused, 'file')} could not be read, "
+        f"{counted(refused, 'film')} refused" + " (--force segments them)" * bool(refused)
     )
     without = why_no_estimate(segmenter.quality)
     if without:
@@ -149,10 +160,11 @@ def _predict_on_cluster(args: argparse.Namespace) -> int:
     manifest = predict(args.path, args.out, settings, weights=weights, device=args.device, address=args.ray)
     result: Any = manifest["result"]
     print(
-        f"{result['masks']} masks in {args.out}, {result['unreadable']} files could not be read, {result['refused']} "
-        "films refused"
+        f"{counted(result['masks'], 'mask')} in {args.out}, "
+        f"{counted(result['unreadable'], 'file')} could not be read, "
+        f"{counted(result['refused'], 'film')} refused"
         + " (--force segments them)" * bool(result["refused"])
-        + f"; {result['doubtful']} masks to look at: flag and reasons there"
+        + f"; {counted(result['doubtful'], 'mask')} to look at: flag and reasons there"
     )
     for error in result["errors"]:
         print(f"  {error}", file=sys.stderr)

@@ -7,7 +7,7 @@ from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
-from .common import SAME_COMMAND, Command, positive, side
+from .common import SAME_COMMAND, Command, positive, print_scores, side
 
 
 def _train_options(sub: argparse.ArgumentParser) -> None:
@@ -72,7 +72,7 @@ def _protocol_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("name", nargs="+", choices=PROTOCOLS, help="whose training list to train on")
     sub.add_argument("--data", default="segmentation", help="prepared folder")
     sub.add_argument(
-        "--input", help="folder with the raw sets: compare at the original sizes too (size 0 in the table)"
+        "--input", help="folder with the raw sets: compare at the original sizes too (size own; 0 in CSV files)"
     )
     sub.add_argument("--out", default="runs/protocols", help="folder of the runs; a stopped one is resumed")
     sub.add_argument("--steps", type=positive, default=3000, help="optimiser steps per training, about")
@@ -85,7 +85,7 @@ def protocol(args: argparse.Namespace) -> int:
     for name in args.name:
         out = Path(args.out) / name
         summary = run_protocol(name, args.data, out, steps=args.steps, raw=args.input, flip=not args.no_flip)
-        print(summary.to_string(index=False, float_format="{:.4f}".format))
+        print_scores(summary)
     return 0
 
 
@@ -126,21 +126,23 @@ def _plots_options(sub: argparse.ArgumentParser) -> None:
 def plots(args: argparse.Namespace) -> int:
     from ..plots import CHARTS, PICTURES, check_replaceable, save
 
-    out, missing = Path(args.out), 0
+    out, missing = Path(args.out), {}
     for name in (*PICTURES, *CHARTS):
         check_replaceable(out / name)
-    for name, draw in PICTURES.items():
-        save(draw(), out / name)
-        print(out / name)
     for name, draw_from in CHARTS.items():
         try:
             save(draw_from(args.results), out / name)
             print(out / name)
         except FileNotFoundError as error:  # of results that were not made
-            print(f"{name} left as it is: {error}")
-            missing += 1
-    if missing == len(CHARTS):
+            missing[name] = str(error)
+    if len(missing) == len(CHARTS):
         raise FileNotFoundError(f"{args.results}: no results to draw: name their folder with --results")
+    for name, draw in PICTURES.items():
+        save(draw(), out / name)
+        print(out / name)
+    for name, reason in missing.items():
+        state = "left as it is" if (out / name).exists() else "not drawn"
+        print(f"{name} {state}: {reason}")
     return 0
 
 
