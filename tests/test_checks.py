@@ -1,4 +1,4 @@
-"""quality.checks: what is said of a film before it is segmented, what is put right, and what is said of the lungs found."""
+"""quality.checks: what is said of a film before it is segmented, what is put right, and what of the lungs found."""
 
 import itertools
 

@@ -29,6 +29,7 @@ from kaggle_utils.export import read_onnx_header
 from kaggle_utils.files import LOCK, locked
 from kaggle_utils.image import write_image
 from kaggle_utils.model import UNet, read_header, save_weights
+from kaggle_utils.scale.cluster_work import Settings
 from kaggle_utils.scale.shards import ShardedFilms, read_shards
 from kaggle_utils.splits import flagged_masks
 from kaggle_utils.synthetic.model import AppearanceModel
@@ -1128,3 +1129,29 @@ def test_a_higher_threshold_makes_smaller_masks(tmp_path, capfd):
         assert main(["predict", str(tmp_path / "film.png"), "--out", str(out), "--threshold", threshold]) == 0
         areas.append(pd.read_csv(out / "predictions.csv")["lung_px"][0])
     assert areas[0] > areas[1] > 0
+
+
+@pytest.mark.parametrize(
+    "path, said",
+    [("", "an empty name"), ("https://example.com/a.png", "https://example.com/a.png: addresses of the web")],
+)
+def test_what_names_no_file_of_this_machine_is_told(path, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", path]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_every_switch_of_predict_goes_to_the_cluster(monkeypatch, tmp_path):
+    seen = []
+
+    def predict(paths, out, settings, **_):
+        seen.append(settings)
+        return {"result": {"masks": 0, "unreadable": 0, "refused": 0, "doubtful": 0, "errors": []}}
+
+    monkeypatch.setattr("kaggle_utils.scale.cluster.predict", predict)
+    write_raw(tmp_path / "film.png", phantom().image)
+    switches = ["--threshold", "0.7", "--flip", "--raw", "--force", "--batch-size", "3", "--head", "shenzhen"]
+    words = ["predict", str(tmp_path / "film.png"), "--out", str(tmp_path / "o"), *switches]
+    assert main([*words, "--backend", "onnxruntime", "--ray"]) == 0
+    wanted = {"threshold": 0.7, "flip": True, "clean": False, "force": True, "batch": 3, "head": "shenzhen"}
+    assert seen == [Settings(**wanted, backend="onnxruntime")]

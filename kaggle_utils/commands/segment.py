@@ -155,6 +155,7 @@ def _predict_on_cluster(args: argparse.Namespace) -> int:
         clean=not args.raw,
         head=args.head,
         backend=args.backend,
+        threshold=args.threshold,
     )
     weights = fetch(args.weights)
     manifest = predict(args.path, args.out, settings, weights=weights, device=args.device, address=args.ray)

@@ -64,7 +64,7 @@ def find_files(patterns: Iterable[str | Path], *, out: str | Path | None = None)
     found: dict[tuple[str, str], Path] = {}
     real = cache(os.path.realpath)
     for pattern in patterns:
-        films = _find(Path(pattern))
+        films = _find(_as_path(pattern))
         if not films:
             raise FileNotFoundError(_nothing(pattern))
         for path in films:  # a folder that is reached in two ways is one; two links to one file are two names
@@ -82,7 +82,7 @@ def find_files(patterns: Iterable[str | Path], *, out: str | Path | None = None)
 def check_patterns(patterns: Iterable[str | Path]) -> None:
     """Raises FileNotFoundError for a pattern in which :func:`find_files` would find nothing; looks no further than the
     first film."""
-    for pattern in map(Path, patterns):
+    for pattern in map(_as_path, patterns):
         paths = [pattern] if os.path.lexists(pattern) else _expand(pattern)
         if not any(not path.is_dir() or any(map(is_film, walk(path))) for path in paths):
             raise FileNotFoundError(_nothing(pattern))
@@ -252,6 +252,15 @@ def _is_ours(folder: Path) -> bool:
 def _ours(paths: Iterable[PurePath]) -> set[PurePath]:
     """The folders whose pictures this package wrote, by the tables among some paths."""
     return {path.parent / below for path in paths for below in OUTPUTS.get(path.name, ())}
+
+
+def _as_path(pattern: str | Path) -> Path:
+    """Raises FileNotFoundError for an empty name, which would be the current folder, and for an address of the web."""
+    if str(pattern) == "":
+        raise FileNotFoundError("an empty name, where a radiograph or a folder was expected")
+    if re.match(r"https?://", str(pattern)):
+        raise FileNotFoundError(f"{printable(pattern)}: addresses of the web aren't read: download it first")
+    return Path(pattern)
 
 
 def _nothing(pattern: str | Path) -> str:
