@@ -1,4 +1,4 @@
-"""quality.measurements: shapes whose areas, landmarks, symmetry and tilt are known, films whose lungs are known, and masks of
+"""quality.measurements: shapes whose areas, landmarks, symmetry and tilt are known, films of known lungs, and masks of
 any kind."""
 
 from math import isnan, nan
