@@ -76,7 +76,7 @@ def run(films: Path, out: Path, workers: int, shard: int, weights: Path | None =
     watch.start()
     start = time.time()
     try:
-        manifest = cluster.predict([films], out, weights=weights, address=node.address, shard=shard)
+        manifest = cluster.predict_on_cluster([films], out, weights=weights, address=node.address, shard=shard)
     finally:
         watch.over.set()
         node.shutdown()

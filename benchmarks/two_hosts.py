@@ -30,8 +30,8 @@ COPIES, FILMS, PX, SHARD = 10, 100, 1024, 100  # films go into S3 under several 
 EPOCHS = 40
 ENVIRONMENT = AWS | {"AWS_ENDPOINT_URL": S3, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
 CLUSTER = (
-    "from kaggle_utils.scale.cluster import predict; "
-    f"predict(['s3://bkt/films'], 's3://bkt/lungs', address='{RAY}', shard={SHARD})"
+    "from kaggle_utils.scale.cluster import predict_on_cluster; "
+    f"predict_on_cluster(['s3://bkt/films'], 's3://bkt/lungs', address='{RAY}', shard={SHARD})"
 )
 
 

@@ -17,7 +17,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from .pictures.header import HEAD, MAX_BYTES, MAX_PIXELS, check_size, is_dicom, kind_of, read_header
+from .pictures.header import HEAD, MAX_BYTES, MAX_PIXELS, check_size, is_dicom, kind_of, read_picture_header
 
 # A second belt: OpenCV reads it when it is imported. An import before this one leaves OpenCV's own limit, 2**30.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
@@ -187,7 +187,7 @@ def _film_bytes(data: bytes | mmap.mmap) -> int:
         if kind == "DICOM":
             found = dicom_bytes(data[:_DICOM_HEAD], FINISHED_BYTES)
             return MOST_BYTES if found is None else size + found
-        declared = read_header(data)
+        declared = read_picture_header(data)
     except (ValueError, ImportError):
         return size
     return size + declared.rows * declared.columns * (declared.pixel + FINISHED_BYTES)

@@ -21,7 +21,7 @@ from kaggle_utils import infer, predictions
 from kaggle_utils.cli import main
 from kaggle_utils.files import printable
 from kaggle_utils.model import UNet, save_weights
-from kaggle_utils.scale.cluster import MANIFEST, Settings, list_films, predict
+from kaggle_utils.scale.cluster import MANIFEST, Settings, list_films, predict_on_cluster
 from kaggle_utils.scale.cluster_work import STOPS, Worker
 
 # Before Ray is imported: its servers and their addresses are the loopback's, and nothing gets into the home folder.
@@ -106,7 +106,7 @@ def expected(films, weights, folder):
 @pytest.fixture(scope="module")
 def done(cluster, films, weights, folder):
     """A finished run, in shards of 8."""
-    manifest = predict([films], folder / "out", FORCED, weights=weights, address=cluster.address, shard=8)
+    manifest = predict_on_cluster([films], folder / "out", FORCED, weights=weights, address=cluster.address, shard=8)
     return folder / "out", manifest
 
 
@@ -166,7 +166,7 @@ def test_only_what_is_missing_is_done_again(done, cluster, films, weights, expec
     (out / "films-00001.parquet").unlink()
     (out / "films-00004.parquet").unlink()
     (out / ".films-00004.parquet.part").write_bytes(b"what a kill left")
-    assert predict([films], out, FORCED, weights=weights, address=cluster.address, shard=8) == manifest
+    assert predict_on_cluster([films], out, FORCED, weights=weights, address=cluster.address, shard=8) == manifest
     changed = {name for name, when in times(out).items() if before[name] != when}
     assert changed == {"films-00001.parquet", "films-00004.parquet"}
     assert_same(out, expected)
@@ -174,13 +174,13 @@ def test_only_what_is_missing_is_done_again(done, cluster, films, weights, expec
 
 def test_finished_run_starts_no_cluster(done, films, weights):
     before = times(done[0])
-    assert predict([films], done[0], FORCED, weights=weights, address="127.0.0.1:1", shard=8) == done[1]
+    assert predict_on_cluster([films], done[0], FORCED, weights=weights, address="127.0.0.1:1", shard=8) == done[1]
     assert times(done[0]) == before
 
 
 def test_other_films_weights_settings_or_shards_are_an_error(done, films, weights, tmp_path):
     def go(patterns=(films,), settings=FORCED, weights=weights, shard=8):
-        predict(patterns, done[0], settings, weights=weights, address="127.0.0.1:1", shard=shard)
+        predict_on_cluster(patterns, done[0], settings, weights=weights, address="127.0.0.1:1", shard=shard)
 
     torch.manual_seed(1)
     save_weights(tmp_path / "w.safetensors", UNet(base_channels=2, depth=2), {"size": 32, "sources": ["montgomery"]})
@@ -195,7 +195,7 @@ def test_other_films_weights_settings_or_shards_are_an_error(done, films, weight
             go(**change)
     (tmp_path / "films-00000.parquet").write_bytes(b"")
     with pytest.raises(ValueError, match="shards without"):
-        predict([films], tmp_path, FORCED, weights=weights, address="127.0.0.1:1", shard=8)
+        predict_on_cluster([films], tmp_path, FORCED, weights=weights, address="127.0.0.1:1", shard=8)
     assert times(done[0]) == before
 
 
@@ -219,7 +219,7 @@ def test_killed_process_loses_nothing(cluster, films, weights, folder, expected)
 
     killer = threading.Thread(target=kill)
     killer.start()
-    predict([films], folder / "killed", FORCED, weights=weights, address=cluster.address, shard=2)
+    predict_on_cluster([films], folder / "killed", FORCED, weights=weights, address=cluster.address, shard=2)
     killer.join()
     assert killed and len(times(folder / "killed")) == 18
     assert_same(folder / "killed", expected)
@@ -232,13 +232,13 @@ def test_a_store_that_fails_ends_the_run_and_is_no_film_s_error(cluster, films, 
     denied = Fault("status", "HEAD|GET", "/in/f09", times=10**6, status=403, code="AccessDenied")
     proxy.faults.append(denied)
     with pytest.raises(OSError, match="s3://bkt/in/f09.png: permission denied.* resumes when that is mended"):
-        predict(["s3://bkt/in"], "s3://bkt/out", FORCED, weights=weights, address=cluster.address, shard=4)
+        predict_on_cluster(["s3://bkt/in"], "s3://bkt/out", FORCED, weights=weights, address=cluster.address, shard=4)
     denied.times = 0
     proxy.faults.append(Fault("status", "GET", "/in/f10", times=1, status=500))
     assert (
-        predict(["s3://bkt/in"], "s3://bkt/out", FORCED, weights=weights, address=cluster.address, shard=4)["result"][
-            "masks"
-        ]
+        predict_on_cluster(["s3://bkt/in"], "s3://bkt/out", FORCED, weights=weights, address=cluster.address, shard=4)[
+            "result"
+        ]["masks"]
         == 12
     )
 
@@ -283,9 +283,9 @@ def test_what_is_wrong_with_addresses_is_one_line_and_leaves_nothing(weights, fi
         (["s3://bkt/in"], "s3://nobody/out", "s3://nobody/out: no such bucket"),
     ):
         with pytest.raises(FileNotFoundError, match=said):
-            predict(patterns, out, FORCED, weights=weights)
+            predict_on_cluster(patterns, out, FORCED, weights=weights)
     with pytest.raises(OSError, match="no cluster at 127.0.0.1:1"):
-        predict([films], tmp_path / "b", FORCED, weights=weights, address="127.0.0.1:1")
+        predict_on_cluster([films], tmp_path / "b", FORCED, weights=weights, address="127.0.0.1:1")
     assert not any(tmp_path.iterdir())
 
 
@@ -303,7 +303,7 @@ def test_films_and_results_in_s3(cluster, films, weights, expected, folder, monk
         for path in films.rglob("*.png"):
             client.upload_file(str(path), "films", f"in/{path.relative_to(films).as_posix()}")
         client.put_object(Bucket="films", Key="in/readme.txt", Body=b"no film")
-        manifest = predict(
+        manifest = predict_on_cluster(
             ["s3://films/in"], "s3://films/out", FORCED, weights=weights, address=cluster.address, shard=20
         )
         client.upload_file(str(weights), "films", "w.safetensors")
@@ -325,7 +325,7 @@ def test_films_and_results_in_s3(cluster, films, weights, expected, folder, monk
         )
         assert "other films" in capsys.readouterr().err
         with pytest.raises(FileNotFoundError, match="s3://films/nothing"):
-            predict(["s3://films/nothing"], "s3://films/out", FORCED, weights=weights)
+            predict_on_cluster(["s3://films/nothing"], "s3://films/out", FORCED, weights=weights)
         found = {
             item["Key"]: client.get_object(Bucket="films", Key=item["Key"])["Body"].read()
             for item in client.list_objects_v2(Bucket="films", Prefix="out/")["Contents"]
@@ -423,7 +423,9 @@ def test_with_a_gpu_rows_are_the_same(cluster, films, weights, folder, expected)
     """A node that says it has a GPU: the rows are the same."""
     node = cluster.add_node(**NODE, num_gpus=1)
     try:
-        manifest = predict([films], folder / "gpu", FORCED, weights=weights, address=cluster.address, device="cuda")
+        manifest = predict_on_cluster(
+            [films], folder / "gpu", FORCED, weights=weights, address=cluster.address, device="cuda"
+        )
     finally:
         cluster.remove_node(node)
     assert manifest["result"]["masks"] == 34
@@ -432,12 +434,12 @@ def test_with_a_gpu_rows_are_the_same(cluster, films, weights, folder, expected)
 
 def test_gpu_that_is_not_there_is_an_error(cluster, films, weights, tmp_path):
     with pytest.raises(ValueError, match="Ray sees a GPU on 0 nodes"):
-        predict([films], tmp_path, FORCED, weights=weights, address=cluster.address, device="cuda")
+        predict_on_cluster([films], tmp_path, FORCED, weights=weights, address=cluster.address, device="cuda")
 
 
 def test_address_where_nobody_answers_is_an_error(films, weights, tmp_path):
     with pytest.raises(OSError, match="no cluster at 127.0.0.1:1: "):
-        predict([films], tmp_path, FORCED, weights=weights, address="127.0.0.1:1")
+        predict_on_cluster([films], tmp_path, FORCED, weights=weights, address="127.0.0.1:1")
 
 
 @pytest.mark.slow

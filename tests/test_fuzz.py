@@ -25,7 +25,7 @@ from kaggle_utils import image as files
 from kaggle_utils.dicom import read as reader
 from kaggle_utils.model import FORMAT, UNet, load_weights
 from kaggle_utils.pictures import header
-from kaggle_utils.pictures.header import MAX_BYTES, MAX_PIXELS, is_dicom, read_header
+from kaggle_utils.pictures.header import MAX_BYTES, MAX_PIXELS, is_dicom, read_picture_header
 
 EDITS = st.lists(
     st.tuples(
@@ -78,7 +78,7 @@ def test_damaged_file_is_read_or_refused(tmp_path, name):
 def test_any_bytes_declare_a_size_or_are_refused(data):
     is_dicom(data)
     try:
-        found = read_header(data)
+        found = read_picture_header(data)
     except ValueError:
         return
     assert all(
@@ -233,7 +233,7 @@ def test_gzip_bomb_is_refused_without_being_unpacked(tmp_path, content, said, mo
 def test_declared_size_is_rows_then_columns(tmp_path, suffix):
     film = phantom(30, 20).image
     path = write_raw(tmp_path / f"film{suffix}", np.dstack([film] * 3) if suffix == ".gif" else film)
-    found = read_header(path.read_bytes())
+    found = read_picture_header(path.read_bytes())
     assert (found.rows, found.columns) == (30, 20)
 
 

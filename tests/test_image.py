@@ -27,7 +27,7 @@ from kaggle_utils import image as files
 from kaggle_utils.pictures import complaints, header
 from kaggle_utils.pictures.decode import decode
 from kaggle_utils.pictures.gray import gray_range, to_8_bits
-from kaggle_utils.pictures.header import read_header
+from kaggle_utils.pictures.header import read_picture_header
 
 
 def encode_gray8(path, film):
@@ -762,7 +762,7 @@ def pictures(film: np.ndarray) -> dict[str, np.ndarray]:
 def test_a_file_declares_at_least_what_its_pixels_take(tmp_path, film, name):
     path = write_raw(tmp_path / name, pictures(film.image)[name])
     pixels = decode(path.read_bytes())[0]
-    declared = read_header(path.read_bytes())
+    declared = read_picture_header(path.read_bytes())
     assert declared.pixel * declared.rows * declared.columns >= pixels.nbytes
     assert files.film_bytes(path) >= pixels.nbytes + files.FINISHED_BYTES * pixels.shape[0] * pixels.shape[1]
 
@@ -772,7 +772,7 @@ def test_palette_with_transparency_declares_its_four_channels(tmp_path):
     picture.putpalette([0, 0, 0, 255, 0, 0])
     picture.save(tmp_path / "film.png", transparency=0)
     data = (tmp_path / "film.png").read_bytes()
-    assert decode(data)[0].nbytes == 4 * 64 * 64 <= read_header(data).pixel * 64 * 64
+    assert decode(data)[0].nbytes == 4 * 64 * 64 <= read_picture_header(data).pixel * 64 * 64
 
 
 def test_pixels_of_many_bytes_have_a_lower_limit(tmp_path, monkeypatch):
@@ -798,7 +798,7 @@ def test_file_of_millions_of_parts_is_refused_in_a_second_or_two(kind):
     head, part = PARTS[kind]
     used = time.process_time()
     with pytest.raises(ValueError):
-        read_header(head + part * (40_000_000 // len(part)))
+        read_picture_header(head + part * (40_000_000 // len(part)))
     assert time.process_time() - used < 4
 
 
@@ -812,7 +812,7 @@ def test_of_a_tag_that_is_there_twice_the_first_counts_as_in_libtiff(film):
     data = bytearray(tiff((film.image, {279: film.image.size, 330: 9})))
     at = data.index(struct.pack("<HHII", 330, 4, 1, 9))
     struct.pack_into("<HHII", data, at, 257, 4, 1, 7)
-    assert read_header(bytes(data)).rows == film.image.shape[0]
+    assert read_picture_header(bytes(data)).rows == film.image.shape[0]
 
 
 @pytest.mark.parametrize(

@@ -1148,7 +1148,7 @@ def test_every_switch_of_predict_goes_to_the_cluster(monkeypatch, tmp_path):
         seen.append(settings)
         return {"result": {"masks": 0, "unreadable": 0, "refused": 0, "doubtful": 0, "errors": []}}
 
-    monkeypatch.setattr("kaggle_utils.scale.cluster.predict", predict)
+    monkeypatch.setattr("kaggle_utils.scale.cluster.predict_on_cluster", predict)
     write_raw(tmp_path / "film.png", phantom().image)
     switches = ["--threshold", "0.7", "--flip", "--raw", "--force", "--batch-size", "3", "--head", "shenzhen"]
     words = ["predict", str(tmp_path / "film.png"), "--out", str(tmp_path / "o"), *switches]

@@ -143,7 +143,7 @@ def predict(args: argparse.Namespace) -> int:
 
 
 def _predict_on_cluster(args: argparse.Namespace) -> int:
-    from ..scale.cluster import Settings, predict
+    from ..scale.cluster import Settings, predict_on_cluster
     from ..scale.s3 import fetch
 
     if args.format != ["png"]:
@@ -158,7 +158,7 @@ def _predict_on_cluster(args: argparse.Namespace) -> int:
         threshold=args.threshold,
     )
     weights = fetch(args.weights)
-    manifest = predict(args.path, args.out, settings, weights=weights, device=args.device, address=args.ray)
+    manifest = predict_on_cluster(args.path, args.out, settings, weights=weights, device=args.device, address=args.ray)
     result: Any = manifest["result"]
     print(
         f"{counted(result['masks'], 'mask')} in {args.out}, "

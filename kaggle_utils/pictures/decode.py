@@ -13,7 +13,7 @@ import numpy as np
 
 from . import header
 from .complaints import DAMAGED, complaint_alone, damage_of_tiff, listening
-from .header import HEAD, check_png, check_size, kind_of, read_header
+from .header import HEAD, check_png, check_size, kind_of, read_picture_header
 
 JSRT_SIDE = 2048  # px
 JSRT_BYTES = 2 * JSRT_SIDE**2
@@ -38,7 +38,7 @@ def decode(data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
     kind = kind_of(data[:HEAD])
     if kind is None and len(data) == JSRT_BYTES:
         return _jsrt(data), ()
-    declared = read_header(data)
+    declared = read_picture_header(data)
     check_size(declared.rows, declared.columns, declared.pixel)
     if declared.pictures != 1:
         raise ValueError(f"{kind} of {declared.pictures} pictures, a film has one")

@@ -120,7 +120,7 @@ def check_size(rows: int, columns: int, pixel: int = 1) -> None:
         raise ValueError(f"{said} of {pixel} bytes, more than {most}: too large for a film")
 
 
-def read_header(data: bytes | mmap) -> Header:
+def read_picture_header(data: bytes | mmap) -> Header:
     """What a file of PNG, JPEG, TIFF, BMP, GIF, WebP, JPEG 2000 or NIfTI declares.
 
     Raises:

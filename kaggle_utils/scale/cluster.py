@@ -55,7 +55,7 @@ _PLACE = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION")
 INSTALL = "pip install 'ray[data]>=2.60,<2.64' pyarrow pycocotools"
 
 
-def predict(
+def predict_on_cluster(
     patterns: Iterable[str | Path],
     out: str | Path,
     settings: Settings = DEFAULTS,
