@@ -254,14 +254,16 @@ class SetSampler(EpochSampler):
     def order(self) -> list[tuple[int, int]]:
         placed = []
         for number, (films, n) in enumerate(zip(self.sets, self.draws)):
-            for place, draw in enumerate(range(self.epoch * n, (self.epoch + 1) * n)):
-                times, at = divmod(draw, len(films))
-                placed.append(((place + 0.5) / n, number, times, int(films[self._shuffled(number, times)[at]])))
-        return [(times, index) for _, _, times, index in sorted(placed)]
+            first, skipped = divmod(self.epoch * n, len(films))
+            turns = range(first, first + 1 + (skipped + n - 1) // len(films))
+            keys = [(turn, int(film)) for turn in turns for film in self._shuffled(number, turn)]
+            places = (np.arange(n) + 0.5) / n
+            placed += [(place, number, key) for place, key in zip(places, keys[skipped:])]
+        return [key for _, _, key in sorted(placed)]
 
-    def _shuffled(self, number: int, times: int) -> np.ndarray:
-        """The order in which a set is gone through for the so-manieth time."""
-        return np.random.default_rng([self.seed, number, times]).permutation(len(self.sets[number]))
+    def _shuffled(self, number: int, turn: int) -> np.ndarray:
+        """A set's films in the order in which they are gone through for the so-manieth time."""
+        return np.random.default_rng([self.seed, number, turn]).permutation(self.sets[number])
 
 
 def make_loader(

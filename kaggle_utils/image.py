@@ -42,7 +42,7 @@ FINISHED_BYTES = 8  # a pixel: 8-bit film, probabilities, mask, labels and overl
 _turn, _freed, _taken = threading.Lock(), threading.Condition(), [0]  # of room()
 _DICOM_HEAD = 1 << 20  # bytes, in which a film's size is looked for
 _MOST_LABELS = 16  # a mask of more grays has soft edges, or was JPEG
-_MOST_EDGE = 0.1  # of a mask's pixels: a soft edge has fewer, a radiograph more
+_MOST_EDGE = 0.2  # of a mask's pixels: a soft edge has fewer, a radiograph more
 _LABEL = 0.005  # share of such a mask: a gray that fills less in one piece is no label
 _TO_GRAY = {3: cv2.COLOR_BGR2GRAY, 4: cv2.COLOR_BGRA2GRAY}  # by channels
 

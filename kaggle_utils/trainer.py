@@ -484,7 +484,8 @@ def select_films(data: str | Path | list[str | Path], config: TrainConfig) -> tu
         config: its ``sources``, ``flagged_masks``, ``films`` and ``seed`` choose.
 
     Raises:
-        ValueError: a wanted source isn't there, a film is there twice, or shards are not alone.
+        ValueError: a wanted source isn't there or has no training or validation film, a film is there twice, shards are
+            not alone, or they are to be drawn by shares.
     """
     roots = [data] if isinstance(data, (str, Path)) else data
     sharded = any(map(is_sharded, roots))
@@ -492,6 +493,8 @@ def select_films(data: str | Path | list[str | Path], config: TrainConfig) -> tu
         raise ValueError(
             "a set in shards is trained on alone: prepare the sets into one folder and write shards of that"
         )
+    if sharded and (config.shares or config.epoch_films):
+        raise ValueError("a set in shards is streamed whole: leave shares and epoch_films away")
     frames = [read_shards(root) if sharded else read_manifest(root) for root in roots]
     everything, first = pd.concat(frames), frames[0]
     check_disjoint(everything)
@@ -540,9 +543,11 @@ def draws_per_epoch(sources: pd.Series, config: TrainConfig) -> dict[str, int] |
     """
     if not config.shares and not config.epoch_films:
         return None
-    shares = config.shares or [float((sources == source).sum()) for source in config.sources]
+    films = sources.value_counts()
+    shares = dict(zip(config.sources, config.shares)) or films.to_dict()
+    shares = {source: shares[source] for source in config.sources if source in films}  # config.films may leave none
     total = min(len(sources), config.epoch_films or len(sources))
-    return {source: max(1, round(total * share / sum(shares))) for source, share in zip(config.sources, shares)}
+    return {source: max(1, round(total * share / sum(shares.values()))) for source, share in shares.items()}
 
 
 def build_model(config: TrainConfig) -> UNet:

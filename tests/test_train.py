@@ -25,6 +25,7 @@ from kaggle_utils.image import read_mask, write_mask
 from kaggle_utils.loss import LOSSES, make_loss
 from kaggle_utils.model import UNet, count_parameters, load_weights, read_header
 from kaggle_utils.quality.estimate import REASONS
+from kaggle_utils.scale.shards import write_shards
 from kaggle_utils.splits import flagged_masks, published_split
 from kaggle_utils.trainer import TrainConfig, Trainer, check_batch, ema_with_warmup
 
@@ -918,3 +919,16 @@ def test_no_set_outweighs_the_others_in_validation(tmp_path, monkeypatch):
     _, held_out = training.select_films(tmp_path, config)
     assert held_out["source"].value_counts().to_dict() == {"montgomery": 3, "shenzhen": 2}
     pd.testing.assert_frame_equal(held_out, training.select_films(tmp_path, replace(config, seed=7))[1])
+
+
+def test_a_source_that_a_choice_of_films_left_out_is_not_drawn():
+    config = replace(TINY, sources=("montgomery", "shenzhen"), shares=(1.0, 1.0), epoch_films=4)
+    assert training.draws_per_epoch(pd.Series(["shenzhen"] * 9), config) == {"shenzhen": 4}
+
+
+@pytest.mark.parametrize("setting", [{"shares": (1.0,)}, {"epoch_films": 5}], ids=str)
+def test_shards_are_not_drawn_by_shares(tmp_path, setting):
+    write_shards(write_prepared(tmp_path / "set", {"train": 4, "val": 2}), tmp_path / "shards", films=2)
+    config = replace(TINY, sources=("montgomery",), **setting)
+    with pytest.raises(ValueError, match="streamed whole: leave shares and epoch_films away"):
+        training.select_films(tmp_path / "shards", config)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import files
 from ..config import CONVENTIONS, THRESHOLD
@@ -47,19 +47,17 @@ class Command:
 SAME_COMMAND = "; the same command resumes it"
 
 
+def switches(args: argparse.Namespace) -> dict[str, Any]:
+    """How a network is used, of the options of :func:`add_weights`."""
+    names = ("flip", "head", "backend", "threshold")
+    return {"clean": not args.raw, **{name: getattr(args, name) for name in names}}
+
+
 def make_segmenter(args: argparse.Namespace) -> LungSegmenter:
     from ..infer import LungSegmenter
     from ..scale.s3 import fetch
 
-    return LungSegmenter(
-        fetch(args.weights),
-        device=args.device,
-        flip=args.flip,
-        clean=not args.raw,
-        head=args.head,
-        backend=args.backend,
-        threshold=args.threshold,
-    )
+    return LungSegmenter(fetch(args.weights), device=args.device, **switches(args))
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:

@@ -18,6 +18,7 @@ from .common import (
     positive,
     print_scores,
     side,
+    switches,
 )
 
 if TYPE_CHECKING:
@@ -65,8 +66,7 @@ def _predict_options(sub: argparse.ArgumentParser) -> None:
         "path",
         nargs="+",
         help="files, folders (searched below, through links) and globs: PNG, JPEG, TIFF, BMP, GIF, WebP, JPEG 2000, "
-        "NIfTI of "
-        "one slice and DICOM, also gzip'd, under any name; and s3:// addresses of objects and prefixes, without globs",
+        "NIfTI of one slice and DICOM, also gzip'd, under any name; and s3:// addresses of objects and prefixes",
     )
     sub.add_argument("--out", default="predictions", help="folder to write, or s3://bucket/prefix")
     add_batch_size(sub)
@@ -81,9 +81,8 @@ def _predict_options(sub: argparse.ArgumentParser) -> None:
         choices=("png", "coco", "dicom-seg"),
         default=["png"],
         metavar="FORMAT",
-        help="png, coco, dicom-seg, one or more: masks and overlays as PNG; COCO run lengths of both lungs in "
-        "OUT/coco.parquet; a DICOM "
-        "segmentation object for each film that is DICOM",
+        help="one or more of png (masks and overlays), coco (run lengths of both lungs in OUT/coco.parquet) and "
+        "dicom-seg (a DICOM segmentation object for each radiograph that is DICOM)",
     )
     sub.add_argument(
         "--ray",
@@ -91,10 +90,9 @@ def _predict_options(sub: argparse.ArgumentParser) -> None:
         const="local",
         metavar="ADDRESS",
         type=_ray_address,
-        help="on the Ray cluster at HOST:PORT or on the one that this machine is in (auto), or on one of this "
-        "machine's own if no "
-        "address is given; films and OUT may be s3:// prefixes, other films are on a disk that every node sees; OUT "
-        "gets shards of Parquet, a row a film; the same command goes on with a stopped run; needs ray[data]",
+        help="on the Ray cluster at HOST:PORT, on the one that this machine is in (auto), or on one of its own if no "
+        "address is given; radiographs and OUT are s3:// prefixes or on a disk that every node sees; OUT gets shards "
+        "of Parquet, one row per radiograph; the same command resumes a stopped run; needs ray[data]",
     )
     add_weights(sub)
 
@@ -148,15 +146,7 @@ def _predict_on_cluster(args: argparse.Namespace) -> int:
 
     if args.format != ["png"]:
         raise ValueError("--ray writes Parquet with COCO run lengths and no other format: leave --format away")
-    settings = Settings(
-        batch=args.batch_size,
-        force=args.force,
-        flip=args.flip,
-        clean=not args.raw,
-        head=args.head,
-        backend=args.backend,
-        threshold=args.threshold,
-    )
+    settings = Settings(batch=args.batch_size, force=args.force, **switches(args))
     weights = fetch(args.weights)
     manifest = predict_on_cluster(args.path, args.out, settings, weights=weights, device=args.device, address=args.ray)
     result: Any = manifest["result"]
