@@ -262,7 +262,7 @@ class SetSampler(EpochSampler):
         return [key for _, _, key in sorted(placed)]
 
     def _shuffled(self, number: int, turn: int) -> np.ndarray:
-        """A set's films in the order in which they are gone through for the so-manieth time."""
+        """A set's films in the order of one turn."""
         return np.random.default_rng([self.seed, number, turn]).permutation(self.sets[number])
 
 

@@ -29,9 +29,11 @@ from .dicom.read import Lie as Lie  # this module is its face
 from .dicom.read import Radiograph, dicom_bytes, read_dicom
 from .dicom.seg import read_seg
 from .files import write_bytes
+from .pictures.arrays import as_array, check_array, is_array
 from .pictures.complaints import DAMAGED
 from .pictures.decode import JSRT_BYTES, JSRT_SIDE, decode, unpack
 from .pictures.gray import to_8_bits
+from .pictures.labels import to_mask
 
 # OpenCV logs to stderr what read_image says in one line with the file's name.
 cv2.utils.logging.setLogLevel(0)
@@ -41,9 +43,6 @@ MOST_BYTES = 1_100_000_000
 FINISHED_BYTES = 8  # a pixel: 8-bit film, probabilities, mask, labels and overlay, which are not all there at once
 _turn, _freed, _taken = threading.Lock(), threading.Condition(), [0]  # of room()
 _DICOM_HEAD = 1 << 20  # bytes, in which a film's size is looked for
-_MOST_LABELS = 16  # a mask of more grays has soft edges, or was JPEG
-_MOST_EDGE = 0.2  # of a mask's pixels: a soft edge has fewer, a radiograph more
-_LABEL = 0.005  # share of such a mask: a gray that fills less in one piece is no label
 _TO_GRAY = {3: cv2.COLOR_BGR2GRAY, 4: cv2.COLOR_BGRA2GRAY}  # by channels
 
 
@@ -92,65 +91,26 @@ def read_film(path: str | Path, *, data: bytes | None = None) -> Radiograph:
     return replace(film, notes=(*film.notes, note))
 
 
-def is_array(film: object) -> bool:
-    """Whether something holds pixels: a NumPy array, a tensor, a Pillow picture, whatever NumPy makes an array of."""
-    if isinstance(film, (str, bytes)):  # NumPy's own texts have __array__
-        return False
-    return hasattr(type(film), "__array__") or hasattr(type(film), "__array_interface__")
-
-
-def as_array(film: Any) -> np.ndarray:
-    """The pixels of what :func:`is_array` says has some.
-
-    Raises:
-        ValueError: NumPy has no such type.
-        OSError: a Pillow picture whose file is damaged.
-    """
-    if hasattr(film, "detach"):  # a tensor, which may lie on a GPU
-        film = film.detach().cpu()
-    if hasattr(film, "getbands") and (len(film.getbands()) > 1 or film.mode == "P"):  # a picture: CMYK, a palette
-        film = film.convert("RGB")
-    try:
-        return np.asarray(film)
-    except (TypeError, RuntimeError) as error:
-        raise ValueError(f"NumPy can't make an array of this {type(film).__name__}: {error}") from None
-
-
 def from_array(film: Any) -> Radiograph:
     """A radiograph from an array: gray ``(H, W)`` of any type and range, or RGB or RGBA ``(H, W, C)``.
 
     An axis of length 1 is left out.
 
     Args:
-        film: a NumPy array, or what else :func:`is_array` takes for one.
+        film: a NumPy array, or what else :func:`pictures.arrays.is_array` takes for one.
 
     Raises:
         ValueError: another shape, a type that holds no gray, or not a finite number.
         OSError: a Pillow picture whose file is damaged.
     """
     array = as_array(film)
-    _check_array(array)
+    check_array(array)
     pixels = np.squeeze(array)
     is_colour = pixels.ndim == 3
     check_size(*pixels.shape[:2])
     if is_colour:
         pixels = np.ascontiguousarray(pixels[..., 2::-1])  # BGR, as from a file
     return _radiograph(pixels)
-
-
-def _check_array(array: np.ndarray) -> None:
-    """Raises ValueError unless an array is gray or colour, but for axes of length 1."""
-    what, shape = f"an array of {array.dtype} {array.shape}", np.squeeze(array).shape
-    if array.dtype.kind not in "uif":
-        hints = {"b": " (a mask?)", "O": "; paths are given as a list", "U": "; paths are given as a list"}
-        hint = hints.get(array.dtype.kind, "")
-        raise ValueError(f"{what}: grays are whole numbers or floats, which {array.dtype} is not{hint}")
-    if len(shape) == 2 or len(shape) == 3 and shape[2] in (3, 4):
-        return
-    last = ""
-    if len(shape) == 3 and shape[0] in (3, 4):
-        last = f", channels last: np.moveaxis(array, {array.ndim - 3}, -1)"
-    raise ValueError(f"{what}: expected gray (H, W), or RGB or RGBA (H, W, C){last}; several films are given as a list")
 
 
 def film_bytes(film: Any) -> int:
@@ -226,11 +186,11 @@ def constant_border(image: np.ndarray) -> tuple[int, int, int, int]:
 def read_mask(path: str | Path, *, labels: Collection[int] = ()) -> np.ndarray:
     """Reads a mask, whatever its encoding: 0/1, 0/255, a label per lung, gray, colour, palette, 16-bit.
 
-    See :func:`to_mask`.
+    See :func:`pictures.labels.to_mask`.
 
     Args:
         path: a mask file, of any format that :func:`pictures.decode.decode` reads, or a DICOM segmentation.
-        labels: grays of the lungs, in a map of more labels than :func:`to_mask` can tell apart.
+        labels: grays of the lungs, in a map of more labels than :func:`pictures.labels.to_mask` can tell apart.
 
     Returns:
         ``uint8 (H, W)`` in {0, 1}.
@@ -247,29 +207,6 @@ def read_mask(path: str | Path, *, labels: Collection[int] = ()) -> np.ndarray:
         _check_whole(notes)
         gray = _to_gray(pixels)
         return np.isin(gray, list(labels)).astype(np.uint8) if labels else to_mask(gray)
-
-
-def to_mask(gray: np.ndarray) -> np.ndarray:
-    """Gray levels ``(H, W)`` of any real type as a mask in {0, 1}: the lungs are of one gray, or of two, a label each.
-
-    The lowest gray is the background. A label is a gray that fills an area; grays along an edge, or of JPEG's ringing,
-    fill none: from half-way between the background and the lowest label on they are lung.
-
-    Raises:
-        ValueError: it has more than two labels, or is no mask but a picture.
-    """
-    bottom, top = float(gray.min()), float(gray.max())
-    if bottom == top:
-        return np.full(gray.shape, top > 0, np.uint8)
-    place = (gray.astype(np.float32) - bottom) / (top - bottom)
-    labels = [*_labels_between(gray, bottom, top), top]
-    edges = (place > 1 / 4) & (place < 3 / 4)
-    if len(labels) == 1 and edges.mean() > _MOST_EDGE:
-        raise ValueError(f"a picture in shades of gray ({edges.mean():.0%} of it), no mask")
-    if len(labels) > 2:
-        names = ", ".join(f"{label:g}" for label in labels)
-        raise ValueError(f"a label map of {len(labels)} labels ({names}): which are lungs? Name them (prep --labels)")
-    return (gray > (bottom + labels[0]) / 2).astype(np.uint8)
 
 
 def decode_pnm(data: bytes) -> np.ndarray:
@@ -431,38 +368,3 @@ def _to_gray(pixels: np.ndarray) -> np.ndarray:
     if not np.isfinite(gray).all():
         raise ValueError("it has pixels that are not finite numbers")
     return gray
-
-
-def _labels_between(gray: np.ndarray, bottom: float, top: float) -> list[float]:
-    """Grays between the lowest and the highest that fill an area."""
-
-    def area(level: float) -> np.ndarray:
-        return (gray == level).astype(np.uint8)
-
-    levels, counts = _histogram(gray)
-    place = (levels - bottom) / (top - bottom)
-    if len(levels) <= _MOST_LABELS:
-        near = 1 / 32 if len(levels) > 3 else 0  # what JPEG leaves of 0 and 255 may fill areas too
-        between = levels[(place > near) & (place < 1 - near)].tolist()
-        # An edge is thin; a small lung isn't.
-        return [level for level in between if cv2.erode(area(level), np.ones((5, 5), np.uint8)).any()]
-    # Edges, or JPEG: the background may be a little higher, and a label is several neighbouring grays.
-    labels: list[float] = []
-    least, apart = _LABEL * gray.size, (top - bottom) / 16
-    for level in levels[(counts >= least) & (place > 1 / 8) & (place < 15 / 16)].tolist():
-        if labels and level - labels[-1] < apart:
-            continue
-        pieces = cv2.connectedComponentsWithStats(area(level), connectivity=4)[2][1:, cv2.CC_STAT_AREA]
-        if pieces.max() >= least:
-            labels.append(level)
-    return labels
-
-
-def _histogram(gray: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The levels of an image, rising, and how many pixels have each."""
-    if gray.dtype not in (np.uint8, np.uint16):
-        return np.unique(gray, return_counts=True)
-    bins = 1 << 8 * gray.itemsize
-    counts = cv2.calcHist([gray], [0], None, [bins], [0, bins]).ravel()  # many times faster
-    levels = np.flatnonzero(counts)
-    return levels, counts[levels]

@@ -23,7 +23,8 @@ from numpy.typing import ArrayLike
 
 from .config import CONVENTIONS, THRESHOLD
 from .files import printable
-from .image import MOST_BYTES, film_bytes, from_array, is_array, read_film, resize_image, resize_prob
+from .image import MOST_BYTES, film_bytes, from_array, read_film, resize_image, resize_prob
+from .pictures.arrays import is_array
 from .quality import (
     NO_CHEST,
     Checked,

@@ -960,3 +960,13 @@ def test_process_forked_while_a_film_is_decoded_hears_too():
         if not child:
             os._exit(files.read_film("film", data=broken).notes == ())
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_soft_mask_is_a_mask_and_a_radiograph_is_none(tmp_path):
+    film = phantom(64, 64, 1)
+    soft = cv2.GaussianBlur(film.mask * 255, (0, 0), 1.5)
+    assert len(np.unique(soft)) > 16
+    found = files.read_mask(write_raw(tmp_path / "soft.png", soft))
+    assert (found != film.mask).mean() < 0.03
+    with pytest.raises(ValueError, match="film.png: a picture in shades of gray"):
+        files.read_mask(write_raw(tmp_path / "film.png", film.image))

@@ -5,5 +5,7 @@
 - ``decode``: bytes to pixels, upright: what OpenCV reads, NIfTI of one slice, the raw films of JSRT
 - ``complaints``: what a decoder says of damage and goes on
 - ``gray``: gray levels of any type and range to 8 bits
+- ``arrays``: tensors, Pillow's pictures and the like as NumPy arrays
+- ``labels``: gray levels to a mask of the lungs
 - ``overlay``: a mask's outline drawn into its radiograph: colour and width
 """
