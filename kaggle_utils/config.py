@@ -162,9 +162,11 @@ class TrainConfig:
         words = []
         for f in fields(self):
             value, option = getattr(self, f.name), f.name.replace("_", "-")
+            if value == f.default:
+                continue
             if isinstance(value, bool):
-                words += [f"--{option}" if value else f"--no-{option}"] * (value != f.default)
-            elif value != f.default:
+                words.append(f"--{option}" if value else f"--no-{option}")
+            else:
                 words += [f"--{option}", *map(str, value if isinstance(value, tuple) else (value,))]
         return words
 

@@ -122,11 +122,7 @@ def predict(args: argparse.Namespace) -> int:
         )
     failed = table[table["error"] != ""]
     refused = int(failed["height"].notna().sum())
-    print(
-        f"{counted(len(table) - len(failed), 'mask')} in {args.out}, "
-        f"{counted(len(failed) - refused, 'file')} could not be read, "
-        f"{counted(refused, 'film')} refused" + " (--force segments them)" * bool(refused)
-    )
+    print(_outcome(args.out, len(table) - len(failed), len(failed) - refused, refused))
     without = why_no_estimate(segmenter.quality)
     if without:
         print(f"  {without}")
@@ -140,6 +136,12 @@ def predict(args: argparse.Namespace) -> int:
     return 3 if len(failed) else 0
 
 
+def _outcome(out: str, masks: int, unreadable: int, refused: int) -> str:
+    said = f"{counted(masks, 'mask')} in {out}, {counted(unreadable, 'file')} could not be read, "
+    said += f"{counted(refused, 'film')} refused"
+    return f"{said} (--force segments them)" if refused else said
+
+
 def _predict_on_cluster(args: argparse.Namespace) -> int:
     from ..scale.cluster import Settings, predict_on_cluster
     from ..scale.s3 import fetch
@@ -150,13 +152,8 @@ def _predict_on_cluster(args: argparse.Namespace) -> int:
     weights = fetch(args.weights)
     manifest = predict_on_cluster(args.path, args.out, settings, weights=weights, device=args.device, address=args.ray)
     result: Any = manifest["result"]
-    print(
-        f"{counted(result['masks'], 'mask')} in {args.out}, "
-        f"{counted(result['unreadable'], 'file')} could not be read, "
-        f"{counted(result['refused'], 'film')} refused"
-        + " (--force segments them)" * bool(result["refused"])
-        + f"; {counted(result['doubtful'], 'mask')} to look at: flag and reasons there"
-    )
+    outcome = _outcome(args.out, result["masks"], result["unreadable"], result["refused"])
+    print(f"{outcome}; {counted(result['doubtful'], 'mask')} to look at: flag and reasons there")
     for error in result["errors"]:
         print(f"  {error}", file=sys.stderr)
     return 3 if result["errors"] else 0
