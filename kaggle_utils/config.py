@@ -123,6 +123,9 @@ class TrainConfig:
         within=(1, 16),
     )
     conv: str = setting("plain", "plain, or separable: depthwise and 1x1 convolutions", choices=("plain", "separable"))
+    init: str = setting(
+        "", "weights to start from, shipped for those of the package; a head that they lack starts as their first one"
+    )
     # loss
     loss: str = setting("bce_dice", "see loss.make_loss", choices=("bce", "dice", "bce_dice", "tversky", "focal"))
     dice_weight: float = setting(0.25, "in [0, 1], the rest is cross-entropy's", within=(0, 1))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -237,6 +237,34 @@ def load_weights(path: str | Path) -> UNet:
     """
     architecture = read_header(path)["architecture"]
     return load_network(path, lambda: UNet(**architecture))
+
+
+def start_from(model: UNet, heads: Sequence[str], path: str | Path) -> None:
+    """Gives a network the weights of a file, each head those of the head of its name, or of the first one.
+
+    Args:
+        model: of the same architecture, but for the number of heads.
+        heads: names of its heads.
+        path: the weights.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or of another architecture.
+    """
+    header, start = read_header(path), load_weights(path)
+    for name, wanted in model.architecture.items():
+        if name != "classes" and start.architecture[name] != wanted:
+            raise ValueError(
+                f"{path}: a network of {name} {start.architecture[name]}, not {wanted}: choose the same to start "
+                "from it"
+            )
+    known = header.get("heads") or [""]
+    group = model.architecture["patch"] ** 2  # channels of a head, which become its pixels
+    channels = [(known.index(head) if head in known else 0) * group + pixel for head in heads for pixel in range(group)]
+    tensors = start.state_dict()
+    for name in ("outc.weight", "outc.bias"):
+        tensors[name] = tensors[name][channels]
+    model.load_state_dict(tensors)
 
 
 def load_network(path: str | Path, make: Callable[[], Network]) -> Network:

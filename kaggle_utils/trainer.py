@@ -32,10 +32,10 @@ from .config import TrainConfig, code_version
 from .data import LungDataset, check_batch, check_disjoint, make_loader, read_manifest
 from .files import write_bytes
 from .hardware import choose_device, choose_precision, keep_memory
-from .infer import LungSegmenter
+from .infer import DEFAULT_WEIGHTS, LungSegmenter
 from .loss import make_loss
 from .metrics import confusion, overlap
-from .model import NORMALISATION, UNet, count_parameters, save_weights, update_header
+from .model import NORMALISATION, UNet, count_parameters, read_header, save_weights, start_from, update_header
 from .quality.fit import MOST, Item, fit_quality
 from .scale.shards import ShardedFilms, is_sharded, read_shards, stream_loader
 from .splits import LICENCES, SYNTHETIC, flagged_masks
@@ -343,8 +343,14 @@ class Trainer:
             "commit": self.commit,
             "config": asdict(self.config),
             **self.about,
-            "licence": [LICENCES[source] for source in sources if source in LICENCES],
+            "licence": self._licence(),
         }
+
+    def _licence(self) -> list[str]:
+        """Those of the sets learned from, and of the weights that the run started from."""
+        own = [LICENCES[source] for source in self.config.sources if source in LICENCES]
+        before = self.about.get("init", {}).get("licence", [])
+        return list(dict.fromkeys([*own, *([before] if isinstance(before, str) else before)]))
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -390,8 +396,8 @@ def train(
     """Trains a U-Net on a prepared set; the whole of ``python -m kaggle_utils train``, also where torchrun starts it.
 
     Args:
-        data: the prepared set, or several; the first one's validation films decide which weights are kept. Or one in
-            shards (:mod:`scale.shards`), a folder or its ``s3://`` address, which is streamed.
+        data: the prepared set, or several: each source is validated on in the first one that has films for it. Or one
+            in shards (:mod:`scale.shards`), a folder or its ``s3://`` address, which is streamed.
         out: the run's folder, see :class:`Trainer`.
         config: see :class:`TrainConfig`.
         resume: from ``out/last.pt``, if it is there.
@@ -466,6 +472,8 @@ def make_trainer(
     distributed.wait_for_all()
     torch.manual_seed(config.seed)
     model, about = build_model(config), describe_films(films, held_out)
+    if config.init:
+        about["init"] = start_from_weights(model, config)
     if loss is None:
         loss = make_loss(config.loss, dice_weight=config.dice_weight)
     else:
@@ -480,7 +488,8 @@ def select_films(data: str | Path | list[str | Path], config: TrainConfig) -> tu
     """The rows of the manifests that a configuration trains on, and those that it validates on.
 
     Args:
-        data: a prepared set, several, or one in shards; the validation films are those of the first.
+        data: a prepared set, several, or one in shards: each source is validated on in the first one that has films
+            for it.
         config: its ``sources``, ``flagged_masks``, ``films`` and ``seed`` choose.
 
     Raises:
@@ -496,14 +505,15 @@ def select_films(data: str | Path | list[str | Path], config: TrainConfig) -> tu
     if sharded and (config.shares or config.epoch_films):
         raise ValueError("a set in shards is streamed whole: leave shares and epoch_films away")
     frames = [read_shards(root) if sharded else read_manifest(root) for root in roots]
-    everything, first = pd.concat(frames), frames[0]
+    everything = pd.concat([frame.assign(folder=number) for number, frame in enumerate(frames)])
     check_disjoint(everything)
     absent = set(config.sources) - set(everything["source"])
     if absent:
         there = ", ".join(everything["source"].unique())
         raise ValueError(f"no film of {', '.join(sorted(absent))} in {data}: choose --sources from {there}")
     films = everything[(everything["split"] == "train") & everything["source"].isin(config.sources)]
-    held_out = first[(first["split"] == "val") & first["source"].isin(config.sources)]
+    held_out = everything[(everything["split"] == "val") & everything["source"].isin(config.sources)]
+    held_out = held_out[held_out["folder"] == held_out.groupby("source")["folder"].transform("min")]
     if not sharded:
         drawn = held_out.sample(frac=1, random_state=0).groupby("source").head(MOST_OF_A_SET)
         held_out = held_out[held_out["name"].isin(drawn["name"])]
@@ -561,6 +571,15 @@ def build_model(config: TrainConfig) -> UNet:
         patch=config.patch,
         conv=config.conv,
     )
+
+
+def start_from_weights(model: UNet, config: TrainConfig) -> dict[str, Any]:
+    """Gives a fresh network the weights that ``config.init`` names; returns what its own header keeps of theirs."""
+    path = DEFAULT_WEIGHTS if config.init == "shipped" else Path(config.init)
+    start_from(model, config.sources if config.heads else config.sources[:1], path)
+    header = read_header(path)
+    kept = {name: header[name] for name in ("sources", "films", "command", "commit", "licence") if name in header}
+    return kept | {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
 
 
 def _check_folder(out: Path, resume: bool) -> Path:

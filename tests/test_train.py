@@ -23,7 +23,7 @@ from kaggle_utils.data import LungDataset, make_loader, read_manifest
 from kaggle_utils.hardware import PRECISIONS
 from kaggle_utils.image import read_mask, write_mask
 from kaggle_utils.loss import LOSSES, make_loss
-from kaggle_utils.model import UNet, count_parameters, load_weights, read_header
+from kaggle_utils.model import UNet, count_parameters, load_weights, read_header, update_header
 from kaggle_utils.quality.estimate import REASONS
 from kaggle_utils.scale.shards import write_shards
 from kaggle_utils.splits import flagged_masks, published_split
@@ -648,6 +648,14 @@ def test_several_prepared_sets_are_trained_on_and_the_first_one_validates(prepar
     assert len(run.train_loader.dataset) == 8 + 5 and len(run.val_loader.dataset) == 4
 
 
+def test_a_source_that_the_first_set_lacks_is_validated_on_in_its_own(prepared, tmp_path):
+    other = write_prepared(tmp_path / "other", {"train": 2, "val": 3}, first=100)
+    write_prepared(other, {"train": 2, "val": 2}, source="shenzhen", first=50)
+    _, held_out = training.select_films([prepared, other], replace(TINY, sources=("montgomery", "shenzhen")))
+    assert held_out["source"].value_counts().to_dict() == {"montgomery": 4, "shenzhen": 2}
+    assert held_out.loc[held_out["source"] == "montgomery", "image"].str.startswith(str(prepared)).all()
+
+
 def test_film_put_aside_in_one_set_may_not_be_trained_on_in_another(prepared, tmp_path):
     other = write_prepared(
         tmp_path / "other", {"train": 14}
@@ -689,6 +697,60 @@ def test_each_set_has_a_head_that_learns_its_masks_alone(two_sources, tmp_path):
     with torch.inference_mode():
         ours, theirs = (fitted.best_model(next(iter(fitted.val_loader))["image"]) > 0).float().mean((0, 2, 3))
     assert theirs > 1.2 * ours > 0
+
+
+@pytest.fixture
+def begun(two_sources, tmp_path):
+    """Weights of a run on the first of two sets."""
+    training.train(two_sources, tmp_path / "begun", replace(TINY, sources=("shenzhen",), epochs=1))
+    return tmp_path / "begun" / "best.safetensors"
+
+
+def test_a_run_starts_from_weights_and_a_new_head_from_their_first(two_sources, tmp_path, begun):
+    config = replace(TINY, sources=("montgomery", "shenzhen"), init=str(begun), epochs=1)
+    run = training.make_trainer(two_sources, None, config)
+    image = next(iter(run.val_loader))["image"]
+    with torch.inference_mode():
+        before, ours = load_weights(begun)(image), run.model.eval()(image)
+    assert torch.allclose(ours, before.expand_as(ours), atol=1e-5) and run.model.architecture["classes"] == 2
+
+    run = training.train(two_sources, tmp_path / "run", config)
+    header = read_header(tmp_path / "run" / "best.safetensors")
+    assert header["init"]["sources"] == ["shenzhen"] and header["init"]["films"] == {"shenzhen": 4}
+    assert len(header["licence"]) == 2 and f"--init {begun}" in header["command"]
+
+
+def test_heads_are_taken_over_by_their_names(two_sources, tmp_path):
+    both = replace(TINY, sources=("montgomery", "shenzhen"), patch=2, epochs=1)
+    training.train(two_sources, tmp_path / "both", both)
+    weights = tmp_path / "both" / "best.safetensors"
+    one = replace(both, sources=("shenzhen",), init=str(weights))
+    run = training.make_trainer(two_sources, None, one)
+    image = next(iter(run.val_loader))["image"]
+    with torch.inference_mode():
+        assert torch.allclose(run.model.eval()(image), load_weights(weights)(image)[:, 1:], atol=1e-5)
+
+
+def test_weights_started_from_lend_their_licence(two_sources, tmp_path, begun):
+    update_header(begun, licence="Ours: all rights reserved")
+    config = replace(TINY, sources=("montgomery",), init=str(begun), epochs=1)
+    training.train(two_sources, tmp_path / "run", config)
+    licence = read_header(tmp_path / "run" / "best.safetensors")["licence"]
+    assert licence[1:] == ["Ours: all rights reserved"]
+
+
+def test_weights_of_another_architecture_are_no_start(two_sources, begun):
+    config = replace(TINY, sources=("montgomery",), base_channels=4, init=str(begun))
+    with pytest.raises(ValueError, match="a network of base_channels 2, not 4"):
+        training.make_trainer(two_sources, None, config)
+
+
+def test_a_run_is_not_resumed_from_another_start(two_sources, tmp_path, begun):
+    config = replace(TINY, sources=("montgomery",), init=str(begun), epochs=1)
+    training.train(two_sources, tmp_path / "run", config)
+    update_header(begun, note="touched")
+    with pytest.raises(ValueError, match="was trained on other films"):
+        training.train(two_sources, tmp_path / "run", config, resume=True)
 
 
 def test_without_heads_all_sets_share_one_output(two_sources, tmp_path):

@@ -19,7 +19,8 @@ def _train_options(sub: argparse.ArgumentParser) -> None:
         "--data",
         nargs="+",
         default=["segmentation"],
-        help="prepared folders, of which the first gives the validation set; or one folder of shards, here or in S3",
+        help="prepared folders: each source is validated on in the first one that has films for it. Or one folder of "
+        "shards, here or in S3",
     )
     sub.add_argument("--out", required=True, help="folder of the run: weights, checkpoint, history")
     sub.add_argument("--resume", action="store_true", help="go on with the run in that folder where it stopped")
