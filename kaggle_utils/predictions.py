@@ -208,6 +208,7 @@ def evaluate(
     split: str = "test",
     sizes: Sequence[int] = (256, 512),
     raw: str | Path | None = None,
+    whole: Sequence[str] | None = None,
     batch: int = 8,
 ) -> pd.DataFrame:
     """Scores a prepared set, film by film.
@@ -222,6 +223,7 @@ def evaluate(
         sizes: px at which prediction and truth are compared; the published tables use 256.
         raw: folder with the raw sets, to compare at each film's own size too (size 0 in the table), and to take the
             truth of the other sizes from there.
+        whole: the sources of which all films count where they are external; any if None.
         batch: films per forward pass.
 
     Returns:
@@ -232,10 +234,10 @@ def evaluate(
         FileNotFoundError: no prepared set, or no raw film.
         ValueError: the split has no film with a mask.
     """
-    trained_on = segmenter.header["sources"]
     frame = read_manifest(data)
-    external = ~frame["source"].isin(trained_on)
-    frame = frame[(frame["split"] != "unlabelled") & ((frame["split"] == split) | external)]
+    external = set(frame["source"] if whole is None else whole) - set(segmenter.header["sources"])
+    counts = (frame["split"] == split) | frame["source"].isin(external)
+    frame = frame[counts & (frame["split"] != "unlabelled")]
     raw_films = {film.name: film for film in find_films(raw)} if raw else {}
     if frame.empty:
         raise ValueError(f"{data}: no film with a mask in its {split} split")
@@ -251,7 +253,7 @@ def evaluate(
                     row |= score(segmenter.finish(prob, truth.shape), truth)
                     if film.split == split:
                         rows.append(row)
-                    if film.source not in trained_on:
+                    if film.source in external:
                         rows.append(row | {"protocol": "all"})
             bar.update(len(films))
     return pd.DataFrame(rows).sort_values(["size", "protocol", "source", "name"], ignore_index=True)

@@ -27,12 +27,14 @@ def _train_options(sub: argparse.ArgumentParser) -> None:
     _add_config(sub)
 
 
-def _add_config(parser: argparse.ArgumentParser) -> None:
-    """An option for each setting of TrainConfig, with its default and its help text."""
+def _add_config(parser: argparse.ArgumentParser, without: tuple[str, ...] = ()) -> None:
+    """An option for each setting of TrainConfig but some, with its default and its help text."""
     from ..config import RENAMED, TrainConfig
 
     earlier = {new: old for old, new in RENAMED.items()}
     for setting in fields(TrainConfig):
+        if setting.name in without:
+            continue
         assert setting.default is not MISSING
         option: dict[str, Any] = {}
         if isinstance(setting.default, bool):
@@ -64,8 +66,9 @@ def train(args: argparse.Namespace) -> int:
     return 0
 
 
+_DECIDED = ("sources", "epochs")  # by the protocol and its steps
 # As in the room tuning, which takes seconds to import.
-PROTOCOLS = ("both", "montgomery", "shenzhen", "jsrt")
+PROTOCOLS = ("all", "both", "montgomery", "shenzhen", "jsrt", "kermany")
 STUDIES = ("bugs", "augmentation", "longer", "loss", "capacity", "optimisation", "data", "check", "search")
 
 
@@ -78,14 +81,30 @@ def _protocol_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", default="runs/protocols", help="folder of the runs; a stopped one is resumed")
     sub.add_argument("--steps", type=positive, default=3000, help="optimiser steps per training, about")
     sub.add_argument("--no-flip", action="store_true", help="test without averaging over the mirrored image")
+    sub.add_argument(
+        "--weights", help="of a network trained on the sets of the one protocol named: test it, train none"
+    )
+    _add_config(sub, without=_DECIDED)
 
 
 def protocol(args: argparse.Namespace) -> int:
-    from ..tuning import run_protocol
+    from ..config import TrainConfig
+    from ..tuning import PROTOCOLS, run_protocol
 
+    if args.weights and len(args.name) > 1:
+        raise ValueError(f"--weights are of one protocol's network, not of {' and '.join(args.name)}")
+    settings = {f.name: getattr(args, f.name) for f in fields(TrainConfig) if f.name not in _DECIDED}
     for name in args.name:
-        out = Path(args.out) / name
-        summary = run_protocol(name, args.data, out, steps=args.steps, raw=args.input, flip=not args.no_flip)
+        summary = run_protocol(
+            name,
+            args.data,
+            Path(args.out) / name,
+            steps=args.steps,
+            config=TrainConfig(sources=PROTOCOLS[name], **settings),
+            weights=args.weights,
+            raw=args.input,
+            flip=not args.no_flip,
+        )
         print_scores(summary)
     return 0
 

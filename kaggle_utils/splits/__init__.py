@@ -38,3 +38,11 @@ def flagged_masks() -> pd.DataFrame:
     displaced. Validation and test masks are left as published, whatever they look like.
     """
     return pd.read_csv(LISTS / "flagged_masks.csv")
+
+
+def excluded_masks() -> pd.DataFrame:
+    """Masks of Shenzhen's test list that somebody else's review leaves out: name and review.
+
+    The 96 that it keeps are the ``clean`` list of :mod:`tuning.protocol`.
+    """
+    return pd.read_csv(LISTS / "excluded_masks.csv")

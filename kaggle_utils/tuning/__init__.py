@@ -7,8 +7,8 @@
 - ``protocol``: the published protocols, trained and tested
 """
 
-from .protocol import run_protocol
+from .protocol import PROTOCOLS, run_protocol
 from .studies import BASE, STUDIES, each, run_study, summarise_runs
 from .study import train_run
 
-__all__ = ["BASE", "STUDIES", "each", "run_protocol", "run_study", "summarise_runs", "train_run"]
+__all__ = ["BASE", "PROTOCOLS", "STUDIES", "each", "run_protocol", "run_study", "summarise_runs", "train_run"]

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from ..config import CONVENTIONS
 from ..data import read_manifest
 from ..files import LOCK, check_table, locked, write_bytes
 from ..infer import LungSegmenter
 from ..metrics import summarise
 from ..predictions import evaluate
+from ..splits import excluded_masks
 from ..tables import read_csv, to_csv
 from ..trainer import TrainConfig, train
 
-PROTOCOLS = {  # name: the sets whose training lists are trained on
+PROTOCOLS = {  # name: the sets whose training lists are trained on; external films get the first one's head
+    "all": ("montgomery", "shenzhen", "kermany"),
     "both": ("montgomery", "shenzhen"),
     "montgomery": ("montgomery",),
     "shenzhen": ("shenzhen",),
     "jsrt": ("jsrt",),
+    "kermany": ("kermany",),
 }
+WHOLE = ("montgomery", "shenzhen", "jsrt")  # where external; Kermany's 4,192 films are tested by their list alone
 GROUPS = ["trained_on", "source", "protocol", "size"]
+ORIGIN = ["trained_on", "trained_by", "commit"]
 
 
 def run_protocol(
@@ -31,6 +38,7 @@ def run_protocol(
     *,
     steps: int = 3000,
     config: TrainConfig | None = None,
+    weights: str | Path | None = None,
     raw: str | Path | None = None,
     flip: bool = True,
     results: str | Path = "results",
@@ -46,35 +54,50 @@ def run_protocol(
         out: folder of the run; a stopped one is resumed, a finished one is only tested.
         steps: optimiser steps, about: small sets are passed over more often, so that all protocols train alike. Counted
             with the bad masks that training leaves out: a few percent fewer where there are any.
-        config: of the training, except for its sources and epochs.
+        config: of the training, except for its sources and epochs. Several sets are drawn evenly if it has no shares.
+        weights: of a network that was trained on the protocol's sets by other means, which is tested instead.
         raw: folder with the raw sets, to compare at each film's own size too.
         flip: average with the mirrored film.
         results: folder of ``protocols.csv`` and ``protocols_summary.csv``, in which this protocol's rows are replaced.
 
     Raises:
-        ValueError: no such protocol, or a table in ``results`` is another's.
+        ValueError: no such protocol, weights of other sets, or a table in ``results`` is another's.
 
     Returns:
         The protocol's summary: n, Dice with sd, interval and worst, HD95, ASSD for each test set and size (256 px as
-        the published tables, 1024 px for Hausdorff distances as HybridGNet's, 0 for the films' own).
+        the published tables, 1024 px for Hausdorff distances as HybridGNet's, 0 for the films' own). Of Shenzhen's test
+        list also the ``clean`` part, without :func:`splits.excluded_masks`. ``convention`` says where a set's masks
+        follow another one than the network; ``trained_by`` and ``commit`` are of the weights' header.
     """
     if name not in PROTOCOLS:
         raise ValueError(f"protocol is one of {', '.join(PROTOCOLS)}, not {name!r}")
     tables = [Path(results) / file for file in ("protocols.csv", "protocols_summary.csv")]
     for table, columns in zip(tables, (["trained_on", "name", *GROUPS[1:]], GROUPS)):
         check_table(table, columns)  # now, and not after hours
-    config = replace(config or TrainConfig(), sources=PROTOCOLS[name])
-    frame = read_manifest(data)
-    films = int((frame["source"].isin(config.sources) & (frame["split"] == "train")).sum())
-    train(data, out, replace(config, epochs=max(1, round(steps * config.batch_size / max(films, 1)))), resume=True)
-    segmenter = LungSegmenter(Path(out) / "best.safetensors", flip=flip)
-    scores = evaluate(data, segmenter, sizes=(256, 1024), raw=raw)
+    if weights is None:
+        _train(name, data, out, steps, config or TrainConfig())
+        weights = Path(out) / "best.safetensors"
+    segmenter = LungSegmenter(weights, flip=flip)
+    sources = tuple(segmenter.header["sources"])
+    if sources != PROTOCOLS[name]:
+        raise ValueError(f"{weights}: trained on {', '.join(sources)}, {name} is on {', '.join(PROTOCOLS[name])}")
+    scores = evaluate(data, segmenter, sizes=(256, 1024), raw=raw, whole=WHOLE)
     scores.insert(0, "trained_on", name)
     with locked(Path(results) / f".protocols{LOCK}", results, wait=True):  # which other protocols' runs share
         scores = _replace(tables[0], scores.round(5))
-        summary = summarise(scores, GROUPS).round(5)
+        summary = _summarise(scores).merge(_origins(tables[1], name, segmenter.header), how="left")
         write_bytes(tables[1], to_csv(summary))
     return summary[summary["trained_on"] == name]
+
+
+def _train(name: str, data: str | Path, out: str | Path, steps: int, config: TrainConfig) -> None:
+    sources = PROTOCOLS[name]
+    shares = config.shares or (1.0,) * len(sources) * (len(sources) > 1)
+    frame = read_manifest(data)
+    films = int((frame["source"].isin(sources) & (frame["split"] == "train")).sum())
+    films = max(1, min(films, config.epoch_films or films))
+    epochs = max(1, round(steps * config.batch_size / films))
+    train(data, out, replace(config, sources=sources, shares=shares, epochs=epochs), resume=True)
 
 
 def _replace(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
@@ -85,3 +108,28 @@ def _replace(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
     table = table.sort_values([*GROUPS, "name"], ignore_index=True)
     write_bytes(path, to_csv(table))
     return table
+
+
+def _summarise(scores: pd.DataFrame) -> pd.DataFrame:
+    """A row per group of films, Shenzhen's clean test list among them."""
+    clean = scores[(scores["source"] == "shenzhen") & (scores["protocol"] == "test")]
+    clean = clean[~clean["name"].isin(excluded_masks()["name"])].assign(protocol="clean")
+    summary = summarise(pd.concat([scores, clean]).sort_values([*GROUPS, "name"]), GROUPS).round(5)
+    gaps = [_convention(trained_on, source) for trained_on, source in zip(summary["trained_on"], summary["source"])]
+    return summary.assign(convention=gaps)
+
+
+def _convention(trained_on: str, source: str) -> str:
+    """The network's convention and that of a set's masks where they differ, which costs Dice and is no fault."""
+    sources = PROTOCOLS[trained_on]
+    learned = CONVENTIONS[source if source in sources else sources[0]]
+    drawn = CONVENTIONS.get(source, learned)
+    return "" if learned == drawn else f"{learned} for {drawn}"
+
+
+def _origins(summary: Path, name: str, header: dict[str, Any]) -> pd.DataFrame:
+    """How each network was trained: this one by its header, the others as the summary said before."""
+    old = read_csv(summary).reindex(columns=ORIGIN) if summary.exists() else pd.DataFrame(columns=ORIGIN)
+    old = old[old["trained_on"] != name].drop_duplicates("trained_on")
+    own = {"trained_on": name, "trained_by": header.get("command", ""), "commit": header.get("commit", "")}
+    return pd.concat([old, pd.DataFrame([own])])
