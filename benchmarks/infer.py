@@ -28,7 +28,7 @@ from kaggle_utils.data import LungDataset
 from kaggle_utils.export import open_graph, to_onnx
 from kaggle_utils.image import read_image, resize_image, write_image
 from kaggle_utils.infer import DEFAULT_WEIGHTS, LungSegmenter
-from kaggle_utils.model import UNet, count_parameters, load_weights
+from kaggle_utils.model import UNet, count_parameters, fold_norm, load_weights
 from kaggle_utils.predictions import evaluate
 from kaggle_utils.synthetic import AppearanceModel
 
@@ -40,7 +40,7 @@ Run = Callable[[torch.Tensor], torch.Tensor]  # normalised films (B, 1, H, W) to
 
 def pytorch(model: nn.Module, *, bf16: bool) -> Run:
     """The network as LungSegmenter computes it."""
-    model = model.eval().to(memory_format=torch.channels_last)
+    model = fold_norm(model.eval()).to(memory_format=torch.channels_last)
 
     def run(films: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):

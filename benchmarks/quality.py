@@ -33,7 +33,7 @@ from kaggle_utils.data import read_manifest
 from kaggle_utils.files import write_bytes
 from kaggle_utils.image import read_image, read_mask, resize_image, resize_prob
 from kaggle_utils.infer import DEFAULT_WEIGHTS, LungSegmenter
-from kaggle_utils.model import update_header
+from kaggle_utils.model import load_weights, update_header
 from kaggle_utils.quality import why_no_estimate
 from kaggle_utils.quality.damages import DAMAGES, DRAWN
 from kaggle_utils.quality.estimate import OK, REASONS, REJECT, SIDE
@@ -99,8 +99,8 @@ def collect(name: str, items: list[Item], segmenter: LungSegmenter, *, second_vi
 def fingerprint(segmenter: LungSegmenter) -> str:
     """Of the weights alone: the fit is written into their file's header."""
     found = hashlib.sha256()
-    for name, tensor in segmenter.model.state_dict().items():
-        found.update(name.encode() + tensor.cpu().numpy().tobytes())
+    for name, tensor in load_weights(segmenter.path).state_dict().items():
+        found.update(name.encode() + tensor.numpy().tobytes())
     return found.hexdigest()
 
 

@@ -218,7 +218,7 @@ class LungSegmenter:
         from .hardware import choose_device, choose_precision, keep_memory
         from .model import read_header
 
-        path = Path(weights or DEFAULT_WEIGHTS)
+        self.path = path = Path(weights or DEFAULT_WEIGHTS)
         if weights is None and not path.exists():
             how = "train some (`python -m kaggle_utils train`) and name them with --weights"
             raise FileNotFoundError(f"{path} is not there: {how}")
@@ -544,10 +544,11 @@ def _open_network(
     import torch
 
     from .export import open_graph, to_onnx
-    from .model import load_weights
+    from .model import fold_norm, load_weights
 
     if backend == "torch":
-        return load_weights(path).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = fold_norm(load_weights(path))
+        return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device.type != "cpu":
         raise ValueError(f"backend {backend} is for the CPU, not for {device}: choose device auto or cpu")
     if path.suffix != ".onnx":

@@ -5,9 +5,11 @@ Axes: B films, C channels, then the spatial axes: H, W for films (``dims=2``), D
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +19,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .config import FORMAT, NORMALISATION, UNSEALED, parse_header, seal  # noqa: F401 (this module is the face of those)
 from .files import write_bytes
@@ -296,6 +299,22 @@ def load_network(path: str | Path, make: Callable[[], Network]) -> Network:
     for name, tensor in tensors.items():
         check_finite(path, name, bool(np.isfinite(tensor.numpy()).all()))  # by NumPy: no threads for small tensors
     return model.eval()
+
+
+def fold_norm(model: Network) -> Network:
+    """A copy of a network for inference: each batch normalisation of its U-Net is part of the convolution before it.
+
+    The logits differ by what rounding makes of them. Other normalisations need the film, and stay.
+
+    Args:
+        model: in evaluation mode.
+    """
+    model = copy.deepcopy(model)
+    for block in (module for module in model.modules() if isinstance(module, DoubleConv)):
+        for n, (conv, norm) in enumerate(pairwise(list(block))):
+            if isinstance(norm, (nn.BatchNorm2d, nn.BatchNorm3d)):
+                block[n], block[n + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()  # type: ignore[type-var]
+    return model
 
 
 def check_finite(path: str | Path, name: str, finite: bool) -> None:

@@ -13,8 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kaggle_utils import model as models
-from kaggle_utils.model import UNet, count_parameters, load_weights, read_header, save_weights, update_header
+from kaggle_utils.infer import LungSegmenter
+from kaggle_utils.metrics import score
+from kaggle_utils.model import UNet, count_parameters, fold_norm, load_weights, read_header, save_weights, update_header
 from kaggle_utils.quality.estimate import REASONS
+from kaggle_utils.synthetic import AppearanceModel
 
 NORMS, UPS = ("batch", "group", "instance"), ("bilinear", "transposed")
 
@@ -142,7 +145,7 @@ def test_unknown_choice_is_refused_with_the_choices(setting):
         UNet(**setting)
 
 
-# --- weights on disk -------------------------------------------------------------------------------------------------
+# --- for inference ---------------------------------------------------------------------------------------------------
 
 
 def filled(**architecture) -> UNet:
@@ -152,6 +155,46 @@ def filled(**architecture) -> UNet:
     with torch.no_grad():
         net(torch.randn(2, 1, *[16] * net.architecture["dims"]))
     return net.eval()
+
+
+def norms(net: nn.Module) -> int:
+    return sum("Norm" in type(module).__name__ for module in net.modules())
+
+
+@pytest.mark.parametrize("conv", ["plain", "separable"])
+@pytest.mark.parametrize("up", UPS)
+@pytest.mark.parametrize("dims", [2, 3])
+def test_folded_network_has_no_batch_normalisation_and_the_same_logits(dims, up, conv):
+    net = filled(dims=dims, up=up, conv=conv)
+    for norm in (module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)):
+        nn.init.uniform_(norm.weight, 0.5, 2)
+        nn.init.normal_(norm.bias)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    folded, films = fold_norm(net), torch.randn(2, 1, *[16] * dims)
+    torch.testing.assert_close(folded(films), net(films), rtol=1e-4, atol=1e-4)
+    assert norms(net) == 10 and norms(folded) == 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+@pytest.mark.parametrize("norm", ["group", "instance"])
+def test_norms_that_need_the_film_are_not_folded(norm):
+    net, films = filled(norm=norm), torch.randn(2, 1, 16, 16)
+    folded = fold_norm(net)
+    assert norms(folded) == norms(net) and torch.equal(folded(films), net(films))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_shipped_network_is_folded_and_its_masks_stay(precision, monkeypatch):
+    monkeypatch.setenv("UNET_LUNG_PRECISION", precision)
+    films = [film.image for film in AppearanceModel.load().sample(4, seed=0, size=256)]
+    segmenter = LungSegmenter(device="cpu")
+    assert norms(segmenter.model) == 0
+    masks, segmenter.model = segmenter.masks(films), load_weights(segmenter.path)
+    dice = [score(mask, truth)["dice"] for mask, truth in zip(masks, segmenter.masks(films))]
+    assert sum(dice) / len(dice) > 0.999 and min(dice) > (0.9999 if precision == "fp32" else 0.998)
+
+
+# --- weights on disk -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

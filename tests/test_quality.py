@@ -13,7 +13,7 @@ from benchmarks import quality as bench
 from kaggle_utils.cli import main
 from kaggle_utils.image import resize_image, resize_mask, write_image
 from kaggle_utils.infer import DEFAULT_WEIGHTS, LungSegmenter, finish_mask
-from kaggle_utils.model import UNet, read_header, save_weights
+from kaggle_utils.model import UNet, load_weights, read_header, save_weights
 from kaggle_utils.predictions import predict
 from kaggle_utils.quality import estimate as quality
 from kaggle_utils.quality import fit as quality_fit
@@ -370,6 +370,17 @@ def test_drawn_pictures_are_pictures_and_the_same_each_time(kind):
     assert first[0].image.shape == (256, 256) and first[0].image.dtype == np.uint8 and np.ptp(first[0].image) > 30
     np.testing.assert_array_equal(first[1].image, again[1].image)
     assert (first[0].image != first[1].image).any() and not first[0].truth.any()
+
+
+def test_fingerprint_is_of_the_stored_weights_and_not_of_their_header(tmp_path, segmenter):
+    def of(model: UNet, **header) -> str:
+        save_weights(tmp_path / "w.safetensors", model, read_header(DEFAULT_WEIGHTS) | header)
+        return bench.fingerprint(LungSegmenter(tmp_path / "w.safetensors", device="cpu"))
+
+    model = load_weights(DEFAULT_WEIGHTS)
+    assert of(model, quality={"why_not": "another"}) == bench.fingerprint(segmenter)
+    model.inc[1].running_mean[0] += 1  # folded, it would be a bias
+    assert of(model) != bench.fingerprint(segmenter)
 
 
 def test_collected_table_is_kept(segmenter, films, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ..infer import LungSegmenter
-from ..model import UNet, count_parameters
+from ..model import UNet, count_parameters, load_weights
 from ..synthetic import AppearanceModel
 from .style import BLUE, GREEN, RED, arrow
 
@@ -57,8 +57,7 @@ def draw_unet() -> Figure:
     """Makes ``images/unet.png``: the shipped network, a synthetic radiograph at its entrance, its mask at its exit."""
     segmenter = LungSegmenter(device="cpu")
     film = AppearanceModel.load().sample(1, seed=5, size=segmenter.size)[0].image
-    model = segmenter.model
-    assert isinstance(model, UNet)
+    model = load_weights(segmenter.path)
     figure, ax = plt.subplots(figsize=(11, 5.2))
     right, bottom = _draw_network(ax, *block_shapes(model, segmenter.size))
     _draw_film(ax, 0.55, film, f"film, {segmenter.size} px")

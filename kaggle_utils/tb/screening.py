@@ -21,7 +21,7 @@ from ..files import printable, write_bytes
 from ..hardware import choose_device
 from ..image import resize_mask, write_image
 from ..infer import LungSegmenter, Segmented, Unsegmented
-from ..model import read_header
+from ..model import fold_norm, read_header
 from ..pictures.overlay import draw_overlay
 from ..predictions import segment_into
 from ..tables import to_csv
@@ -64,7 +64,7 @@ class TBScreener:
             raise ValueError(f"{path}: {reason}")
         self.variant, self.size = self.header["arm"], self.header["size"]
         self.temperature, self.threshold = self.header["temperature"], self.header["threshold"]
-        net = load_tb(path)
+        net = fold_norm(load_tb(path))
         self.net = net.to(choose_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.segmenter = segmenter or LungSegmenter(device=device)
 
