@@ -3,12 +3,13 @@
     python -m benchmarks.quality [fit] [test] --data segmentation
     python -m benchmarks.quality run --data runs/synthetic/segmentation --weights runs/synthetic/best.safetensors
 
-fit   on the validation films of the sets that the shipped weights were trained on, a damaged copy of each by every kind
-      of damage (:mod:`kaggle_utils.quality.damages`), and drawn pictures that are no films; writes it into the weights'
-      header. All choices are made by its cross-validation over films: leaving out a second view, mirrored, smaller and
-      shifted, is one.
-test  on the published test lists, all of JSRT, damaged copies of both, and pictures that the fit had nothing like:
-      photographs and micrographs that come with scikit-image, and other drawn ones
+fit   on the validation films of the sets that the shipped weights were trained on, 64 of each at most, a damaged copy
+      of each by every kind of damage (:mod:`kaggle_utils.quality.damages`), and drawn pictures that are no films;
+      writes it into the weights' header. All choices are made by its cross-validation over films: leaving out a second
+      view, mirrored, smaller and shifted, is one; a fit for each convention of masks is another.
+test  on the test lists, all of JSRT, adults' test films with gas drawn below the diaphragm, without the masks that a
+      review left out, damaged copies of all, and pictures that the fit had nothing like: photographs and micrographs
+      that come with scikit-image, and other drawn ones
 run   the estimate that a run of training ended with, on its own test films and damaged copies of them
 
 The true Dice is taken at 256 px, films by their own set's head, without averaging with the mirrored film. Films are
@@ -19,6 +20,7 @@ of the films is kept in ``runs/quality`` and not computed again with the same we
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -29,6 +31,7 @@ from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
 from benchmarks import common
+from kaggle_utils.augment.artefacts import draw_one
 from kaggle_utils.data import read_manifest
 from kaggle_utils.files import write_bytes
 from kaggle_utils.image import read_image, read_mask, resize_image, resize_prob
@@ -41,14 +44,18 @@ from kaggle_utils.quality.fit import (
     BATCH,
     FIT_KINDS,
     Item,
+    by_convention,
     drawn,
     judged,
+    levelled,
+    measured_fit,
     no_film,
     observed_one,
     out_of_fold,
-    regress,
     with_copies,
 )
+from kaggle_utils.splits import excluded_masks
+from kaggle_utils.trainer import MOST_OF_A_SET
 
 RESULT, RUNS = common.RESULTS / "quality.json", common.RUNS / "quality"
 POOR, USELESS = OK, REJECT  # true Dice below which a mask should be flagged, and rejected: the estimate's own limits
@@ -57,12 +64,14 @@ SECOND_VIEW = ("change", "wavering")  # how far its mask and its probabilities d
 TEST_KINDS, PICTURES = DRAWN[len(FIT_KINDS) :], 12  # of no film, and how many of each
 
 
-def films(frame: pd.DataFrame, copies: int) -> list[Item]:
-    """The films of a manifest with their masks, and so many damaged copies of each."""
-    items = [
-        Item(film.name, film.source, "none", 0, read_image(film.image), read_mask(film.mask))
-        for film in frame.itertuples()
-    ]
+def films(frame: pd.DataFrame, copies: int, artefact: str = "") -> list[Item]:
+    """The films of a manifest with their masks, an artefact drawn into them, and so many damaged copies of each."""
+    items = []
+    for film in frame.itertuples():
+        image, truth = read_image(film.image), read_mask(film.mask)
+        if artefact:
+            image = draw_one(artefact, image, truth, seed=film.name)
+        items.append(Item(film.name, film.source, "none", 0, image, truth))
     return with_copies(items, copies)
 
 
@@ -144,60 +153,68 @@ def measured(table: pd.DataFrame) -> dict:
     return {"n": len(table), "poor": int(poor.sum())} | rounded
 
 
+def by_state(table: pd.DataFrame) -> dict[str, dict]:
+    """:func:`measured` of films as they are, of damaged copies, and of both."""
+    untouched = table["damage"] == "none"
+    return {"untouched": measured(table[untouched]), "damaged": measured(table[~untouched]), "both": measured(table)}
+
+
 def fit(data: Path, segmenter: LungSegmenter) -> dict:
     """Fits the estimate and writes it into the shipped weights' header.
 
-    Returns what cross-validation says of it, and of the same with a second view of each film.
+    Returns what cross-validation says of it, of one fit for all conventions, and of fits with a second view.
     """
     frame = common.films_of(data, "val", segmenter.header["sources"])
+    frame = frame.sample(frac=1, random_state=0).groupby("source").head(MOST_OF_A_SET).sort_values("name")
     items = {"validation": films(frame, len(DAMAGES)), "drawn": drawn(FIT_KINDS, PICTURES)}
     tables = [collect(name, those, segmenter, second_view=True) for name, those in items.items()]
     table = pd.concat(tables, ignore_index=True)
-    unseen = out_of_fold(table)
+    unseen = out_of_fold(table, partial(by_convention, fit=levelled))
     real = unseen["source"] != "none"
-    untouched, both = measured(unseen[real & (unseen["damage"] == "none")]), measured(unseen[real])
-    segmenter.quality = regress(table) | {
-        "films": len(frame),
-        "masks": len(table),
-        "spearman": both["spearman"],
-        "mean_error": both["mean_error"],
-        "mean_error_untouched": untouched["mean_error"],
-        "command": "python -m benchmarks.quality fit",
-    }
-    update_header(DEFAULT_WEIGHTS, quality=segmenter.quality)
-    sets = {
-        "both": list(REASONS),
-        "both with a second view": [*REASONS, *SECOND_VIEW],
-        "both by a second view alone": list(SECOND_VIEW),
-    }
-    weights = {name: weight for name, (_, weight) in segmenter.quality["features"].items()}
+    quality = by_convention(table, measured_fit) | {"command": "python -m benchmarks.quality fit"}
+    segmenter.header["quality"] = quality
+    update_header(DEFAULT_WEIGHTS, quality=quality)
+    sets = {"both with a second view": [*REASONS, *SECOND_VIEW], "both by a second view alone": list(SECOND_VIEW)}
+    fits = quality.get("conventions", {"all": quality})
     return {
-        "weights in sd": {name: round(weight * float(table[name].std()), 3) for name, weight in weights.items()},
-        "untouched": untouched,
-        "damaged": measured(unseen[real & (unseen["damage"] != "none")]),
-        **{name: measured(out_of_fold(table, features)[real]) for name, features in sets.items()},
+        "weights in sd": {name: _in_sd(each, table) for name, each in fits.items()},
+        "by set": {source: by_state(rows) for source, rows in unseen[real].groupby("source")},
+        "by set, one fit for all": {
+            source: by_state(rows) for source, rows in out_of_fold(table, levelled)[real].groupby("source")
+        },
+        **by_state(unseen[real]),
+        **{
+            name: measured(out_of_fold(table, partial(by_convention, fit=partial(levelled, features=features)))[real])
+            for name, features in sets.items()
+        },
         "pictures that are no films": no_films(unseen[~real]),
     }
 
 
+def _in_sd(fit: dict, table: pd.DataFrame) -> dict[str, float]:
+    """Logits by which a standard deviation of each feature lowers the estimate."""
+    return {name: round(weight * float(table[name].std()), 3) for name, (_, weight) in fit["features"].items()}
+
+
 def test(data: Path, segmenter: LungSegmenter) -> dict:
     """What the shipped estimate is worth on films and pictures that it was not fitted on or chosen by."""
-    external = read_manifest(data).query("source == 'jsrt' and mask != ''")
+    frame = read_manifest(data)
+    lists = common.films_of(data, "test", segmenter.header["sources"])
+    adults = lists[(lists["source"] != "kermany") & ~lists["name"].isin(excluded_masks()["name"])]
     items = {
-        "test": films(common.films_of(data, "test", segmenter.header["sources"]), 3),
-        "jsrt": films(external, 2),
+        "test": films(lists, 3),
+        "jsrt": films(frame.query("source == 'jsrt' and mask != ''"), 2),
+        "gas": films(adults, 3, artefact="gas"),
         "pictures": bundled() + drawn(TEST_KINDS, PICTURES),
     }
-    own, jsrt, pictures = (judged(collect(name, those, segmenter), segmenter.quality) for name, those in items.items())
+    quality = segmenter.header["quality"]
+    own, jsrt, gas, pictures = (judged(collect(name, those, segmenter), quality) for name, those in items.items())
     tables = {"test lists": own, "JSRT, foreign": jsrt}
-    result = {
-        f"{name}, {state}": measured(rows[(rows["damage"] == "none") == (state == "untouched")])
-        for name, rows in tables.items()
-        for state in ("untouched", "damaged")
-    }
-    result |= {f"{name}, both": measured(rows) for name, rows in tables.items()}
+    result = {f"{name}, {state}": found for name, rows in tables.items() for state, found in by_state(rows).items()}
     every = pd.concat(tables.values())
     result["by damage"] = {kind: measured(rows) for kind, rows in every.groupby("damage", sort=False)}
+    sets = dict(list(own.groupby("source"))) | {"jsrt": jsrt, "gas": gas}
+    result["by set"] = {name: by_state(rows) for name, rows in sets.items()}
     return result | {"pictures that are no films": no_films(pictures)}
 
 
@@ -206,14 +223,14 @@ def run(data: Path, segmenter: LungSegmenter) -> dict:
     if why_no_estimate(segmenter.quality):
         raise ValueError(why_no_estimate(segmenter.quality))
     frame = common.films_of(data, "test", segmenter.header["sources"])
-    table = judged(collect("run", films(frame, 3), segmenter), segmenter.quality)
+    table = judged(collect("run", films(frame, 3), segmenter), segmenter.header["quality"])
     untouched, harmed = table[table["damage"] == "none"], table[table["damage"] != "none"]
     means = {f"mean_{name}": round(float(untouched[name].mean()), 4) for name in ("dice", "estimate")}
     return {
         "trained": segmenter.header["command"],
         "built_in": segmenter.header["built_in"],
         "films": segmenter.header["films"],
-        "fit": segmenter.quality,
+        "fit": segmenter.header["quality"],
         "untouched": means | {"flagged": int((untouched["flag"] != "ok").sum())} | measured(untouched),
         "damaged": measured(harmed),
     }

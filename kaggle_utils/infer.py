@@ -32,6 +32,7 @@ from .quality import (
     check_film,
     check_height,
     check_lungs,
+    choose_fit,
     estimate_quality,
     split_lungs,
     why_no_estimate,
@@ -228,7 +229,6 @@ class LungSegmenter:
         self.version = hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""
         self.header: dict[str, Any] = read_onnx_header(path) if path.suffix == ".onnx" else read_header(path)
         _check_header(path, self.header)
-        self.quality = self.header.get("quality")  # the fit that quality.estimate_quality takes
         self.size: int = self.header["size"]  # px, the side of the square that the network was trained on
         self.device = choose_device("cpu" if device == "auto" and backend != "torch" else device)
         if self.device.type == "cpu":
@@ -239,6 +239,8 @@ class LungSegmenter:
         self.flip, self.clean, self.threshold = flip, clean, threshold
         self.heads: list[str] = self.header.get("heads") or [""]
         self.head = _find_head(convention if head is None else head, self.header, path)
+        # The fit that quality.estimate_quality takes.
+        self.quality = choose_fit(self.header.get("quality", {}), CONVENTIONS.get(self.head))
 
     def __call__(self, films: FilmLike | Iterable[FilmLike]) -> Segmented | list[Result]:
         """Masks of films, from files or arrays.

@@ -5,7 +5,7 @@ import pytest
 from phantoms import phantom
 
 from kaggle_utils.augment import augmentation
-from kaggle_utils.augment.artefacts import ARTEFACTS, draw_artefacts
+from kaggle_utils.augment.artefacts import ARTEFACTS, draw_artefacts, draw_one
 
 FILM = phantom(160, 128, 3)
 SEEDS = range(12)
@@ -68,6 +68,19 @@ def test_each_artefact_comes_by_its_chance(monkeypatch):
         draw_artefacts(FILM.image, FILM.mask, rng)
     for name, (_, chance) in ARTEFACTS.items():
         assert seen.count(name) / 2000 == pytest.approx(chance, abs=0.04)
+
+
+def test_one_artefact_is_the_same_each_time_for_a_seed():
+    one, again, other = (draw_one("noise", FILM.image, FILM.mask, seed=seed) for seed in ("a", "a", "b"))
+    np.testing.assert_array_equal(one, again)
+    assert (one != other).any()
+
+
+def test_an_artefact_can_be_left_out(monkeypatch):
+    white = lambda image, mask, rng: np.full_like(image, 255)  # noqa: E731
+    monkeypatch.setattr("kaggle_utils.augment.artefacts.ARTEFACTS", {"gas": (white, 1.0), "text": (white, 0.0)})
+    images = [augmentation("clinic", without)(image=FILM.image, mask=FILM.mask)["image"] for without in ("", "gas")]
+    assert np.median(images[0]) > 200 > np.median(images[1])
 
 
 def test_the_preset_draws_them_by_its_seed_and_moves_the_mask_with_the_image():

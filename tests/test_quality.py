@@ -11,6 +11,7 @@ from phantoms import with_prior, write_prepared
 
 from benchmarks import quality as bench
 from kaggle_utils.cli import main
+from kaggle_utils.data import read_manifest
 from kaggle_utils.image import resize_image, resize_mask, write_image
 from kaggle_utils.infer import DEFAULT_WEIGHTS, LungSegmenter, finish_mask
 from kaggle_utils.model import UNet, load_weights, read_header, save_weights
@@ -18,11 +19,20 @@ from kaggle_utils.predictions import predict
 from kaggle_utils.quality import estimate as quality
 from kaggle_utils.quality import fit as quality_fit
 from kaggle_utils.quality.damages import DRAWN, damaged, draw
-from kaggle_utils.quality.estimate import REASONS, Quality, check_fit, estimate_quality, judge, observe, why_no_estimate
-from kaggle_utils.quality.fit import Item, fit_quality, regress
+from kaggle_utils.quality.estimate import (
+    REASONS,
+    Quality,
+    check_fit,
+    choose_fit,
+    estimate_quality,
+    judge,
+    observe,
+    why_no_estimate,
+)
+from kaggle_utils.quality.fit import GOOD_FLAGGED, Item, by_convention, fit_quality, levelled, regress
 from kaggle_utils.synthetic.model import AppearanceModel
 
-SHIPPED = read_header(DEFAULT_WEIGHTS)["quality"]
+SHIPPED = choose_fit(read_header(DEFAULT_WEIGHTS)["quality"], "lung-field")
 USUAL = {name: usual for name, (usual, _) in SHIPPED["features"].items()}
 FIT = {
     "bias": 3.0,
@@ -175,6 +185,8 @@ def test_reasons_are_the_weightiest_first_and_there_is_always_one():
     found = judge(features | {"shape": 1.0, "doubt": 2.0, "size": 0.1}, FIT)
     assert found.flag == "reject" and found.reasons == (REASONS["doubt"], REASONS["shape"])
     assert judge(features, FIT).reasons == ()
+    tried = {"bias": 0.0, "features": {"change": [0.0, 1.0]}}  # of a second view, which benchmarks alone look at
+    assert judge({"change": 1.0}, tried).reasons == ("change",)
     small = judge(features | dict.fromkeys(REASONS, 0.25), FIT)
     assert small.flag == "check" and len(small.reasons) == 1
 
@@ -263,13 +275,65 @@ def test_feature_that_goes_with_better_masks_is_left_out():
     assert regress(table)["features"]["shape"][1] == 0
 
 
-def test_cross_validation_judges_each_row_once_by_other_films(monkeypatch):
+def test_cross_validation_judges_each_row_once_by_other_films():
     fitted = []
-    monkeypatch.setattr(quality_fit, "regress", lambda rows, features: fitted.append(set(rows["name"])) or FIT)
     table = made_up(40)
-    unseen = quality_fit.out_of_fold(table)
+    unseen = quality_fit.out_of_fold(table, lambda rows: fitted.append(set(rows["name"])) or FIT)
     assert sorted(unseen.index) == list(table.index) and len(fitted) == quality_fit.FOLDS
     assert set.intersection(*fitted) == set() and set.union(*fitted) == set(table["name"])
+
+
+def test_few_good_masks_are_flagged():
+    """Where a line lies too low between good and poor: here Dice falls steeply below .9, as where lungs are lost."""
+    table = made_up(2000)
+    table["dice"] = np.where(table["shape"] < 0.5, 0.905 + 0.02 * np.random.default_rng(1).random(2000), 0.2)
+    good = table["dice"] >= 0.9
+    flagged = [(quality_fit.judged(table, fit(table))["flag"] != "ok")[good].mean() for fit in (regress, levelled)]
+    assert flagged[0] > 2 * GOOD_FLAGGED and flagged[1] == pytest.approx(GOOD_FLAGGED, abs=0.01)
+    sure = made_up()
+    sure["dice"] = np.where(sure["shape"] < 0, 0.97, 0.2)
+    assert levelled(sure)["bias"] >= regress(sure)["bias"]  # estimates are raised, never lowered
+
+
+def test_each_convention_has_a_fit_and_is_judged_by_it():
+    """Lungs with the heart that are as unusual by their shape as poor ones without it."""
+    lungs, hearts = made_up().assign(source="jsrt"), made_up().assign(source="kermany")
+    hearts["shape"] += 2
+    table = pd.concat([lungs, hearts], ignore_index=True)
+    fit = by_convention(table, regress)
+    assert list(fit["conventions"]) == ["lung-field", "with-heart"]
+    separate = quality_fit.judged(table, fit)
+    np.testing.assert_allclose(separate["estimate"], separate["dice"], atol=0.02)
+    together = quality_fit.judged(table, regress(table))
+    assert (together["estimate"] - together["dice"]).abs().max() > 0.1
+    assert by_convention(lungs, regress) == regress(lungs)
+    own = pd.concat([lungs, made_up().assign(source="ours")], ignore_index=True)  # a set whose convention nobody knows
+    assert by_convention(own, regress) == regress(own)
+
+
+def test_segmenter_has_the_estimate_of_its_heads_convention(tmp_path):
+    fits = {name: FIT | {"bias": bias} for name, bias in (("lung-field", 1.0), ("with-heart", 2.0))}
+    header = {"size": 32, "sources": ["shenzhen", "kermany"], "heads": ["shenzhen", "kermany"]}
+    path = tmp_path / "w.safetensors"
+    save_weights(path, UNet(classes=2, base_channels=2, depth=1), header | {"quality": {"conventions": fits}})
+    found = {head: LungSegmenter(path, device="cpu", head=head).quality["bias"] for head in (None, "kermany")}
+    assert found == {None: 1.0, "kermany": 2.0}
+    assert choose_fit({"conventions": fits}, None)["bias"] == 1.0 and choose_fit(FIT, "with-heart") == FIT
+
+
+@pytest.mark.parametrize("fits", [{}, [FIT], {"lung-field": {}}, {"lung-field": {"conventions": {"lung-field": FIT}}}])
+def test_conventions_that_hold_no_estimates_are_refused(fits):
+    check_fit({"conventions": {"lung-field": FIT, "with-heart": {"why_not": "3 films"}}})
+    with pytest.raises(ValueError, match="of quality|quality is"):
+        check_fit({"conventions": fits})
+
+
+def test_gas_is_drawn_into_films_before_they_are_damaged(tmp_path):
+    frame = read_manifest(write_prepared(tmp_path / "set", {"test": 2}, size=96))
+    plain, gas = bench.films(frame, 1), bench.films(frame, 1, artefact="gas")
+    assert [item.damage for item in gas] == [item.damage for item in plain] and gas[0].damage == "none"
+    assert (gas[0].image != plain[0].image).any() and (gas[0].truth == plain[0].truth).all()
+    assert (gas[0].image == bench.films(frame, 0, artefact="gas")[0].image).all()
 
 
 def test_table_is_judged_as_each_row_would_be():
@@ -329,7 +393,7 @@ def test_too_few_films_or_masks_give_no_estimate_and_the_reason(films):
 
 
 def test_estimate_that_is_no_better_than_one_number_is_none(films, monkeypatch):
-    monkeypatch.setattr(quality_fit, "out_of_fold", lambda table: table.assign(estimate=1 - table["dice"]))
+    monkeypatch.setattr(quality_fit, "out_of_fold", lambda table, fit: table.assign(estimate=1 - table["dice"]))
     few = [
         Item(str(n), "a", "none", 0, resize_mask(films[0].mask, 64) * np.uint8(200), resize_mask(films[0].mask, 64))
         for n in range(8)
@@ -362,6 +426,12 @@ def test_measures_of_made_up_rows():
     assert found["n"] == 4 and found["poor"] == 2 and found["auc"] == 0.75
     assert found["poor_flagged"] == 0.5 and found["good_flagged"] == 0 and found["useless_rejected"] == 1
     assert bench.measured(table[:2])["auc"] is None  # no poor one to find
+    found = bench.by_state(table.assign(damage=["none", "none", "blur", "blur"]))
+    assert {state: (part["n"], part["poor"]) for state, part in found.items()} == {
+        "untouched": (2, 0),
+        "damaged": (2, 2),
+        "both": (4, 2),
+    }
 
 
 @pytest.mark.parametrize("kind", DRAWN)

@@ -25,12 +25,12 @@ import numpy as np
 import onnxruntime
 from botocore.exceptions import ClientError
 
-from kaggle_utils.config import FORMAT, THRESHOLD, parse_header
+from kaggle_utils.config import CONVENTIONS, FORMAT, THRESHOLD, parse_header
 from kaggle_utils.image import encode_image, resize_image
 from kaggle_utils.infer import Unsegmented, finish_mask, segment_films
 from kaggle_utils.pictures import header
 from kaggle_utils.pictures.overlay import draw_overlay
-from kaggle_utils.quality import measure
+from kaggle_utils.quality import choose_fit, measure
 from kaggle_utils.scale.s3_client import connect
 
 MODEL = os.environ.get("MODEL", str(Path(__file__).with_name("lungs.onnx")))  # of `python -m kaggle_utils export`
@@ -61,7 +61,8 @@ class Segmenter:
         options.enable_cpu_mem_arena = False  # it would keep the largest film's memory
         self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         header = parse_header(self.session.get_modelmeta().custom_metadata_map[FORMAT], path, data=graph)
-        self.size, self.quality = header["size"], header.get("quality")
+        self.size = header["size"]
+        self.quality = choose_fit(header.get("quality", {}), CONVENTIONS.get(header["sources"][0]))
         self.version = hashlib.sha256(graph).hexdigest()[:16]
 
     def probabilities(self, films: list[np.ndarray]) -> np.ndarray:

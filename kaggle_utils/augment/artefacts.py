@@ -6,6 +6,7 @@ numbers, and returns another image. The mask stays true: nothing is drawn that w
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 import cv2
@@ -140,12 +141,19 @@ ARTEFACTS: dict[str, tuple[Draw, float]] = {  # and the chance of each
 }
 
 
-def draw_artefacts(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Each artefact by its chance, one after the other."""
-    for draw, chance in ARTEFACTS.values():
-        if rng.random() < chance:
+def draw_artefacts(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, without: str = "") -> np.ndarray:
+    """Each artefact but one by its chance, one after the other."""
+    for name, (draw, chance) in ARTEFACTS.items():
+        if name != without and rng.random() < chance:
             image = draw(image, mask, rng)
     return image
+
+
+def draw_one(name: str, image: np.ndarray, mask: np.ndarray, *, seed: str) -> np.ndarray:
+    """One artefact of :data:`ARTEFACTS`, the same each time for a seed: any text, such as the film's name."""
+    digest = hashlib.sha256(f"{name} {seed}".encode()).digest()
+    draw, _ = ARTEFACTS[name]
+    return draw(image, mask, np.random.default_rng(list(digest[:8])))
 
 
 def _to_gray(values: np.ndarray) -> np.ndarray:

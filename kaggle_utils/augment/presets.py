@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import albumentations as A
 
 
-def augmentation(preset: str) -> A.Compose:
+def augmentation(preset: str, without: str = "") -> A.Compose:
     """The joint augmentation of a film and its mask; the only function that knows albumentations.
 
     A horizontal flip puts the heart on the right: anatomically rare (dextrocardia), but the lungs' union is what is
@@ -25,6 +25,7 @@ def augmentation(preset: str) -> A.Compose:
             :mod:`augment.artefacts` draws); ``full`` (larger affine, exposure,
             gamma, sharpness, noise, elastic deformation, dropout that hides markers, wires and corners); ``tb``, for
             step two.
+        without: an artefact that ``clinic`` leaves out; none if empty.
 
     Each film is normalised afterwards, which takes an even change of brightness or contrast away: gamma changes the
     gray scale's shape, which stays.
@@ -55,7 +56,7 @@ def augmentation(preset: str) -> A.Compose:
             return ["image", "mask"]
 
         def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-            return {"drawn": draw_artefacts(data["image"], data["mask"], self.random_generator)}
+            return {"drawn": draw_artefacts(data["image"], data["mask"], self.random_generator, without)}
 
         def apply(self, img: np.ndarray, drawn: np.ndarray, **params: Any) -> np.ndarray:
             return drawn

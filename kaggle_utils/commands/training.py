@@ -66,7 +66,7 @@ def train(args: argparse.Namespace) -> int:
     return 0
 
 
-_DECIDED = ("sources", "epochs")  # by the protocol and its steps
+_DECIDED = ("sources", "epochs", "init")  # by the protocol and its steps; it starts from nothing
 # As in the room tuning, which takes seconds to import.
 PROTOCOLS = ("all", "both", "montgomery", "shenzhen", "jsrt", "kermany")
 STUDIES = ("bugs", "augmentation", "longer", "loss", "capacity", "optimisation", "data", "check", "search")

@@ -8,7 +8,7 @@
 """
 
 from .checks import NO_CHEST, Checked, check_film, check_lungs, is_negative, no_radiograph
-from .estimate import Quality, check_fit, estimate_quality, save_shape, why_no_estimate
+from .estimate import Quality, check_fit, choose_fit, estimate_quality, save_shape, why_no_estimate
 from .measurements import MEASUREMENTS, SIDES, check_height, measure, split_lungs
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "check_fit",
     "check_height",
     "check_lungs",
+    "choose_fit",
     "estimate_quality",
     "is_negative",
     "measure",

@@ -3,8 +3,10 @@
 How unsure the network is of its pixels, what cleaning took away, and how far the lungs' outlines are from those of the
 shape model are the features of a linear regression of Dice's logit; the more of each, the lower the estimate. It
 belongs to the weights that it was fitted to (:mod:`quality.fit`) and lies under ``quality`` in their header; without it
-there is no estimate. ``results/quality.json`` says what that of the shipped weights was measured on, and that a second
-view of the film (mirrored, smaller and shifted) costs as much again as segmenting it and tells nothing more.
+there is no estimate. Lungs with the heart have other outlines, and other usual features: a network that learned both
+conventions has an estimate for each. ``results/quality.json`` says what that of the shipped weights was measured on,
+and that a second view of the film (mirrored, smaller and shifted) costs as much again as segmenting it and tells
+nothing more.
 """
 
 from __future__ import annotations
@@ -67,7 +69,7 @@ def estimate_quality(
     Args:
         prob: ``float32 (S, S)``, of lung, at the network's own size.
         mask: ``uint8 (H, W)`` in {0, 1}, cleaned, of the upright film.
-        fit: ``quality`` in the weights' header, see :func:`quality.fit.fit_quality`.
+        fit: ``quality`` in the weights' header, see :func:`quality.fit.fit_quality`, by :func:`choose_fit`.
         threshold: above which a pixel is lung.
 
     Returns:
@@ -77,6 +79,17 @@ def estimate_quality(
     if features and why_no_estimate(fit):
         return None
     return judge(features, fit or {})
+
+
+def choose_fit(fit: Mapping[str, Any], convention: str | None) -> Mapping[str, Any]:
+    """The estimate for masks of a convention; the first one where a network has none for it.
+
+    Args:
+        fit: ``quality`` in the weights' header, empty if there is none.
+        convention: of ``config.CONVENTIONS``; None where it is not known.
+    """
+    fits = fit.get("conventions", {None: fit})
+    return fits.get(convention) or next(iter(fits.values()))
 
 
 def why_no_estimate(fit: Mapping[str, Any] | None) -> str:
@@ -92,6 +105,17 @@ def why_no_estimate(fit: Mapping[str, Any] | None) -> str:
 
 def check_fit(fit: object) -> None:
     """Raises ValueError, in a few words, if ``quality`` in a header is not of :func:`quality.fit.fit_quality`."""
+    if not isinstance(fit, dict):
+        raise ValueError(f"quality is an estimate's coefficients, not {fit!r:.60}")
+    fits = fit.get("conventions", {"": fit})
+    if not isinstance(fits, dict) or not fits:
+        raise ValueError(f"conventions of quality are estimates by their names, not {fits!r:.60}")
+    for each in fits.values():
+        _check_estimate(each)
+
+
+def _check_estimate(fit: object) -> None:
+    """One convention's coefficients, or why there are none."""
     if not isinstance(fit, dict):
         raise ValueError(f"quality is an estimate's coefficients, not {fit!r:.60}")
     if isinstance(fit.get("why_not"), str):
@@ -144,7 +168,7 @@ def judge(features: Mapping[str, Any] | None, fit: Mapping[str, Any]) -> Quality
         return found
     ranked = sorted(lowers, key=lambda name: lowers[name], reverse=True)
     weighty = [name for name in ranked if lowers[name] > LEAST] or ranked[:1]
-    return Quality(found.estimate, tuple(REASONS[name] for name in weighty))
+    return Quality(found.estimate, tuple(REASONS.get(name, name) for name in weighty))
 
 
 def save_shape(arrays: Mapping[str, np.ndarray]) -> None:

@@ -1,13 +1,15 @@
 """Fits the estimate of a mask's Dice (:mod:`quality.estimate`) to weights: on films, damaged copies, other pictures.
 
 An estimate belongs to the weights that it was fitted to, and lies in their header: :func:`trainer.train` ends with it.
-The true Dice is taken at 256 px, films by their own set's head.
+The true Dice is taken at 256 px, films by their own set's head. A network that learned both conventions has a fit for
+each: with one for both, lungs with the heart would be lungs of an unusual shape, or the shape would say nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -15,15 +17,18 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from ..config import CONVENTIONS
 from ..image import resize_image, resize_mask
 from ..metrics import confusion, overlap
 from .damages import DAMAGES, DRAWN, STRENGTHS, damaged, draw
-from .estimate import REASONS, SIDE, judge, observe
+from .estimate import OK, REASONS, SIDE, choose_fit, judge, observe
 
 FEWEST, MOST, COPIES = 8, 48, 3  # films to fit by, and damaged copies of each
 FIT_KINDS, PICTURES = DRAWN[:5], 4  # of no film, and how many of each
 RIDGE, FOLDS, BATCH = 3.0, 7, 8
 LOGIT = (0.01, 0.995)  # Dice is held within these before its logit is taken
+GOOD_FLAGGED = 0.025  # share of good masks that may be flagged, of films that a fit has not seen
+Fit = Callable[[pd.DataFrame], dict[str, Any]]  # to rows of :func:`observed`
 
 
 @dataclass(frozen=True)
@@ -49,15 +54,34 @@ def fit_quality(films: Iterable[Item], segmenter) -> dict[str, Any]:
         ``bias`` and ``features`` as :func:`quality.estimate.judge` takes them; how many ``films`` and ``masks`` it was
         fitted on; and of those films, judged by fits to the others, ``spearman`` (rank correlation with the true Dice)
         and ``mean_error``, and ``mean_error_untouched`` without the damaged copies. Or ``why_not``, where there is no
-        estimate.
+        estimate. Of a network that learned several conventions all that of each, under ``conventions``.
     """
     films = list(islice(films, MOST))
-    if len(films) < FEWEST:
-        return {"why_not": f"{len(films)} validation films are too few to fit an estimate to, which takes {FEWEST}"}
     table = observed([*with_copies(films, COPIES), *drawn(FIT_KINDS, PICTURES)], segmenter)
-    if (table["found"] & (table["damage"] == "none")).sum() < FEWEST:
+    return by_convention(table, measured_fit)
+
+
+def by_convention(table: pd.DataFrame, fit: Fit) -> dict[str, Any]:
+    """A fit to the rows of each convention, or to all where there is one.
+
+    Rows without one, of pictures that are no films and of sets that ``config.CONVENTIONS`` lacks, count in each.
+    """
+    conventions = table["source"].map(CONVENTIONS)
+    names = conventions.dropna().unique()
+    if len(names) < 2:
+        return fit(table)
+    return {"conventions": {name: fit(table[conventions.isna() | (conventions == name)]) for name in names}}
+
+
+def measured_fit(table: pd.DataFrame) -> dict[str, Any]:
+    """:func:`fit_quality` to rows of :func:`observed` of one convention."""
+    real = table["source"] != "none"
+    untouched = table[real & (table["damage"] == "none")]
+    if len(untouched) < FEWEST:
+        return {"why_not": f"{len(untouched)} validation films are too few to fit an estimate to, which takes {FEWEST}"}
+    if untouched["found"].sum() < FEWEST:
         return {"why_not": "the network found lungs in too few validation films to fit an estimate"}
-    unseen = out_of_fold(table)
+    unseen = out_of_fold(table, levelled)
     unseen = unseen[unseen["source"] != "none"]
     error = (unseen["estimate"] - unseen["dice"]).abs()
     if error.mean() >= (unseen["dice"] - unseen["dice"].median()).abs().mean():
@@ -65,8 +89,8 @@ def fit_quality(films: Iterable[Item], segmenter) -> dict[str, Any]:
         return {"why_not": why}
     spearman = unseen["dice"].corr(unseen["estimate"], method="spearman")
     return {
-        **regress(table),
-        "films": len(films),
+        **levelled(table),
+        "films": len(untouched),
         "masks": len(table),
         "spearman": round(float(spearman), 4),
         "mean_error": round(float(error.mean()), 4),
@@ -158,19 +182,36 @@ def regress(table: pd.DataFrame, features: Sequence[str] = tuple(REASONS)) -> di
     }
 
 
+def levelled(table: pd.DataFrame, features: Sequence[str] = tuple(REASONS)) -> dict[str, Any]:
+    """:func:`regress`, its estimates raised as far as it needs to flag :data:`GOOD_FLAGGED` of the good masks at most.
+
+    A line through masks of every quality lies too low where most of them are, between good and poor.
+    """
+    fit = regress(table, features)
+    unseen = out_of_fold(table, partial(regress, features=features))
+    good = unseen.loc[(unseen["source"] != "none") & (unseen["dice"] >= OK), "estimate"]
+    if good.empty:
+        return fit
+    raised = _logit(OK) - _logit(good.quantile(GOOD_FLAGGED))
+    return fit | {"bias": round(fit["bias"] + max(0.0, float(raised)), 4)}
+
+
 def judged(table: pd.DataFrame, fit: dict[str, Any]) -> pd.DataFrame:
     """The table of :func:`observed` with estimate and flag as :func:`quality.estimate.judge` gives them."""
-    found = [judge(row if row["found"] else None, fit) for row in table.to_dict("records")]
+    found = [
+        judge(row if row["found"] else None, choose_fit(fit, CONVENTIONS.get(row["source"])))
+        for row in table.to_dict("records")
+    ]
     return table.assign(estimate=[each.estimate for each in found], flag=[each.flag for each in found])
 
 
-def out_of_fold(table: pd.DataFrame, features: Sequence[str] = tuple(REASONS)) -> pd.DataFrame:
-    """Each row judged by a fit on other films."""
+def out_of_fold(table: pd.DataFrame, fit: Fit) -> pd.DataFrame:
+    """Each row judged by a fit to other films."""
     folds = {name: k % FOLDS for k, name in enumerate(sorted(set(table["name"])))}
     fold = table["name"].map(folds)
-    return pd.concat([judged(table[fold == k], regress(table[fold != k], features)) for k in sorted(set(fold))])
+    return pd.concat([judged(table[fold == k], fit(table[fold != k])) for k in sorted(set(fold))])
 
 
-def _logit(dice: np.ndarray) -> np.ndarray:
+def _logit(dice: Any) -> Any:
     held = np.clip(dice, *LOGIT)
     return np.log(held / (1 - held))
