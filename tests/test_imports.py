@@ -29,7 +29,7 @@ MAY = {
     "quality": {"core"},
     "tb": {"core", "augment", "pictures", "quality", "splits"},
     "synthetic": {"core", "quality", "splits"},  # outlines
-    "tuning": {"core", "synthetic", "splits"},
+    "tuning": {"core", "augment", "quality", "synthetic", "splits"},
     "scale": {"core", "augment", "dicom", "pictures", "quality"},  # a cluster measures, and writes COCO annotations
     "kaggle": {"core", "sets", "synthetic", "splits"},
     "page": BELOW | {"synthetic", "tb"},  # screens radiographs, and shows examples

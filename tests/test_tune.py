@@ -27,6 +27,7 @@ from kaggle_utils.trainer import make_trainer
 from kaggle_utils.tuning import mistakes, study
 from kaggle_utils.tuning import search as searching
 from kaggle_utils.tuning import studies as tune
+from kaggle_utils.tuning.artefacts import SCORED
 from kaggle_utils.tuning.mistakes import MISTAKES
 from kaggle_utils.tuning.protocol import PROTOCOLS
 from kaggle_utils.tuning.study import STUDY_COLUMNS, Run, read_table
@@ -509,7 +510,7 @@ def test_a_falsified_number_leaves_the_training_as_it_is(prepared, tmp_path, mon
 
 
 def test_an_unknown_study_or_protocol_is_refused_first_with_the_names(capsys):
-    assert {*training.STUDIES} == {*tune.STUDIES, "search"} and {*training.PROTOCOLS} == {*PROTOCOLS}
+    assert {*training.STUDIES} == {*tune.STUDIES, *SCORED, "search"} and {*training.PROTOCOLS} == {*PROTOCOLS}
     for command, known in (("tune", "capacity"), ("protocol", "jsrt")):
         with pytest.raises(SystemExit):
             main([command, "nix", "--data", "nowhere"])

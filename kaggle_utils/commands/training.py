@@ -69,7 +69,19 @@ def train(args: argparse.Namespace) -> int:
 _DECIDED = ("sources", "epochs", "init")  # by the protocol and its steps; it starts from nothing
 # As in the room tuning, which takes seconds to import.
 PROTOCOLS = ("all", "both", "montgomery", "shenzhen", "jsrt", "kermany")
-STUDIES = ("bugs", "augmentation", "longer", "loss", "capacity", "optimisation", "data", "check", "search")
+STUDIES = (
+    "bugs",
+    "augmentation",
+    "longer",
+    "loss",
+    "capacity",
+    "optimisation",
+    "data",
+    "check",
+    "artefacts",
+    "sets",
+    "search",
+)
 
 
 def _protocol_options(sub: argparse.ArgumentParser) -> None:
@@ -112,9 +124,11 @@ def protocol(args: argparse.Namespace) -> int:
 def _tune_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("study", choices=STUDIES, help="the question that is asked")
     sub.add_argument("--data", default="segmentation", help="prepared folder")
-    sub.add_argument("--seeds", type=positive, default=3, help="how often to repeat each run; a search repeats nothing")
-    sub.add_argument("--size", type=side, default=128, help="px, where the study doesn't vary it")
-    sub.add_argument("--epochs", type=positive, default=8, help="of each run, where the study doesn't vary them")
+    sub.add_argument(
+        "--seeds", type=positive, help="how often to do each run: thrice if not given, those of artefacts and sets once"
+    )
+    sub.add_argument("--size", type=side, default=128, help="px, where the study doesn't say it")
+    sub.add_argument("--epochs", type=positive, default=8, help="of each run, where the study doesn't say them")
     sub.add_argument("--jobs", type=positive, help="single-threaded trainings side by side; one per core if not given")
     sub.add_argument("--trials", type=positive, default=60, help="of the search, earlier ones included")
     sub.add_argument("--storage", help="of the search, an SQLAlchemy URL; runs/tuning/search.db if not given")
@@ -122,12 +136,16 @@ def _tune_options(sub: argparse.ArgumentParser) -> None:
 
 
 def tune(args: argparse.Namespace) -> int:
-    from ..tuning import BASE, run_study, summarise_runs
+    from ..tuning import BASE, SCORED, run_scored, run_study, summarise_runs
 
+    if args.study in SCORED:
+        table = run_scored(args.study, args.data, seeds=args.seeds or 1, jobs=args.jobs, out=args.out)
+        print(table.pivot_table("dice", ["run", "source"], "artefact", sort=False).round(4).to_string())
+        return 0
     table = run_study(
         args.study,
         args.data,
-        seeds=args.seeds,
+        seeds=args.seeds or 3,
         config=replace(BASE, size=args.size, epochs=args.epochs),
         jobs=args.jobs,
         trials=args.trials,

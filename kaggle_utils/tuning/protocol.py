@@ -115,11 +115,13 @@ def _summarise(scores: pd.DataFrame) -> pd.DataFrame:
     clean = scores[(scores["source"] == "shenzhen") & (scores["protocol"] == "test")]
     clean = clean[~clean["name"].isin(excluded_masks()["name"])].assign(protocol="clean")
     summary = summarise(pd.concat([scores, clean]).sort_values([*GROUPS, "name"]), GROUPS).round(5)
-    gaps = [_convention(trained_on, source) for trained_on, source in zip(summary["trained_on"], summary["source"])]
+    gaps = [
+        other_convention(trained_on, source) for trained_on, source in zip(summary["trained_on"], summary["source"])
+    ]
     return summary.assign(convention=gaps)
 
 
-def _convention(trained_on: str, source: str) -> str:
+def other_convention(trained_on: str, source: str) -> str:
     """The network's convention and that of a set's masks where they differ, which costs Dice and is no fault."""
     sources = PROTOCOLS[trained_on]
     learned = CONVENTIONS[source if source in sources else sources[0]]

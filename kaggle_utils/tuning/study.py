@@ -13,7 +13,7 @@ import io
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -180,30 +180,32 @@ def fingerprint(data: str | Path) -> str:
     return hashlib.sha256(films.to_csv(index=False).encode()).hexdigest()[:12]
 
 
-def read_table(path: str | Path) -> pd.DataFrame:
+def read_table(path: str | Path, columns: Sequence[str] = STUDY_COLUMNS) -> pd.DataFrame:
     """A study's table, empty if there is none yet.
 
     Raises:
         ValueError: its columns are those of another version, or it is no table at all.
     """
     if not Path(path).exists():
-        return pd.DataFrame(columns=STUDY_COLUMNS)
+        return pd.DataFrame(columns=columns)
     try:
         table = pd.read_csv(path)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError):
         table = pd.DataFrame()
-    if tuple(table) != STUDY_COLUMNS:
-        odd = ", ".join(sorted(set(table) ^ set(STUDY_COLUMNS))[:5])
+    if tuple(table) != columns:
+        odd = ", ".join(sorted(set(table) ^ set(columns))[:5])
         raise ValueError(
             f"{path} was written by another version ({odd or 'other order of columns'}): move it away to start anew"
         )
     return table
 
 
-def write_rows(path: str | Path, rows: list[dict[str, Any]], *, append: bool = False) -> None:
+def write_rows(
+    path: str | Path, rows: list[dict[str, Any]], *, append: bool = False, columns: Sequence[str] = STUDY_COLUMNS
+) -> None:
     """Writes a study's table, or adds to it; a kill leaves it without these rows or with all of them."""
     path = Path(path)
-    table = pd.DataFrame(rows, columns=STUDY_COLUMNS).round({**dict.fromkeys(MEASURES, 5), "seconds": 1})
+    table = pd.DataFrame(rows, columns=columns).round({**dict.fromkeys(MEASURES, 5), "seconds": 1})
     old = path.read_bytes() if append and path.exists() else b""
     write_bytes(path, old + table.to_csv(index=False, header=not old).encode())
 
