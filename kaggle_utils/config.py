@@ -124,7 +124,7 @@ class TrainConfig:
     )
     conv: str = setting("plain", "plain, or separable: depthwise and 1x1 convolutions", choices=("plain", "separable"))
     init: str = setting(
-        "", "weights to start from, shipped for those of the package; a head that they lack starts as their first one"
+        "", "weights to start from: a file, or lungs, which ship; a head that they lack starts as their first one"
     )
     # loss
     loss: str = setting("bce_dice", "see loss.make_loss", choices=("bce", "dice", "bce_dice", "tversky", "focal"))

@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 
     from .dicom.read import Radiograph
 
-DEFAULT_WEIGHTS = Path(__file__).with_name("weights") / "lungs.safetensors"
+WEIGHTS = Path(__file__).with_name("weights")
+DEFAULT_WEIGHTS = WEIGHTS / "lungs.safetensors"
 FilmLike = str | Path | bytes | BinaryIO | ArrayLike  # a file's name, its bytes, the open file, or an array
 _FILM_LIKE = "a path, bytes, an open file, an array (NumPy, PyTorch, Pillow and so on)"
 _LARGE = 200_000_000  # bytes of a batch, after which memory is given back; eight films of 1024 px have 80 million
@@ -176,12 +177,18 @@ def _first_columns(result: Result) -> dict[str, Any]:
     return {"name": result.name, "path": printable(result.path), "notes": "; ".join(result.notes)}
 
 
+def find_weights(wanted: str | Path | None = None) -> Path:
+    """The file of weights: of a path, or of the name of weights that ship with the package; ``lungs`` if None."""
+    shipped = WEIGHTS / f"{wanted}.safetensors"
+    return shipped if shipped.exists() else Path(wanted or DEFAULT_WEIGHTS)
+
+
 class LungSegmenter:
     """A trained U-Net that takes radiographs of any size. On a CPU it calls :func:`hardware.keep_memory`.
 
     Args:
-        weights: a file of ``model.save_weights``, or of ``export.export_onnx`` for a backend other than torch; None is
-            the one that ships with the package.
+        weights: a file of ``model.save_weights``, or of ``export.export_onnx`` for a backend other than torch; or the
+            name of one that ships with the package, of which ``lungs`` is taken if None.
         device: auto, cpu, cuda, cuda:N or mps (a Mac's GPU); a backend other than torch has the CPU alone.
         flip: average the prediction with that of the mirrored film: twice the time for a little accuracy.
         clean: keep the two largest components and fill holes, see :func:`clean_mask`.
@@ -219,7 +226,7 @@ class LungSegmenter:
         from .hardware import choose_device, choose_precision, keep_memory
         from .model import read_header
 
-        self.path = path = Path(weights or DEFAULT_WEIGHTS)
+        self.path = path = find_weights(weights)
         if weights is None and not path.exists():
             how = "train some (`python -m kaggle_utils train`) and name them with --weights"
             raise FileNotFoundError(f"{path} is not there: {how}")

@@ -32,7 +32,7 @@ from .config import TrainConfig, code_version
 from .data import LungDataset, check_batch, check_disjoint, make_loader, read_manifest
 from .files import write_bytes
 from .hardware import choose_device, choose_precision, keep_memory
-from .infer import DEFAULT_WEIGHTS, LungSegmenter
+from .infer import LungSegmenter, find_weights
 from .loss import make_loss
 from .metrics import confusion, overlap
 from .model import NORMALISATION, UNet, count_parameters, read_header, save_weights, start_from, update_header
@@ -575,7 +575,7 @@ def build_model(config: TrainConfig) -> UNet:
 
 def start_from_weights(model: UNet, config: TrainConfig) -> dict[str, Any]:
     """Gives a fresh network the weights that ``config.init`` names; returns what its own header keeps of theirs."""
-    path = DEFAULT_WEIGHTS if config.init == "shipped" else Path(config.init)
+    path = find_weights(config.init)
     start_from(model, config.sources if config.heads else config.sources[:1], path)
     header = read_header(path)
     kept = {name: header[name] for name in ("sources", "films", "command", "commit", "licence") if name in header}

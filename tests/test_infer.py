@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import BytesIO
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -19,7 +20,7 @@ from scipy import ndimage
 from kaggle_utils import image as files
 from kaggle_utils import infer, predictions
 from kaggle_utils.files import printable
-from kaggle_utils.infer import LungSegmenter, clean_mask
+from kaggle_utils.infer import DEFAULT_WEIGHTS, LungSegmenter, clean_mask, find_weights
 from kaggle_utils.model import UNet, save_weights
 from kaggle_utils.pictures.overlay import draw_overlay
 from kaggle_utils.predictions import evaluate
@@ -180,6 +181,14 @@ def test_a_threshold_that_is_no_probability_is_refused(threshold):
 
 def test_model_is_in_evaluation_mode(weights):
     assert not LungSegmenter(weights, device="cpu").model.training
+
+
+def test_weights_that_ship_are_found_by_their_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_weights() == find_weights("lungs") == DEFAULT_WEIGHTS
+    assert find_weights("lungs.safetensors") == Path("lungs.safetensors")  # a file here
+    assert find_weights(tmp_path / "mine.safetensors") == tmp_path / "mine.safetensors"
+    assert LungSegmenter("lungs", device="cpu").version == LungSegmenter(device="cpu").version
 
 
 def test_missing_weights_say_what_to_do(monkeypatch, tmp_path):

@@ -62,7 +62,9 @@ def make_segmenter(args: argparse.Namespace) -> LungSegmenter:
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--weights", help="safetensors file, or an exported one, here or in S3; the shipped one if not given"
+        "--weights",
+        help="safetensors file, or an exported one, here or in S3; or the name of one that ships: lungs, the one if "
+        "not given, or lungs-ccby, whose licence is CC BY 4.0",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (a Mac's GPU)")
     parser.add_argument(

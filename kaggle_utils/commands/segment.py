@@ -220,7 +220,7 @@ def screen(args: argparse.Namespace) -> int:
 
 def _export_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--format", choices=("onnx",), default="onnx", help="of the file")
-    sub.add_argument("--weights", help="safetensors file; the shipped one if not given")
+    sub.add_argument("--weights", help="safetensors file, or a name as for predict; the shipped one if not given")
     sub.add_argument("--out", help="file to write; the weights' name with .onnx, in this folder, if not given")
 
 
@@ -230,10 +230,10 @@ def _exported(args: argparse.Namespace) -> str | None:
 
 def export(args: argparse.Namespace) -> int:
     from ..export import export_onnx
-    from ..infer import DEFAULT_WEIGHTS
+    from ..infer import find_weights
     from ..scale.s3 import fetch
 
-    weights = Path(fetch(args.weights or DEFAULT_WEIGHTS))
+    weights = find_weights(fetch(args.weights))
     out = Path(args.out or f"{weights.stem}.onnx")
     export_onnx(weights, out)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, computes what PyTorch does")

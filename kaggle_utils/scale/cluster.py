@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from ..dicom.coco import to_parquet
 from ..files import write_bytes
-from ..infer import DEFAULT_WEIGHTS
+from ..infer import find_weights
 from ..pictures.find import claims_film, find_files, unique_names, without_outputs
 from .cluster_work import DEFAULTS, STOPS, Settings, Worker
 from .s3_client import connect, explained, find_objects, is_address, list_objects, parse, read_object
@@ -75,7 +75,7 @@ def predict_on_cluster(
             what ``predictions.csv`` says, all of :func:`quality.measure`, and each lung as COCO run lengths of
             the film as it lies.
         settings: see there.
-        weights: a file that this machine alone needs; None is the one that ships with the package.
+        weights: a file that this machine alone needs, or the name of one that ships, see :func:`infer.find_weights`.
         device: auto: the GPUs if Ray sees one; cpu; or cuda.
         address: of the cluster; local starts one on this machine, which no other machine reaches, and ends it.
         shard: films per file.
@@ -92,7 +92,7 @@ def predict_on_cluster(
         OSError: no cluster at ``address``, a store that gives no films, or ``out`` can't be written.
     """
     _check_installed()
-    weights = Path(weights or DEFAULT_WEIGHTS)
+    weights = find_weights(weights)
     version = settings.open(weights, "cpu").version  # what is wrong with them is told before a cluster starts
     films = list_films(patterns)
     manifest = _plan(films.column("path").to_pylist(), version, settings, shard)
