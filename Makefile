@@ -11,7 +11,7 @@ CLI     := $(PY) -m kaggle_utils
 WORKERS ?= 2
 PYTEST  := -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # Files of tests whose numbers depend on the processor.
-COMPUTE := $(patsubst %,tests/test_%.py,calibrate checks data distributed export hardware infer lambda loss main measure metrics \
+COMPUTE := $(patsubst %,tests/test_%.py,artefact_study calibrate checks data distributed export hardware infer lambda loss main measure metrics \
              model protocol quality robustness shards synthetic tb train tune twenty_bugs) tests/notebooks
 
 # Notebooks' kernels write below the home folder otherwise.

@@ -3,8 +3,8 @@
     python -m kaggle_utils train --data segmentation --out runs/plain --augment none --epochs 49
     python -m benchmarks.robustness --data segmentation --weights runs/plain/best.safetensors
 
-Ten kinds of damage of five strengths (:mod:`kaggle_utils.quality.damages`) on the published test lists of the sets that
-the shipped weights were trained on; each film by its own set's head, without averaging with the mirrored film, Dice at
+Ten kinds of damage of five strengths (:mod:`kaggle_utils.quality.damages`) on the test lists of the sets that all of the
+networks were trained on; each film by its own set's head, without averaging with the mirrored film, Dice at
 256 px. Nothing is chosen by this table. The networks see the films as damaged: ``predict`` would recognise most
 negatives and turn them over first, see ``image.is_inverted``. Writes ``results/robustness.csv``, a row per network,
 set, damage and strength.
@@ -12,6 +12,7 @@ set, damage and strength.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -80,6 +81,11 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     return found
 
 
+def shared_sources(segmenters: Iterable[LungSegmenter]) -> list[str]:
+    """The sets that all networks were trained on."""
+    return sorted(set.intersection(*(set(segmenter.header["sources"]) for segmenter in segmenters)))
+
+
 def training(segmenter: LungSegmenter) -> str:
     """How a network was trained, as its weights' header says."""
     config = segmenter.header.get("config")
@@ -92,7 +98,7 @@ def main() -> None:
     parser.add_argument("--films", type=int, help="only so many per set, and no file: does it work at all?")
     args = parser.parse_args()
     segmenters = {"shipped": LungSegmenter()} | {Path(path).parent.name: LungSegmenter(path) for path in args.weights}
-    frame = films_of(args.data, "test", segmenters["shipped"].header["sources"])
+    frame = films_of(args.data, "test", shared_sources(segmenters.values()))
     if args.films:
         frame = frame.groupby("source").head(args.films)
     table = summarise(scores(frame, segmenters))

@@ -106,6 +106,14 @@ def test_table_has_a_row_a_network_set_and_setting(prepared, tmp_path):
     assert found["value"]["shipped", "noise", 5] == DAMAGES["noise"].values[4]
 
 
+def test_networks_are_compared_on_the_sets_that_all_of_them_learned(tmp_path):
+    networks = []
+    for sources in (["montgomery", "shenzhen", "kermany"], ["shenzhen", "montgomery"]):
+        save_weights(tmp_path / "w.safetensors", UNet(base_channels=2, depth=1), {"size": 32, "sources": sources})
+        networks.append(LungSegmenter(tmp_path / "w.safetensors", device="cpu"))
+    assert robustness.shared_sources(networks) == ["montgomery", "shenzhen"]
+
+
 def test_header_says_how_a_network_was_trained(tmp_path):
     save_weights(
         tmp_path / "w.safetensors",

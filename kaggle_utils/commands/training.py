@@ -117,7 +117,7 @@ def protocol(args: argparse.Namespace) -> int:
             raw=args.input,
             flip=not args.no_flip,
         )
-        print_scores(summary)
+        print_scores(summary.drop(columns=["trained_by", "commit"]))
     return 0
 
 
