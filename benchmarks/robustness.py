@@ -3,9 +3,9 @@
     python -m kaggle_utils train --data segmentation --out runs/plain --augment none --epochs 49
     python -m benchmarks.robustness --data segmentation --weights runs/plain/best.safetensors
 
-Ten kinds of damage of five strengths (:mod:`kaggle_utils.quality.damages`) on the test lists of the sets that all of the
-networks were trained on; each film by its own set's head, without averaging with the mirrored film, Dice at
-256 px. Nothing is chosen by this table. The networks see the films as damaged: ``predict`` would recognise most
+Ten kinds of damage of five strengths (:mod:`kaggle_utils.quality.damages`) on the test lists of the sets that all
+networks were trained on; each film by its own set's head, without averaging with the mirrored film, Dice at 256 px.
+Nothing is chosen by this table. The networks see the films as damaged: ``predict`` would recognise most
 negatives and turn them over first, see ``image.is_inverted``. Writes ``results/robustness.csv``, a row per network,
 set, damage and strength.
 """
