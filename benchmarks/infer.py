@@ -98,16 +98,18 @@ def runtimes(name: str, model: nn.Module, calibration: np.ndarray) -> dict[tuple
     return {(name, runtime): run for runtime, run in found.items()}
 
 
-def segmenter_of(run: Run) -> LungSegmenter:
+def segmenter_of(runtime: str, run: Run) -> LungSegmenter:
     """A segmenter with this network in place of its own."""
     segmenter = LungSegmenter(device="cpu")
     segmenter.model, segmenter.dtype = run, None
+    if not runtime.startswith("PyTorch"):
+        segmenter.threads = None  # as with any other backend
     return segmenter
 
 
-def jobs(run: Run, pngs: dict[int, Path]) -> dict[tuple[str, int, int], Callable[[], object]]:
+def jobs(runtime: str, run: Run, pngs: dict[int, Path]) -> dict[tuple[str, int, int], Callable[[], object]]:
     """(what, px, films) to a call that does it."""
-    segmenter, found = segmenter_of(run), {}
+    segmenter, found = segmenter_of(runtime, run), {}
     for batch in (1, 32):
         for px in (256, 512):
             films = torch.randn(batch, 1, px, px)
@@ -137,9 +139,9 @@ def write_pngs(folder: Path) -> dict[int, Path]:
     return pngs
 
 
-def validation_dice(data: Path, run: Run) -> float:
+def validation_dice(data: Path, runtime: str, run: Run) -> float:
     """Mean Dice at 256 px over a set's validation films."""
-    scores = evaluate(data, segmenter_of(run), split="val", sizes=[256])
+    scores = evaluate(data, segmenter_of(runtime, run), split="val", sizes=[256])
     return float(scores.loc[scores["protocol"] == "val", "dice"].mean())
 
 
@@ -155,7 +157,7 @@ def time_all(
         limit: seconds of a call; a batch that would take longer by what one film took is left out.
         share: seconds per job and round.
     """
-    todo = {(*key, *what): job for key, run in runs.items() for what, job in jobs(run, pngs).items()}
+    todo = {(*key, *what): job for key, run in runs.items() for what, job in jobs(key[1], run, pngs).items()}
     times: dict[tuple[str, str, str, int, int], list[float]] = {}
     for turn in tqdm(range(rounds), desc="rounds", disable=None):
         for key, job in todo.items():
@@ -182,7 +184,7 @@ def main() -> None:
         films = LungDataset(films_of(data, "train").iloc[:64], 256)
         calibration = np.stack([films[i]["image"].numpy() for i in range(len(films))])
         runs = {key: run for name, model in models.items() for key, run in runtimes(name, model, calibration).items()}
-        dice = {key: validation_dice(data, run) for key, run in runs.items() if key[0] == "this project"}
+        dice = {key: validation_dice(data, key[1], run) for key, run in runs.items() if key[0] == "this project"}
         rounds, limit, share = (1, 0.3, 0) if args.quick else (args.rounds + 1, LIMIT_S, 0.3)
         times = time_all(runs, pngs, rounds, limit, share)
     rows = [

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import torch
 
@@ -53,6 +55,30 @@ def choose_precision(device: torch.device) -> str:
         if "avx512_bf16" in flags or "amx_bf16" in flags:
             return "bf16"
     return "fp32"
+
+
+def lone_threads() -> ThreadPoolExecutor | None:
+    """As many threads as PyTorch has for one computation, each with a computation of its own; None if that is one.
+
+    Threads that share a computation wait for each other at every layer. Where others, such as those that read films,
+    take their processors in the meantime, that is half of the time.
+    """
+    count = torch.get_num_threads()
+    if count == 1:
+        return None
+    started = Barrier(count + 1)
+
+    def start() -> None:
+        torch.get_num_threads()  # first: a thread that never asked would later be given the number of all again
+        torch.set_num_threads(1)
+        started.wait()
+
+    pool = ThreadPoolExecutor(count, initializer=start)
+    for _ in range(count):
+        pool.submit(int)
+    started.wait()
+    torch.set_num_threads(count)  # for this thread and those to come
+    return pool
 
 
 def keep_memory() -> bool:

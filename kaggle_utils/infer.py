@@ -184,7 +184,9 @@ def find_weights(wanted: str | Path | None = None) -> Path:
 
 
 class LungSegmenter:
-    """A trained U-Net that takes radiographs of any size. On a CPU it calls :func:`hardware.keep_memory`.
+    """A trained U-Net that takes radiographs of any size.
+
+    On a CPU it calls :func:`hardware.keep_memory`, and gives each film of a batch a thread of its own.
 
     Args:
         weights: a file of ``model.save_weights``, or of ``export.export_onnx`` for a backend other than torch; or the
@@ -223,7 +225,7 @@ class LungSegmenter:
         import torch
 
         from .export import read_onnx_header
-        from .hardware import choose_device, choose_precision, keep_memory
+        from .hardware import choose_device, choose_precision, keep_memory, lone_threads
         from .model import read_header
 
         self.path = path = find_weights(weights)
@@ -243,6 +245,8 @@ class LungSegmenter:
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(choose_precision(self.device))
         classes = self.header["architecture"].get("classes", 1)
         self.model = _open_network(path, backend, self.device, bf16=self.dtype == torch.bfloat16, classes=classes)
+        # The other backends have threads of their own.
+        self.threads = lone_threads() if backend == "torch" and self.device.type == "cpu" else None
         self.flip, self.clean, self.threshold = flip, clean, threshold
         self.heads: list[str] = self.header.get("heads") or [""]
         self.head = _find_head(convention if head is None else head, self.header, path)
@@ -295,19 +299,29 @@ class LungSegmenter:
         Returns:
             ``float32 (B, size, size)``.
         """
+        wanted = heads or [self.head] * len(films)
+        if self.threads is None or len(films) == 1:
+            return self._batch(films, wanted)
+        return np.concatenate(list(self.threads.map(lambda film, head: self._batch([film], [head]), films, wanted)))
+
+    def _batch(self, films: list[np.ndarray], heads: Sequence[str]) -> np.ndarray:
+        """:meth:`probabilities` in one forward pass."""
         import torch
 
         from .data import normalise
 
         batch = np.stack([resize_image(film, self.size) for film in films])[:, None]
         images = normalise(torch.from_numpy(batch).to(self.device)).contiguous(memory_format=torch.channels_last)
+        channels = [self.heads.index(head if head in self.heads else self.head) for head in heads]
+
+        def lung(images: torch.Tensor) -> torch.Tensor:
+            return self.model(images)[range(len(films)), channels].float().sigmoid()
+
         with torch.inference_mode(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            prob = self.model(images).float().sigmoid()
+            prob = lung(images)
             if self.flip:
-                prob = (prob + self.model(images.flip(-1)).float().sigmoid().flip(-1)) / 2
-        wanted = heads or [self.head] * len(films)
-        channels = [self.heads.index(head if head in self.heads else self.head) for head in wanted]
-        return prob[range(len(films)), channels].cpu().numpy()
+                prob = (prob + lung(images.flip(-1)).flip(-1)) / 2
+        return prob.cpu().numpy()
 
     def masks(self, films: list[np.ndarray], heads: Sequence[str] | None = None) -> list[np.ndarray]:
         """Masks of films ``uint8 (H, W)`` in their own sizes, each ``uint8 (H, W)`` in {0, 1}.

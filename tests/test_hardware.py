@@ -1,5 +1,8 @@
 """hardware.py: the device, and the fastest number format that it computes in itself."""
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, get_ident
+
 import pytest
 import torch
 
@@ -13,6 +16,14 @@ from kaggle_utils.synthetic.model import AppearanceModel
 def no_precision_is_named(monkeypatch):
     """conftest.py names float32 for the tests."""
     monkeypatch.delenv("UNET_LUNG_PRECISION", raising=False)
+
+
+@pytest.fixture
+def threads():
+    """``threads(count)``: so many for PyTorch, until the test ends."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("there, expected", [(True, "cuda"), (False, "cpu")])
@@ -93,3 +104,44 @@ def test_bfloat16_draws_the_lungs_that_float32_draws(monkeypatch):
     difference = abs(found["fp32"][0] - found["bf16"][0])
     assert difference.max() > 1e-4 and difference.mean() < 0.005
     assert all(overlap(confusion(*pair))["dice"] > 0.99 for pair in zip(found["fp32"][1], found["bf16"][1]))
+
+
+def test_lone_threads_compute_alone_and_others_as_before(threads):
+    threads(3)
+    together = Barrier(3)
+
+    def compute(_) -> tuple[int, int]:
+        together.wait(30)
+        torch.ones(2).sum()
+        return get_ident(), torch.get_num_threads()
+
+    who, counts = zip(*hardware.lone_threads().map(compute, range(3)))
+    assert len(set(who)) == 3 and set(counts) == {1}
+    with ThreadPoolExecutor(1) as later:
+        assert torch.get_num_threads() == later.submit(torch.get_num_threads).result() == 3
+
+
+def test_one_thread_needs_no_others(threads):
+    threads(1)
+    assert hardware.lone_threads() is None
+
+
+def test_each_film_of_a_batch_has_a_thread_and_a_head(threads):
+    threads(2)
+    segmenter, films = LungSegmenter(device="cpu"), [film.image for film in AppearanceModel.load().sample(3, seed=7)]
+    heads, model, seen = segmenter.heads, segmenter.model, []
+
+    def watched(images: torch.Tensor) -> torch.Tensor:
+        seen.append((len(images), torch.get_num_threads()))
+        return model(images)
+
+    segmenter.model = watched
+    wanted = [heads[0], heads[-1], heads[0]]
+    together = segmenter.probabilities(films, wanted)
+    assert seen == [(1, 1)] * 3
+    alone = [segmenter.probabilities([film], [head])[0] for film, head in zip(films, wanted)]
+    assert seen[3:] == [(1, 2)] * 3
+    segmenter.threads = None
+    for found in (alone, segmenter.probabilities(films, wanted)):
+        assert abs(together - found).max() < 0.05 and abs(together - found).mean() < 1e-3
+    assert seen[6:] == [(3, 2)]
