@@ -146,6 +146,14 @@ def test_mask_given_as_a_film_is_called_one(encode):
     assert check_film(encode(film.left, film.right)).problems == (checks.MASK,)
 
 
+@pytest.mark.parametrize("shape", [(100, 90), (700, 1100)], ids=str)
+def test_contrast_lies_between_percentiles_of_the_pixels(shape, rng):
+    image = rng.normal(120, 20, shape).clip(0, 255).astype(np.uint8)
+    low, high = np.percentile(checks._sampled(image), (1, 99), method="inverted_cdf")
+    assert checks.contrast(image) == high - low > 80
+    assert checks.contrast(np.full(shape, 7, np.uint8)) == 0
+
+
 def test_what_has_two_gray_levels_is_refused_lungs_or_not():
     chequers = ((np.indices((256, 256)) // 32).sum(0) % 2 * 255).astype(np.uint8)
     assert check_film(chequers).problems == (checks.MASK,)

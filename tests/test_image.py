@@ -628,6 +628,14 @@ def test_mask_is_written_as_0_255_and_reads_back(tmp_path):
     np.testing.assert_array_equal(files.read_mask(tmp_path / "mask.png"), MASK)
 
 
+def test_png_is_smaller_than_opencv_would_have_it_and_reads_back():
+    film, mask = cv2.GaussianBlur(phantom(400, 400).image, (0, 0), 3), phantom(400, 400).mask * np.uint8(255)
+    for image in (film, mask, cv2.cvtColor(film, cv2.COLOR_GRAY2BGR)):
+        data = files.encode_image(image, ".png")
+        assert len(data) < 0.95 * len(cv2.imencode(".png", image)[1])
+        np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED), image)
+
+
 @pytest.mark.parametrize("mask", [MASK * 255, np.dstack([MASK] * 3)], ids=["0/255", "three channels"])
 @pytest.mark.parametrize("function", [files.check_mask, lambda m: files.resize_mask(m, 8)], ids=["check", "resize"])
 def test_what_is_not_a_mask_is_refused(mask, function):

@@ -168,11 +168,12 @@ def is_negative(image: np.ndarray) -> bool:
 
 def is_mask(image: np.ndarray) -> bool:
     """Says whether an image ``uint8 (H, W)`` is a mask and no film: of two or three gray levels, or nearly of two."""
-    levels, counts = np.unique(_sampled(image), return_counts=True)
+    counts = _histogram(image)
+    levels = np.flatnonzero(counts)
     if len(levels) <= 3:
         return len(np.unique(image)) in (2, 3)
     near = np.minimum(levels - levels[0], levels[-1] - levels) <= NEAR
-    return bool(counts[near].sum() > TWO_LEVELS * counts.sum() and contrast(image) >= LEAST_CONTRAST)
+    return bool(counts[levels[near]].sum() > TWO_LEVELS * counts.sum() and contrast(image) >= LEAST_CONTRAST)
 
 
 def check_lungs(mask: np.ndarray) -> tuple[str, ...]:
@@ -197,8 +198,14 @@ def check_lungs(mask: np.ndarray) -> tuple[str, ...]:
 
 def contrast(image: np.ndarray) -> float:
     """Gray levels between the 1st and the 99th percentile of a film ``uint8 (H, W)``."""
-    low, high = np.percentile(_sampled(image), (1, 99))
+    below = _histogram(image).cumsum()
+    low, high = np.searchsorted(below, (0.01 * below[-1], 0.99 * below[-1]))
     return float(high - low)
+
+
+def _histogram(image: np.ndarray) -> np.ndarray:
+    """How many pixels of a film ``uint8 (H, W)`` have each of the 256 gray levels, faster than sorting."""
+    return np.bincount(_sampled(image).ravel(), minlength=256)
 
 
 def _sampled(image: np.ndarray) -> np.ndarray:
