@@ -18,6 +18,6 @@ def draw_overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """
     canvas = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
     width = max(1, round(min(image.shape) / 256))  # px: as thick on a 20-megapixel film as on a small one
-    outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     blue_green_red = tuple(bytes.fromhex(COLOUR[1:]))[::-1]
     return cv2.drawContours(canvas, outlines, -1, blue_green_red, width, cv2.LINE_AA)
