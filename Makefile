@@ -77,6 +77,7 @@ bench: .venv/dev.stamp
 	$(PY) -m benchmarks.train
 	$(if $(DATA),$(CLI) prep --input "$(RAW)" --out $(RUN)/segmentation)
 	$(PY) -m benchmarks.infer $(if $(DATA),--data $(RUN)/segmentation)
+	$(PY) -m benchmarks.predict
 	$(if $(DATA),$(PY) -m benchmarks.time_to_dice --data $(RUN)/segmentation)
 
 # On synthetic radiographs, with their outputs; committed, and compared by make test.
