@@ -352,7 +352,7 @@ def segment_films(
         segmenter: with which weights and switches; anything with its ``probabilities``, ``finish``, ``threshold`` and
             ``quality``.
         names: by which films go in tables; if not given, their files' stems, and ``film 0`` and so on for others.
-        batch: films per forward pass.
+        batch: films at once.
         force: segment too what would be refused (no chest film, blank, too small); the reasons become notes.
     """
     films = list(films)

@@ -104,7 +104,7 @@ def predict(
         out: gets ``predictions.csv`` and ``measurements.csv``: for each film with a mask, its name and what
             :func:`quality.measure` finds, to 4 decimals; and the masks in each of the ``formats``.
         segmenter: with which weights and switches.
-        batch: films per forward pass.
+        batch: films at once.
         force: segment what would be refused too (no chest film, blank, too small); the reasons become notes.
         formats: ``png``: ``masks/NAME.png`` (0/255, the film's own size) and ``overlays/NAME.png``; ``coco``:
             ``coco.parquet``, see :func:`dicom.coco.write_coco`; ``dicom-seg``: ``dicom-seg/NAME.dcm`` for films that
@@ -167,7 +167,7 @@ def segment_into(
         settings: what decides the results besides the segmenter's own settings, JSON-able.
         finish: makes of a batch, with a pool's help, what is kept in the journal of each film, in order.
         write_tables: makes the tables of all that was kept, in the order of the files; what it returns is returned.
-        batch: films per forward pass.
+        batch: films at once.
         force: see :func:`infer.segment_films`.
     """
     out = table.parent
@@ -224,7 +224,7 @@ def evaluate(
         raw: folder with the raw sets, to compare at each film's own size too (size 0 in the table), and to take the
             truth of the other sizes from there.
         whole: the sources of which all films count where they are external; any if None.
-        batch: films per forward pass.
+        batch: films at once.
 
     Returns:
         One row per film, protocol and size: name, source, protocol (``test``, or ``all`` where the source is

@@ -90,7 +90,7 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
 
 
 def add_batch_size(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch-size", type=positive, default=8, help="radiographs per forward pass")
+    parser.add_argument("--batch-size", type=positive, default=8, help="radiographs at once")
 
 
 def counted(number: int, noun: str) -> str:

@@ -38,7 +38,7 @@ _WHOLE, _TEXT = ("height", "width", "lung_px"), ("name", "path", "flag", "reason
 class Settings:
     """How films are segmented, as in :func:`predictions.predict`; two runs with different ones don't share a folder."""
 
-    batch: int = 8  # films per forward pass
+    batch: int = 8  # films at once
     force: bool = False  # segment what would be refused too
     flip: bool = False  # average with the mirrored film
     clean: bool = True  # keep two components without holes

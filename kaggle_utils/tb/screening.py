@@ -127,7 +127,7 @@ def screen(patterns: Iterable[str | Path], out: str | Path, screener: TBScreener
         out: gets ``screening.csv`` and ``overlays/NAME.png``: the film, upright, with its lungs' outline and, inside
             it, what raised the probability, the stronger the more probable.
         screener: with which weights.
-        batch: films per forward pass.
+        batch: films at once.
 
     Returns:
         The table: name, path, probability (missing where none is given), label (``presumptive`` tuberculosis from
