@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import islice
@@ -249,9 +250,12 @@ class LungSegmenter:
         self.threads = lone_threads() if backend == "torch" and self.device.type == "cpu" else None
         self.flip, self.clean, self.threshold = flip, clean, threshold
         self.heads: list[str] = self.header.get("heads") or [""]
-        self.head = _find_head(convention if head is None else head, self.header, path)
+        self._follow(_find_head(convention if head is None else head, self.header, path))
+
+    def _follow(self, head: str) -> None:
+        self.head = head
         # The fit that quality.estimate_quality takes.
-        self.quality = choose_fit(self.header.get("quality", {}), CONVENTIONS.get(self.head))
+        self.quality = choose_fit(self.header.get("quality", {}), CONVENTIONS.get(head))
 
     def __call__(self, films: FilmLike | Iterable[FilmLike]) -> Segmented | list[Result]:
         """Masks of films, from files or arrays.
@@ -277,6 +281,24 @@ class LungSegmenter:
             kind = type(films).__name__
             raise TypeError(f"expected {_FILM_LIKE}, or a list, tuple, set or iterator of them, not {kind}")
         return list(segment_films(films, self))
+
+    @property
+    def conventions(self) -> dict[str, str]:
+        """The conventions of ``config.CONVENTIONS`` that the network has, each with its head: the segmenter's own, or
+        the first one."""
+        found: dict[str, str] = {}
+        for head in (self.head, *self.heads):
+            learned = [head] if head else self.header["sources"]
+            convention, *others = {CONVENTIONS.get(source) for source in learned}
+            if convention and not others:
+                found.setdefault(convention, head)
+        return found
+
+    def with_head(self, head: str) -> LungSegmenter:
+        """A segmenter that shares the network and follows another of its heads."""
+        other = copy(self)
+        other._follow(head)
+        return other
 
     @property
     def settings(self) -> dict[str, Any]:

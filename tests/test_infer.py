@@ -132,6 +132,24 @@ def test_a_convention_is_that_of_the_first_set_that_has_it(tmp_path, two_heads, 
     assert LungSegmenter(weights, device="cpu", convention="lung-field").head == ""
 
 
+@pytest.mark.parametrize(
+    "heads, sources, head, found",
+    [
+        (True, ["montgomery", "shenzhen", "kermany"], None, {"lung-field": "montgomery", "with-heart": "kermany"}),
+        (True, ["kermany", "montgomery", "shenzhen"], "shenzhen", {"lung-field": "shenzhen", "with-heart": "kermany"}),
+        (True, ["mine", "montgomery"], None, {"lung-field": "montgomery"}),
+        (False, ["montgomery", "shenzhen"], None, {"lung-field": ""}),
+        (False, ["montgomery", "kermany"], None, {}),
+        (False, ["mine"], None, {}),
+    ],
+)
+def test_conventions_of_a_network_each_with_its_head(tmp_path, heads, sources, head, found):
+    header = {"size": 32, "sources": sources, **({"heads": sources} if heads else {})}
+    classes = len(sources) if heads else 1
+    save_weights(tmp_path / "w.safetensors", UNet(classes=classes, base_channels=2, depth=2), header)
+    assert LungSegmenter(tmp_path / "w.safetensors", device="cpu", head=head).conventions == found
+
+
 def test_a_convention_that_weights_never_learned_is_refused_in_words(tmp_path, two_heads):
     learned = r"learned lung-field masks only \(of montgomery, shenzhen\); with-heart needs weights trained on kermany"
     for choice in ({"convention": "with-heart"}, {"head": "with-heart"}):
@@ -354,6 +372,17 @@ def test_without_pydicom_a_dicom_file_is_a_row_that_says_what_to_install(study, 
     write_raw(study / "film.png", phantom(40, 32).image)
     table = predict([study / "ST1", study / "film.png"], tmp_path / "out", segmenter).set_index("name")
     assert "pip install pydicom" in table.loc["IM2", "error"] and table.loc["film", "error"] == ""
+
+
+def test_each_of_the_childrens_films_that_ship_has_a_mask_or_a_reason(tmp_path):
+    examples = Path(infer.__file__).parent / "assets" / "examples"
+    table = predictions.predict([examples], tmp_path, LungSegmenter(device="cpu"))
+    assert list(table["name"]) == sorted(path.stem for path in examples.glob("*.jpg")) and len(table) == 12
+    for film in table.itertuples():
+        if film.error:
+            assert f"{film.name}.jpg: refused: " in film.error
+        else:
+            assert 0.05 < film.lung_share < 0.6 and files.read_mask(film.mask).any()
 
 
 def test_only_bad_files_still_give_a_table(segmenter, tmp_path):

@@ -12,15 +12,16 @@ import pandas as pd
 import pytest
 import torch
 from damaged_headers import BAD_CLASSIFIER, BAD_SCREENER, each
+from dicoms import dicom
 from phantoms import phantom, write_prepared
 from sklearn.metrics import roc_auc_score
 
 from kaggle_utils.cli import main
 from kaggle_utils.data import read_manifest
 from kaggle_utils.files import Journal
-from kaggle_utils.image import write_image
-from kaggle_utils.infer import CheckedFilm, LungSegmenter, Segmented, Unsegmented
-from kaggle_utils.model import UNet, save_weights
+from kaggle_utils.image import read_film, write_image
+from kaggle_utils.infer import DEFAULT_WEIGHTS, CheckedFilm, LungSegmenter, Segmented, Unsegmented
+from kaggle_utils.model import UNet, load_weights, read_header, save_weights
 from kaggle_utils.quality import check_film
 from kaggle_utils.quality.estimate import Quality
 from kaggle_utils.synthetic.model import AppearanceModel
@@ -437,6 +438,37 @@ def test_no_name_of_a_file_ends_a_run(odd_names, weights, tmp_path):
         and (stored["overlay"] != "").sum() == table["probability"].notna().sum() == 3
     )
     assert all("\n" not in reason for reason in stored["reason"])
+
+
+@pytest.mark.parametrize("chosen", ["lung-field", "with-heart"])
+def test_screening_looks_at_lung_fields_whatever_convention_the_segmenter_follows(folder, weights, tmp_path, chosen):
+    header = read_header(DEFAULT_WEIGHTS)
+    header["heads"] = ["kermany", *(head for head in header["heads"] if head != "kermany")][: len(header["heads"])]
+    save_weights(tmp_path / "both.safetensors", load_weights(DEFAULT_WEIGHTS), header)
+    segmenter = LungSegmenter(tmp_path / "both.safetensors", convention=chosen, device="cpu")
+    table = screen([folder / "film0.png"], tmp_path, TBScreener(weights, segmenter=segmenter, device="cpu"))
+    image = read_film(folder / "film0.png").image
+    mask = segmenter.masks([image], [header["heads"][1]])[0]
+    probability = TBScreener(weights, segmenter=segmenter, device="cpu").probabilities([image], [mask])[0]
+    assert table["probability"][0] == pytest.approx(probability, abs=1e-3)
+
+
+def test_segmenter_that_knows_no_lung_fields_is_not_for_screening(folder, weights, tmp_path):
+    path = tmp_path / "heart.safetensors"
+    save_weights(path, UNet(base_channels=2, depth=2), {"size": 32, "sources": ["kermany"]})
+    screener = TBScreener(weights, segmenter=LungSegmenter(path, device="cpu"), device="cpu")
+    with pytest.raises(ValueError, match="screening looks at lung fields"):
+        screen([folder], tmp_path / "out", screener)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("age, screened", [("014Y", False), ("006M", False), ("015Y", True), ("", True)])
+def test_no_statement_on_children(weights, tmp_path, age, screened):
+    film = AppearanceModel.load().film(2, 5, size=256, tb=0)
+    (tmp_path / "film.dcm").write_bytes(dicom(film.image, PatientAge=age))
+    table = screen([tmp_path / "film.dcm"], tmp_path / "out", TBScreener(weights, device="cpu"))
+    assert table["probability"].notna()[0] == screened
+    assert table["reason"][0] == ("" if screened else "not for children under 15, of whom the classifier saw few")
 
 
 def test_no_lungs_no_probability(folder, weights, tmp_path, monkeypatch):

@@ -9,12 +9,13 @@
 
 from .calibrate import calibrated, reliability, score_tb
 from .data import VARIANTS, make_cuts, tb_frame, view
-from .screening import CLEAR, PRESUMPTIVE, TBScreener, draw_heat, screen, why_not
+from .screening import CLEAR, NO_FIELDS, PRESUMPTIVE, TBScreener, draw_heat, screen, why_not
 from .train import TBConfig, compare_variants
 
 __all__ = [
     "VARIANTS",
     "CLEAR",
+    "NO_FIELDS",
     "PRESUMPTIVE",
     "TBConfig",
     "TBScreener",

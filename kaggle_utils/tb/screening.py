@@ -32,6 +32,8 @@ from .train import logits_of
 SCREENING_COLUMNS = ("name", "path", "probability", "label", "quality", "flag", "reason", "notes", "overlay")
 TB_WEIGHTS = Path(__file__).parents[1] / "weights" / "tb.safetensors"
 PRESUMPTIVE, CLEAR = "presumptive", "not presumptive"  # tuberculosis, in the label column
+ADULT = 15  # years, from which on there is a probability, as WHO has it for computer-aided detection (2021)
+NO_FIELDS = "screening looks at lung fields, and these weights outline the lungs with the heart alone"
 _STRIP = 512  # rows that are coloured at once: of fractions, a film of 64 megapixels would take 4 GB
 
 
@@ -45,6 +47,9 @@ class TBScreener:
 
     Attributes:
         threshold: the probability from which on tuberculosis is presumed, fixed on validation films.
+        head: the segmenter's, whose masks the classifier looks at: that of lung fields, which it learned from, whatever
+            head the segmenter follows otherwise; None where all masks take the heart in. A set of one's own, whose
+            convention nobody knows, keeps its head.
 
     Raises:
         FileNotFoundError: no such weights.
@@ -67,6 +72,8 @@ class TBScreener:
         net = fold_norm(load_tb(path))
         self.net = net.to(choose_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.segmenter = segmenter or LungSegmenter(device=device)
+        conventions, own = self.segmenter.conventions, self.segmenter.head
+        self.head = conventions.get("lung-field") if own in conventions.values() else own
 
     def probabilities(self, films: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> np.ndarray:
         """Calibrated probability of tuberculosis of films with lungs.
@@ -109,9 +116,12 @@ class TBScreener:
 
 
 def why_not(found: Segmented | Unsegmented) -> str:
-    """Why a film gets no probability: there is no mask, or one of no use; empty where it gets one."""
+    """Why a film gets no probability: there is no mask, or one of no use, or it is a child's; empty where it gets
+    one."""
     if isinstance(found, Unsegmented):
         return found.error.removeprefix(f"{found.path}: ")
+    if found.film.age is not None and found.film.age < ADULT:
+        return f"not for children under {ADULT}, of whom the classifier saw few"
     if found.quality and found.quality.flag == "reject":
         return "; ".join(found.quality.reasons)
     return ""
@@ -137,14 +147,16 @@ def screen(patterns: Iterable[str | Path], out: str | Path, screener: TBScreener
 
     Raises:
         FileNotFoundError: a pattern names nothing.
-        ValueError: results would replace what is not of an earlier run.
+        ValueError: the segmenter knows no lung fields, or results would replace what is not of an earlier run.
         OSError: ``out`` can't be written.
     """
+    if screener.head is None:
+        raise ValueError(NO_FIELDS)
     out = Path(out)
     return segment_into(
         out / "screening.csv",
         patterns,
-        screener.segmenter,
+        screener.segmenter.with_head(screener.head),
         columns=SCREENING_COLUMNS,
         outputs=["overlays/{}.png"],
         removed=["overlays/{}.png"],
