@@ -17,16 +17,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from dicoms import dicom
 from phantoms import phantom
 from test_infer import DarkIsLung
 
 from kaggle_utils import image as files
-from kaggle_utils.infer import LungSegmenter
-from kaggle_utils.model import UNet, save_weights
-from kaggle_utils.page import app as page_module
+from kaggle_utils.infer import DEFAULT_WEIGHTS, LungSegmenter
+from kaggle_utils.model import UNet, load_weights, read_header, save_weights
+from kaggle_utils.page import report as report_module
 from kaggle_utils.page import uploads as app_uploads
-from kaggle_utils.page.app import CAUTION, EXAMPLES, MAX_UPLOAD, report, serve
+from kaggle_utils.page.app import CAUTION, MAX_UPLOAD, serve
+from kaggle_utils.page.examples import CHILDREN, SOURCE, SYNTHETIC, make_examples
+from kaggle_utils.page.report import choice, report
 from kaggle_utils.quality.measurements import measure
 from kaggle_utils.synthetic.model import AppearanceModel
 from kaggle_utils.tb.screening import TBScreener
@@ -34,12 +37,16 @@ from kaggle_utils.tb.screening import TBScreener
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PATIENCE = 180  # s, on a machine that trains meanwhile
-# The command line, with a note of every host that its process asks for or connects to.
+EXAMPLES = len(SYNTHETIC) + len(CHILDREN)
+BOTH = ["montgomery", "kermany"]  # heads, one of each convention
+# The command line, with a note of every host that its process asks for or connects to, and of every file it writes.
 LAUNCH = """
-import sys
-log = open(sys.argv.pop(1), "a", buffering=1)
+import os, sys
+log, written = open(sys.argv.pop(1), "a", buffering=1), open(sys.argv.pop(1), "a", buffering=1)
 def hook(event, args):
-    if event == "socket.connect" and isinstance(args[1], tuple):
+    if event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR):
+        print(args[0], file=written)
+    elif event == "socket.connect" and isinstance(args[1], tuple):
         print(args[1][0], file=log)
     elif event == "socket.getaddrinfo" and args[0]:
         print(args[0], file=log)
@@ -52,15 +59,16 @@ sys.exit(main())
 class Server:
     """The page's process, in a temporary folder of its own."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *options: str):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        self.address, self.temporary, self.hosts = f"http://127.0.0.1:{port}", folder / "tmp", folder / "hosts"
+        self.address, self.temporary = f"http://127.0.0.1:{port}", folder / "tmp"
+        self.hosts, self.written = folder / "hosts", folder / "written"
         self.temporary.mkdir()
         env = {**os.environ, "TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1", "NO_PROXY": "*", "no_proxy": "*"}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", LAUNCH, str(self.hosts), "app", "--port", str(port)],
+            [sys.executable, "-c", LAUNCH, str(self.hosts), str(self.written), "app", "--port", str(port), *options],
             cwd=ROOT,
             env=env,
             stdout=subprocess.PIPE,
@@ -75,12 +83,8 @@ class Server:
         return self.process.communicate(timeout=PATIENCE)[0]
 
     def uploads(self) -> list[Path]:
-        """What lies there besides the films to try, Gradio's copies of them, and the placeholder, which is empty."""
-        return [
-            path
-            for path in self.temporary.rglob("*")
-            if path.is_file() and path.stat().st_size and not path.name.startswith("nobody_")
-        ]
+        """What lies there besides the placeholder, which is empty."""
+        return [path for path in self.temporary.rglob("*") if path.is_file() and path.stat().st_size]
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +94,26 @@ def server(tmp_path_factory):
     assert server.line.startswith(server.address), server.line + server.stop()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def both_server(tmp_path_factory):
+    """The page with a network of both conventions."""
+    pytest.importorskip("gradio", reason="gradio is not installed")
+    folder = tmp_path_factory.mktemp("both")
+    server = Server(folder, "--weights", str(of_both(folder / "both.safetensors")), "--device", "cpu")
+    assert server.line.startswith(server.address), server.line + server.stop()
+    yield server
+    server.stop()
+
+
+def of_both(path: Path) -> Path:
+    """The shipped network, whose last head is said to be of the other convention, if none is."""
+    header = read_header(DEFAULT_WEIGHTS)
+    if "kermany" not in header["heads"]:
+        header["heads"] = header["sources"] = [*header["heads"][:-1], "kermany"]
+    save_weights(path, load_weights(DEFAULT_WEIGHTS), header)
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +134,15 @@ def browser():
 
 @pytest.fixture
 def page(browser, server):
+    yield from opened(browser, server)
+
+
+@pytest.fixture
+def both_page(browser, both_server):
+    yield from opened(browser, both_server)
+
+
+def opened(browser, server):
     """The page, loaded; it fails a test whose page asked for anything that was not forbidden before it left the
     browser."""
     page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
@@ -119,7 +152,7 @@ def page(browser, server):
     page.on("requestfailed", lambda request: forbidden.append(request.url) if request.failure == "csp" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(server.address)
-    page.wait_for_function(f"document.querySelectorAll('#examples img').length == {len(EXAMPLES)}")
+    page.wait_for_function(f"document.querySelectorAll('#examples img').length == {EXAMPLES}")
     yield page
     others = {url for url in asked if not url.startswith((server.address, "data:", "blob:"))}
     page.context.close()
@@ -132,7 +165,7 @@ def drop(page, path: Path) -> None:
 
 def download(page, text: str) -> tuple[str, bytes]:
     with page.expect_download() as info:
-        page.get_by_text(text).click()
+        page.locator("a:visible", has_text=text).click()
     return info.value.suggested_filename, Path(info.value.path()).read_bytes()
 
 
@@ -146,7 +179,9 @@ def test_page_says_what_it_is_not_and_fits_a_phone(page):
     for width in (390, 1280):
         page.set_viewport_size({"width": width, "height": 844})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        boxes = [page.locator(part).bounding_box() for part in (".report figure", ".report > div")]
+        tables = "[...document.querySelectorAll('.report table')].map(t => [t.offsetWidth, t.parentNode.clientWidth])"
+        assert all(table <= room for table, room in page.evaluate(tables)), "a table is cut off"
+        boxes = [page.locator(part).bounding_box() for part in (".report:visible figure", ".report:visible > div")]
         assert (boxes[0]["x"] == boxes[1]["x"]) is (width == 390)  # one below the other, or beside it
 
 
@@ -158,7 +193,7 @@ def test_film_that_is_dropped_is_outlined_and_measured(page, server, tmp_path):
     name, data = download(page, "Mask (PNG)")
     mask = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     truth = LungSegmenter(device="cpu").masks([film.image])[0]
-    assert name == "new film_mask.png" and set(np.unique(mask)) == {0, 255}
+    assert name.replace("_lung-field", "") == "new film_mask.png" and set(np.unique(mask)) == {0, 255}
     assert mask.shape == truth.shape and (mask // 255 != truth).mean() < 1e-4
     found = measure(mask // 255)
     cells = {
@@ -170,7 +205,7 @@ def test_film_that_is_dropped_is_outlined_and_measured(page, server, tmp_path):
     ).endswith("600 × 600 px")
     name, data = download(page, "Measurements (CSV)")
     (row,) = csv.DictReader(io.StringIO(data.decode()))
-    assert name == "new film_measurements.csv" and row["name"] == "new film"
+    assert name.replace("_lung-field", "") == "new film_measurements.csv" and row["name"] == "new film"
     assert row["right_area_px"] == str(found["right_area_px"]) and float(row["tilt_deg"]) == pytest.approx(
         found["tilt_deg"], abs=1e-4
     )
@@ -180,7 +215,7 @@ def test_film_that_is_dropped_is_outlined_and_measured(page, server, tmp_path):
 
 def test_each_synthetic_radiograph_has_two_lungs(page):
     screener = TBScreener(device="cpu")
-    for n, (seed, index, tb) in enumerate(EXAMPLES):
+    for n, (seed, index, tb) in enumerate(SYNTHETIC.values()):
         page.locator("#examples button").nth(n).click()
         page.wait_for_selector(f".report h2:text-is('nobody_{n + 1}.png')")
         assert page.inner_text("tr:has-text('Lungs found') td") == "2"
@@ -190,7 +225,45 @@ def test_each_synthetic_radiograph_has_two_lungs(page):
             screener.probabilities([image], screener.segmenter.masks([image]))[0], abs=0.01
         )
         label = "presumptive" if float(probability) >= screener.threshold else "not presumptive"
-        assert said == f"({label} tuberculosis)"
+        assert said == f"({label})"
+
+
+def test_examples_say_what_they_show_and_whose_they_are(page):
+    buttons = page.locator("#examples").get_by_role("button")
+    captions = [*SYNTHETIC, *CHILDREN.values()]
+    assert [buttons.nth(n).inner_text() for n in range(buttons.count())] == captions
+    assert all(page.get_by_role("button", name=caption, exact=True).count() == 1 for caption in captions)
+    assert page.inner_text("#source") == SOURCE and page.locator("a[href^=http]:visible").count() == 0
+    page.get_by_role("button", name="Child, healthy", exact=True).press("Enter")
+    page.wait_for_selector(".report h2:text-is('IM-0553-0001.jpg')")
+    assert "not for children" in page.inner_text("tr:has-text('Tuberculosis') td")
+
+
+def test_choice_of_a_convention_shows_the_other_mask_without_asking_again(both_page, both_server, tmp_path):
+    page = both_page
+    fields, heart = (page.get_by_role("radio", name=name) for name in ("Lung fields", "With the heart"))
+    page.locator("#examples button").first.click()
+    page.wait_for_selector(".report:visible")
+    assert fields.is_checked() and page.locator(".report:visible").get_attribute("class") == "report lung-field"
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    fields.press("ArrowRight")
+    assert heart.is_checked() and page.locator(".report:visible").get_attribute("class") == "report with-heart"
+    assert "with what the heart hides" in page.locator("figcaption:visible").inner_text()
+    assert [url for url in asked if not url.startswith("data:")] == []
+    film = AppearanceModel.load().film(7, 0, size=300, tb=0)
+    files.write_image(tmp_path / "film.png", film.image)
+    drop(page, tmp_path / "film.png")
+    page.wait_for_selector(".report:visible h2:text-is('film.png')")
+    assert heart.is_checked(), "the choice holds for the next film"
+    segmenter = LungSegmenter(of_both(tmp_path / "both.safetensors"), device="cpu")
+    for button, convention, head in ((heart, "with-heart", "kermany"), (fields, "lung-field", "montgomery")):
+        button.check()
+        name, data = download(page, "Mask (PNG)")
+        mask = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        assert name == f"film_{convention}_mask.png"
+        assert (mask // 255 != segmenter.masks([film.image], [head])[0]).mean() < 1e-4
+    assert both_server.uploads() == []
 
 
 def test_dicom_film_is_measured_in_mm_with_its_notes(page, tmp_path):
@@ -341,12 +414,11 @@ def test_no_other_file_and_no_other_machine_is_reached(visitor, server, path):
 
 
 def test_only_a_film_that_was_sent_here_is_read(visitor, server):
-    examples = sorted(server.temporary.rglob("nobody_*.png"))
     for value in (
         *map(
             named,
             [
-                *map(str, examples),
+                str(next(server.temporary.rglob("film"))),
                 "https://attacker.example/film.png",
                 "http://127.0.0.1:9/",
                 "/etc/hostname",
@@ -358,7 +430,7 @@ def test_only_a_film_that_was_sent_here_is_read(visitor, server):
         {"url": "https://attacker.example/"},
         None,
         [],
-        len(EXAMPLES),
+        EXAMPLES,
         -1,
         1e9,
         "0",
@@ -366,12 +438,11 @@ def test_only_a_film_that_was_sent_here_is_read(visitor, server):
         assert join(visitor, value).status_code == 400
     for path in ("run/predict", "call/dropped", "api/predict", "component_server", "stream/1", "run-history/connect"):
         assert (
-            visitor.post(f"/gradio_api/{path}", json={"data": [named(str(examples[0]))], "fn_index": 0}).status_code
+            visitor.post(f"/gradio_api/{path}", json={"data": [named("/etc/hostname")], "fn_index": 0}).status_code
             == 404
         )
     assert visitor.post("/gradio_api/queue/join", content=b"[" * 9000).status_code == 400
     assert visitor.post("/gradio_api/queue/join", content=b"[" + b" " * 10**6).status_code == 400
-    assert sorted(server.temporary.rglob("nobody_*.png")) == examples and len(examples) >= len(EXAMPLES)
     assert "attacker.example" not in server.hosts.read_text()
 
 
@@ -383,6 +454,17 @@ def test_two_visitors_with_the_same_film_have_one_each_and_none_is_on_the_disk(v
         assert join(visitor, named(ticket), session).status_code == 200
         assert "film.png: refused: no frontal chest film" in answer(visitor, session)
         assert join(visitor, named(ticket), session).status_code == 400  # read, and gone
+
+
+def test_film_is_not_written_even_while_it_is_sent_and_read(visitor, server):
+    before = server.written.read_text()
+    assert "/film\n" in before, "the placeholder is a file"
+    data = cv2.imencode(".bmp", AppearanceModel.load().film(7, 0, size=1500, tb=0).image)[1].tobytes()
+    assert len(data) > 2_000_000
+    (ticket,) = send(visitor, data, "film.bmp").json()
+    assert join(visitor, named(ticket), "read").status_code == 200
+    assert "<article" in answer(visitor, "read")
+    assert server.written.read_text() == before and server.uploads() == []
 
 
 @pytest.mark.parametrize("length", [MAX_UPLOAD + 20_000, 500_000_000, 10**11])
@@ -518,9 +600,9 @@ def test_name_of_a_file_is_no_html(tmp_path, screener, film):
 
 
 def test_large_film_is_shown_small_and_its_mask_is_whole(tmp_path, screener, film, monkeypatch):
-    monkeypatch.setattr(page_module, "SHOWN", 50)
+    monkeypatch.setattr(report_module, "SHOWN", 50)
     drawn = []
-    monkeypatch.setattr(page_module, "encode_image", lambda image, suffix: drawn.append((suffix, image.shape)) or b"")
+    monkeypatch.setattr(report_module, "encode_image", lambda image, suffix: drawn.append((suffix, image.shape)) or b"")
     files.write_image(tmp_path / "film.png", film.image[:, 20:180])
     report_of(tmp_path / "film.png", screener)
     assert drawn == [(".jpg", (50, 40, 3)), (".png", (200, 160))]
@@ -528,11 +610,11 @@ def test_large_film_is_shown_small_and_its_mask_is_whole(tmp_path, screener, fil
 
 def test_film_that_lay_on_its_side_is_shown_upright_and_its_mask_lies_as_it_did(tmp_path, film, monkeypatch):
     screener, drawn = TBScreener(device="cpu"), []
-    monkeypatch.setattr(page_module, "encode_image", lambda image, suffix: drawn.append(image) or b"")
+    monkeypatch.setattr(report_module, "encode_image", lambda image, suffix: drawn.append(image) or b"")
     for name, image in (("upright", film.image[:, 20:180]), ("turned", np.rot90(film.image[:, 20:180]))):
         files.write_image(tmp_path / f"{name}.png", image)
         assert ("lay on its side" in report_of(tmp_path / f"{name}.png", screener)) == (name == "turned")
-    shown, mask, shown_turned, mask_turned = drawn
+    (shown, mask, *_), (shown_turned, mask_turned, *_) = drawn[: len(drawn) // 2], drawn[len(drawn) // 2 :]
     np.testing.assert_array_equal(shown_turned, shown)
     np.testing.assert_array_equal(mask_turned, np.rot90(mask))
 
@@ -541,7 +623,7 @@ def test_film_of_another_orientation_or_of_a_spacing_that_can_not_be_is_shown_up
     tmp_path, film, monkeypatch
 ):
     screener, drawn = TBScreener(device="cpu"), []
-    monkeypatch.setattr(page_module, "encode_image", lambda image, suffix: drawn.append(image) or b"")
+    monkeypatch.setattr(report_module, "encode_image", lambda image, suffix: drawn.append(image) or b"")
     (tmp_path / "plain.dcm").write_bytes(dicom(film.image))
     (tmp_path / "mirrored.dcm").write_bytes(
         dicom(film.image[:, ::-1], PatientOrientation=["R", "F"], PixelSpacing=[0.7, 0.7])
@@ -552,7 +634,7 @@ def test_film_of_another_orientation_or_of_a_spacing_that_can_not_be_is_shown_up
         and "a small child, or is the spacing wrong?" in mirrored
         and "spacing wrong" not in plain
     )
-    shown, mask, shown_mirrored, mask_mirrored = drawn
+    (shown, mask, *_), (shown_mirrored, mask_mirrored, *_) = drawn[: len(drawn) // 2], drawn[len(drawn) // 2 :]
     np.testing.assert_array_equal(shown_mirrored, shown)
     np.testing.assert_array_equal(mask_mirrored, mask[:, ::-1])
 
@@ -560,10 +642,67 @@ def test_film_of_another_orientation_or_of_a_spacing_that_can_not_be_is_shown_up
 def test_what_is_no_film_is_refused_without_saying_where_it_lies(tmp_path, screener):
     files.write_image(tmp_path / "page.png", phantom().image)
     text = report_of(tmp_path / "page.png", screener)
-    assert (
-        text.startswith("<p class='refusal' role='alert'>page.png: refused: no frontal chest film")
-        and str(tmp_path) not in text
-    )
+    assert text.startswith("<p class='refusal ") and str(tmp_path) not in text
+    assert ">page.png: refused: no frontal chest film" in text
+
+
+def screener_of(tmp_path, sources, **options) -> TBScreener:
+    """A screener whose segmenter has a head for each source: the first finds dark pixels, each next one more."""
+    path = tmp_path / "heads.safetensors"
+    save_weights(path, UNet(classes=len(sources), base_channels=2), {"size": 32, "sources": sources, "heads": sources})
+    segmenter, dark = LungSegmenter(path, device="cpu", **options), DarkIsLung()
+    segmenter.model = lambda images: torch.cat([dark(images) + 8 * n for n in range(len(sources))], dim=1)
+    segmenter.dtype = None
+    return TBScreener(segmenter=segmenter, device="cpu")
+
+
+def cell(text: str, name: str) -> str:
+    return text.split(f"<th scope='row'>{name}</th><td>")[1].split("</td>")[0]
+
+
+@pytest.mark.parametrize("chosen", ["lung-field", "with-heart"])
+def test_report_has_the_masks_of_both_conventions_each_with_its_own_numbers(tmp_path, film, chosen):
+    screener = screener_of(tmp_path, BOTH, convention=chosen)
+    assert f"value='{chosen}' checked" in choice(screener.segmenter) and choice(screener.segmenter).count("<input") == 2
+    text = report("film.png", files.encode_image(film.image, ".png"), screener)
+    for convention, head in (("lung-field", "montgomery"), ("with-heart", "kermany")):
+        (part,) = [part for part in text.split("<article") if part.startswith(f" class='report {convention}'")]
+        mask = screener.segmenter.masks([film.image], [head])[0]
+        assert cell(part, "Share of the film") == f"{mask.mean():.1%}"
+        assert f"download='film_{convention}_mask.png'" in part and f"film_{convention}_measurements.csv" in part
+        fields = screener.segmenter.masks([film.image], ["montgomery"])[0]
+        probability = screener.probabilities([film.image], [fields])[0]  # of lung fields, whatever is shown
+        assert f">{probability:.2f} (" in part
+    assert text.count("<article") == 2
+
+
+@pytest.mark.parametrize(
+    "sources, said", [(["montgomery", "shenzhen"], "The lung fields"), (["mine", "montgomery"], "The lungs. ")]
+)
+def test_network_of_one_convention_or_of_a_set_of_ones_own_has_one_report_and_no_choice(tmp_path, film, sources, said):
+    screener = screener_of(tmp_path, sources)
+    text = report("film.png", files.encode_image(film.image, ".png"), screener)
+    assert choice(screener.segmenter) == "" and text.count("<article") == 1 and f"<figcaption>{said}" in text
+    assert "download='film_mask.png'" in text and "presumptive" in cell(text, "Tuberculosis, for research")
+
+
+def test_network_that_knows_no_lung_fields_screens_nobody(tmp_path, film):
+    text = report("film.png", files.encode_image(film.image, ".png"), screener_of(tmp_path, ["kermany"]))
+    assert "<td>screening looks at lung fields" in text
+
+
+def test_each_example_is_segmented_or_refused_in_words_and_no_child_is_screened():
+    screener, examples = TBScreener(device="cpu"), make_examples()
+    assert len(examples) == EXAMPLES
+    for example in examples:
+        text = report(example.name, example.data, screener, example.age)
+        assert f"{example.name}: refused: " in text or f"<h2>{example.name}</h2>" in text
+        if "<article" in text:
+            said = cell(text, "Tuberculosis, for research")
+            assert said.startswith("not for children under 15") == (example.name in CHILDREN)
+        assert (
+            max(cv2.imdecode(np.frombuffer(example.thumbnail, np.uint8), 0).shape) < 450 > len(example.thumbnail) / 40
+        )
 
 
 def test_page_without_gradio_is_one_line(screener, monkeypatch):

@@ -19,8 +19,8 @@ MOST_BYTES = 4 * MAX_UPLOAD  # of these together
 KEPT_SECONDS = 300  # the longest that a film is kept which nobody asks to be read
 SENDING_SECONDS = 120  # the longest that sending one may take
 _ROOM = 10_000  # bytes of a request besides its film
-# What Gradio's page asks for; of its other addresses (proxies, calls without the page, recordings, source files) none
-# is open.
+# What Gradio's page asks for; of its other addresses (files, proxies, calls without the page, recordings, source
+# files) none is open.
 _OPEN = {
     "GET": re.compile(
         r"/|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/(assets|static)/.*"
@@ -76,14 +76,14 @@ class Gate:
     """ASGI middleware before Gradio: takes films itself, and lets through what the page asks for, from the page alone.
 
     Gradio would keep an upload under its content's hash, where another visitor can ask for it, and would open what
-    path a request names, or resolve it if it is an address. Here a request names a film by its ticket, or a synthetic
-    radiograph to try by its number.
+    path a request names, or resolve it if it is an address. Here a request names a film by its ticket, or a radiograph
+    to try by its number.
 
     Args:
         app: what answers the rest.
         uploads: gets the films.
         placeholder: an empty file for Gradio to look at in a film's stead; its ``orig_name`` is the film's ticket.
-        examples: how many synthetic radiographs there are to try.
+        examples: how many radiographs there are to try.
     """
 
     def __init__(self, app: Callable, uploads: Uploads, placeholder: Path, examples: int):
@@ -98,7 +98,7 @@ class Gate:
         origin, path = request.headers.get("origin"), scope["path"]
         if origin and urlsplit(origin).netloc != request.headers.get("host"):
             answer = _refusal(403, "this request comes from another page")
-        elif not self._is_open(request.method, path):
+        elif request.method not in _OPEN or not _OPEN[request.method].fullmatch(path):
             answer = _refusal(404, "no such page")
         elif path.startswith("/gradio_api/upload"):
             answer = await self.uploads.receive(request)
@@ -110,12 +110,6 @@ class Gate:
         else:
             return await self.app(scope, receive, send)
         await answer(scope, receive, send)
-
-    def _is_open(self, method: str, path: str) -> bool:
-        address, is_file, file = path.partition("=")
-        if is_file:  # radiographs to try; Gradio would resolve another machine's name
-            return Path(file).is_relative_to(self.placeholder.parent) and ".." not in file
-        return method in _OPEN and bool(_OPEN[method].fullmatch(address))
 
     async def _body(self, request) -> bytes | None:
         """The request's JSON with nothing in it but what the page sends; None where it names what is no film."""
@@ -141,14 +135,19 @@ class Gate:
 
 
 async def _film(request) -> tuple[str, bytes]:
-    from starlette.exceptions import HTTPException
+    from starlette.formparsers import MultiPartException, MultiPartParser
+
+    class InMemory(MultiPartParser):  # what is larger than this many bytes it would write into a file
+        spool_max_size = max_file_size = MAX_UPLOAD + _ROOM  # since Starlette 0.46, and before
 
     try:
-        async with request.form(max_files=1, max_fields=0) as form:
-            (film,) = form.values()
-            name = Path(film.filename.replace("\\", "/")).name
-            return printable(name)[-200:] or "film", await film.read()
-    except (HTTPException, AttributeError) as error:  # no form, more than a film, no file
+        form = await InMemory(request.headers, request.stream(), max_files=1, max_fields=0).parse()
+        (film,) = form.values()
+        if isinstance(film, str):
+            raise ValueError
+        name = Path((film.filename or "").replace("\\", "/")).name
+        return printable(name)[-200:] or "film", await film.read()
+    except (MultiPartException, KeyError) as error:  # no form, or more than a film
         raise ValueError from error
 
 
