@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 # How the name of a lock's file ends. Each is hidden: none is taken for a film, or makes a folder somebody's.
 LOCK = ".unet-lung.lock"
+WEIGHTS = Path(__file__).with_name("weights")  # that ship with the package
+DEFAULT_WEIGHTS = WEIGHTS / "lungs.safetensors"
 FULL = (ENOSPC, EDQUOT, EFBIG)  # errors that writing raises where there is no room, without a file's name
 DEAD_SECONDS = 600  # a file is written from memory, in seconds
 _PART = f".*.{'[0-9a-f]' * 8}.part"  # as write_bytes names what isn't whole
@@ -53,8 +55,15 @@ def manifest_path(root: str | Path) -> Path:
     return path
 
 
-def check_weights(path: str | Path) -> None:
-    """Raises FileNotFoundError where there is no weights file."""
+def find_weights(wanted: str | Path | None = None) -> Path:
+    """The file of weights: of a path, or of the name of weights that ship with the package; ``lungs`` if None."""
+    shipped = WEIGHTS / f"{wanted}.safetensors"
+    return shipped if shipped.exists() else Path(wanted or DEFAULT_WEIGHTS)
+
+
+def check_weights(wanted: str | Path) -> None:
+    """Raises FileNotFoundError where there is no weights file of that path or name."""
+    path = find_weights(wanted)
     if not Path(path).is_file():
         what = "a folder, not a weights file" if Path(path).is_dir() else "no such weights file"
         raise FileNotFoundError(f"{printable(path)}: {what}")

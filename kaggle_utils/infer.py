@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .config import CONVENTIONS, THRESHOLD
-from .files import printable
+from .files import DEFAULT_WEIGHTS, find_weights, printable  # noqa: F401 (this module is the face of the first)
 from .image import MOST_BYTES, film_bytes, from_array, read_film, resize_image, resize_prob
 from .pictures.arrays import is_array
 from .quality import (
@@ -44,8 +44,6 @@ if TYPE_CHECKING:
 
     from .dicom.read import Radiograph
 
-WEIGHTS = Path(__file__).with_name("weights")
-DEFAULT_WEIGHTS = WEIGHTS / "lungs.safetensors"
 FilmLike = str | Path | bytes | BinaryIO | ArrayLike  # a file's name, its bytes, the open file, or an array
 _FILM_LIKE = "a path, bytes, an open file, an array (NumPy, PyTorch, Pillow and so on)"
 _LARGE = 200_000_000  # bytes of a batch, after which memory is given back; eight films of 1024 px have 80 million
@@ -176,12 +174,6 @@ Named = tuple[FilmLike, str]  # a film and its name in tables
 
 def _first_columns(result: Result) -> dict[str, Any]:
     return {"name": result.name, "path": printable(result.path), "notes": "; ".join(result.notes)}
-
-
-def find_weights(wanted: str | Path | None = None) -> Path:
-    """The file of weights: of a path, or of the name of weights that ship with the package; ``lungs`` if None."""
-    shipped = WEIGHTS / f"{wanted}.safetensors"
-    return shipped if shipped.exists() else Path(wanted or DEFAULT_WEIGHTS)
 
 
 class LungSegmenter:

@@ -30,9 +30,9 @@ from tqdm import tqdm
 from . import distributed
 from .config import TrainConfig, code_version
 from .data import LungDataset, check_batch, check_disjoint, make_loader, read_manifest
-from .files import write_bytes
+from .files import find_weights, write_bytes
 from .hardware import choose_device, choose_precision, keep_memory
-from .infer import LungSegmenter, find_weights
+from .infer import LungSegmenter
 from .loss import make_loss
 from .metrics import confusion, overlap
 from .model import NORMALISATION, UNet, count_parameters, read_header, save_weights, start_from, update_header

@@ -19,8 +19,8 @@ from scipy import ndimage
 
 from kaggle_utils import image as files
 from kaggle_utils import infer, predictions
-from kaggle_utils.files import printable
-from kaggle_utils.infer import DEFAULT_WEIGHTS, LungSegmenter, clean_mask, find_weights
+from kaggle_utils.files import DEFAULT_WEIGHTS, find_weights, printable
+from kaggle_utils.infer import LungSegmenter, clean_mask
 from kaggle_utils.model import UNet, save_weights
 from kaggle_utils.pictures.overlay import draw_overlay
 from kaggle_utils.predictions import evaluate
@@ -210,7 +210,7 @@ def test_weights_that_ship_are_found_by_their_name(tmp_path, monkeypatch):
 
 
 def test_missing_weights_say_what_to_do(monkeypatch, tmp_path):
-    monkeypatch.setattr("kaggle_utils.infer.DEFAULT_WEIGHTS", tmp_path / "none.safetensors")
+    monkeypatch.setattr("kaggle_utils.files.DEFAULT_WEIGHTS", tmp_path / "none.safetensors")
     with pytest.raises(FileNotFoundError, match="--weights"):
         LungSegmenter()
 

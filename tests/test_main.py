@@ -1155,3 +1155,9 @@ def test_every_switch_of_predict_goes_to_the_cluster(monkeypatch, tmp_path):
     assert main([*words, "--backend", "onnxruntime", "--ray"]) == 0
     wanted = {"threshold": 0.7, "flip": True, "clean": False, "force": True, "batch": 3, "head": "shenzhen"}
     assert seen == [Settings(**wanted, backend="onnxruntime")]
+
+
+def test_weights_that_ship_are_taken_by_their_name(tmp_path):
+    example = next(Path(kaggle_utils.__file__).parent.glob("assets/examples/NORMAL*.jpg"))
+    assert main(["predict", str(example), "--weights", "lungs-ccby", "--out", str(tmp_path / "out")]) == 0
+    assert pd.read_csv(tmp_path / "out" / "predictions.csv")["error"].isna().all()

@@ -230,7 +230,7 @@ def _exported(args: argparse.Namespace) -> str | None:
 
 def export(args: argparse.Namespace) -> int:
     from ..export import export_onnx
-    from ..infer import find_weights
+    from ..files import find_weights
     from ..scale.s3 import fetch
 
     weights = find_weights(fetch(args.weights))

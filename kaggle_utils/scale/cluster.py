@@ -35,8 +35,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from ..dicom.coco import to_parquet
-from ..files import write_bytes
-from ..infer import find_weights
+from ..files import find_weights, write_bytes
 from ..pictures.find import claims_film, find_files, unique_names, without_outputs
 from .cluster_work import DEFAULTS, STOPS, Settings, Worker
 from .s3_client import connect, explained, find_objects, is_address, list_objects, parse, read_object
@@ -75,7 +74,7 @@ def predict_on_cluster(
             what ``predictions.csv`` says, all of :func:`quality.measure`, and each lung as COCO run lengths of
             the film as it lies.
         settings: see there.
-        weights: a file that this machine alone needs, or the name of one that ships, see :func:`infer.find_weights`.
+        weights: a file that this machine alone needs, or the name of one that ships, see :func:`files.find_weights`.
         device: auto: the GPUs if Ray sees one; cpu; or cuda.
         address: of the cluster; local starts one on this machine, which no other machine reaches, and ends it.
         shard: films per file.
