@@ -1,6 +1,7 @@
 # make run [DATA=folder with the raw sets] · make demo · make check · make test · make test-machines · make test-kaggle · make bench [DATA=…] · make notebooks · make slides
 PYTHON  ?= python3
 DATA    ?=
+AS      ?= lungs
 NAME    ?= $(if $(DATA),real,synthetic)
 MINUTES ?= $(if $(DATA),14,4)
 RUN     := runs/$(NAME)
@@ -46,10 +47,10 @@ run: .venv/run.stamp
 	  --split test --out $(if $(DATA),results,$(RUN))/pipeline_$(NAME)
 	$(CLI) predict $(RUN)/segmentation/test/image --weights $(RUN)/best.safetensors --out $(RUN)/predictions
 
-# The weights that predict takes when none are named: those of a finished run, as float16.
+# The weights that predict takes when none are named, or AS others that it knows by name: those of a finished run, as float16.
 weights: .venv/run.stamp
 	$(PY) -c "from kaggle_utils.model import load_weights, read_header, save_weights; run = '$(RUN)/best.safetensors'; \
-	  save_weights('kaggle_utils/weights/lungs.safetensors', load_weights(run), read_header(run), half=True)"
+	  save_weights('kaggle_utils/weights/$(AS).safetensors', load_weights(run), read_header(run), half=True)"
 
 check: .venv/dev.stamp
 	$(PY) -m ruff check .
