@@ -31,6 +31,7 @@ from kaggle_utils.image import write_image
 from kaggle_utils.model import UNet, read_header, save_weights
 from kaggle_utils.scale.cluster_work import Settings
 from kaggle_utils.scale.shards import ShardedFilms, read_shards
+from kaggle_utils.sets import EXAMPLES
 from kaggle_utils.splits import flagged_masks
 from kaggle_utils.synthetic.model import AppearanceModel
 from kaggle_utils.trainer import read_checkpoint
@@ -1158,6 +1159,6 @@ def test_every_switch_of_predict_goes_to_the_cluster(monkeypatch, tmp_path):
 
 
 def test_weights_that_ship_are_taken_by_their_name(tmp_path):
-    example = next(Path(kaggle_utils.__file__).parent.glob("assets/examples/NORMAL*.jpg"))
+    example = next(EXAMPLES.glob("NORMAL*.jpg"))
     assert main(["predict", str(example), "--weights", "lungs-ccby", "--out", str(tmp_path / "out")]) == 0
     assert pd.read_csv(tmp_path / "out" / "predictions.csv")["error"].isna().all()

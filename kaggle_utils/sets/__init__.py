@@ -5,8 +5,11 @@
 ``own``     a set of your own: two folders, or a folder and a table
 """
 
+from pathlib import Path
+
 from .film import RawFilm, combined_mask
 from .own import find_own
 from .public import find_films, read_clinical
 
-__all__ = ["RawFilm", "combined_mask", "find_films", "find_own", "read_clinical"]
+EXAMPLES = Path(__file__).parents[1] / "assets" / "examples"  # twelve children's radiographs that may be shown
+__all__ = ["EXAMPLES", "RawFilm", "combined_mask", "find_films", "find_own", "read_clinical"]
