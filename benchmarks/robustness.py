@@ -1,7 +1,7 @@
-"""How Dice falls as films get worse: the shipped weights beside a network trained alike, but without augmentation.
+"""How Dice falls as films get worse: the shipped weights beside those shipped before, of adults and ``light`` alone.
 
-    python -m kaggle_utils train --data segmentation --out runs/plain --augment none --epochs 49
-    python -m benchmarks.robustness --data segmentation --weights runs/plain/best.safetensors
+    mkdir runs/before && git show 3a9f4dc:kaggle_utils/weights/lungs.safetensors > runs/before/best.safetensors
+    python -m benchmarks.robustness --data segmentation --weights runs/before/best.safetensors
 
 Ten kinds of damage of five strengths (:mod:`kaggle_utils.quality.damages`) on the test lists of the sets that all
 networks were trained on; each film by its own set's head, without averaging with the mirrored film, Dice at 256 px.

@@ -12,7 +12,11 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-PUBLIC = {"kmader/pulmonary-chest-xray-abnormalities", "yoctoman/shcxr-lung-mask"}
+PUBLIC = {
+    "kmader/pulmonary-chest-xray-abnormalities",
+    "yoctoman/shcxr-lung-mask",
+    "paultimothymooney/chest-xray-pneumonia",
+}
 USER, KEY = "nobody", "not-a-key"
 FENCE = '''"""Python reads this when it starts: from here on only loopback can be reached."""
 import sys

@@ -159,6 +159,7 @@ def test_metadata_is_what_kaggle_takes(path):
     assert metadata["dataset_sources"] == [
         "kmader/pulmonary-chest-xray-abnormalities",
         "yoctoman/shcxr-lung-mask",
+        "paultimothymooney/chest-xray-pneumonia",
         f"{kaggle.OWNER}/lung-unet-code",
     ]
     assert all(re.fullmatch(rf"{kaggle.OWNER}/[a-z0-9-]{{5,}}", source) for source in metadata["kernel_sources"])

@@ -136,7 +136,7 @@ def made_up(path):
             "dice": dice - 0.1 * strength,
             "value": DAMAGES[kind].values[strength - 1] if strength else None,
         }
-        for network, dice in (("shipped", 0.98), ("plain", 0.9))
+        for network, dice in (("shipped", 0.98), ("before", 0.9))
         for source, n in (("a", 10), ("b", 30))
         for kind, strength in robustness.SETTINGS
     ]

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from .style import BLUE, ORANGE, RESULTS, read_result, styled
 
-NETWORKS = {"shipped": ("shipped weights", BLUE, "o"), "plain": ("trained alike without augmentation", ORANGE, "s")}
+NETWORKS = {"shipped": ("shipped weights", BLUE, "o"), "before": ("before: adults alone", ORANGE, "s")}
 UNITS = {
     "gamma": "exponent, or 1/it",
     "contrast": "times as steep, clipped",
