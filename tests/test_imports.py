@@ -32,7 +32,7 @@ MAY = {
     "tuning": {"core", "augment", "quality", "synthetic", "splits"},
     "scale": {"core", "augment", "dicom", "pictures", "quality"},  # a cluster measures, and writes COCO annotations
     "kaggle": {"core", "sets", "synthetic", "splits"},
-    "page": BELOW | {"synthetic", "tb"},  # screens radiographs, and shows examples
+    "page": BELOW | {"sets", "synthetic", "tb"},  # screens radiographs, and shows examples
     "plots": {"core", *ROOMS},
 }
 

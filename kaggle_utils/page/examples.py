@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 from ..image import encode_image, resize_image
+from ..sets import EXAMPLES
 from ..synthetic import AppearanceModel
 
 SOURCE = "Synthetic radiographs show nobody. The children's: Kermany et al. 2018, CC BY 4.0, resampled."
@@ -22,7 +22,6 @@ CHILDREN = {  # by file of assets/examples; all of that set are one to five year
 }
 _AGE = 5.0  # years, of the eldest of them
 _THUMBNAIL = 224  # px a side, as high as the files of children
-_FOLDER = Path(__file__).parents[1] / "assets" / "examples"
 
 
 class Example(NamedTuple):
@@ -51,6 +50,6 @@ def make_examples() -> list[Example]:
         thumbnail = encode_image(resize_image(image, _THUMBNAIL), ".jpg")
         examples.append(Example(f"nobody_{n}.png", caption, encode_image(image, ".png"), thumbnail))
     for name, caption in CHILDREN.items():
-        data = (_FOLDER / name).read_bytes()
+        data = (EXAMPLES / name).read_bytes()
         examples.append(Example(name, caption, data, data, _AGE))
     return examples
