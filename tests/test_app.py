@@ -300,7 +300,7 @@ def test_film_over_the_limit_is_refused_by_the_page_and_by_the_server(page, serv
     with (tmp_path / "huge.png").open("wb") as file:
         file.truncate(MAX_UPLOAD + 1)
     drop(page, tmp_path / "huge.png")
-    page.wait_for_function("/exceed the maximum/.test(document.body.innerText)")
+    page.wait_for_function("/exceeds? the maximum/.test(document.body.innerText)")
     body = (
         b'--x\r\nContent-Disposition: form-data; name="files"; filename="huge.png"\r\n\r\n'
         + bytes(MAX_UPLOAD + 1)
