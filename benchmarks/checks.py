@@ -2,12 +2,18 @@
 
     python -m benchmarks.checks [PART …] --data segmentation
 
-validation  what the limits in checks.py were chosen by: validation films, and pictures of the validation's files
-test, jsrt  films that nothing was fitted on or chosen by: the published test lists, and all of JSRT
-spoilt      test films cut or segmented as they lay, and pictures and kinds of pictures kept for the end
+validation  what the limits in checks.py were chosen by: validation films of adults and of children, and pictures of the
+            validation's files
+refused     how many films are refused that nothing was fitted on or chosen by, by set and age, with the masks of each
+            convention that the shipped weights learned
+test, children, jsrt
+            such films in all positions and taken otherwise: the published test lists of adults, the children's test
+            list, and all of JSRT
+spoilt      adults' test films cut or segmented as they lay, and pictures and kinds of pictures kept for the end
 built_in    synthetic radiographs
 
-Each part adds its key to ``results/checks.json``. The models are those of ``python -m benchmarks.fit_checks``.
+All parts are measured if none is named. Each adds its key to ``results/checks.json``. The models are those of
+``python -m benchmarks.fit_checks``.
 """
 
 from __future__ import annotations
@@ -18,7 +24,8 @@ import torch
 
 from benchmarks import negatives
 from benchmarks.common import RESULTS, add_json, command, make_parser, read_json, seconds, write_json
-from benchmarks.fit_checks import varied
+from benchmarks.fit_checks import CHILDREN, varied
+from kaggle_utils.config import CONVENTIONS
 from kaggle_utils.data import read_manifest
 from kaggle_utils.image import read_image, read_mask, resize_image, resize_mask
 from kaggle_utils.infer import LungSegmenter
@@ -29,7 +36,10 @@ from kaggle_utils.synthetic import AppearanceModel
 
 RESULT = RESULTS / "checks.json"
 SEEN = ("photograph", *negatives.SPOILT, *negatives.FITTED)
-N = 60  # pictures of a kind
+N, CHOSEN_BY = 60, 200  # pictures of a kind, of those kept for the end and of those that chose the limits
+AGES = {"under 10": 10, "10 to 17": 18, "18 to 64": 65, "65 and more": 130}  # years, up to which
+OF_UNKNOWN_AGE = {"kermany": "1 to 5", "jsrt": "adults"}
+GROWN = ("18 to 64", "65 and more", "adults")
 
 
 def as_read(frame: pd.DataFrame) -> list[np.ndarray]:
@@ -48,7 +58,7 @@ def spread(values, digits: int = 2) -> dict[str, float]:
 
 
 def limits(films: list[np.ndarray], masks: list[np.ndarray], found: list[np.ndarray]) -> dict:
-    """The numbers that chose the limits in checks.py, of films as they are and taken otherwise, and of no films."""
+    """The numbers that chose the limits in checks.py, of films as they are and taken otherwise."""
     rng = np.random.default_rng(1)
     otherwise = [varied(film, rng, 256) for film in films for _ in range(10)]
     result = {}
@@ -59,16 +69,18 @@ def limits(films: list[np.ndarray], masks: list[np.ndarray], found: list[np.ndar
             "upright_over_others": spread(upright_over_others(odds)),
             "plain_over_mirrored": spread(odds[:, 0, 0, 0] - odds[:, 0, 1, 0]),
         }
-    small = [resize_image(film, 256) for film in films]
-    result["no films, chest"] = {
-        kind: spread([chest(negatives.draw(kind, rng, "val", small)) for _ in range(N)]) for kind in SEEN
-    }
     for name, those in {"true": masks, "found": found}.items():
         result[f"masks {name}"] = {
             "shape_distance": spread([shape_distance(m) for m in those]),
             "frame_contact": spread([max(frame_contact(m).values()) for m in those]),
         }
     return result
+
+
+def no_films_odds(films: list[np.ndarray]) -> dict[str, dict[str, float]]:
+    """Log odds that pictures of no film are a chest film, by kind."""
+    rng, small = np.random.default_rng(1), [resize_image(film, 256) for film in films]
+    return {kind: spread([chest(negatives.draw(kind, rng, "val", small)) for _ in range(CHOSEN_BY)]) for kind in SEEN}
 
 
 def upright_over_others(odds: np.ndarray) -> np.ndarray:
@@ -242,15 +254,29 @@ def milliseconds(films: list[np.ndarray], rounds: int = 5) -> dict[str, float]:
 
 def validation(frame: pd.DataFrame) -> dict:
     """What the limits were chosen by."""
-    films, segmenter = as_read(frame), LungSegmenter()
-    masks, found = [resize_mask(read_mask(path), 256) for path in frame["mask"]], masks_of(films, segmenter)
+    adults, children = frame[frame["source"] != CHILDREN], frame[frame["source"] == CHILDREN]
+    films = as_read(adults)
     return {
-        "limits chosen by": limits(films, masks, found),
-        "untouched": untouched(films, found),
-        "positions": positions(films),
-        "dice of films shrunk to px": shrunk(films, masks),
+        "adults": chosen_by(adults),
+        "children": chosen_by(children),
+        "no films, chest": no_films_odds(films + as_read(children)),
+        "dice of films shrunk to px": shrunk(films, true_masks(adults)),
         "milliseconds": milliseconds(films),
     }
+
+
+def chosen_by(frame: pd.DataFrame) -> dict:
+    films = as_read(frame)
+    found = masks_of(films, LungSegmenter())
+    return {
+        "limits chosen by": limits(films, true_masks(frame), found),
+        "untouched": untouched(films, found),
+        "positions": positions(films),
+    }
+
+
+def true_masks(frame: pd.DataFrame) -> list[np.ndarray]:
+    return [resize_mask(read_mask(path), 256) for path in frame["mask"]]
 
 
 def final(frame: pd.DataFrame) -> dict:
@@ -261,6 +287,27 @@ def final(frame: pd.DataFrame) -> dict:
         "positions": positions(films),
         "taken otherwise": taken_otherwise(films),
     }
+
+
+def refused(frame: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """Frontal chest films refused before segmentation, or after it by the masks of a convention; by set and age."""
+    films = as_read(frame)
+    checked = [check_film(film) for film in films]
+    table = pd.DataFrame({"n": 1, "before segmentation": [bool(c.problems) for c in checked]}, frame.index)
+    table["hardly like one"] = [c.doubtful for c in checked]
+    for convention in dict.fromkeys(map(CONVENTIONS.get, LungSegmenter().header["sources"])):
+        masks = masks_of([c.image for c in checked], LungSegmenter(convention=convention))
+        table[f"by {convention} masks"] = [c.doubtful and bool(check_lungs(m)) for c, m in zip(checked, masks)]
+    age = ages(frame)
+    grown = age.isin(GROWN).map({True: "adults", False: "children"})
+    by = [grown, frame["source"] + ", " + age]
+    return pd.concat([table.groupby(group).sum() for group in by]).astype(int).to_dict("index")
+
+
+def ages(frame: pd.DataFrame) -> pd.Series:
+    """Each film's age group; of some sets all that is known is whether they are of adults or of children."""
+    groups = pd.cut(frame["age"], [0, *AGES.values()], right=False, labels=[*AGES]).astype(object)
+    return groups.fillna(frame["source"].map(OF_UNKNOWN_AGE))
 
 
 def spoilt(frame: pd.DataFrame) -> dict:
@@ -274,25 +321,26 @@ def spoilt(frame: pd.DataFrame) -> dict:
 
 
 LIMITS = ("LEAST_SIDE", "LEAST_CONTRAST", "COLOURED", "CHEST", "DOUBTFUL", "SURE", "MIRRORED", "CUT", "UNUSUAL")
-PARTS = {  # what is done, with which split
-    "validation": (validation, "val"),
-    "test": (final, "test"),
-    "jsrt": (final, "jsrt"),
-    "spoilt": (spoilt, "test"),
-    "built_in": (built_in, "val"),
+OF_ADULTS = "split == 'test' and source in ('montgomery', 'shenzhen')"
+PARTS = {  # what is done, with which films
+    "validation": (validation, "split == 'val' and source != 'jsrt'"),
+    "refused": (refused, "split in ('test', 'unlabelled') or source == 'jsrt'"),
+    "test": (final, OF_ADULTS),
+    "children": (final, "split == 'test' and source == 'kermany'"),
+    "jsrt": (final, "source == 'jsrt'"),
+    "spoilt": (spoilt, OF_ADULTS),
+    "built_in": (built_in, "source == 'synthetic'"),
 }
 
 
 def main() -> None:
     parser = make_parser(__doc__, data=True)
-    parser.add_argument("part", nargs="*", default=["validation"], help=f"of {', '.join(PARTS)}")
+    parser.add_argument("part", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)}")
     args = parser.parse_args()
     frame = read_manifest(args.data)
-    ours = frame[frame["source"].isin(["montgomery", "shenzhen"])]
     for part in args.part:
-        function, split = PARTS[part]
-        films = frame[frame["source"] == "jsrt"] if split == "jsrt" else ours[ours["split"] == split]
-        result = function(films) | {"command": command()}
+        function, films = PARTS[part]
+        result = function(frame.query(films)) | {"command": command()}
         write_json(RESULT, read_json(RESULT) | {"limits": {name: getattr(checks, name) for name in LIMITS}})
         add_json(RESULT, part, result)
 

@@ -16,8 +16,10 @@ from kaggle_utils.infer import LungSegmenter
 from kaggle_utils.predictions import predict
 from kaggle_utils.quality import checks
 from kaggle_utils.quality.checks import Checked, check_film, check_lungs, coloured_share, shape_distance, view_odds
+from kaggle_utils.sets import public
 from kaggle_utils.synthetic.model import AppearanceModel
 
+EXAMPLES = sorted((checks.ASSET.parent / "examples").glob("*.jpg"))
 POSITIONS = [(negative, quarters) for negative in (False, True) for quarters in range(4)]
 SAID = {0: "", 1: "turned by 90° clockwise", 2: "upside down", 3: "turned by 90° counter-clockwise"}  # after np.rot90
 
@@ -52,6 +54,23 @@ def test_turned_and_negative_films_are_put_right_to_the_last_pixel_and_it_is_sai
         np.testing.assert_array_equal(checked.image, image)
         assert checked.turned == -quarters % 4 * 90 and checked.inverted == negative and not checked.problems
         assert SAID[quarters] in "; ".join(checked.notes) and ("a negative: inverted" in checked.notes) == negative
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_a_childs_film_stays_as_it_is_and_nothing_is_said(path):
+    image = files.read_image(path)
+    squeezed = cv2.resize(image, (224, 224), interpolation=cv2.INTER_AREA)
+    for film in (image, squeezed):
+        checked = check_film(film)
+        assert (checked.problems, checked.notes, checked.doubtful) == ((), (), False)
+        np.testing.assert_array_equal(checked.image, film)
+
+
+@pytest.mark.parametrize("negative, quarters", POSITIONS)
+def test_childrens_films_are_put_right_too(negative, quarters):
+    for image in map(files.read_image, EXAMPLES):
+        checked = check_film(lay(image, negative, quarters))
+        assert checked.turned == -quarters % 4 * 90 and checked.inverted == negative and not checked.problems
 
 
 @pytest.mark.parametrize("negative, quarters", POSITIONS)
@@ -247,6 +266,13 @@ def test_distance_grows_as_lungs_leave_their_place(films):
     moved = [np.roll(films[0][1], shift, axis=1) for shift in (8, 20, 32, 44)]
     distances = [shape_distance(mask) for mask in moved]
     assert distances == sorted(distances) and distances[0] < checks.UNUSUAL < distances[-1]
+
+
+def test_childrens_masks_with_the_heart_are_as_usual_as_adults_lung_fields():
+    listed = public.kermany_list()
+    names = listed.loc[listed["split"] == "val", "name"][::3]
+    distances = np.array([shape_distance(public._kermany()[name].decode((0, 0))) for name in names])
+    assert np.median(distances) < 1.1 and (distances > checks.UNUSUAL).mean() < 0.02
 
 
 def test_no_two_lungs_are_infinitely_far(films):
