@@ -293,7 +293,7 @@ LIES = {
 @pytest.fixture(scope="module")
 def chest() -> tuple[np.ndarray, np.ndarray]:
     """A film narrower than it is high, whose heart is plainly on the left, and its right lung."""
-    film = AppearanceModel.load().film(1, 4, size=256, tb=0)
+    film = AppearanceModel.load().film(5, 9, size=256, tb=0)
     return film.image[:, 6:-10], film.right[:, 6:-10]
 
 
