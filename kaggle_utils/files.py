@@ -64,8 +64,8 @@ def find_weights(wanted: str | Path | None = None) -> Path:
 def check_weights(wanted: str | Path) -> None:
     """Raises FileNotFoundError where there is no weights file of that path or name."""
     path = find_weights(wanted)
-    if not Path(path).is_file():
-        what = "a folder, not a weights file" if Path(path).is_dir() else "no such weights file"
+    if not path.is_file():
+        what = "a folder, not a weights file" if path.is_dir() else "no such weights file"
         raise FileNotFoundError(f"{printable(path)}: {what}")
 
 

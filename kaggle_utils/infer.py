@@ -192,8 +192,8 @@ class LungSegmenter:
         head: the set whose annotators' rules the masks follow, where the network has an output for each set that it was
             trained on (``heads`` in the header); the first one if None.
         convention: instead of a head, ``lung-field``, which leaves out what the heart hides, or ``with-heart``, which
-            takes it in: the first head whose set has that convention (``config.CONVENTIONS``). The shipped weights
-            learned lung fields only. ``head`` takes a convention's name too.
+            takes it in: the first head whose set has that convention (``config.CONVENTIONS``). ``head`` takes a
+            convention's name too.
 
     Raises:
         FileNotFoundError: no such weights.
