@@ -1,4 +1,4 @@
-"""What gas, devices, text, blinds, noise and blur cost: Dice with each artefact drawn into the films.
+"""What gas, devices, text, blinds, noise, blur and hard windows cost: Dice with each artefact drawn into the films.
 
     python -m benchmarks.artefacts --data segmentation
     python -m benchmarks.artefacts --data segmentation --split val --weights light=runs/a/best.safetensors gas=…

@@ -64,7 +64,7 @@ def films(tmp_path):
 def test_each_film_is_scored_as_it_is_and_with_each_artefact(films, segmenter):
     frame = read_manifest(films)
     table = artefact_scores(frame, segmenter)
-    assert len(table) == 7 * len(DRAWN) == 7 * 8 and set(table["artefact"]) == {"none", *ARTEFACTS, NOISE}
+    assert len(table) == 7 * len(DRAWN) == 7 * 9 and set(table["artefact"]) == {"none", *ARTEFACTS, NOISE}
     pd.testing.assert_frame_equal(table, artefact_scores(frame, segmenter))
     dice = table.groupby("artefact")["dice"].mean()
     assert dice["none"] > 0.85 and (dice[[*ARTEFACTS, NOISE]] < dice["none"] + 0.01).all()

@@ -51,6 +51,25 @@ def test_blinds_leave_the_lungs_in_sight():
         np.testing.assert_array_equal(drawn("collimation", seed)[FILM.mask > 0], FILM.image[FILM.mask > 0])
 
 
+def test_a_hard_window_cuts_black_and_white_off():
+    before = np.isin(FILM.image, (0, 255)).mean()
+    after = [np.isin(drawn("window", seed), (0, 255)).mean() for seed in SEEDS]
+    assert np.median(after) > before + 0.1
+    order = np.argsort(FILM.image, axis=None, kind="stable")
+    assert all((np.diff(drawn("window", seed).ravel()[order].astype(int)) >= 0).all() for seed in SEEDS)
+
+
+def test_clinic_turns_some_films_far_and_most_a_little():
+    upright = np.zeros((200, 200), np.uint8)
+    upright[30:170, 95:105] = 1
+    augment, turns = augmentation("clinic"), []
+    for seed in range(200):
+        augment.set_random_seed(seed)
+        y, x = np.nonzero(augment(image=upright * 99, mask=upright)["mask"])
+        turns.append(abs(np.degrees(np.polyfit(y - y.mean(), x, 1)[0])))  # small angles: the slope is the angle
+    assert 0.05 < np.mean(np.greater(turns, 9)) < 0.3 and np.median(turns) < 5
+
+
 @pytest.mark.parametrize("name", ARTEFACTS)
 def test_a_film_without_lungs_is_no_error(name):
     empty = np.zeros((40, 50), np.uint8)

@@ -131,6 +131,12 @@ def blur(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.nd
     return cv2.GaussianBlur(image, (0, 0), rng.uniform(0.0015, 0.010) * image.shape[1])
 
 
+def window(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A gray window too narrow for the film: steeper about the mean by up to four, black and white cut off."""
+    steepness, middle = np.exp(rng.uniform(np.log(1.3), np.log(4))), image.mean()
+    return _to_gray((image - middle) * steepness + middle + rng.uniform(-25, 25))
+
+
 ARTEFACTS: dict[str, tuple[Draw, float]] = {  # and the chance of each
     "gas": (gas, 0.35),
     "devices": (devices, 0.25),
@@ -138,6 +144,7 @@ ARTEFACTS: dict[str, tuple[Draw, float]] = {  # and the chance of each
     "collimation": (collimation, 0.2),
     "noise": (noise, 0.35),
     "blur": (blur, 0.15),
+    "window": (window, 0.15),
 }
 
 

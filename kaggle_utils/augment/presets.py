@@ -21,8 +21,8 @@ def augmentation(preset: str, without: str = "") -> A.Compose:
     learned, and it doubles the films. Order: where the film lies, then what the detector did to it.
 
     Args:
-        preset: ``none``; ``light`` (flip, small affine, gamma, a little noise); ``clinic`` (light, and what
-            :mod:`augment.artefacts` draws); ``full`` (larger affine, exposure,
+        preset: ``none``; ``light`` (flip, small affine, gamma, a little noise); ``clinic`` (light, now and
+            then turned by up to 35°, and what :mod:`augment.artefacts` draws); ``full`` (larger affine, exposure,
             gamma, sharpness, noise, elastic deformation, dropout that hides markers, wires and corners); ``tb``, for
             step two.
         without: an artefact that ``clinic`` leaves out; none if empty.
@@ -61,16 +61,13 @@ def augmentation(preset: str, without: str = "") -> A.Compose:
         def apply(self, img: np.ndarray, drawn: np.ndarray, **params: Any) -> np.ndarray:
             return drawn
 
-    light = [
-        A.HorizontalFlip(p=0.5),
-        affine(0.1, 0.05, 7, 0.7),
-        A.RandomGamma((60, 170), p=0.5),
-        A.GaussNoise(std_range=(0.01, 0.05), p=0.3),
-    ]
+    level = affine(0.1, 0.05, 7, 0.7)
+    tilted = A.OneOf([affine(0.1, 0.05, 7, 0.7), affine(0.25, 0.1, 35, 0.2)], p=0.8)  # one of the two, 7 to 2
+    detector = [A.RandomGamma((60, 170), p=0.5), A.GaussNoise(std_range=(0.01, 0.05), p=0.3)]
     steps = {
         "none": [],
-        "light": light,
-        "clinic": [Artefacts(p=1), *light],
+        "light": [A.HorizontalFlip(p=0.5), level, *detector],
+        "clinic": [Artefacts(p=1), A.HorizontalFlip(p=0.5), tilted, *detector],
         "full": [
             A.HorizontalFlip(p=0.5),
             affine(0.25, 0.1, 12, 0.9),
