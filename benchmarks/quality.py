@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from benchmarks import common
 from kaggle_utils.augment.artefacts import draw_one
+from kaggle_utils.config import CONVENTIONS
 from kaggle_utils.data import read_manifest
 from kaggle_utils.files import write_bytes
 from kaggle_utils.image import read_image, read_mask, resize_image, resize_prob
@@ -200,7 +201,7 @@ def test(data: Path, segmenter: LungSegmenter) -> dict:
     """What the shipped estimate is worth on films and pictures that it was not fitted on or chosen by."""
     frame = read_manifest(data)
     lists = common.films_of(data, "test", segmenter.header["sources"])
-    adults = lists[(lists["source"] != "kermany") & ~lists["name"].isin(excluded_masks()["name"])]
+    adults = lists[(lists["source"].map(CONVENTIONS) == "lung-field") & ~lists["name"].isin(excluded_masks()["name"])]
     items = {
         "test": films(lists, 3),
         "jsrt": films(frame.query("source == 'jsrt' and mask != ''"), 2),
