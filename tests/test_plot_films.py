@@ -13,11 +13,24 @@ from kaggle_utils.infer import LungSegmenter  # noqa: E402
 from kaggle_utils.model import UNet  # noqa: E402
 from kaggle_utils.plots import films as plot_films  # noqa: E402
 from kaggle_utils.plots import unet as plot_unet
+from kaggle_utils.plots.style import styled  # noqa: E402
 from kaggle_utils.predictions import evaluate  # noqa: E402
 from kaggle_utils.prep import prepare  # noqa: E402
 from kaggle_utils.synthetic.model import write_raw  # noqa: E402
 
 FILM, MASK = np.arange(64, dtype=np.uint8).reshape(8, 8), np.pad(np.ones((4, 4), np.uint8), 2)
+
+
+def test_a_notebooks_own_figures_are_shown_after_ours():
+    @styled
+    def first():
+        matplotlib.interactive(True)  # as a notebook's backend does when it makes its first figure
+        return plt.figure()
+
+    try:
+        assert not plt.fignum_exists(first().number) and plt.isinteractive()
+    finally:
+        matplotlib.interactive(False)
 
 
 @pytest.fixture(scope="module")

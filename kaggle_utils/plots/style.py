@@ -8,6 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
 
+import matplotlib
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
@@ -47,6 +48,8 @@ def styled(draw: Draw) -> Draw:
     def drawn(*args: Any, **options: Any) -> Figure:
         with plt.rc_context(_STYLE):
             figure = draw(*args, **options)
+            interactive = plt.isinteractive()  # a notebook's first figure switches it on, for all that follow
+        matplotlib.interactive(interactive)
         plt.close(figure)
         return figure
 
