@@ -79,7 +79,7 @@ def draw_pareto(results: str | Path = RESULTS) -> Figure:
         if row.conv == "separable":
             label += " separable"
         above_or_below = (0, -13 if k % 2 == 0 else 9)
-        note(ax, label, (row.ms, row.val_dice), above_or_below, fontsize=7, ha="center")
+        note(ax, label, (row.ms, row.val_dice), above_or_below, fontsize=9, ha="center")
     log_axis(ax, [5, 7, 10, 15, 20])
     ax.set(xlabel="milliseconds per film, PyTorch", ylabel="validation Dice")
     error = frame["standard_error"].median()

@@ -46,7 +46,7 @@ def show_film(
     for mask, colour in ((truth, TRUTH), (pred, PRED)):
         if mask is not None and mask.any():
             ax.contour(mask, [0.5], colors=colour, linewidths=1.2)
-    ax.set_title(title, fontsize=8)
+    ax.set_title(title, fontsize=9)
     ax.set_axis_off()
     return ax
 

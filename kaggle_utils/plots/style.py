@@ -34,7 +34,7 @@ _STYLE: Any = {
     "axes.spines.top": False,
     "axes.titlesize": 9,
     "figure.constrained_layout.use": True,
-    "legend.fontsize": 8,
+    "legend.fontsize": 9,
     "legend.frameon": False,
 }
 _MARK = "python -m kaggle_utils plots"
@@ -75,7 +75,7 @@ def read_result(results: str | Path, name: str, command: str) -> pd.DataFrame:
 
 def note(ax: Axes, text: str, at: tuple[Any, Any], offset: tuple[float, float], **options: Any) -> None:
     """Writes a small text beside a point of the data, ``offset`` points away from it."""
-    ax.annotate(text, at, offset, **{"textcoords": "offset points", "fontsize": 8, **options})
+    ax.annotate(text, at, offset, **{"textcoords": "offset points", "fontsize": 9, **options})
 
 
 def arrow(ax: Axes, start: tuple[Any, Any], end: tuple[Any, Any], colour: str, head: str, **line: Any) -> None:

@@ -109,7 +109,7 @@ def draw_tb_roc(results: str | Path = RESULTS) -> Figure:
     ax.set(xlabel="normal films called presumptive", ylabel="films with tuberculosis called presumptive")
     ax.set_aspect("equal")
     title = "area under the curve; dot: operating point"
-    ax.legend(loc="lower right", title=title, title_fontsize=8, fontsize=9)
+    ax.legend(loc="lower right", title=title, title_fontsize=9, fontsize=9)
     return figure
 
 

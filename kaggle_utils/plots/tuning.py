@@ -103,9 +103,9 @@ def draw_bugs(results: str | Path = RESULTS) -> Figure:
         errorbar=RANGE,
         kind="line",
         col="run",
-        col_wrap=5,
-        height=1.8,
-        aspect=1.2,
+        col_wrap=4,
+        height=2.2,
+        aspect=1.25,
         facet_kws={"sharey": False},
     )
     diverged = set(table.loc[table["status"] == "diverged", "run"])
@@ -225,7 +225,7 @@ def draw_optimisation(results: str | Path = RESULTS) -> Figure:
         sns.pointplot(runs, x=setting, y="dice_256", errorbar=RANGE, color=BLUE, linewidth=1, markersize=4, ax=ax)
         default = runs.loc[runs["run"] == "default", setting].iloc[0]
         ax.axvline(list(runs[setting].unique()).index(default), color="0.85", linewidth=6, zorder=0)
-        ax.tick_params("x", labelsize=7)
+        ax.tick_params("x", labelsize=9)
         ax.set_ylabel(DICE_256)
     figure.suptitle("gray: the default", fontsize=9)
     return figure
@@ -242,8 +242,9 @@ def draw_search(results: str | Path = RESULTS) -> Figure:
     trial = last["run"].str.removeprefix("trial ").astype(int)
     scales = {"lr": "log", "weight_decay": "log", "dice_weight": "linear"}  # the others have a few choices each
     settings = (*scales, "ema_decay", "batch_size", "base_channels", "augment")
-    figure, axes = plt.subplots(1, len(settings), figsize=(15, 3.4), sharey=True)
-    for ax, setting in zip(axes, settings):
+    figure, axes = plt.subplots(2, 4, figsize=(10, 5.6), sharey=True)
+    axes[1, 3].set_axis_off()
+    for ax, setting in zip(axes.flat, settings):
         x = last[setting]
         if setting in scales:
             ax.set_xscale(scales[setting])
@@ -256,7 +257,9 @@ def draw_search(results: str | Path = RESULTS) -> Figure:
         ax.set_xlabel(setting)
     # What failed at once would press all others together.
     low, high = last.loc[finished, "val_dice"].quantile([0.1, 1])
-    axes[0].set(ylabel=DICE, ylim=(low - 0.3 * (high - low), None))
+    axes[0, 0].set(ylim=(low - 0.3 * (high - low), None))
+    for ax in axes[:, 0]:
+        ax.set_ylabel(DICE)
     figure.colorbar(points, ax=axes, label="trial; crosses were stopped")
     return figure
 

@@ -108,4 +108,4 @@ def _draw_block(ax: Axes, x: float, y: float, height: float, channels: int, px: 
     width = 0.08 + 0.10 * (channels / 16) ** 0.6
     corner = x - width / 2, y - height / 2
     ax.add_patch(Rectangle(corner, width, height, facecolor=BLUE, edgecolor="white", alpha=0.85))
-    ax.text(x, y + height / 2 + 0.06, f"{channels} × {px}²", ha="center", va="bottom", fontsize=8)
+    ax.text(x, y + height / 2 + 0.06, f"{channels} × {px}²", ha="center", va="bottom", fontsize=9)
