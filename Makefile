@@ -1,4 +1,4 @@
-# make run [DATA=folder with the raw sets] · make demo · make check · make test · make test-machines · make test-kaggle · make bench [DATA=…] · make notebooks · make slides
+# make run [DATA=folder with the raw sets] · make demo · make check · make test · make test-machines · make test-kaggle · make bench [DATA=…] · make notebooks · make slides · make slides-pdf
 PYTHON  ?= python3
 DATA    ?=
 AS      ?= lungs
@@ -20,7 +20,7 @@ export IPYTHONDIR := $(CURDIR)/.cache/ipython
 export JUPYTER_DATA_DIR := $(CURDIR)/.cache/jupyter
 export JUPYTER_CONFIG_DIR := $(CURDIR)/.cache/jupyter
 
-.PHONY: run demo weights check test test-machines test-kaggle bench notebooks slides clean help
+.PHONY: run demo weights check test test-machines test-kaggle bench notebooks slides slides-pdf clean help
 help:
 	@echo "make run [DATA=folder]  prepare, train, evaluate, predict, into runs/NAME; synthetic radiographs without DATA"
 	@echo "make demo               six synthetic radiographs and their lungs, into runs/demo/lungs"
@@ -30,7 +30,8 @@ help:
 	@echo "make test-kaggle        the same with the versions of Kaggle's image; PYTHON=python3.12 is what it has"
 	@echo "make bench [DATA=…]     speed beside peers, and with the raw sets the time to a Dice of 0.95, into results/"
 	@echo "make notebooks          all notebooks again, on synthetic radiographs, saved with their outputs"
-	@echo "make slides             the notebooks as one deck that opens without a network, runs/slides/unet-lung.html; needs npm"
+	@echo "make slides             the talk, runs/slides/unet-lung.html, and the notebooks as its appendix; they open without a network; needs npm"
+	@echo "make slides-pdf         the talk as a PDF too; needs chromium"
 
 # Six synthetic radiographs, their lungs outlined: overlays in runs/demo/lungs.
 demo: .venv/run.stamp
@@ -87,6 +88,9 @@ notebooks: .venv/dev.stamp
 
 slides: .venv/dev.stamp
 	$(PY) -m slides.make
+
+slides-pdf: .venv/dev.stamp
+	$(PY) -m slides.make --pdf
 
 # Debian keeps venv in a package of its own; as root we can fetch it, else say so.
 .venv/bin/python .venv-kaggle/bin/python:

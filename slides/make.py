@@ -1,11 +1,12 @@
-"""The notebooks as one reveal.js deck, a single HTML file that opens without a network.
+"""The talk, and the notebooks as its appendix: two reveal.js decks, each an HTML file that opens without a network.
 
-    python -m slides.make [--notebooks notebooks] [--out runs/slides/unet-lung.html]
+    python -m slides.make [--talk slides/talk.md] [--notebooks notebooks] [--out runs/slides] [--pdf]
 
-The README's top is the title slide; each notebook is a section. A Markdown heading starts a slide; a slide shows one
-code cell with its output, and the text around it (``split`` has the rules). A cell's own ``slideshow.slide_type`` goes
-before these rules. What is too large for a slide is drawn smaller, or code beside its output, by ``deck.js`` when the
-deck opens: only a browser knows sizes.
+The talk is Markdown: slides are divided by ``---``, a line ``Notes, MINUTES min:`` starts what is said, and its numbers
+are those of ``results/`` when the deck is made. In the appendix each notebook is a section. A Markdown heading starts a
+slide; a slide shows one code cell with its output, and the text around it (``split`` has the rules). A cell's own
+``slideshow.slide_type`` goes before these rules. What is too large for a slide is drawn smaller, or code beside its
+output, by ``deck.js`` when the deck opens: only a browser knows sizes.
 
 reveal.js and MathJax are fetched by npm, once, into ``.cache/slides``.
 """
@@ -15,25 +16,31 @@ from __future__ import annotations
 import argparse
 import base64
 import hashlib
+import io
+import json
 import mimetypes
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
 from copy import deepcopy
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import unquote
 
 import nbformat
+import pandas as pd
 from jinja2 import Template
 from nbconvert import SlidesExporter
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
+from PIL import Image
 
 HERE = Path(__file__).resolve().parent
-README = HERE.parent / "README.md"
+README, RESULTS = HERE.parent / "README.md", HERE.parent / "results"
 CACHE = HERE.parent / ".cache/slides"
 # With their sha512: what a registry sends must be what the deck was tested with, whichever registry npm is set to.
 REVEAL = "reveal.js-6.0.2", "JYIg5D9aoxoaLeb84O+OvAwsKWdIavVgEDScxtYEXFCT6t6TQrhNtSgogcjdCpdLsWglhJn3zyE3fUOwiH5KEg=="
@@ -41,12 +48,13 @@ REVEAL = "reveal.js-6.0.2", "JYIg5D9aoxoaLeb84O+OvAwsKWdIavVgEDScxtYEXFCT6t6TQrh
 MATHJAX = "mathjax-3.2.2", "Bt+SSVU8eBG27zChVewOicYs7Xsdt40qm4+UpHyX7k0/O9NliPc+x77k1/FEsPsjKPZGJvtRZM1vO+geW0OhGw=="
 
 HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*$", re.MULTILINE)
+NOTES = re.compile(r"^Notes, ([\d.]+) min: ", re.MULTILINE)
 LOADS = re.compile(
     r"""(<(?:img|script|link|iframe|video|audio|source|object|embed)\b[^>]*?\s(?:src|href|data)=["']?)(?!data:)([^"'\s>]+)"""
 )
 
 
-# --- one deck --------------------------------------------------------------------------------------------------------
+# --- decks -----------------------------------------------------------------------------------------------------------
 
 
 def make_deck(notebooks: str | Path, out: str | Path) -> None:
@@ -64,12 +72,28 @@ def make_deck(notebooks: str | Path, out: str | Path) -> None:
     paths = sorted(Path(notebooks).glob("*.ipynb"))
     if not paths:
         raise FileNotFoundError(f"{notebooks}: there is no notebook (*.ipynb) to make slides of")
-    talk = [read_notebook(path) for path in paths]
-    sections = [to_html(title_slide(talk), README)]
-    sections += [to_html(split(notebook), path) for notebook, path in zip(talk, paths, strict=True)]
+    shown = [read_notebook(path) for path in paths]
+    sections = [to_html(title_slide(shown), README)]
+    sections += [to_html(split(notebook), path) for notebook, path in zip(shown, paths, strict=True)]
+    write_deck(first_heading(README.read_text(encoding="utf-8"), "slides"), sections, out)
+
+
+def make_talk(path: str | Path, out: str | Path) -> None:
+    """Writes the talk of a Markdown file as a deck, with its speaker's notes.
+
+    Raises:
+        FileNotFoundError: no such file, or a table of results that it quotes is missing.
+        ValueError: a number isn't in the results, a slide has no notes, or as :func:`make_deck`.
+    """
+    talk = read_talk(Path(path))
+    write_deck(first_heading(talk.cells[0].source, "talk"), [to_html(talk, Path(path))], out)
+
+
+def write_deck(title: str, sections: list[str], out: str | Path) -> None:
+    """Writes slides, with all that shows them, into one HTML file."""
     reveal, mathjax = fetch(*REVEAL), fetch(*MATHJAX)
     page = Template((HERE / "page.html").read_text(encoding="utf-8")).render(
-        title=first_heading(README.read_text(encoding="utf-8"), "slides"),
+        title=title,
         sections=sections,
         styles=[packed(reveal, "dist/reveal.css"), (HERE / "deck.css").read_text(encoding="utf-8")],
         libraries=[
@@ -83,6 +107,75 @@ def make_deck(notebooks: str | Path, out: str | Path) -> None:
     Path(out).write_text(page, encoding="utf-8")
 
 
+def print_pdf(deck: Path, out: Path) -> None:
+    """Prints a deck as pictures of its slides, a page each: so it looks as on the screen.
+
+    Raises:
+        FileNotFoundError: Playwright or Chromium isn't there.
+    """
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None or find_spec("playwright") is None:
+        raise FileNotFoundError("a PDF needs Chromium and Playwright: apt-get install chromium, pip install playwright")
+    from playwright.sync_api import sync_playwright
+
+    pages = []
+    with sync_playwright() as play, play.chromium.launch(executable_path=browser) as chromium:
+        page = chromium.new_page(viewport={"width": 1280, "height": 720}, device_scale_factor=2)
+        page.goto(deck.resolve().as_uri())
+        page.wait_for_function("window.Reveal?.isReady()")
+        for _ in range(page.evaluate("Reveal.getTotalSlides()")):
+            pages.append(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))
+            page.evaluate("Reveal.next()")
+    pages[0].save(out, save_all=True, append_images=pages[1:], resolution=192)
+
+
+# --- the talk --------------------------------------------------------------------------------------------------------
+
+
+def read_talk(path: Path) -> NotebookNode:
+    """The slides of a talk in Markdown, each followed by its notes, numbers filled in from the results.
+
+    Raises:
+        ValueError: a slide has no notes with their minutes.
+    """
+    text = Template(path.read_text(encoding="utf-8")).render(number=number, quality=quality, address=address())
+    cells = []
+    for slide in re.split(r"^---$", text, flags=re.MULTILINE):
+        parts = NOTES.split(slide)
+        if len(parts) != 3:
+            raise ValueError(f"{path}: no line 'Notes, MINUTES min: …' below {first_heading(slide, slide[:40])!r}")
+        for kind, source in (("slide", parts[0].strip()), ("notes", f"**{parts[1]} min.** {parts[2].strip()}")):
+            cells.append(new_markdown_cell(source, metadata={"slideshow": {"slide_type": kind}}))
+    return new_notebook(cells=cells)
+
+
+def number(column: str, source: str, protocol: str, digits: int = 3, trained_on: str = "all") -> str:
+    """A number of ``results/protocols_summary.csv``, at 256 px.
+
+    Raises:
+        ValueError: the table has no such row.
+    """
+    table = pd.read_csv(RESULTS / "protocols_summary.csv").query("size == 256")
+    rows = table[(table["source"] == source) & (table["protocol"] == protocol) & (table["trained_on"] == trained_on)]
+    if len(rows) != 1:
+        raise ValueError(f"protocols_summary.csv: no row of {trained_on} on {source}, {protocol}")
+    return f"{rows[column].iloc[0]:.{digits}f}"
+
+
+def address() -> str:
+    """Of the repository, as ``pyproject.toml`` has it."""
+    found = re.search(r'^Repository = "https://(.+)"$', (HERE.parent / "pyproject.toml").read_text(), re.MULTILINE)
+    return found[1] if found else ""
+
+
+def quality(films: str, column: str) -> str:
+    """A number of ``results/quality.json``, of the test."""
+    return f"{json.loads((RESULTS / 'quality.json').read_text())['test'][films][column]:.2f}"
+
+
+# --- cells of notebooks ----------------------------------------------------------------------------------------------
+
+
 def read_notebook(path: Path) -> NotebookNode:
     """Reads a notebook of any 4.x format.
 
@@ -93,9 +186,6 @@ def read_notebook(path: Path) -> NotebookNode:
         return nbformat.read(path, as_version=4)
     except (ValueError, TypeError, KeyError, AttributeError, nbformat.ValidationError) as error:
         raise ValueError(f"{path}: not a notebook, or a damaged one: {str(error).splitlines()[0][:80]}") from error
-
-
-# --- cells to slides -------------------------------------------------------------------------------------------------
 
 
 def title_slide(talk: list[NotebookNode]) -> NotebookNode:
@@ -196,7 +286,13 @@ def to_html(notebook: NotebookNode, path: Path) -> str:
 
 
 def embedded(source: str, notebook: Path) -> str:
-    """A picture beside a notebook as a ``data:`` address: nbconvert's ``embed_images`` finds none in ``../images``."""
+    """A picture beside a notebook as a ``data:`` address: nbconvert's ``embed_images`` finds none in ``../images``.
+
+    ``NOTEBOOK.ipynb#3`` is the third figure of a notebook.
+    """
+    file, _, place = unquote(source).partition("#")
+    if file.endswith(".ipynb") and place.isdecimal():
+        return f"data:image/png;base64,{figure_of(notebook.parent / file, int(place))}"
     picture, kind = notebook.parent / unquote(source), mimetypes.guess_type(source)[0] or ""
     if not kind.startswith("image/") or "://" in source or not picture.is_file():
         raise ValueError(
@@ -204,6 +300,19 @@ def embedded(source: str, notebook: Path) -> str:
             "name a picture on the disk, or give the cell the slide_type skip"
         )
     return f"data:{kind};base64,{base64.b64encode(picture.read_bytes()).decode()}"
+
+
+def figure_of(path: Path, place: int) -> str:
+    """A notebook's figure by its place, from 1, as a PNG in base64.
+
+    Raises:
+        ValueError: it has fewer.
+    """
+    outputs = [output for cell in read_notebook(path).cells for output in cell.get("outputs", ())]
+    figures = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    if not 0 < place <= len(figures):
+        raise ValueError(f"{path}: figure {place} of {len(figures)}")
+    return figures[place - 1].strip().replace("\n", "")
 
 
 # --- libraries of the deck -------------------------------------------------------------------------------------------
@@ -269,21 +378,27 @@ def in_script(source: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Makes the deck; what a user can mend is one line on stderr and exit status 1."""
+    """Makes both decks; what a user can mend is one line on stderr and exit status 1."""
     parser = argparse.ArgumentParser(prog="python -m slides.make", description=__doc__.splitlines()[0])
+    parser.add_argument("--talk", default=HERE / "talk.md", type=Path, help="Markdown (default: %(default)s)")
     parser.add_argument("--notebooks", default="notebooks", help="their folder (default: %(default)s)")
-    parser.add_argument("--out", default="runs/slides/unet-lung.html", help="the deck (default: %(default)s)")
+    parser.add_argument("--out", default="runs/slides", type=Path, help="folder of the decks (default: %(default)s)")
+    parser.add_argument("--pdf", action="store_true", help="print the talk too; needs Chromium and Playwright")
     parser.add_argument("--fetch", action="store_true", help="only fetch reveal.js and MathJax")
     args = parser.parse_args(argv)
+    talk = args.out / "unet-lung.html"
     try:
         if args.fetch:
             fetch(*REVEAL), fetch(*MATHJAX)
             return 0
-        make_deck(args.notebooks, args.out)
+        make_deck(args.notebooks, args.out / "notebooks.html")
+        make_talk(args.talk, talk)
+        if args.pdf:
+            print_pdf(talk, talk.with_suffix(".pdf"))
     except (ValueError, OSError) as error:
         print(f"slides: {error}", file=sys.stderr)
         return 1
-    print(args.out)
+    print(talk)
     return 0
 
 

@@ -161,7 +161,7 @@ def test_slides_of_own_pictures_carry_them_and_those_of_a_server_are_refused(tmp
 
 
 def test_notebooks_folder_that_is_empty_is_one_line(tmp_path, capsys):
-    assert make.main(["--notebooks", str(tmp_path), "--out", str(tmp_path / "deck.html")]) == 1
+    assert make.main(["--notebooks", str(tmp_path), "--out", str(tmp_path / "decks")]) == 1
     assert capsys.readouterr().err == f"slides: {tmp_path}: there is no notebook (*.ipynb) to make slides of\n"
 
 
@@ -384,3 +384,57 @@ def test_committed_notebooks_make_a_deck_that_can_be_read(viewer, tmp_path):
     }
     assert not small, f"too much for one slide, split these cells or take lines out: {small}"
     assert {n: slide["wrong"] for n, slide in enumerate(seen["slides"], 1) if slide["wrong"]} == {}
+
+
+# --- the talk --------------------------------------------------------------------------------------------------------
+
+
+def talk(tmp_path, text: str):
+    (tmp_path / "talk.md").write_text(text, encoding="utf-8")
+    return make.read_talk(tmp_path / "talk.md")
+
+
+def test_a_talk_has_a_slide_and_its_notes_by_turns(tmp_path):
+    cells = talk(tmp_path, "# One\n\nNotes, 0.5 min: Say this.\n\n---\n\n## Two\n\n- a\n\nNotes, 1 min: That.\n").cells
+    assert [make.slide_type(cell) for cell in cells] == ["slide", "notes"] * 2
+    assert [cell.source for cell in cells] == ["# One", "**0.5 min.** Say this.", "## Two\n\n- a", "**1 min.** That."]
+
+
+def test_a_talks_numbers_are_those_of_the_results(tmp_path):
+    table = pd.read_csv(make.RESULTS / "protocols_summary.csv").query(
+        "size == 256 and trained_on == 'all' and source == 'jsrt' and protocol == 'all'"
+    )
+    shown = talk(tmp_path, '# {{ number("dice", "jsrt", "all") }}\n\nNotes, 1 min: -').cells[0].source
+    assert shown == f"# {table['dice'].iloc[0]:.3f}"
+    with pytest.raises(ValueError, match="no row of all on moon"):
+        talk(tmp_path, '# {{ number("dice", "moon", "all") }}\n\nNotes, 1 min: -')
+
+
+def test_a_slide_without_notes_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no line 'Notes, MINUTES min: …' below 'Two'"):
+        talk(tmp_path, "# One\n\nNotes, 1 min: -\n\n---\n\n## Two\n")
+
+
+def test_a_figure_of_a_notebook_is_taken_by_its_place(tmp_path):
+    nbformat.write(
+        new_notebook(cells=[markdown("a"), code("b", drawn(2, 1)), code("c", drawn(1, 2))]), tmp_path / "n.ipynb"
+    )
+    sizes = []
+    for place in (1, 2):
+        address = embedded(f"n.ipynb#{place}", tmp_path / "talk.md")
+        sizes.append(plt.imread(io.BytesIO(base64.b64decode(address.split(",")[1]))).shape[:2])
+    assert sizes[0][0] < sizes[0][1] and sizes[1][0] > sizes[1][1]
+    with pytest.raises(ValueError, match="figure 3 of 2"):
+        embedded("n.ipynb#3", tmp_path / "talk.md")
+
+
+@pytest.mark.slow
+def test_the_talk_takes_twenty_minutes_and_can_be_read_from_the_last_row(viewer, tmp_path):
+    make.make_talk(make.HERE / "talk.md", tmp_path / "talk.html")
+    seen = viewer(tmp_path / "talk.html", tmp_path / "shots")
+    assert not seen["errors"] and not seen["asked"]
+    assert not [wrong for slide in seen["slides"] for wrong in slide["wrong"]]
+    minutes = [float(notes.split(" min.")[0]) for notes in seen["notes"]]
+    assert 20 <= len(seen["slides"]) <= 22 and len(minutes) == len(seen["slides"]) and 18 <= sum(minutes) <= 22
+    # 26 px at full size, tables 20 px, code 19 px: 18 px at least.
+    assert min(slide["scale"] for slide in seen["slides"]) >= 0.95
