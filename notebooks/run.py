@@ -1,10 +1,15 @@
 """Runs all notebooks in order on synthetic radiographs and saves them with their outputs: ``make notebooks``.
 
+    python notebooks/run.py [--first-cells]
+
+``--first-cells`` runs nothing: it only gives every notebook the first cell from here, with a new ``REPOSITORY``, say.
+
 Numbers are computed in float32, so that every machine comes to the same ones. No time is saved: it would be this
 machine's, and of how busy it was. Tags of cells: ``timing``, its output is shown and not saved; ``varies``, its numbers
 depend on the machine (a training's, say), and ``make test`` compares only the text between them.
 """
 
+import argparse
 import os
 import re
 import shutil
@@ -14,7 +19,30 @@ import nbformat
 from nbclient import NotebookClient
 
 HERE = Path(__file__).parent
+REPOSITORY = "git+https://github.com/INSERT_OWNER_HERE/unet-lung"  # as pip takes it; the one place that has the address
+# A notebook that runs on Kaggle has nothing beside it: what finds the library can't be in the library.
+FIRST_CELL = f"""\
+%load_ext autoreload
+%autoreload 2
+import subprocess, sys
+from importlib.util import find_spec
+from pathlib import Path
+
+# The library is in the clone around this notebook; on Kaggle in /kaggle/working, in an attached dataset, or in a wheel
+# there; where it is nowhere, it comes from the internet.
+places = (Path("/kaggle/working"), Path("/kaggle/input"))
+attached = [path.parents[1] for place in places for path in sorted(place.glob("**/kaggle_utils/__init__.py"))]
+sys.path[:0] = map(str, [Path.cwd(), Path.cwd().parent, *attached])
+if not find_spec("kaggle_utils"):
+    wheels = sorted(places[1].glob("**/unet_lung-*.whl"))
+    offline = ["--no-index", "--no-deps", "--find-links", str(wheels[-1].parent), "unet-lung"] if wheels else []
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *(offline or ["{REPOSITORY}"])], check=True)"""
 TIMES = re.compile(r", \d+ films/s, \d+ s$|(?<=epochs) in [\d.]+ min", re.M)  # in what a training says
+
+
+def put_first_cell(notebook: nbformat.NotebookNode) -> None:
+    """Gives a notebook the first code cell from here."""
+    next(cell for cell in notebook.cells if cell.cell_type == "code").source = FIRST_CELL
 
 
 def run(notebook: nbformat.NotebookNode, folder: Path) -> None:
@@ -34,9 +62,15 @@ def run(notebook: nbformat.NotebookNode, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    shutil.rmtree(HERE.parent / "runs" / "notebooks", ignore_errors=True)  # as a new user would
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--first-cells", action="store_true", help="run nothing, only put the first cell in")
+    only_cells = parser.parse_args().first_cells
+    if not only_cells:
+        shutil.rmtree(HERE.parent / "runs" / "notebooks", ignore_errors=True)  # as a new user would
     for path in sorted(HERE.glob("*.ipynb")):
         print(path.name, flush=True)
         notebook = nbformat.read(path, 4)
-        run(notebook, HERE)
+        put_first_cell(notebook)
+        if not only_cells:
+            run(notebook, HERE)
         nbformat.write(notebook, path)

@@ -67,14 +67,14 @@ class Kaggle(ThreadingHTTPServer):
 
     ``calls`` lists (procedure, request); ``scripts`` gives the statuses that a kernel goes through, ``faults`` the
     replies (status, body) that a procedure gives instead of its own, one a call; ``datasets`` holds the files of each
-    version.
+    version, and so does ``models`` for each variation, OWNER/MODEL/VARIATION.
     """
 
     daemon_threads = True
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.calls, self.versions, self.datasets, self.blobs = [], {}, {}, {}
+        self.calls, self.versions, self.datasets, self.models, self.blobs = [], {}, {}, {}, {}
         self.scripts, self.logs, self.faults, self.foreign = {}, {}, {}, []
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -82,8 +82,8 @@ class Kaggle(ThreadingHTTPServer):
         """Requests of a procedure."""
         return [request for name, request in self.calls if name == procedure]
 
-    def reply(self, procedure: str, request: dict) -> tuple[int, dict]:
-        """Status and body."""
+    def reply(self, procedure: str, request: dict) -> tuple[int, dict | bytes]:
+        """Status and body: JSON, or a file."""
         self.calls.append((procedure, request))
         if self.faults.get(procedure):
             return self.faults[procedure].pop(0)
@@ -100,6 +100,7 @@ class Kaggle(ThreadingHTTPServer):
             "error": "",
             "invalidDatasetSources": [s for s in request.get("datasetDataSources", []) if s not in here],
             "invalidKernelSources": [s for s in request.get("kernelDataSources", []) if s not in self.versions],
+            "invalidModelSources": [s for s in request.get("modelDataSources", []) if not self._has_model(s)],
         }
 
     def GetKernelSessionStatus(self, request):
@@ -131,6 +132,47 @@ class Kaggle(ThreadingHTTPServer):
 
     def CreateDatasetVersion(self, request):
         return self._add(f"{request['ownerSlug']}/{request['datasetSlug']}", request["body"]["files"])
+
+    def GetModel(self, request):
+        there = any(ref.startswith(f"{request['ownerSlug']}/{request['modelSlug']}/") for ref in self.models)
+        return (200, {"slug": request["modelSlug"]}) if there else (404, {"code": 404, "message": "Not found"})
+
+    def CreateModel(self, request):
+        return 200, {"ref": request["slug"]}
+
+    def UpdateModel(self, request):
+        return 200, {"ref": request["modelSlug"]}
+
+    def CreateModelInstance(self, request):
+        body = request["body"]
+        ref = f"{request['ownerSlug']}/{request['modelSlug']}/{body['instanceSlug']}"
+        if ref in self.models:
+            return 200, {"error": "That variation exists", "code": 409, "errorCode": 409}
+        return self._add_weights(ref, body["files"])
+
+    def CreateModelInstanceVersion(self, request):
+        ref = f"{request['ownerSlug']}/{request['modelSlug']}/{request['instanceSlug']}"
+        return self._add_weights(ref, request["body"]["files"])
+
+    def GetModelInstance(self, request):
+        return 200, {"slug": request["instanceSlug"], "versionNumber": len(self._files(request))}
+
+    def ListModelInstanceVersionFiles(self, request):
+        return 200, {"files": [{"name": name} for name in self._files(request)[-1]]}
+
+    def DownloadModelInstanceVersion(self, request):
+        return 200, self._files(request)[request["versionNumber"] - 1][request["path"]]
+
+    def _files(self, request):
+        return self.models[f"{request['ownerSlug']}/{request['modelSlug']}/{request['instanceSlug']}"]
+
+    def _has_model(self, source):
+        owner, model, _, variation, version = source.split("/")
+        return int(version) <= len(self.models.get(f"{owner}/{model}/{variation}", ()))
+
+    def _add_weights(self, ref, files):
+        self.models.setdefault(ref, []).append(dict(self.blobs[file["token"]] for file in files))
+        return 200, {"ref": ref}
 
     def _add(self, ref, files):
         self.datasets.setdefault(ref, []).append(dict(self.blobs[file["token"]] for file in files))
@@ -166,7 +208,10 @@ class _Handler(BaseHTTPRequestHandler):
             status, body = 401, {"code": 401, "message": "Unauthenticated"}
         else:
             status, body = self.server.reply(procedure[1], request)
-        self._send(status, json.dumps(body).encode(), "application/json")
+        if isinstance(body, bytes):
+            self._send(status, body, "application/octet-stream")
+        else:
+            self._send(status, json.dumps(body).encode(), "application/json")
 
     def do_PUT(self):
         token = self.path.removeprefix("http://localhost/upload/")

@@ -15,6 +15,8 @@ import pytest
 from kaggle_server import Kaggle, environment
 
 from kaggle_utils.kaggle import publish as kaggle
+from kaggle_utils.kaggle import weights
+from kaggle_utils.model import read_header
 
 ROOT = Path(__file__).parents[1]
 HOME = ROOT / kaggle.HOME
@@ -50,7 +52,7 @@ def missing() -> str:
     if sys.version_info < (3, 11):
         return "Kaggle's package needs Python 3.11"
     try:
-        version("kaggle"), version("six")
+        version("kaggle"), version("kagglehub"), version("six")
     except PackageNotFoundError as error:
         return f"{error}: pip install -e '.[dev]'"
     return ""
@@ -165,6 +167,28 @@ def test_metadata_is_what_kaggle_takes(path):
     assert all(re.fullmatch(rf"{kaggle.OWNER}/[a-z0-9-]{{5,}}", source) for source in metadata["kernel_sources"])
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_notebooks_that_segment_attach_the_model(name):
+    """Source: kernels_metadata.md: {owner}/{model-slug}/{framework}/{variation-slug}/{version-number}."""
+    wanted = [f"{weights.model_handle('lungs')}/1"] if name[:2] in ("04", "05") else []
+    assert METADATA[name]["model_sources"] == wanted
+
+
+def test_the_model_has_a_card_that_says_what_each_variation_may_be_used_for():
+    model = json.loads((HOME / "model" / "model-metadata.json").read_text())
+    assert (model["ownerSlug"], model["slug"]) == tuple(weights.model_handle("lungs").split("/")[:2])
+    assert model["isPrivate"] is True and "not a medical device" in model["description"]
+    for name, licence in weights.LICENCES.items():
+        line = next(line for line in model["description"].splitlines() if line.startswith(f"- `{name}`"))
+        assert re.search(r"CC BY(-NC-SA)? 4\.0", licence)[0] in line
+        assert read_header(weights.find_weights(name))["licence"].startswith(re.search(r"CC BY\S*", licence)[0])
+
+
+def test_the_owners_placeholder_stands_in_files_that_are_sent_and_once_in_the_code():
+    code = [path for path in (ROOT / "kaggle_utils").rglob("*.py") if kaggle.OWNER in path.read_text()]
+    assert [path.name for path in code] == ["weights.py"] and code[0].read_text().count(kaggle.OWNER) == 1
+
+
 def test_every_notebook_has_metadata_and_reads_earlier_ones():
     assert sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb")) == NAMES
     for n, metadata in enumerate(METADATA.values()):
@@ -242,29 +266,42 @@ def test_published_code_is_found_as_notebooks_look_for_it(journey, server, tmp_p
 
 
 @with_kaggle
-def test_published_weights_and_licences(journey, server):
-    files = server.datasets["nobody/lung-unet-weights"][0]
-    assert set(files) == {"lungs.safetensors", "README.md"}
-    assert files["lungs.safetensors"] == (ROOT / "kaggle_utils" / "weights" / "lungs.safetensors").read_bytes()
-    made = {request["slug"]: request for request in server.asked("CreateDataset")}
-    assert (
-        made["lung-unet-weights"]["licenseName"] == "CC-BY-NC-SA-4.0"
-        and made["lung-unet-code"]["licenseName"] == "other"
-    )
-    assert (
-        all(request["isPrivate"] for request in made.values())
-        and "CC BY-NC-SA" in made["lung-unet-code"]["description"]
-    )
+def test_published_weights_their_card_and_licences(journey, server):
+    for name in weights.LICENCES:
+        files = server.models[f"nobody/unet-lung/{name}"][0]
+        assert set(files) == {f"{name}.safetensors", "README.md"}
+        for file, data in files.items():
+            assert data == (ROOT / "kaggle_utils" / "weights" / file).read_bytes()
+    first = {r["body"]["instanceSlug"]: r["body"]["licenseName"] for r in server.asked("CreateModelInstance")[:2]}
+    assert first == weights.LICENCES
+    assert all(request["isPrivate"] for request in server.asked("CreateModel"))
+    card = server.asked("UpdateModel")[0]
+    assert card["title"] == "Lung UNet" and card["isPrivate"] and "not for commercial use" in card["description"]
+
+
+@with_kaggle
+def test_published_code_is_private_and_says_its_licences(journey, server):
+    (made,) = server.asked("CreateDataset")[:1]
+    assert (made["slug"], made["licenseName"], made["isPrivate"]) == ("lung-unet-code", "other", True)
+    assert "CC BY-NC-SA" in made["description"]
 
 
 @with_kaggle
 def test_publishing_again_makes_new_versions(journey, server):
-    assert [len(versions) for versions in server.datasets.values()] == [2, 2]
-    assert not [p for p, _ in journey.calls["publish again"] if p == "CreateDataset"]
-    assert [f"version {n} ready" in journey.done[step].out for n, step in ((1, "publish"), (2, "publish again"))] == [
-        True,
-        True,
-    ]
+    assert [len(versions) for versions in (*server.datasets.values(), *server.models.values())] == [2, 2, 2]
+    again = [procedure for procedure, _ in journey.calls["publish again"]]
+    assert again.count("CreateModelInstanceVersion") == 2 and not {"CreateDataset", "CreateModel"} & set(again)
+    assert all(f"version {n} ready" in journey.done[step].out for n, step in ((1, "publish"), (2, "publish again")))
+
+
+@with_kaggle
+def test_published_weights_are_downloaded_where_none_are_attached(journey, server, tmp_path, monkeypatch):
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "cache"))
+    code = "from kaggle_utils.kaggle import find_model; print(find_model('lungs-ccby', 'nobody'))"
+    done = python("-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}")
+    path = Path(done.stdout.splitlines()[-1])
+    assert path.is_relative_to(tmp_path / "cache") and path.parent.name == "2"
+    assert path.read_bytes() == weights.find_weights("lungs-ccby").read_bytes()
 
 
 @with_kaggle
@@ -283,6 +320,8 @@ def test_notebooks_attach_what_they_read(journey):
         for metadata in METADATA.values()
     ]
     assert read["nobody/lung-unet-04-inference"] == ["nobody/lung-unet-01-prep", "nobody/lung-unet-02-training"]
+    models = {r["slug"]: r.get("modelDataSources") for p, r in journey.calls["push"] if p == "SaveKernel"}
+    assert models["nobody/lung-unet-04-inference"] == ["nobody/unet-lung/pyTorch/lungs/1"]
 
 
 @with_kaggle
@@ -389,6 +428,27 @@ def test_push_that_the_server_refuses(reply, said, server):
 def test_dataset_that_the_server_refuses(server):
     server.faults["CreateDataset"] = [(200, {"status": "error", "error": "You have no space left"})]
     assert "somebody/lung-unet-code: You have no space left" in error_of("publish", "--owner", "somebody")
+
+
+@with_kaggle
+def test_model_that_the_server_refuses(journey, server):
+    server.faults["CreateModelInstance"] = [(200, {"error": "You have no space left", "code": 400})]
+    lines = run("publish", "--owner", "nobody").err.splitlines()
+    assert len(lines) == 1 and "nobody/unet-lung/pyTorch/lungs: " in lines[0] and "no space left" in lines[0]
+
+
+@with_kaggle
+def test_the_code_as_a_wheel(journey, server):
+    built = "publish._build_wheel = lambda stage: (stage / 'unet_lung-1-py3-none-any.whl').write_bytes(b'wheel')"
+    assert run("publish", "--owner", "wheels", "--wheel", before=built).status == 0
+    assert server.datasets["wheels/lung-unet-code"] == [{"unet_lung-1-py3-none-any.whl": b"wheel"}]
+
+
+@with_kaggle
+def test_a_wheel_that_cannot_be_built_is_one_line_and_nothing_is_sent(server):
+    before = len(server.calls)
+    said = error_of("publish", "--owner", "wheels", "--wheel")  # in a clone without pyproject.toml
+    assert "pip can't build the wheel" in said and "pyproject.toml" in said and len(server.calls) == before
 
 
 @with_kaggle

@@ -23,11 +23,11 @@ def test_the_version_is_told(capsys):
 
 
 @pytest.mark.slow
-def test_a_wheel_holds_every_room_the_weights_the_assets_and_the_lists(tmp_path):
+def test_a_wheel_holds_every_room_the_weights_the_assets_the_lists_and_the_results(tmp_path):
     """Built as pip does, but with the setuptools that is there: tests fetch nothing."""
     pytest.importorskip("setuptools", "77")
     files = subprocess.run(
-        ["git", "ls-files", "kaggle_utils", "pyproject.toml", "requirements.txt", "README.md", "LICENSE"],
+        ["git", "ls-files", "kaggle_utils", "results", "pyproject.toml", "requirements.txt", "README.md", "LICENSE"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -56,5 +56,7 @@ def test_a_wheel_holds_every_room_the_weights_the_assets_and_the_lists(tmp_path)
     (wheel,) = tmp_path.glob("unet_lung-*.whl")
     inside = set(zipfile.ZipFile(wheel).namelist())
     assert {name for name in files if name.startswith("kaggle_utils/")} <= inside
+    tables = {name for name in files if name.startswith("results/") and name.endswith(".csv")}
+    assert tables <= {name.partition(".data/data/share/unet-lung/")[2] for name in inside}
     entry = next(name for name in inside if name.endswith("entry_points.txt"))
     assert b"unet-lung = kaggle_utils.cli:main" in zipfile.ZipFile(wheel).read(entry)

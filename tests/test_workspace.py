@@ -1,11 +1,13 @@
 """A notebook's folders, on Kaggle, in a clone, or with nothing."""
 
 import shutil
+import sys
 
 import pytest
 
 from kaggle_utils.data import read_manifest
-from kaggle_utils.kaggle import workspace
+from kaggle_utils.files import find_weights
+from kaggle_utils.kaggle import weights, workspace
 from kaggle_utils.synthetic.model import write_raw
 
 
@@ -119,3 +121,34 @@ def test_where_the_library_cannot_be_written_the_notebooks_folder_is_used(clone,
     monkeypatch.setenv("UNET_LUNG_INPUT", str(drawn))
     monkeypatch.chdir(tmp_path)
     assert workspace.open_workspace().work.match(f"{tmp_path.name}/runs/{drawn.name}-*")
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mount", ["unet-lung/pytorch", "models/somebody/unet-lung/pytorch"])
+def test_weights_of_an_attached_model_are_taken_and_of_two_versions_the_newer(mount, kaggle, monkeypatch):
+    monkeypatch.setattr(weights, "KAGGLE", kaggle)
+    for version in (9, 10):
+        path = kaggle / "input" / mount / "lungs" / str(version) / "lungs.safetensors"
+        path.parent.mkdir(parents=True)
+        path.touch()
+    assert weights.find_model() == weights.find_model(owner="somebody") == path
+    assert weights.find_model("lungs-ccby") == find_weights("lungs-ccby")
+
+
+def test_without_a_model_and_an_owner_weights_are_those_of_the_package(kaggle, monkeypatch):
+    monkeypatch.setattr(weights, "KAGGLE", kaggle)
+    assert weights.find_model() == find_weights("lungs") and weights.find_model().is_file()
+
+
+def test_weights_that_are_not_published_are_not_looked_for():
+    with pytest.raises(ValueError, match="lung is no Kaggle Model of this project: choose of lungs, lungs-ccby"):
+        weights.find_model("lung")
+
+
+def test_kagglehub_that_is_missing_is_one_line_with_pip(kaggle, monkeypatch):
+    monkeypatch.setattr(weights, "KAGGLE", kaggle)
+    monkeypatch.setitem(sys.modules, "kagglehub", None)
+    with pytest.raises(ImportError, match=r"kagglehub is missing.*pip install 'kagglehub>=1'"):
+        weights.find_model(owner="somebody")

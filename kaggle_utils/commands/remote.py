@@ -9,12 +9,13 @@ from .common import SAME_COMMAND, Command
 
 def _kaggle_publish_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--owner", required=True, help="your name on Kaggle")
+    sub.add_argument("--wheel", action="store_true", help="the code as a wheel, which notebooks install")
 
 
 def kaggle_publish(args: argparse.Namespace) -> int:
     from ..kaggle.publish import publish
 
-    for line in publish(args.owner):
+    for line in publish(args.owner, wheel=args.wheel):
         print(line, flush=True)
     return 0
 
@@ -79,7 +80,7 @@ KAGGLE = (
     Command(
         "publish",
         kaggle_publish,
-        "put code and weights up as private datasets, or as new versions of them",
+        "put the code up as a private dataset and the weights as a private model, or as new versions of them",
         _kaggle_publish_options,
         way_on=_PUSHED,
     ),

@@ -1,12 +1,14 @@
-"""Notebooks, code and weights to Kaggle, by Kaggle's own package; their metadata lie in ``notebooks/kaggle``."""
+"""Notebooks, code and weights to Kaggle, by Kaggle's own packages; their metadata lie in ``notebooks/kaggle``."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,12 +16,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-HOME = Path("notebooks", "kaggle")  # in the clone: a folder for each notebook and each dataset
-OWNER = "INSERT_OWNER_HERE"  # in the files there, in place of a name on Kaggle
-DATASETS = {
-    "code": ("kaggle_utils", "results", "LICENSE"),
-    "weights": ("kaggle_utils/weights/lungs.safetensors", "kaggle_utils/weights/README.md"),
-}
+from .weights import LICENCES, OWNER, import_kagglehub, upload_model
+
+HOME = Path("notebooks", "kaggle")  # in the clone: a folder for each notebook, for the code and for the model
+CODE = ("kaggle_utils", "results", "LICENSE")  # of the clone, as notebooks look for them in an attached dataset
 INSTALL = "pip install 'kaggle>=2.2.4,<3' six, with Python 3.11 or newer"
 LOGIN = (
     "Kaggle got no credentials, or refused them: make a token at https://www.kaggle.com/settings/api and put it into "
@@ -33,28 +33,46 @@ ENDED = ("COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED", "ready", "failed", "deleted
 NOT_CODE = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "*.part")
 
 
-def publish(owner: str) -> Iterator[str]:
-    """Puts code and weights up as private datasets, or new versions of them; waits until notebooks can attach them.
+def publish(owner: str, *, wheel: bool = False) -> Iterator[str]:
+    """Puts the code up as a private dataset and the weights as a private model, or new versions of them.
 
     Args:
         owner: name on Kaggle.
+        wheel: the dataset holds a wheel, which notebooks install, in place of the folders.
 
     Yields:
-        A line for each dataset that is ready.
+        A line for each that is ready.
 
     Raises:
-        ImportError: Kaggle's package is missing.
+        ImportError: one of Kaggle's packages is missing.
         FileNotFoundError: a file to publish is.
-        OSError: Kaggle refused.
+        OSError: Kaggle refused, or the wheel can't be built.
     """
+    import_kagglehub()
     api = _connect()
-    for name, files in DATASETS.items():
-        with _staged(name, "dataset-metadata.json", owner) as (stage, metadata):
-            for file in files:
-                _copy(Path(file), stage)
-            ref = metadata["id"]
-            version = _publish(api, ref, str(stage))
-        yield f"{ref}: version {version} ready, https://www.kaggle.com/datasets/{ref}"
+    with _staged("code", "dataset-metadata.json", owner) as (stage, metadata):
+        if wheel:
+            _build_wheel(stage)
+        else:
+            for name in CODE:
+                _copy(Path(name), stage)
+        ref = metadata["id"]
+        version = _publish(api, ref, str(stage))
+    yield f"{ref}: version {version} ready, https://www.kaggle.com/datasets/{ref}"
+    for name in LICENCES:
+        with _explained(name):
+            handle = upload_model(name, owner)
+        yield f"{handle}: sent, https://www.kaggle.com/models/{handle}"
+    with _staged("model", "model-metadata.json", owner) as (stage, metadata), _explained(metadata["slug"]):
+        api.model_update(str(stage))  # title and card, which kagglehub doesn't send
+
+
+def _build_wheel(stage: Path) -> None:
+    """Builds the clone's wheel into a folder: the package with its weights, and the results that notebooks read."""
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(stage), "."]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise OSError(f"pip can't build the wheel: {' '.join(done.stderr.split()[-40:])}")
 
 
 def _publish(api, ref: str, stage: str) -> int:
@@ -104,7 +122,8 @@ def push(notebooks: Sequence[str], owner: str, *, out: str | Path = "runs/kaggle
             told = api.kernels_push(str(stage))
         if told.error:
             raise OSError(f"{name}: {told.error}")
-        missing = [*(told.invalidDatasetSources or ()), *(told.invalidKernelSources or ())]
+        kinds = (told.invalid_dataset_sources, told.invalid_kernel_sources, told.invalid_model_sources)
+        missing = [source for kind in kinds for source in kind or ()]
         if missing:
             raise OSError(
                 f"{name} was pushed, but Kaggle doesn't know {', '.join(missing)}: `kaggle publish` comes first"
@@ -200,11 +219,11 @@ def _connect():
 
 @contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """Kaggle's refusals in one line, without what its package prints."""
+    """Kaggle's refusals in one line, without what its packages print."""
     from requests import HTTPError
 
     try:
-        with redirect_stdout(StringIO()):
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             yield
     except HTTPError as error:
         response: Any = error.response

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sysconfig
 from collections.abc import Callable
 from functools import wraps
 from io import BytesIO
@@ -16,7 +17,12 @@ from matplotlib.figure import Figure
 
 from ..files import write_bytes
 
-RESULTS = Path(__file__).parents[2] / "results"  # of the clone, where a function is given no other folder
+CLONE = Path(__file__).parents[2]
+INSTALLED = Path(
+    sysconfig.get_path("data"), "share", "unet-lung"
+)  # where pip puts a wheel's results, see pyproject.toml
+# Where a function is given no other folder.
+RESULTS = (CLONE if (CLONE / "results").is_dir() else INSTALLED) / "results"
 # Okabe and Ito's colours, which the colour-blind tell apart; orange and sky blue on gray too.
 BLUE, ORANGE, GREEN, RED, SKY, PURPLE, BLACK = (
     "#0072B2",
