@@ -27,7 +27,7 @@ help:
 	@echo "make check              ruff and mypy: style, imports, types"
 	@echo "make test               all tests, in two processes; those of seconds: .venv/bin/python -m pytest -m 'not slow'"
 	@echo "make test-machines      those that compute, as on an old processor, on one with AVX2 and four threads, and with all threads"
-	@echo "make test-kaggle        the same with the versions of Kaggle's image; PYTHON=python3.12 is what it has"
+	@echo "make test-kaggle        all tests with the versions of Kaggle's image; PYTHON=python3.12 is what it has"
 	@echo "make bench [DATA=…]     speed beside peers, and with the raw sets the time to a Dice of 0.95, into results/"
 	@echo "make notebooks          all notebooks again, on synthetic radiographs, saved with their outputs"
 	@echo "make slides             the talk, runs/slides/unet-lung.html, and the notebooks as its appendix; they open without a network; needs npm"
