@@ -56,7 +56,7 @@ from kaggle_utils.quality.fit import (
     with_copies,
 )
 from kaggle_utils.splits import excluded_masks
-from kaggle_utils.trainer import MOST_OF_A_SET
+from kaggle_utils.training import MOST_OF_A_SET
 
 RESULT, RUNS = common.RESULTS / "quality.json", common.RUNS / "quality"
 POOR, USELESS = OK, REJECT  # true Dice below which a mask should be flagged, and rejected: the estimate's own limits

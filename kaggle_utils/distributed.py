@@ -171,12 +171,13 @@ def share_statistics(model: nn.Module, device: torch.device) -> nn.Module:
 
 def average_gradients(model: nn.Module) -> nn.Module:
     """What to train in the model's place: its gradients are the mean of all processes'."""
-    return DistributedDataParallel(model) if world_size() > 1 else model
+    # Statistics are equal everywhere already: by SyncBatchNorm on GPUs, by average_statistics on CPUs.
+    return DistributedDataParallel(model, broadcast_buffers=False) if world_size() > 1 else model
 
 
 def average_statistics(model: nn.Module) -> None:
-    """Gives all processes the mean of the running statistics that each has of its own films."""
-    buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    """Gives all processes the mean of the running statistics that each has of its own films; GPUs share theirs."""
+    buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point() and not buffer.is_cuda]
     if world_size() == 1 or not buffers:
         return
     statistics = torch.cat([buffer.flatten() for buffer in buffers])

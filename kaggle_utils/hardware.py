@@ -57,6 +57,13 @@ def choose_precision(device: torch.device) -> str:
     return "fp32"
 
 
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor there; a GPU fetches it by itself, from memory that the system doesn't move, and nobody waits."""
+    if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def lone_threads() -> ThreadPoolExecutor | None:
     """As many threads as PyTorch has for one computation, each with a computation of its own; None if that is one.
 

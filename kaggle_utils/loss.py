@@ -1,6 +1,7 @@
 """Losses from logits. Each is a mean over films of a number per film, in float32 whatever the autocast.
 
-Axes: B films, 1 channel, H rows, W columns. Logits and truth have the same shape; truth holds 0 and 1 only.
+Axes: B films, 1 channel, H rows, W columns. Logits and truth have the same shape; truth holds 0 and 1 only. Each loss
+looks at shapes at every call and at the truth's values at its first: to see them, training would wait for the GPU.
 """
 
 from __future__ import annotations
@@ -10,18 +11,29 @@ import torch.nn.functional as F
 from torch import nn
 
 
-class BCEWithLogitsLoss(nn.BCEWithLogitsLoss):
+class _Checked(nn.Module):
+    """A loss that tells wrong shapes at each call, and wrong values at its first."""
+
+    looked = False
+
+    def check(self, logits: torch.Tensor, truth: torch.Tensor) -> None:
+        """Raises ValueError as :func:`check_pair`."""
+        check_pair(logits, truth, values=not self.looked)
+        self.looked = True
+
+
+class BCEWithLogitsLoss(_Checked):
     """PyTorch's binary cross-entropy, with the checks that the other losses make.
 
     Shape: logits, truth ``(B, 1, H, W)`` → scalar ≥ 0.
     """
 
     def forward(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        check_pair(logits, truth)
-        return super().forward(logits.float(), truth.float())
+        self.check(logits, truth)
+        return F.binary_cross_entropy_with_logits(logits.float(), truth.float())
 
 
-class DiceLoss(nn.Module):
+class DiceLoss(_Checked):
     """One minus soft Dice, film by film.
 
     Args:
@@ -38,11 +50,12 @@ class DiceLoss(nn.Module):
         self.smooth = smooth
 
     def forward(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        self.check(logits, truth)
         tp, fp, fn = soft_counts(logits, truth)
         return 1 - ((2 * tp + self.smooth) / (2 * tp + fp + fn + self.smooth)).mean()
 
 
-class TverskyLoss(nn.Module):
+class TverskyLoss(_Checked):
     """Dice with a price of its own for false positives (``alpha``) and false negatives (``beta``).
 
     ``alpha = beta = 0.5`` is Dice with twice the smoothing.
@@ -62,11 +75,12 @@ class TverskyLoss(nn.Module):
         self.alpha, self.beta, self.smooth = alpha, beta, smooth
 
     def forward(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        self.check(logits, truth)
         tp, fp, fn = soft_counts(logits, truth)
         return 1 - ((tp + self.smooth) / (tp + self.alpha * fp + self.beta * fn + self.smooth)).mean()
 
 
-class FocalLoss(nn.Module):
+class FocalLoss(_Checked):
     """Cross-entropy that looks away from easy pixels: each is weighed by ``(1 - p_of_its_class)**gamma``.
 
     Args:
@@ -82,7 +96,7 @@ class FocalLoss(nn.Module):
         self.gamma = gamma
 
     def forward(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        check_pair(logits, truth)
+        self.check(logits, truth)
         bce = F.binary_cross_entropy_with_logits(logits.float(), truth.float(), reduction="none")
         return (bce * (1 - torch.exp(-bce)) ** self.gamma).mean()  # exp(-bce) is the probability of the true class
 
@@ -125,21 +139,20 @@ def make_loss(name: str, *, dice_weight: float = 0.5) -> nn.Module:
 
 def soft_counts(logits: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """True positives, false positives and false negatives of each film as sums of probabilities, ``float32 (B,)``."""
-    check_pair(logits, truth)
     # float16 ends at 65,504, the sum over one 512×512 mask at 262,144.
     prob, truth = logits.float().sigmoid().flatten(1), truth.float().flatten(1)
     tp = (prob * truth).sum(1)
     return tp, prob.sum(1) - tp, truth.sum(1) - tp
 
 
-def check_pair(logits: torch.Tensor, truth: torch.Tensor) -> None:
-    """Raises ValueError unless the shapes are equal and the truth holds 0 and 1 only."""
+def check_pair(logits: torch.Tensor, truth: torch.Tensor, *, values: bool = True) -> None:
+    """Raises ValueError unless the shapes are equal and the truth, if its values are looked at, holds 0 and 1 only."""
     if logits.shape != truth.shape:
         raise ValueError(
             f"logits are {tuple(logits.shape)} and truth is {tuple(truth.shape)}: "
             "they would be broadcast against each other to a number that means nothing"
         )
-    if not ((truth == 0) | (truth == 1)).all():
+    if values and not ((truth == 0) | (truth == 1)).all():
         raise ValueError(
             f"truth holds 0 and 1, this one goes from {truth.min():g} to {truth.max():g}: "
             "read masks with image.read_mask, and resize them with image.resize_mask"

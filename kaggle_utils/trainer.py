@@ -6,63 +6,62 @@ By one process, or by those that torchrun starts: see :mod:`distributed`.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from . import distributed
 from .config import TrainConfig, code_version
-from .data import LungDataset, check_batch, check_disjoint, make_loader, read_manifest
+from .data import check_batch
 from .files import find_weights, write_bytes
-from .hardware import choose_device, choose_precision, keep_memory
+from .hardware import choose_device, choose_precision, keep_memory, to_device
 from .infer import LungSegmenter
 from .loss import make_loss
-from .metrics import confusion, overlap
+from .metrics import overlap
 from .model import NORMALISATION, UNet, count_parameters, read_header, save_weights, start_from, update_header
 from .quality.fit import MOST, Item, fit_quality
-from .scale.shards import ShardedFilms, is_sharded, read_shards, stream_loader
-from .splits import LICENCES, SYNTHETIC, flagged_masks
+from .splits import LICENCES
+from .training import (
+    Epoch,
+    MovingAverage,
+    check_folder,
+    damaged,
+    describe_films,
+    make_loaders,
+    read_checkpoint,
+    select_films,
+    write_checkpoint,
+)
 
-MOST_OF_A_SET = 64  # validation films, evenly drawn: no set outweighs the others, and no epoch waits for them
 CHECKPOINT_SECONDS = 300  # of training at most that a kill loses: epochs may be long
+FUSED = ("cuda",)  # devices on which the optimiser is one kernel; for CPUs PyTorch reads its counters one by one
+READ_EVERY = 20  # steps between two looks at the loss, for each of which training waits until the device is idle
 # What of a trainer a checkpoint holds: numbers as they are, and the state of what has learned.
 _COUNTED = ("history", "step", "seconds", "about")
 _LEARNED = ("model", "ema", "optimizer", "scaler")
 
 
-@dataclass
-class Epoch:
-    """How far an epoch is: what a checkpoint in the middle of it has to know."""
+class _Unread(NamedTuple):
+    """A step whose loss lies on the device."""
 
-    batches: int = 0  # learned from
-    loss: float = 0.0  # sum over their films
-    films: float = 0.0
-    started: float = 0.0  # seconds of the run before it
-
-    def add(self, loss: float, films: float) -> None:
-        """Counts a batch: the sum of its films' losses, and how many they are."""
-        self.batches, self.loss, self.films = self.batches + 1, self.loss + loss, self.films + films
-
-    def summary(self, seconds: float) -> dict[str, float]:
-        """Mean loss and films per second, so many seconds into the run."""
-        return {"train_loss": self.loss / self.films, "images_per_s": self.films / (seconds - self.started)}
+    loss: torch.Tensor
+    own: int  # films of this process
+    films: float  # of all
+    names: list[str]
 
 
 class Trainer:
@@ -101,12 +100,13 @@ class Trainer:
         self.model = shared.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         step_model = distributed.average_gradients(self.model)
         self.step_model = torch.compile(step_model) if config.compile else step_model
-        self.ema = AveragedModel(self.model, multi_avg_fn=ema_with_warmup(config.ema_decay), use_buffers=True)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        self.ema = MovingAverage(self.model, config.ema_decay)
+        self.optimizer = make_optimizer(self.model, config, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.history: list[dict[str, float]] = []
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.rate = 0, 0.0, config.lr
         self.begun, self.saved = Epoch(), 0.0  # how far the present epoch is; seconds at the last checkpoint
+        self.unread: list[_Unread] = []
         self.about, self.commit = about or {}, code_version()
         self.out = Path(out) if out and distributed.is_main() else None
 
@@ -140,7 +140,7 @@ class Trainer:
             self.out.mkdir(parents=True, exist_ok=True)
             write_bytes(self.out / "config.json", json.dumps(asdict(self.config), indent=2).encode())
         if not self.step:
-            check_batch(next(iter(self.train_loader)))
+            self._check(next(iter(self.train_loader)))
         silent = None if distributed.is_main() else True  # None: only where there is no terminal
         bar = tqdm(total=self.config.epochs, initial=len(self.history), desc="train", unit="epoch", disable=silent)
         while not self._finished():
@@ -161,12 +161,14 @@ class Trainer:
 
         The model's mode (training or evaluation) is put back as it was.
         """
-        rows = []
+        losses, counts = [], []
         for logits, truth in self.outputs(self.val_loader, model):
-            loss = self.loss(logits, truth).item()  # the mean over these films
-            for pred, true in zip((logits > 0).cpu().numpy()[:, 0], truth.cpu().numpy()[:, 0]):
-                counts = confusion(pred.astype(np.uint8), true.astype(np.uint8))
-                rows.append({"loss": loss, **overlap(counts), "foreground": pred.mean()})
+            losses += [self.loss(logits, truth)] * len(truth)  # the mean over these films
+            counts.append(_count_pixels(logits > 0, truth > 0))
+        rows = []
+        for loss, (tp, fp, fn, tn) in zip(torch.stack(losses).tolist(), torch.cat(counts).tolist()):
+            scores = overlap({"tp": tp, "fp": fp, "fn": fn, "tn": tn})
+            rows.append({"loss": loss, **scores, "foreground": (tp + fp) / (tp + fp + fn + tn)})
         means = pd.DataFrame(distributed.gather(rows)).mean()
         return {f"val_{key}": float(means[key]) for key in ("loss", "dice", "iou", "accuracy", "foreground")}
 
@@ -182,9 +184,9 @@ class Trainer:
         was_training = model.training
         model.eval()
         for batch in loader:
-            images, truth = self._to_device(batch)
+            images, truth, heads = self._to_device(batch)
             with self._autocast():
-                logits = self._own_head(model(images), batch)
+                logits = _own_head(model(images), heads)
             yield logits, truth
         model.train(was_training)
 
@@ -208,14 +210,18 @@ class Trainer:
                 f"{path} was trained on other films ({state['about']}, now {self.about}): choose another folder"
             )
         try:
+            state["ema"].pop("n_averaged", None)  # of versions before 0.9
+            for saved, ours in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups):
+                saved |= {name: ours[name] for name in ("lr", "fused", "capturable")}  # those of this machine
             for name in _LEARNED:
                 if state[name]:  # a scaler that was not needed on the machine before is empty
                     getattr(self, name).load_state_dict(state[name])
         except (LookupError, RuntimeError, ValueError) as error:
-            raise _damaged(path, f"its tensors aren't this network's: {error}") from None
+            raise damaged(path, f"its tensors aren't this network's: {error}") from None
         torch.set_rng_state(state["rng"].cpu())
         self.history, self.step, self.begun = state["history"], state["step"], state["begun"]
         self.seconds = self.saved = state["seconds"]
+        self.ema.updates = self.step
 
     def progress(self) -> float:
         """Share of the run done, by steps or by the time budget, whichever is nearer to its end.
@@ -242,15 +248,18 @@ class Trainer:
         self.model.train()
         clock = time.perf_counter() - self.seconds
         for batch in self._batches_left():
-            self.begun.add(*self._train_step(batch))
+            self._train_step(batch)
             self.seconds = distributed.of_main(time.perf_counter() - clock)
-            shown = {name: f"{value:.4g}" for name, value in self.begun.summary(self.seconds).items()}
-            bar.set_postfix(shown, refresh=False)
+            if not self.unread:
+                shown = {name: f"{value:.4g}" for name, value in self.begun.summary(self.seconds).items()}
+                bar.set_postfix(shown, refresh=False)
             if self.config.time_budget_min and self.progress() >= 1:
                 break
             if self.seconds - self.saved >= CHECKPOINT_SECONDS:
                 self._checkpoint()
-        learned, lr = self.begun.summary(self.seconds), self.optimizer.param_groups[0]["lr"]
+        self._read_losses()
+        self.seconds = distributed.of_main(time.perf_counter() - clock)
+        learned, lr = self.begun.summary(self.seconds), self.rate
         scores = self.validate()
         self.seconds = distributed.of_main(time.perf_counter() - clock)
         row = {"epoch": epoch, "lr": lr, "train_loss": learned["train_loss"], **scores}
@@ -266,45 +275,73 @@ class Trainer:
             torch.set_rng_state(random_numbers)
         return batches
 
-    def _train_step(self, batch: dict) -> tuple[float, float]:
-        """The sum of the losses of the films, and how many these are, in all processes' batches together."""
-        self.optimizer.param_groups[0]["lr"] = self.config.learning_rate(self.progress())
-        images, truth = self._to_device(batch)
-        with self._autocast():
-            logits = self._own_head(self.step_model(images), batch)
-        loss = self.loss(logits, truth)
+    def _train_step(self, batch: dict) -> None:
+        """Learns from a batch, and reads nothing from the device but every so often: it is never left without work."""
+        self._set_rate(self.config.learning_rate(self.progress()))
         own = sum(map(bool, batch["name"]))  # a film without a name is there only for this process to take the step too
-        total, films = distributed.sums(loss.item() * own, own)
-        if not math.isfinite(total):
-            names = ", ".join(filter(None, distributed.gather(batch["name"])))
-            raise FloatingPointError(
-                f"the loss is {total / films} at step {self.step}, on {names}: look at these films, or "
-                f"try a lower lr than {self.config.lr} or precision fp32 instead of {self.precision}"
-            )
-        self.optimizer.zero_grad(set_to_none=True)
+        (films,) = distributed.sums(own)
         # Gradients are averaged over processes; weighed by how many films each has, this is the mean over films.
-        self.scaler.scale(loss * (own * distributed.world_size() / films)).backward()
+        loss = self._learn(*self._to_device(batch), own * distributed.world_size() / films)
+        distributed.average_statistics(self.model)
+        if self.config.ema_decay:
+            self.ema.update()
+        self.step, self.begun.batches = self.step + 1, self.begun.batches + 1
+        self.unread.append(_Unread(loss, own, films, batch["name"]))
+        if len(self.unread) >= READ_EVERY:
+            self._read_losses()
+
+    def _learn(self, images: torch.Tensor, truth: torch.Tensor, heads: torch.Tensor, weight: float) -> torch.Tensor:
+        """Forward, backward and the optimiser's step, all of it on the device; returns the loss."""
+        with self._autocast():
+            logits = _own_head(self.step_model(images), heads)
+        loss = self.loss(logits, truth)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss * weight).backward()
         self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        distributed.average_statistics(self.model)
-        if self.config.ema_decay:
-            self.ema.update_parameters(self.model)
-        self.step += 1
-        return total, films
+        return loss.detach()
 
-    def _to_device(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
-        images = batch["image"].to(self.device, memory_format=torch.channels_last, non_blocking=True)
-        return images, batch["mask"].to(self.device, non_blocking=True)
+    def _set_rate(self, rate: float) -> None:
+        """The learning rate of the next step; a recorded one finds it in a tensor."""
+        self.rate = rate
+        for group in self.optimizer.param_groups:
+            if torch.is_tensor(group["lr"]):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
-    def _own_head(self, logits: torch.Tensor, batch: dict) -> torch.Tensor:
-        """Of each film's logits those of its own set, ``(B, 1, H, W)``."""
-        if logits.shape[1] == 1:
-            return logits
+    def _read_losses(self) -> None:
+        """Counts the losses of the steps since the last time.
+
+        Raises:
+            FloatingPointError: one is not finite; the message names the films of that step.
+        """
+        steps, self.unread = self.unread, []
+        if not steps:
+            return
+        losses = torch.stack([step.loss for step in steps]).tolist()
+        totals = distributed.sums(*(loss * step.own for loss, step in zip(losses, steps)))
+        for number, (step, total) in enumerate(zip(steps, totals), self.step - len(steps)):
+            if not math.isfinite(total):
+                names = ", ".join(filter(None, distributed.gather(step.names)))
+                raise FloatingPointError(
+                    f"the loss is {total / step.films} at step {number}, on {names}: look at these films, or "
+                    f"try a lower lr than {self.config.lr} or precision fp32 instead of {self.precision}"
+                )
+            self.begun.add(total, step.films)
+
+    def _check(self, batch: dict) -> None:
+        images, truth, _ = self._to_device(batch)
+        check_batch({"image": images, "mask": truth, "name": batch["name"]})
+
+    def _to_device(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """A batch's images and masks ``(B, 1, H, W)``, and the number of each film's head."""
         sources = self.config.sources
-        heads = [sources.index(source) if source in sources else 0 for source in batch["source"]]
-        return logits[range(len(heads)), heads].unsqueeze(1)
+        heads = torch.tensor([sources.index(source) if source in sources else 0 for source in batch["source"]])
+        images, truth, heads = (to_device(tensor, self.device) for tensor in (batch["image"], batch["mask"], heads))
+        return images.to(memory_format=torch.channels_last), truth, heads
 
     def _autocast(self) -> torch.autocast:
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision, torch.float32)
@@ -321,6 +358,7 @@ class Trainer:
 
     def _checkpoint(self) -> None:
         """Writes ``last.pt``, in the first process."""
+        self._read_losses()
         self.saved = self.seconds
         if not self.out:
             return
@@ -351,43 +389,6 @@ class Trainer:
         own = [LICENCES[source] for source in self.config.sources if source in LICENCES]
         before = self.about.get("init", {}).get("licence", [])
         return list(dict.fromkeys([*own, *([before] if isinstance(before, str) else before)]))
-
-
-def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Writes what :meth:`Trainer.resume` needs whole or not at all, with a checksum that any damage breaks."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)  # a zip file; its comment, which is empty, comes last and its length before that
-    body = buffer.getvalue()[:-2] + len(_checksum(b"")).to_bytes(2, "little")
-    write_bytes(path, body + _checksum(body))
-
-
-def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What :func:`write_checkpoint` wrote, the configuration and the epoch rebuilt.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or no checkpoint of this version; the message says what to do.
-    """
-    content, length = Path(path).read_bytes(), len(_checksum(b""))
-    if _checksum(content[:-length]) != content[-length:]:
-        raise _damaged(path, "it has no or another checksum")
-    state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
-    try:
-        return state | {"config": TrainConfig.from_dict(state["config"]), "begun": Epoch(**state["begun"])}
-    except (LookupError, TypeError, ValueError) as error:
-        raise _damaged(path, error) from None
-
-
-def _checksum(data: bytes) -> bytes:
-    return hashlib.sha256(data).hexdigest().encode()
-
-
-def _damaged(path: str | Path, reason: object) -> ValueError:
-    said = " ".join(str(reason).split())[:200]
-    return ValueError(
-        f"{path}: a damaged checkpoint, or none of this version ({said}): move it away to start anew; "
-        "best.safetensors beside it stays usable"
-    )
 
 
 def train(
@@ -466,7 +467,7 @@ def make_trainer(
         loss: a loss of your own, a module of ``(logits, truth)``; the one that ``config.loss`` names if None. The name
             of its class goes into the weights' header.
     """
-    last = _check_folder(Path(out), resume) if out else None
+    last = check_folder(Path(out), resume) if out else None
     films, held_out = select_films(data, config)
     loaders = make_loaders(films, held_out, config)
     distributed.wait_for_all()
@@ -482,82 +483,6 @@ def make_trainer(
     if last and last.exists():
         trainer.resume(last)
     return trainer
-
-
-def select_films(data: str | Path | list[str | Path], config: TrainConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows of the manifests that a configuration trains on, and those that it validates on.
-
-    Args:
-        data: a prepared set, several, or one in shards: each source is validated on in the first one that has films
-            for it.
-        config: its ``sources``, ``flagged_masks``, ``films`` and ``seed`` choose.
-
-    Raises:
-        ValueError: a wanted source isn't there or has no training or validation film, a film is there twice, shards are
-            not alone, or they are to be drawn by shares.
-    """
-    roots = [data] if isinstance(data, (str, Path)) else data
-    sharded = any(map(is_sharded, roots))
-    if sharded and len(roots) > 1:
-        raise ValueError(
-            "a set in shards is trained on alone: prepare the sets into one folder and write shards of that"
-        )
-    if sharded and (config.shares or config.epoch_films):
-        raise ValueError("a set in shards is streamed whole: leave shares and epoch_films away")
-    frames = [read_shards(root) if sharded else read_manifest(root) for root in roots]
-    everything = pd.concat([frame.assign(folder=number) for number, frame in enumerate(frames)])
-    check_disjoint(everything)
-    absent = set(config.sources) - set(everything["source"])
-    if absent:
-        there = ", ".join(everything["source"].unique())
-        raise ValueError(f"no film of {', '.join(sorted(absent))} in {data}: choose --sources from {there}")
-    films = everything[(everything["split"] == "train") & everything["source"].isin(config.sources)]
-    held_out = everything[(everything["split"] == "val") & everything["source"].isin(config.sources)]
-    held_out = held_out[held_out["folder"] == held_out.groupby("source")["folder"].transform("min")]
-    if not sharded:
-        drawn = held_out.sample(frac=1, random_state=0).groupby("source").head(MOST_OF_A_SET)
-        held_out = held_out[held_out["name"].isin(drawn["name"])]
-    for part, rows in (("training", films), ("validation", held_out)):
-        if rows.empty:
-            raise ValueError(f"{data}: no {part} radiograph of {', '.join(config.sources)}: look at the split")
-    if not config.flagged_masks:
-        films = films[~films["name"].isin(flagged_masks()["name"])]
-    if config.films:
-        films = films.sample(min(config.films, len(films)), random_state=config.seed)
-    return films, held_out
-
-
-def make_loaders(films: pd.DataFrame, held_out: pd.DataFrame, config: TrainConfig) -> tuple[DataLoader, DataLoader]:
-    """Loaders of the two parts of :func:`select_films`: shuffled and augmented to train on, untouched to validate."""
-    workers = config.workers
-    if workers < 0:
-        workers = 0
-        if choose_device(config.device).type == "cuda":
-            workers = (os.cpu_count() or 1) // distributed.machine_size()
-    if "shard" in films:
-        common: dict[str, Any] = {"batch": config.batch_size, "seed": config.seed, "threads": workers}
-        shuffled = ShardedFilms(films, config.size, config.augment, shuffle=True, **common)
-        return stream_loader(shuffled, workers), stream_loader(ShardedFilms(held_out, config.size, **common), workers)
-    learned = LungDataset(films, config.size, config.augment, seed=config.seed)
-    draws = draws_per_epoch(films["source"], config)
-    return (
-        make_loader(learned, config.batch_size, shuffle=True, workers=workers, draws=draws),
-        make_loader(LungDataset(held_out, config.size), config.batch_size, workers=workers),
-    )
-
-
-def draws_per_epoch(sources: pd.Series, config: TrainConfig) -> dict[str, int] | None:
-    """How many films of each set an epoch has, at least one: ``config.epoch_films`` in all, by ``config.shares``.
-
-    None if neither is set: each film once.
-    """
-    if not config.shares and not config.epoch_films:
-        return None
-    films = sources.value_counts()
-    shares = dict(zip(config.sources, config.shares)) or films.to_dict()
-    shares = {source: shares[source] for source in config.sources if source in films}  # config.films may leave none
-    total = min(len(sources), config.epoch_films or len(sources))
-    return {source: max(1, round(total * share / sum(shares.values()))) for source, share in shares.items()}
 
 
 def build_model(config: TrainConfig) -> UNet:
@@ -582,44 +507,26 @@ def start_from_weights(model: UNet, config: TrainConfig) -> dict[str, Any]:
     return kept | {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
 
 
-def _check_folder(out: Path, resume: bool) -> Path:
-    """The checkpoint in a run's folder, which need not be there yet.
-
-    Raises:
-        FileExistsError: it is there, and not to be resumed.
-        ValueError: the run would replace files that no run wrote: each leaves its settings beside them first.
-    """
-    last = out / "last.pt"
-    if last.exists() and not resume:
-        raise FileExistsError(f"{last} is there: resume that run (--resume) or choose another folder")
-    there = [out / name for name in ("best.safetensors", "history.csv", "config.json") if (out / name).exists()]
-    if there:
-        try:
-            TrainConfig.from_dict(json.loads((out / "config.json").read_text()))
-        except (OSError, ValueError, TypeError, AttributeError):
-            raise ValueError(
-                f"{there[0]}: not of an earlier run, which would replace it: choose another folder"
-            ) from None
-    return last
+def make_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
+    """AdamW; where it is fused, the learning rate lies on the device, so that a recorded step can be told another."""
+    fused = device.type in FUSED
+    rate = torch.tensor(config.lr, device=device) if fused else config.lr
+    capturable = fused and device.type == "cuda"
+    return torch.optim.AdamW(
+        model.parameters(), rate, weight_decay=config.weight_decay, fused=fused or None, capturable=capturable
+    )
 
 
-def ema_with_warmup(decay: float) -> Callable:
-    """An exponential moving average that forgets fast at first, so that it doesn't drag the initial weights along.
-
-    After n steps the decay is ``min(decay, (1 + n) / (10 + n))``, as in TensorFlow's ExponentialMovingAverage.
-    """
-
-    def average(averaged: list[torch.Tensor], current: list[torch.Tensor], n: torch.Tensor) -> None:
-        get_ema_multi_avg_fn(min(decay, (1 + int(n)) / (10 + int(n))))(averaged, current, n)
-
-    return average
+def _own_head(logits: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
+    """Of each film's logits ``(B, C, H, W)`` those of its own head, ``(B, 1, H, W)``."""
+    if logits.shape[1] == 1:
+        return logits
+    return logits[torch.arange(len(heads), device=heads.device), heads].unsqueeze(1)
 
 
-def describe_films(films: pd.DataFrame, held_out: pd.DataFrame) -> dict[str, Any]:
-    """How many films of each set there are, how many of them are synthetic, and a fingerprint of them all."""
-    both = pd.concat([films, held_out])[["name", "pixels"]].astype(str).to_csv(index=False)
-    return {
-        "films": films["source"].value_counts().sort_index().to_dict(),
-        "built_in": int(films["name"].str.fullmatch(SYNTHETIC).sum()),
-        "fingerprint": hashlib.sha256(both.encode()).hexdigest()[:16],
-    }
+def _count_pixels(pred: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """True and false positives, false and true negatives of each film, ``int64 (B, 4)``, from ``bool (B, 1, H, W)``."""
+    pred, truth = pred.flatten(1), truth.flatten(1)
+    return torch.stack(
+        [(pred & truth).sum(1), (pred & ~truth).sum(1), (~pred & truth).sum(1), (~pred & ~truth).sum(1)], 1
+    )

@@ -17,7 +17,8 @@ ROOMS = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
 BELOW = {"core", "augment", "pictures", "dicom", "quality", "sets", "splits"}
 MAY = {
     "core": BELOW,
-    "trainer": BELOW | {"scale"},  # a set may be streamed from shards
+    "trainer": BELOW | {"training"},
+    "training": {"core", "augment", "scale", "splits"},  # a set may be streamed from shards
     "cli": {"core", *ROOMS},
     "commands": {"core", *ROOMS},
     "__init__": {"core"},
@@ -27,7 +28,7 @@ MAY = {
     "dicom": {"core", "pictures"},
     "sets": {"core", "pictures", "splits"},
     "quality": {"core"},
-    "tb": {"core", "augment", "pictures", "quality", "splits"},
+    "tb": {"core", "augment", "pictures", "quality", "splits", "training"},
     "synthetic": {"core", "quality", "splits"},  # outlines
     "tuning": {"core", "augment", "quality", "synthetic", "splits"},
     "scale": {"core", "augment", "dicom", "pictures", "quality"},  # a cluster measures, and writes COCO annotations

@@ -27,7 +27,8 @@ from kaggle_utils.model import UNet, count_parameters, load_weights, read_header
 from kaggle_utils.quality.estimate import REASONS
 from kaggle_utils.scale.shards import write_shards
 from kaggle_utils.splits import flagged_masks, published_split
-from kaggle_utils.trainer import TrainConfig, Trainer, check_batch, ema_with_warmup
+from kaggle_utils.trainer import TrainConfig, Trainer, check_batch
+from kaggle_utils.training import MovingAverage, draws_per_epoch
 
 TINY = TrainConfig(
     size=32,
@@ -197,9 +198,21 @@ def test_learning_rate_rises_then_falls_to_a_hundredth(prepared):
 
 @pytest.mark.parametrize("step, decay", [(1, 2 / 11), (10, 11 / 20), (10_000, 0.99)])
 def test_average_forgets_fast_at_first(step, decay):
-    averaged, current = [torch.zeros(3)], [torch.ones(3)]
-    ema_with_warmup(0.99)(averaged, current, torch.tensor(step))
-    torch.testing.assert_close(averaged[0], torch.full((3,), 1 - decay))
+    model = nn.BatchNorm2d(3)
+    average = MovingAverage(model, 0.99)
+    average.updates = step
+    nn.init.zeros_(average.module.weight), average.module.running_var.zero_()
+    average.update()
+    torch.testing.assert_close(average.module.weight, torch.full((3,), 1 - decay))
+    torch.testing.assert_close(average.module.running_var, torch.full((3,), 1 - decay))
+
+
+def test_average_starts_at_the_first_weights_that_it_sees():
+    model = nn.Linear(2, 2)
+    average = MovingAverage(model, 0.99)
+    nn.init.constant_(model.weight, 5.0)
+    average.update()
+    assert (average.module.weight == 5).all() and average.updates == 1
 
 
 def test_without_average_the_trained_weights_are_kept(prepared):
@@ -764,7 +777,9 @@ def test_without_heads_all_sets_share_one_output(two_sources, tmp_path):
 @pytest.mark.parametrize("flagged, films", [(False, 6), (True, 8)])
 def test_masks_known_to_be_bad_are_trained_on_only_if_asked_for(prepared, tmp_path, monkeypatch, flagged, films):
     bad = read_manifest(prepared)["name"].iloc[[0, 3, -1]]  # the last one is a test film
-    monkeypatch.setattr(training, "flagged_masks", lambda: pd.DataFrame({"name": bad, "reason": "heart"}))
+    monkeypatch.setattr(
+        "kaggle_utils.training.films.flagged_masks", lambda: pd.DataFrame({"name": bad, "reason": "heart"})
+    )
     fitted = training.train(
         prepared, tmp_path / "run", replace(TINY, sources=("montgomery",), epochs=1, flagged_masks=flagged)
     )
@@ -964,7 +979,7 @@ def test_without_a_terminal_an_epoch_is_a_line(prepared, tmp_path, capsys):
 def test_sets_are_drawn_by_their_shares(shares, epoch_films, draws):
     config = replace(TINY, sources=("montgomery", "shenzhen"), shares=shares, epoch_films=epoch_films)
     sources = pd.Series(["montgomery"] * 4 + ["shenzhen"] * 36)
-    assert training.draws_per_epoch(sources, config) == draws
+    assert draws_per_epoch(sources, config) == draws
 
 
 @pytest.mark.parametrize("shares", [(1.0,), (1.0, 0.0), (1.0, -1.0), (1.0, float("nan"))], ids=str)
@@ -976,7 +991,7 @@ def test_shares_that_are_none_are_refused(shares):
 def test_no_set_outweighs_the_others_in_validation(tmp_path, monkeypatch):
     write_prepared(tmp_path, {"train": 2, "val": 9})
     write_prepared(tmp_path, {"train": 2, "val": 2}, source="shenzhen", first=50)
-    monkeypatch.setattr(training, "MOST_OF_A_SET", 3)
+    monkeypatch.setattr("kaggle_utils.training.films.MOST_OF_A_SET", 3)
     config = replace(TINY, sources=("montgomery", "shenzhen"))
     _, held_out = training.select_films(tmp_path, config)
     assert held_out["source"].value_counts().to_dict() == {"montgomery": 3, "shenzhen": 2}
@@ -985,7 +1000,7 @@ def test_no_set_outweighs_the_others_in_validation(tmp_path, monkeypatch):
 
 def test_a_source_that_a_choice_of_films_left_out_is_not_drawn():
     config = replace(TINY, sources=("montgomery", "shenzhen"), shares=(1.0, 1.0), epoch_films=4)
-    assert training.draws_per_epoch(pd.Series(["shenzhen"] * 9), config) == {"shenzhen": 4}
+    assert draws_per_epoch(pd.Series(["shenzhen"] * 9), config) == {"shenzhen": 4}
 
 
 @pytest.mark.parametrize("setting", [{"shares": (1.0,)}, {"epoch_films": 5}], ids=str)

@@ -26,6 +26,7 @@ from kaggle_utils import distributed
 from kaggle_utils import trainer as training
 from kaggle_utils.config import TrainConfig
 from kaggle_utils.trainer import Trainer, make_trainer
+from kaggle_utils.training import checkpoint, films
 
 BASE = TrainConfig(
     sources=("montgomery",),
@@ -83,13 +84,13 @@ def run_with_a_clock_of_its_own(root: Path, rank: int) -> list[dict[str, float]]
 
 def load_for_long(root: Path, rank: int) -> str:
     """The second process's disk is slower than the others would wait while they train."""
-    read = training.read_manifest
-    training.read_manifest = lambda path: time.sleep(4 * rank) or read(path)
+    read = films.read_manifest
+    films.read_manifest = lambda path: time.sleep(4 * rank) or read(path)
     _set_pg_timeout(timedelta(seconds=1))
     try:
         return error_of(lambda: make_trainer(root, None, BASE))
     finally:
-        training.read_manifest = read
+        films.read_manifest = read
         _set_pg_timeout(distributed.LONGEST_WAIT)
 
 
@@ -112,6 +113,7 @@ def diverge(root: Path, rank: int) -> None:
 def main(root: Path, out: Path) -> None:
     rank, writes, write_bytes = int(os.environ["RANK"]), [], training.write_bytes
     training.write_bytes = lambda path, data: writes.append(str(path)) or write_bytes(path, data)
+    checkpoint.write_bytes = training.write_bytes
     with distributed.processes(torch.device("cpu")):
         seen = {name: run(root, out / name, **changes) for name, changes in (EQUAL | ALIKE).items()}
         seen["resumed"] = run(root, out / "resumed")

@@ -13,12 +13,11 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from ..config import setting
 from ..hardware import choose_device, choose_precision, keep_memory
 from ..model import UNet
-from ..trainer import ema_with_warmup
+from ..training import MovingAverage
 from .data import VARIANTS, Cuts, as_tensor, balance, batches, view
 from .net import TBNet
 
@@ -67,7 +66,7 @@ def train_tb(cuts: Cuts, config: TBConfig, encoder: UNet | None = None) -> TBNet
     if encoder:
         net.take_encoder(encoder)
     net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    ema = AveragedModel(net, multi_avg_fn=ema_with_warmup(config.ema_decay), use_buffers=True)
+    ema = MovingAverage(net, config.ema_decay)
     optimizer = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     rate = partial(_rate, steps=config.epochs * len(cuts) / config.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
@@ -92,7 +91,7 @@ def train_tb(cuts: Cuts, config: TBConfig, encoder: UNet | None = None) -> TBNet
             nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-            ema.update_parameters(net)
+            ema.update()
             losses.append(loss.item())
         if not math.isfinite(sum(losses)):
             raise FloatingPointError(f"the loss of epoch {epoch} is {np.mean(losses)}: try a lower lr than {config.lr}")
