@@ -1,4 +1,4 @@
-# make run [DATA=folder with the raw sets] · make demo · make check · make test · make test-machines · make test-kaggle · make bench [DATA=…] · make notebooks · make slides · make slides-pdf
+# make run [DATA=folder with the raw sets] · make demo · make check · make test · make test-machines · make test-kaggle · make bench [DATA=…] · make notebooks · make slides · make slides-pdf · make docs
 PYTHON  ?= python3
 DATA    ?=
 AS      ?= lungs
@@ -20,7 +20,7 @@ export IPYTHONDIR := $(CURDIR)/.cache/ipython
 export JUPYTER_DATA_DIR := $(CURDIR)/.cache/jupyter
 export JUPYTER_CONFIG_DIR := $(CURDIR)/.cache/jupyter
 
-.PHONY: run demo weights check test test-machines test-kaggle bench notebooks slides slides-pdf clean help
+.PHONY: run demo weights check test test-machines test-kaggle bench notebooks slides slides-pdf docs clean help
 help:
 	@echo "make run [DATA=folder]  prepare, train, evaluate, predict, into runs/NAME; synthetic radiographs without DATA"
 	@echo "make demo               six synthetic radiographs and their lungs, into runs/demo/lungs"
@@ -32,6 +32,7 @@ help:
 	@echo "make notebooks          all notebooks again, on synthetic radiographs, saved with their outputs"
 	@echo "make slides             the talk, runs/slides/unet-lung.html, and the notebooks as its appendix; they open without a network; needs npm"
 	@echo "make slides-pdf         the talk as a PDF too; needs chromium"
+	@echo "make docs               docs/ and the API as a site, runs/site"
 
 # Six synthetic radiographs, their lungs outlined: overlays in runs/demo/lungs.
 demo: .venv/run.stamp
@@ -91,6 +92,11 @@ slides: .venv/dev.stamp
 
 slides-pdf: .venv/dev.stamp
 	$(PY) -m slides.make --pdf
+
+# Without a word from Material about mkdocs 2, which the extra keeps out.
+docs: .venv/dev.stamp
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo "the site is in runs/site; to read it: $(PY) -m http.server -b 127.0.0.1 -d runs/site"
 
 # Debian keeps venv in a package of its own; as root we can fetch it, else say so.
 .venv/bin/python .venv-kaggle/bin/python:

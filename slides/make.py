@@ -189,8 +189,8 @@ def read_notebook(path: Path) -> NotebookNode:
 
 
 def title_slide(talk: list[NotebookNode]) -> NotebookNode:
-    """The README's top, up to its first second-level heading, and links to the notebooks' sections."""
-    top = README.read_text(encoding="utf-8").split("\n## ")[0]
+    """The README's top, up to its first second-level heading, without badges, and links to the notebooks' sections."""
+    top = re.sub(r"^\[!\[.*\n", "", README.read_text(encoding="utf-8").split("\n## ")[0], flags=re.MULTILINE)
     titles = [
         first_heading("\n".join(cell.source for cell in filter(is_text, notebook.cells)), "Notebook")
         for notebook in talk

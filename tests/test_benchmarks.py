@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import checks, common, fit_checks, tb, two_hosts
 
-SHARED = ("__init__", "common")
+SHARED = ("__init__", "common", "numbers", "tables")
 FILES = [path for path in sorted(Path(common.__file__).parent.glob("*.py")) if path.stem not in SHARED]
 
 

@@ -1,100 +1,76 @@
-"""README.md: its pictures are drawn by code, its links lead somewhere, and its numbers are those of results/."""
+"""README.md and docs/: numbers are those of results/, pictures are drawn by code, links and commands work."""
 
-import json
+import os
 import random
 import re
+import shlex
+import subprocess
+import sys
+import textwrap
 from functools import cache
 from pathlib import Path
 
-import pandas as pd
+import pytest
 
-from benchmarks.readme import MARK, RESULTS, fill
+from benchmarks.numbers import PAGES, measured, read_rows, refresh, rewritten, says, split
+from benchmarks.readme import ADDRESS, MARK, TABLES, fill, renew, repository
 from kaggle_utils.plots import CHARTS, PICTURES
-from kaggle_utils.tuning.studies import summarise_runs
 
 CLONE = Path(__file__).parents[1]
-README = (CLONE / "README.md").read_text()
-TEXT = " ".join(MARK.sub("", README).split())  # without the tables that benchmarks/readme.py writes
+TEXTS = {name: path.read_text() for name, path in PAGES.items()}
+README = TEXTS["README.md"]
+ROWS = read_rows()
 NUMBER = re.compile(r"(?<![\w.])\d*\.\d+(?![\w.]*\d)")
-# A row a number: the words around it, the number in braces, and where it is from. Without a file it is no measurement,
-# and ``row`` says what it is.
-NUMBERS = pd.read_csv(Path(__file__).with_name("readme_numbers.csv"), keep_default_na=False)
+each_page = pytest.mark.parametrize("page", PAGES)
 
 
-read = cache(pd.read_csv)
+def flat(text: str) -> str:
+    """A page on one line, without the tables that benchmarks/readme.py writes."""
+    return " ".join(MARK.sub("", text).split())
 
 
 @cache
-def measured(file: str, row: str, column: str) -> float:
-    """One number of results/.
-
-    Args:
-        file: a CSV or JSON file there; of ``tuning/`` the mean over the seeds after the last epoch.
-        row: ``column=value; …`` of the only row that has them; or two such, ``A minus B``, for their difference. Empty
-            for JSON.
-        column: of that row; ``max column`` and ``min column`` are those of all epochs. In JSON the keys, ``a/b``.
-    """
-    if file.endswith(".json"):
-        value = json.loads((RESULTS / file).read_text())
-        for key in column.split("/"):
-            value = value[key]
-        return value
-    if " minus " in row:
-        one, other = row.split(" minus ")
-        return measured(file, one, column) - measured(file, other, column)
-    table, (*extreme, column) = read(RESULTS / file), column.split()
-    if file.startswith("tuning/") and not extreme:
-        table = summarise_runs(table)
-    for name, _, wanted in (condition.partition("=") for condition in row.split("; ")):
-        table = table[table[name].map(str).isin({wanted, f"{wanted}.0"})]
-    if extreme:
-        return getattr(table[column], extreme[0])()
-    assert len(table) == 1, f"{file}: {len(table)} rows with {row}"
-    return float(table[column].iloc[0])
+def rows_of(page: str) -> list[dict[str, str]]:
+    return [row for row in ROWS if row["page"] == page]
 
 
-def split(text: str) -> tuple[str, str, str]:
-    """What stands before a number, the number, and what stands after it."""
-    before, number, after = re.fullmatch(r"(.*)\{([\d.]+)\}(.*)", text).groups()
-    return before, number, after
-
-
-def says(number: str, after: str, value: float) -> bool:
-    """Whether a number as written is the measured one without its sign, in percent or millions where that follows,
-    rounded to its digits."""
-    unit = 100 if after.startswith(" %") else 1e-6 if after.startswith("M") else 1
-    return abs(abs(value) * unit - float(number)) <= 0.5 * 10 ** -len(number.split(".")[1]) * (1 + 1e-6)
-
-
-def wrong(text: str) -> list[str]:
-    """The numbers of a text that aren't what results/ says, and those whose place nobody named."""
+def wrong(page: str, text: str) -> list[str]:
+    """The numbers of a page that aren't what results/ says, and those whose place nobody named."""
     bad, found = [], set()
-    for row in NUMBERS.itertuples():
-        before, number, after = split(row.text)
+    for row in rows_of(page):
+        before, number, after = split(row["text"])
         places = [match.start() + len(before) for match in re.finditer(re.escape(before + number + after), text)]
-        if len(places) != 1 or row.file and not says(number, after, measured(row.file, row.row, row.column)):
-            bad.append(row.text)
+        right = not row["file"] or says(number, after, measured(row["file"], row["row"], row["column"]))
+        if len(places) != 1 or not right:
+            bad.append(row["text"])
         found |= set(places)
     prose = re.sub(r"```.*?```|\]\([^)]*\)|`[^`]*`", lambda code: " " * len(code[0]), text)
     return bad + [text[max(0, m.start() - 30) : m.end() + 10] for m in NUMBER.finditer(prose) if m.start() not in found]
 
 
-def test_each_number_is_measured_or_says_what_else_it_is():
-    assert not wrong(TEXT)
-    assert all(NUMBERS["row"].astype(bool) | NUMBERS["file"].str.endswith(".json"))
+@each_page
+def test_each_number_is_measured_or_says_what_else_it_is(page):
+    assert not wrong(page, flat(TEXTS[page]))
+    assert all(row["row"] or row["file"].endswith(".json") for row in rows_of(page))
 
 
-def test_tables_are_what_results_say():
-    assert len(MARK.findall(README)) >= 9
-    assert fill(README) == README, "run `python -m benchmarks.readme`"
+def test_every_row_is_of_a_page():
+    assert {row["page"] for row in ROWS} <= set(PAGES) and len(ROWS) > 100
+
+
+def test_pages_are_what_results_say():
+    assert sum(len(MARK.findall(text)) for text in TEXTS.values()) >= len(TABLES) == 19
+    assert {found[1] for text in TEXTS.values() for found in MARK.findall(text)} == set(TABLES)
+    stale = [name for name, text in renew(TEXTS, ROWS)[0].items() if text != TEXTS[name]]
+    assert not stale, "run `python -m benchmarks.readme`, and read the sentences around what it prints"
 
 
 def test_a_number_that_is_changed_in_its_place_is_noticed():
-    for row in NUMBERS.sample(3, random_state=0).itertuples():
-        before, number, after = split(row.text)
-        changed = TEXT.replace(before + number + after, before + number[:-1] + str((int(number[-1]) + 1) % 10) + after)
-        assert row.text in wrong(changed)
-    assert len(wrong(TEXT + " It is 0.951 there.")) == 1
+    for row in random.Random(0).sample(ROWS, 5):
+        before, number, after = split(row["text"])
+        other, text = number[:-1] + str((int(number[-1]) + 1) % 10), flat(TEXTS[row["page"]])
+        assert row["text"] in wrong(row["page"], text.replace(before + number + after, before + other + after))
+    assert len(wrong("README.md", flat(README) + " It is 0.951 there.")) == 1
     found = MARK.search(README)
     assert fill(README.replace(found[3], found[3].replace("1 |", "2 |"))) == README
 
@@ -102,35 +78,123 @@ def test_a_number_that_is_changed_in_its_place_is_noticed():
 def test_a_random_decimal_is_not_what_was_measured():
     """Even where the words around it are changed with it."""
     chance, accepted, tried = random.Random(0), 0, 0
-    for row in NUMBERS[NUMBERS["file"] != ""].itertuples():
-        value, after = measured(row.file, row.row, row.column), split(row.text)[2]
+    for row in (row for row in ROWS if row["file"]):
+        value, after = measured(row["file"], row["row"], row["column"]), split(row["text"])[2]
         accepted += sum(says(f"0.{chance.randrange(1000):03d}", after, value) for _ in range(50))
         tried += 50
     assert accepted / tried < 0.005
 
 
+def test_what_was_measured_again_is_written_into_the_text_and_its_row(monkeypatch):
+    now = {"old": 0.98149, "share": 0.1806, "difference": -0.0042}
+    monkeypatch.setattr("benchmarks.numbers.measured", lambda file, row, column: now[column])
+    texts = ["Dice {0.975} of", "0.975 of 18.2, {.004} less", "of {18.2} %", "in {1.25} minutes"]
+    rows = [{"text": text, "file": "x.csv", "row": "", "column": column} for text, column in zip(texts, now)]
+    rows[1]["text"], rows[2]["text"] = "it is {18.2} % and", "% and {.003} less"
+    rows[1]["column"], rows[2]["column"] = "share", "difference"
+    rows.append({"text": texts[3], "file": "", "row": "a budget", "column": ""})
+    text, rows = refresh("page", "A Dice\n0.975 of 1; it is 18.2 % and\n.003 less, in 1.25 minutes.", rows)
+    assert text == "A Dice\n0.981 of 1; it is 18.1 % and\n.004 less, in 1.25 minutes."
+    told = ["Dice {0.981} of", "it is {18.1} % and", "% and {.004} less", "in {1.25} minutes"]
+    assert [row["text"] for row in rows] == told
+    with pytest.raises(ValueError, match="2 times"):
+        refresh("page", "it is 18.1 % and it is 18.1 % and", rows[1:2])
+
+
+def test_a_number_keeps_its_form():
+    assert rewritten(".95", "", 0.9549) == ".95" and rewritten(".95", "", 0.96) == ".96"
+    assert rewritten("0.45", "M", 1_234_567) == "1.23" and rewritten("18.1", " %", 0.2) == "20.0"
+
+
+def test_readme_is_short_and_its_table_fits_a_screen():
+    assert len(README.encode()) <= 12 * 1024
+    (table,) = (found[2].splitlines() for found in MARK.findall(README))
+    assert len(table) <= 2 + 8 and all(row.count("|") <= 7 and len(row) <= 110 for row in table)
+
+
+def test_the_address_is_that_of_pyproject():
+    assert ADDRESS.findall(README) == [repository()] and f"git clone {repository()} " in README
+    elsewhere = README.replace(repository(), "https://example.org/mine/unet-lung")
+    assert elsewhere.count("example.org") >= 4 and fill(elsewhere) == README
+
+
 def test_pictures_are_those_that_code_draws():
-    pictures = set(re.findall(r"!\[[^\]]*\]\(images/([^)]+)\)", README))
+    pictures = {
+        name for text in TEXTS.values() for name in re.findall(r"!\[[^\]]*\]\((?:\.\./)?images/([^)]+)\)", text)
+    }
     drawn = {*PICTURES, *CHARTS}
-    assert pictures <= drawn and {path.name for path in (CLONE / "images").iterdir()} == drawn
+    assert pictures == drawn == {path.name for path in (CLONE / "images").iterdir()}
     assert all((CLONE / "images" / name).stat().st_size > 5000 for name in pictures)
 
 
-def test_links_lead_somewhere():
-    files, sections = re.findall(r"\]\((?!http)([^)#]+)\)", README), re.findall(r"\]\(#([^)]+)\)", README)
-    assert not [name for name in files if not (CLONE / name).exists()]
-    headings = {
-        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", README, re.M)
+def anchors(path: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", path.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@each_page
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\((?!http)([^)#\s]*)(?:#([^)\s]+))?\)", TEXTS[page])
+    folder = PAGES[page].parent
+    assert not [name for name, _ in links if not (folder / name).exists()]
+    targets = [(folder / name if name else PAGES[page], anchor) for name, anchor in links if anchor]
+    assert not [anchor for path, anchor in targets if anchor not in anchors(path)]
+    assert links or page == "docs/own_data.md"
+
+
+def test_readme_leads_to_every_page():
+    assert {f"docs/{name}" for name in re.findall(r"\]\(docs/([\w.]+)", README)} == set(PAGES) - {
+        "README.md",
+        "docs/index.md",
     }
-    assert files and set(sections) <= headings
 
 
 def test_commands_exist():
     from kaggle_utils.cli import build_parser
 
-    commands = set(re.findall(r"python -m kaggle_utils ([a-z][\w-]*)", README))
+    everything = "\n".join(TEXTS.values())
+    commands = set(
+        re.findall(r"(?:python -m kaggle_utils|unet-lung) ([a-z][\w-]*) (?:--|FOLDER|RADIO|kaggle_u)", everything)
+    )
+    commands |= set(re.findall(r"python -m kaggle_utils ([a-z][\w-]*)", everything))
     known = next(action for action in build_parser()._actions if action.choices).choices
-    assert len(commands) > 8 and commands <= set(known)
-    targets = set(re.findall(r"^\s*make (\w+)|`make (\w+)", README, re.M))
+    assert len(commands) > 12 and commands <= set(known)
+    targets = set(re.findall(r"^\s*make ([\w-]+)|`make ([\w-]+)", everything, re.M))
     makefile = (CLONE / "Makefile").read_text()
     assert all(re.search(rf"^{name}:", makefile, re.M) for pair in targets for name in pair if name)
+    modules = set(re.findall(r"python -m ((?:benchmarks|tests)\.[a-z0-9_]+)", everything))
+    assert len(modules) > 12 and all((CLONE / f"{name.replace('.', '/')}.py").exists() for name in modules)
+
+
+def test_readme_runs_the_command_that_runs_the_tests():
+    assert re.search(r"^make test\b", README, re.M) and re.search(
+        r"\bmake test$", (CLONE / ".ci/run").read_text(), re.M
+    )
+
+
+def alike(said: str, told: str) -> bool:
+    """Whether two texts are the same but for the last digits of their numbers, which a processor decides."""
+    numbers = r"\d+(?:\.\d+)?"
+    if re.sub(numbers, "#", said) != re.sub(numbers, "#", told):
+        return False
+    pairs = zip(re.findall(numbers, said), re.findall(numbers, told))
+    return all(abs(float(one) - float(other)) <= max(0.03, 0.03 * float(other)) for one, other in pairs)
+
+
+@pytest.mark.slow
+def test_the_python_on_the_first_screen_prints_what_it_says():
+    code, told = re.search(r"```python\n(.*?)```\n```\n(.*?)```", README, re.S).groups()
+    done = subprocess.run([sys.executable, "-c", code], cwd=CLONE, capture_output=True, text=True, check=True)
+    assert len(code.splitlines()) == 3 and alike(done.stdout, told), done.stdout
+
+
+@pytest.mark.slow
+def test_the_shell_on_the_first_screen_prints_what_it_says(tmp_path):
+    (console,) = re.findall(r"```console\n(.*?)```", README, re.S)
+    lines, told = re.findall(r"^\$ (.*)$", console, re.M), re.sub(r"^\$ .*\n", "", console, flags=re.M)
+    assert len(lines) == 2
+    (tmp_path / "kaggle_utils").symlink_to(CLONE / "kaggle_utils")
+    command = f'unet-lung() {{ {shlex.quote(sys.executable)} -m kaggle_utils "$@"; }}\n' + "\n".join(lines)
+    env = os.environ | {"PYTHONPATH": str(CLONE)}
+    done = subprocess.run(["bash", "-ec", command], cwd=tmp_path, capture_output=True, text=True, check=True, env=env)
+    assert alike(done.stdout, textwrap.dedent(told)), done.stdout

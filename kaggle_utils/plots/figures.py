@@ -1,4 +1,4 @@
-"""The README's pictures by file name: those that the package draws of itself, and those of what was measured."""
+"""Pictures of README and docs by file name: those that the package draws of itself, and those of what was measured."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
+from ..infer import LungSegmenter, Segmented, segment_films
 from ..quality import SIDES, measure, split_lungs
+from ..sets import EXAMPLES
 from ..synthetic import AppearanceModel, SyntheticFilm
 from .benchmarks import draw_pareto, draw_time_to_dice
 from .robustness import draw_robustness
@@ -21,6 +23,45 @@ from .tuning import draw_impossible
 from .unet import draw_unet
 
 _HALO = [withStroke(linewidth=3, foreground="black")]  # a line on a film is seen on white too
+CHILDREN = [
+    "NORMAL2-IM-0672-0001",
+    "person498_bacteria_2101",
+    "IM-0553-0001",
+    "person628_virus_1206",
+    "person423_bacteria_1854",
+]
+
+
+@styled
+def draw_masks() -> Figure:
+    """Makes ``images/masks.png``: lungs that the shipped network finds, in children's and in synthetic radiographs."""
+    synthetic = [film.image for tb in (0, 1) for film in AppearanceModel.load().sample(3, seed=5 + tb, size=384, tb=tb)]
+    rows: dict[str, list] = {
+        "children of the public test list (Kermany et al. 2018, CC BY 4.0)": [
+            EXAMPLES / f"{name}.jpg" for name in CHILDREN
+        ],
+        "synthetic radiographs: nobody, normal and with tuberculosis": synthetic,
+    }
+    segmenter = LungSegmenter(device="cpu")
+    figure, axes = plt.subplots(2, 1, figsize=(11.2, 4.5))
+    for ax, (title, films) in zip(axes, rows.items(), strict=True):
+        draw_found([found for found in segment_films(films, segmenter) if isinstance(found, Segmented)], ax)
+        ax.set_title(title, loc="left", fontsize=12)
+    return figure
+
+
+def draw_found(found: list[Segmented], ax: Axes, height: int = 384) -> None:
+    """Draws radiographs side by side, px high, with the outlines of the patient's right and left lung."""
+    left = 0
+    for one in found:
+        width = round(one.mask.shape[1] * height / one.mask.shape[0])
+        place = (left, left + width, height, 0)
+        ax.imshow(one.film.image, cmap="gray", vmin=0, vmax=255, extent=place, interpolation="antialiased")
+        for lung, colour in zip(one.lungs, (RIGHT, LEFT), strict=True):
+            ax.contour(lung, levels=[0.5], colors=[colour], linewidths=1.3, extent=place, origin="upper")
+        left += width + 4
+    ax.set(xlim=(0, left - 4), ylim=(height, 0), aspect="equal")
+    ax.set_axis_off()
 
 
 @styled
@@ -106,6 +147,7 @@ def _draw_length(start: tuple, end: tuple, text: str, colour: str, ax: Axes, rot
 
 
 PICTURES: dict[str, Callable[[], Figure]] = {
+    "masks.png": draw_masks,
     "measurements.png": draw_measurements,
     "synthetic.png": draw_synthetic,
     "tuning_impossible.png": draw_impossible,

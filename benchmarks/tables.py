@@ -1,0 +1,360 @@
+"""The tables of README.md and docs/, each from results/ and by its name in ``TABLES``; the first row is the heading."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from benchmarks.common import RESULTS, read_json
+
+SETS = {
+    "montgomery": "Montgomery",
+    "shenzhen": "Shenzhen",
+    "kermany": "children",
+    "jsrt": "JSRT",
+    "all": "all three",
+    "both": "both",
+}
+PARTS = {"test": " test", "clean": " test, clean", "all": ", all"}  # of a set
+TESTED = {"montgomery": "Montgomery test", "shenzhen": "Shenzhen test", "jsrt": "JSRT, all"}
+# Trained on, tested on, which radiographs of it, how README calls that, and peers' Dice.
+REACHES = [
+    ("all", "montgomery", "test", "Montgomery, test", "U-Net .982, nnU-Net .982 ¹"),
+    ("all", "shenzhen", "test", "Shenzhen, test", "U-Net .955"),
+    ("all", "shenzhen", "clean", "Shenzhen, test, clean masks", "nnU-Net .969 ¹"),
+    ("all", "jsrt", "all", "JSRT, a set it never saw", "U-Net .973 ²"),
+    ("all", "kermany", "test", "children, test", ""),
+    ("kermany", "kermany", "test", "children, test, free weights", ""),
+    ("jsrt", "montgomery", "all", "Montgomery, after JSRT alone", "HybridGNet .954"),
+    ("jsrt", "shenzhen", "all", "Shenzhen, after JSRT alone", "HybridGNet .935"),
+]
+# Trained on, tested on, which films of it, and what bob.ip.binseg reports (¹ HybridGNet's notebooks, ² nnU-Net).
+PROTOCOLS = [
+    ("all", "montgomery", "test", ".982, ² .982"),
+    ("all", "shenzhen", "test", ".955"),
+    ("all", "shenzhen", "clean", "² .969"),
+    ("all", "jsrt", "all", ".973, one set alone"),
+    ("all", "kermany", "test", ""),
+    ("kermany", "kermany", "test", ""),
+    ("montgomery", "montgomery", "test", ".982"),
+    ("montgomery", "shenzhen", "test", ".942"),
+    ("montgomery", "jsrt", "test", ".973"),
+    ("montgomery", "jsrt", "all", ""),
+    ("shenzhen", "shenzhen", "test", ".955"),
+    ("shenzhen", "montgomery", "test", ".964"),
+    ("shenzhen", "jsrt", "test", ".967"),
+    ("shenzhen", "jsrt", "all", ""),
+    ("jsrt", "jsrt", "test", ".982"),
+    ("jsrt", "montgomery", "test", ".970"),
+    ("jsrt", "montgomery", "all", ".954 ¹"),
+    ("jsrt", "shenzhen", "test", ".945"),
+    ("jsrt", "shenzhen", "all", ".935 ¹"),
+]
+# Protocol, tested on, how the page calls them, and what bob.med.tb reports: from scratch, from ImageNet's weights.
+TB = [
+    ("both", "montgomery", "both", "Montgomery test", ".870", ".948"),
+    ("both", "shenzhen", "both", "Shenzhen test", ".893", ".946"),
+    ("folds", "montgomery", "both, 5-fold", "Montgomery, all", ".870", ".948"),
+    ("folds", "shenzhen", "both, 5-fold", "Shenzhen, all", ".893", ".946"),
+    ("montgomery", "shenzhen, all", "Montgomery", "Shenzhen, all", ".576-.607", ".814"),
+    ("shenzhen", "montgomery, all", "Shenzhen", "Montgomery, all", "", ""),
+]
+RUNTIMES = {
+    "PyTorch bfloat16": "PyTorch bf16",
+    "PyTorch float32": "PyTorch fp32",
+    "ONNX Runtime float32": "ONNX Runtime fp32",
+    "OpenVINO float32": "OpenVINO fp32",
+    "OpenVINO bfloat16": "OpenVINO bf16",
+    "OpenVINO int8": "OpenVINO int8",
+}
+SPEED = [
+    *(("this project", runtime) for runtime in RUNTIMES),
+    ("MONAI UNet", "PyTorch bfloat16"),
+    ("MONAI UNet", "ONNX Runtime float32"),
+    ("MONAI BasicUNet", "ONNX Runtime float32"),
+    ("classic U-Net", "PyTorch bfloat16"),
+]
+# Age and view, as groups.csv has them.
+GROUPS = [("age", group) for group in ("under 10", "10-17", "18-65", "over 65", "not said")] + [
+    ("view", "PA"),
+    ("view", "AP"),
+]
+BEFORE = {"shipped": "", "before": ", before"}  # the network that ships, and the one that was shipped before
+CHECKED = {
+    "adults, test lists": "test",
+    "adults, JSRT": "jsrt",
+    "children, test": "children",
+}  # as checks.json calls them
+FLAGGED = {
+    "Montgomery": "montgomery",
+    "Shenzhen": "shenzhen",
+    "JSRT": "jsrt",
+    "children": "kermany",
+    "with gas drawn in": "gas",
+}
+DRAWN = "683 of 1,600 drawn ²"  # see the note in synthetic.json
+
+
+def _summary() -> pd.DataFrame:
+    return pd.read_csv(RESULTS / "protocols_summary.csv").set_index(["trained_on", "source", "protocol", "size"])
+
+
+def reaches() -> list[list[object]]:
+    summary = _summary()
+    rows: list[list[object]] = [["tested on", "radiographs", "Dice", "95 % interval", "worst", "peers"]]
+    for trained, source, protocol, name, peer in REACHES:
+        one = summary.loc[(trained, source, protocol, 256)]
+        rows.append([name, int(one.n), f"**{one.dice:.4f}**", _interval(one), f"{one.worst:.2f}", peer or "–"])
+    return rows
+
+
+def protocols() -> list[list[object]]:
+    summary = _summary()
+    rows: list[list[object]] = [["trained on", "tested on", "n", "Dice", "95 % interval", "peers"]]
+    for trained, source, protocol, peer in PROTOCOLS:
+        one = summary.loc[(trained, source, protocol, 256)]
+        rows.append([*_names(trained, source, protocol), int(one.n), f"**{one.dice:.4f}**", _interval(one), peer])
+    return rows
+
+
+def distances() -> list[list[object]]:
+    summary = _summary()
+    rows: list[list[object]] = [["trained on", "tested on", "sd", "worst", "HD95, px", "ASSD, px", "Dice, copy's size"]]
+    for trained, source, protocol, _ in PROTOCOLS:
+        at_256, own = (summary.loc[(trained, source, protocol, size)] for size in (256, 0))
+        found = (f"{at_256.sd:.4f}", f"{at_256.worst:.4f}", f"{at_256.hd95:.2f}", f"{at_256.assd:.2f}")
+        rows.append([*_names(trained, source, protocol), *found, f"{own.dice:.4f}"])
+    return rows
+
+
+def _names(trained: str, source: str, protocol: str) -> list[object]:
+    return [SETS[trained], SETS[source] + PARTS[protocol]]
+
+
+def _interval(row: pd.Series, digits: int = 4) -> str:
+    return f"{row.low:.{digits}f}-{row.high:.{digits}f}"
+
+
+def groups() -> list[list[object]]:
+    table = pd.read_csv(RESULTS / "groups.csv").query("trained_on == 'all' and source == 'all'")
+    table = table.set_index(["by", "group"])
+    rows: list[list[object]] = [["", "radiographs", "Dice", "95 % interval", "worst"]]
+    for by, group in GROUPS:
+        if (by, group) in table.index:
+            one = table.loc[(by, group)]
+            rows.append([f"{by} {group}", int(one.n), f"{one.dice:.4f}", _interval(one), f"{one.worst:.4f}"])
+    return rows
+
+
+def worse() -> list[list[object]]:
+    """A mild and a hard strength of each damage, this network beside the one before it."""
+    table = pd.read_csv(RESULTS / "robustness.csv")
+    columns = [(source, network) for source in ("shenzhen", "montgomery") for network in ("shipped", "before")]
+    rows: list[list[object]] = [
+        ["damage", "strength", *(f"{SETS[source]}{BEFORE[network]}" for source, network in columns)]
+    ]
+    for damage in table["damage"].unique():
+        for strength in table.query("damage == @damage")["strength"].unique():
+            if strength in (0, 2, 4):
+                some = table[(table["damage"] == damage) & (table["strength"] == strength)]
+                dice = some.set_index(["source", "network"])["dice"]
+                value = "" if damage == "none" else f"{some['value'].iloc[0]:g}"
+                rows.append([damage, value, *(f"{dice[one]:.4f}" for one in columns)])
+    return rows
+
+
+def artefacts() -> list[list[object]]:
+    table = pd.read_csv(RESULTS / "artefacts.csv")
+    columns = [("shipped", "test", source) for source in ("montgomery", "shenzhen", "kermany")]
+    columns += [("shipped", "val", "shenzhen"), ("before", "val", "shenzhen")]
+    dice = table.set_index(["network", "split", "source", "artefact"])["dice"]
+    parts = {"test": " test", "val": " validation"}
+    heads = [f"{SETS[source]}{parts[part]}{BEFORE[network]}" for network, part, source in columns]
+    return [
+        ["drawn into the radiographs", *heads],
+        *([one, *(f"{dice[(*column, one)]:.4f}" for column in columns)] for one in table["artefact"].unique()),
+    ]
+
+
+def refusals() -> list[list[object]]:
+    """What the checks before and after segmentation did with radiographs."""
+    found = read_json(RESULTS / "checks.json")
+    heads = ["", "radiographs", "refused", "put right in 8 positions", "taken otherwise", "refused", "turned wrongly"]
+    rows: list[list[object]] = [heads]
+    for name, key in CHECKED.items():
+        whole, other = found[key]["untouched"], found[key]["taken otherwise"]
+        refused, lost = (part["refused"] + part["refused after segmentation"] for part in (whole, other))
+        places = [one for place, one in found[key]["positions"].items() if "mirrored" not in place]
+        right = f"{sum(one['right'] for one in places):,} of {sum(one['n'] for one in places):,}"
+        share = f"{lost} ({_percent(lost / other['n'])})"
+        rows.append([name, whole["n"], refused, right, f"{other['n']:,}", share, other["turned"]])
+    return rows
+
+
+def others() -> list[list[object]]:
+    """What the checks did with pictures that show no chest."""
+    found = read_json(RESULTS / "checks.json")["spoilt"]["no films"]
+    return [
+        ["pictures of no chest", "n", "refused", "refused or noted"],
+        *(
+            [name, one["n"], *(_percent(one[key]) for key in ("refused", "refused or noted"))]
+            for name, one in found.items()
+        ),
+    ]
+
+
+def flags() -> list[list[object]]:
+    """How many poor and good masks the estimate of quality flags, whole and damaged radiographs together."""
+    found = read_json(RESULTS / "quality.json")["test"]["by set"]
+    rows: list[list[object]] = [
+        ["radiographs, whole and damaged", "n", "masks below 0.90", "flagged", "good ones flagged", "AUC"]
+    ]
+    for name, source in FLAGGED.items():
+        one = found[source]["both"]
+        shares = (_percent(one[key]) for key in ("poor_flagged", "good_flagged"))
+        rows.append([name, one["n"], one["poor"], *shares, f"{one['auc']:.3f}"])
+    return rows
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def tb() -> list[list[object]]:
+    results = pd.read_csv(RESULTS / "tb.csv")
+    mean = results[results["seed"].isin(["mean", "joined"])].set_index(["protocol", "tested_on", "arm"])
+    rows: list[list[object]] = [
+        ["trained on", "tested on", "n", "lungs alone", "95 % interval", "whole", "blanked out", "peer", "ImageNet"]
+    ]
+    for protocol, tested, *names, scratch, imagenet in TB:
+        lungs = mean.loc[(protocol, tested, "masked")]
+        areas = [mean["auc"].get((protocol, tested, variant)) for variant in ("whole", "blanked")]
+        others = ["" if area is None else f"{area:.3f}" for area in areas]
+        rows.append([*names, lungs.n, f"**{lungs.auc:.3f}**", _interval(lungs, 3), *others, scratch, imagenet])
+    return rows
+
+
+def screening() -> list[list[object]]:
+    """The screener from file to label, on the test lists."""
+    rows: list[list[object]] = [["tested on", "n", "no answer", "AUC", "95 % interval", "sensitivity", "specificity"]]
+    for one in pd.read_csv(RESULTS / "tb_shipped.csv").query("part == 'test'").itertuples():
+        found = (f"{one.auc:.3f}", _interval(one, 3), f"{one.sensitivity:.2f}", f"{one.specificity:.2f}")
+        rows.append([f"{SETS[one.tested_on]} test", one.n, one.without_probability, *found])
+    return rows
+
+
+def scale() -> list[list[object]]:
+    speed = pd.read_csv(RESULTS / "scale.csv").query("what == 'speed'").set_index(["px", "workers"])
+    rows = [["radiographs of", "1 worker", "2 workers", "CPU seconds each"]]
+    for px in speed.index.unique("px"):
+        one, two = speed.loc[(px, 1)], speed.loc[(px, 2)]
+        rates = [f"{each.images_per_s:.2f}" for each in (one, two)]
+        rows.append([f"{px} px, {two.mb_per_film:.2f} MB", *rates, f"{two.cpu_s_per_film:.4f}"])
+    return rows
+
+
+def time_to_dice() -> list[list[object]]:
+    found = read_json(RESULTS / "time_to_dice.json")["contestants"]
+    rows = [["", "parameters", "radiographs per second", "radiographs needed", "seconds to 0.95", "times ours"]]
+    for name, one in found.items():
+        label = f"{name.removesuffix(' bf16')}, {one['precision']}"
+        if name == "MONAI UNet":
+            label += ", as its tutorial"
+        if one["seconds_to_target"] is None:
+            ends = _stopped(name, one, found["ours"]["seconds_to_target"])
+        else:
+            guess = (", assumed", ", extrapolated") if one["extrapolated"] else ("", "")
+            ends = [
+                f"{one['films_to_target']:,}{guess[0]}",
+                f"{one['seconds_to_target']:,.0f}{guess[1]}",
+                f"{one['times_ours']:.3g}",
+            ]
+        rows.append([label, f"{one['parameters'] / 1e6:.2f}M", f"{one['images_per_s']:.1f}", *ends])
+    return rows
+
+
+def _stopped(name: str, one: dict, ours: float) -> list[str]:
+    """The last columns of a contestant that was stopped at its cap."""
+    films = pd.read_csv(RESULTS / "time_to_dice.csv").query("contestant == @name")["films"].max()
+    seconds = int(one["trained_seconds"])
+    times = int(10 * seconds / ours) / 10
+    return [f"at most {one['best_dice']:.3f} in {films:,}", f"more than {seconds}", f"more than {times}"]
+
+
+def speed() -> list[list[object]]:
+    bench = (
+        pd.read_csv(RESULTS / "bench_infer.csv").set_index(["network", "runtime", "what", "px", "films"]).sort_index()
+    )
+    columns = {
+        "256 px": ("network", 256, 1),
+        "512 px": ("network", 512, 1),
+        "256 px, batch 32": ("network", 256, 32),
+        "512 px PNG → mask": ("PNG to mask", 512, 1),
+        "3000 px PNG → mask": ("PNG to mask", 3000, 1),
+    }
+    rows = [["network", "runtime", *columns]]
+    for network, runtime in SPEED:
+        cells = []
+        for what, px, films in columns.values():
+            ms = bench.median_ms.get((network, runtime, what, px, films))
+            # Masks of networks that learned nothing are noise, which takes longer to clean.
+            if ms is None or (network != "this project" and what != "network"):
+                cells.append("")
+            else:
+                cells.append(f"{ms:.1f}" if ms < 100 else f"{ms:.0f}")
+        parameters = bench.loc[(network, runtime)].parameters.iloc[0] / 1e6
+        rows.append([f"{network.replace('this project', 'ours')}, {parameters:.2f}M", RUNTIMES[runtime], *cells])
+    return rows
+
+
+def pareto() -> list[list[object]]:
+    rows: list[list[object]] = [["width", "depth", "patch, px", "convolutions", "size, px", "parameters", "ms", "Dice"]]
+    for one in pd.read_csv(RESULTS / "pareto.csv").sort_values("ms").itertuples():
+        shape = [one.base_channels, one.depth, one.patch, one.conv, one.size]
+        rows.append([*shape, f"{one.parameters / 1e6:.2f}M", f"{one.ms:.1f}", f"{one.val_dice:.4f}"])
+    return rows
+
+
+def training() -> list[list[object]]:
+    rows = [["training at 256 px, batch 8", "parameters", "radiographs per second", "trainer is faster by"]]
+    return rows + [
+        [one.contestant, f"{one.parameters / 1e6:.2f}M", f"{one.images_per_s:.1f}", f"{one.trainer_is_faster_by:.2f}"]
+        for one in pd.read_csv(RESULTS / "bench_train.csv").itertuples()
+    ]
+
+
+def synthetic() -> list[list[object]]:
+    found = read_json(RESULTS / "synthetic.json")
+    mixed, (real, both) = found["mixed"], found["mixed"]["training_films"]
+    return [
+        ["trained on", "radiographs", *TESTED.values()],
+        ["synthetic radiographs alone: no real one ever seen", DRAWN, *_dice(found["alone"])],
+        ["real ones alone", real, *_dice(mixed["real"])],
+        ["both, at equal steps", both, *_dice(mixed["real_and_samples"])],
+    ]
+
+
+def synthetic_number() -> list[list[object]]:
+    return _by_set("number", "synthetic radiographs, 600 steps each")
+
+
+def synthetic_modes() -> list[list[object]]:
+    return _by_set("modes", "texture modes, 400 radiographs, 600 steps each")
+
+
+def _by_set(study: str, heading: str) -> list[list[object]]:
+    found = read_json(RESULTS / "synthetic.json")[study]
+    names = [name for name in found if isinstance(found[name], dict)]
+    return [[heading, *names], *zip(TESTED.values(), *(_dice(found[name]) for name in names))]
+
+
+def _dice(scores: dict[str, dict[str, float]]) -> list[str]:
+    return [f"{scores[source]['dice']:.4f}" for source in TESTED]
+
+
+TABLES = {
+    table.__name__: table
+    for table in (
+        *(reaches, protocols, distances, groups, worse, artefacts, refusals, others, flags, tb, screening, scale),
+        *(time_to_dice, pareto, speed, training, synthetic, synthetic_number, synthetic_modes),
+    )
+}
