@@ -20,10 +20,10 @@ TESTED = {"montgomery": "Montgomery test", "shenzhen": "Shenzhen test", "jsrt": 
 REACHES = [
     ("all", "montgomery", "test", "Montgomery, test", "U-Net .982, nnU-Net .982 ¹"),
     ("all", "shenzhen", "test", "Shenzhen, test", "U-Net .955"),
-    ("all", "shenzhen", "clean", "Shenzhen, test, clean masks", "nnU-Net .969 ¹"),
-    ("all", "jsrt", "all", "JSRT, a set it never saw", "U-Net .973 ²"),
+    ("all", "shenzhen", "clean", "Shenzhen, test, clean", "nnU-Net .969 ¹"),
+    ("all", "jsrt", "all", "JSRT, never seen", "U-Net .973 ²"),
     ("all", "kermany", "test", "children, test", ""),
-    ("kermany", "kermany", "test", "children, test, free weights", ""),
+    ("kermany", "kermany", "test", "children, free weights", ""),
     ("jsrt", "montgomery", "all", "Montgomery, after JSRT alone", "HybridGNet .954"),
     ("jsrt", "shenzhen", "all", "Shenzhen, after JSRT alone", "HybridGNet .935"),
 ]
@@ -100,7 +100,7 @@ def _summary() -> pd.DataFrame:
 
 def reaches() -> list[list[object]]:
     summary = _summary()
-    rows: list[list[object]] = [["tested on", "radiographs", "Dice", "95 % interval", "worst", "peers"]]
+    rows: list[list[object]] = [["tested on", "n", "Dice", "95 % interval", "worst", "peers"]]
     for trained, source, protocol, name, peer in REACHES:
         one = summary.loc[(trained, source, protocol, 256)]
         rows.append([name, int(one.n), f"**{one.dice:.4f}**", _interval(one), f"{one.worst:.2f}", peer or "–"])

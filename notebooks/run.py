@@ -19,7 +19,8 @@ import nbformat
 from nbclient import NotebookClient
 
 HERE = Path(__file__).parent
-REPOSITORY = "git+https://github.com/INSERT_OWNER_HERE/unet-lung"  # as pip takes it; the one place that has the address
+# As pip takes it; pyproject.toml is the one place that has the address.
+REPOSITORY = "git+" + re.search(r'^Repository = "(.+)"$', (HERE.parent / "pyproject.toml").read_text(), re.M)[1]
 # A notebook that runs on Kaggle has nothing beside it: what finds the library can't be in the library.
 FIRST_CELL = f"""\
 %load_ext autoreload
