@@ -23,7 +23,7 @@ REACHES = [
     ("all", "shenzhen", "clean", "Shenzhen, test, clean", "nnU-Net .969 ¹"),
     ("all", "jsrt", "all", "JSRT, never seen", "U-Net .973 ²"),
     ("all", "kermany", "test", "children, test", ""),
-    ("kermany", "kermany", "test", "children, free weights", ""),
+    ("kermany", "kermany", "test", "children, weights lungs-ccby", ""),
     ("jsrt", "montgomery", "all", "Montgomery, after JSRT alone", "HybridGNet .954"),
     ("jsrt", "shenzhen", "all", "Shenzhen, after JSRT alone", "HybridGNet .935"),
 ]
@@ -131,7 +131,7 @@ def _names(trained: str, source: str, protocol: str) -> list[object]:
 
 
 def _interval(row: pd.Series, digits: int = 4) -> str:
-    return f"{row.low:.{digits}f}-{row.high:.{digits}f}"
+    return f"{row.low:.{digits}f}‑{row.high:.{digits}f}"  # a hyphen that does not break
 
 
 def groups() -> list[list[object]]:
@@ -178,7 +178,15 @@ def artefacts() -> list[list[object]]:
 def refusals() -> list[list[object]]:
     """What the checks before and after segmentation did with radiographs."""
     found = read_json(RESULTS / "checks.json")
-    heads = ["", "radiographs", "refused", "put right in 8 positions", "taken otherwise", "refused", "turned wrongly"]
+    heads = [
+        "",
+        "radiographs",
+        "refused",
+        "put right in 8 positions",
+        "taken otherwise",
+        "refused of these",
+        "turned wrongly",
+    ]
     rows: list[list[object]] = [heads]
     for name, key in CHECKED.items():
         whole, other = found[key]["untouched"], found[key]["taken otherwise"]
@@ -238,7 +246,9 @@ def screening() -> list[list[object]]:
     rows: list[list[object]] = [["tested on", "n", "no answer", "AUC", "95 % interval", "sensitivity", "specificity"]]
     for one in pd.read_csv(RESULTS / "tb_shipped.csv").query("part == 'test'").itertuples():
         found = (f"{one.auc:.3f}", _interval(one, 3), f"{one.sensitivity:.2f}", f"{one.specificity:.2f}")
-        rows.append([f"{SETS[one.tested_on]} test", one.n, one.without_probability, *found])
+        rows.append(
+            [SETS[one.tested_on] + ("" if one.tested_on == "both" else " test"), one.n, one.without_probability, *found]
+        )
     return rows
 
 

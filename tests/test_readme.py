@@ -153,10 +153,7 @@ def test_commands_exist():
     from kaggle_utils.cli import build_parser
 
     everything = "\n".join(TEXTS.values())
-    commands = set(
-        re.findall(r"(?:python -m kaggle_utils|unet-lung) ([a-z][\w-]*) (?:--|FOLDER|RADIO|kaggle_u)", everything)
-    )
-    commands |= set(re.findall(r"python -m kaggle_utils ([a-z][\w-]*)", everything))
+    commands = set(re.findall(r"(?:^|\$ |`)(?:python -m kaggle_utils|unet-lung) ([a-z][\w-]*)", everything, re.M))
     known = next(action for action in build_parser()._actions if action.choices).choices
     assert len(commands) > 12 and commands <= set(known)
     targets = set(re.findall(r"^\s*make ([\w-]+)|`make ([\w-]+)", everything, re.M))
