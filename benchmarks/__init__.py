@@ -1,4 +1,4 @@
-"""The measurements behind README's numbers: ``python -m benchmarks.NAME --help`` says what each of them does."""
+"""The measurements behind the pages' numbers: ``python -m benchmarks.NAME --help`` says what each of them does."""
 
 import sys
 

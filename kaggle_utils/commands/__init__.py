@@ -1,7 +1,7 @@
 """What can be typed after ``unet-lung``: each command with its options beside it.
 
 ``prepare``   raw sets to a prepared folder, synthetic radiographs, shards
-``training``  one network, the published protocols, tuning studies, README's pictures
+``training``  one network, the published protocols, tuning studies, the pages' pictures
 ``segment``   masks, scores, screening, the page, other runtimes
 ``remote``    Kaggle, S3
 ``common``    what a command is, and what several of them share

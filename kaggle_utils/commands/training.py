@@ -209,5 +209,5 @@ COMMANDS = (
         is_folder=False,
         way_on=SAME_COMMAND,
     ),
-    Command("plots", plots, "draw the README's pictures again", _plots_options),
+    Command("plots", plots, "draw the pictures of README and docs again", _plots_options),
 )

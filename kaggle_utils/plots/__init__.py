@@ -1,4 +1,4 @@
-"""Figures. Each ``draw_...`` makes one picture of the README, most of them from a table of the results folder.
+"""Figures. Each ``draw_...`` makes one picture of README or docs, most of them from a table of the results folder.
 
 - ``figures``: the pictures by file name
 - ``benchmarks``, ``robustness``, ``tb``, ``tuning``: charts of what was measured
