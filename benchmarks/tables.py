@@ -78,7 +78,6 @@ GROUPS = [("age", group) for group in ("under 10", "10-17", "18-65", "over 65", 
     ("view", "PA"),
     ("view", "AP"),
 ]
-BEFORE = {"shipped": "", "before": ", before"}  # the network that ships, and the one that was shipped before
 CHECKED = {
     "adults, test lists": "test",
     "adults, JSRT": "jsrt",
@@ -146,11 +145,11 @@ def groups() -> list[list[object]]:
 
 
 def worse() -> list[list[object]]:
-    """A mild and a hard strength of each damage, this network beside the one before it."""
+    """A mild and a hard strength of each damage, the network that ships beside others."""
     table = pd.read_csv(RESULTS / "robustness.csv")
-    columns = [(source, network) for source in ("shenzhen", "montgomery") for network in ("shipped", "before")]
+    columns = [(source, network) for source in ("shenzhen", "montgomery") for network in table["network"].unique()]
     rows: list[list[object]] = [
-        ["damage", "strength", *(f"{SETS[source]}{BEFORE[network]}" for source, network in columns)]
+        ["damage", "strength", *(f"{SETS[source]}{_other(network)}" for source, network in columns)]
     ]
     for damage in table["damage"].unique():
         for strength in table.query("damage == @damage")["strength"].unique():
@@ -162,13 +161,17 @@ def worse() -> list[list[object]]:
     return rows
 
 
+def _other(network: str) -> str:
+    return "" if network == "shipped" else f", {network}"
+
+
 def artefacts() -> list[list[object]]:
     table = pd.read_csv(RESULTS / "artefacts.csv")
     columns = [("shipped", "test", source) for source in ("montgomery", "shenzhen", "kermany")]
-    columns += [("shipped", "val", "shenzhen"), ("before", "val", "shenzhen")]
+    columns += [(network, "val", "shenzhen") for network in table["network"].unique()]
     dice = table.set_index(["network", "split", "source", "artefact"])["dice"]
     parts = {"test": " test", "val": " validation"}
-    heads = [f"{SETS[source]}{parts[part]}{BEFORE[network]}" for network, part, source in columns]
+    heads = [f"{SETS[source]}{parts[part]}{_other(network)}" for network, part, source in columns]
     return [
         ["drawn into the radiographs", *heads],
         *([one, *(f"{dice[(*column, one)]:.4f}" for column in columns)] for one in table["artefact"].unique()),
