@@ -21,7 +21,9 @@ ADDRESS = re.compile(r"<!-- address of the repository: (\S+) -->")
 
 
 def markdown(rows: Sequence[Sequence[object]]) -> str:
-    """A table, its first row the heading."""
+    """A table, its first row the heading; nothing for no rows."""
+    if not rows:
+        return ""
     lines = [f"| {' | '.join(map(str, row))} |".replace("  ", " ") for row in rows]
     return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]]) + "\n"
 

@@ -1,5 +1,6 @@
 """README.md and docs/: numbers are those of results/, pictures are drawn by code, links and commands work."""
 
+import json
 import os
 import random
 import re
@@ -59,7 +60,7 @@ def test_every_row_is_of_a_page():
 
 
 def test_pages_are_what_results_say():
-    assert sum(len(MARK.findall(text)) for text in TEXTS.values()) >= len(TABLES) == 19
+    assert sum(len(MARK.findall(text)) for text in TEXTS.values()) >= len(TABLES) == 20
     assert {found[1] for text in TEXTS.values() for found in MARK.findall(text)} == set(TABLES)
     stale = [name for name, text in renew(TEXTS, ROWS)[0].items() if text != TEXTS[name]]
     assert not stale, "run `python -m benchmarks.readme`, and read the sentences around what it prints"
@@ -108,8 +109,22 @@ def test_a_number_keeps_its_form():
 
 def test_readme_is_short_and_its_table_fits_a_screen():
     assert len(README.encode()) <= 12 * 1024
-    (table,) = (found[2].splitlines() for found in MARK.findall(README))
+    table, records = (found[2].splitlines() for found in MARK.findall(README))
     assert len(table) <= 2 + 8 and all(row.count("|") <= 7 and len(row) <= 110 for row in table)
+    assert len(records) <= 2 + 8 and all(row.count("|") <= 7 for row in records)
+
+
+def test_records_of_the_speedrun_are_a_table_and_what_is_none_is_not(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.tables.RESULTS", tmp_path)
+    page = "<!-- table speedrun: python -m benchmarks.readme -->\n\nMore"
+    assert fill(page) == page
+    one = {"machine": "two cores", "changed": "first", "films": 900, "seconds": 21.04, "dice": 0.9512}
+    one |= {"worst_dice": 0.9501, "record": True}
+    others = [one | {"seconds": 18.96, "changed": "Muon"}, one | {"seconds": 9, "record": False}]
+    (tmp_path / "speedrun.json").write_text(json.dumps([one, *others]))
+    _, _, *rows = fill(page).split("\n\n")[0].splitlines()[1:]
+    first = "| **19.0** | 0.9512 | 0.9501 | 900 | two cores | Muon |"
+    assert rows == [first, first.replace("19.0", "21.0").replace("Muon", "first")]
 
 
 def test_the_address_is_that_of_pyproject():
