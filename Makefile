@@ -1,4 +1,4 @@
-# make run [DATA=folder with the raw sets] · make demo · make check · make test · make test-machines · make test-kaggle · make bench [DATA=…] · make notebooks · make slides · make slides-pdf · make docs
+# make run [DATA=folder with the raw sets] · make demo · make check · make test · make test-machines · make test-kaggle · make bench [DATA=…] · make notebooks · make slides · make slides-pdf · make docs · make web
 PYTHON  ?= python3
 DATA    ?=
 AS      ?= lungs
@@ -20,7 +20,7 @@ export IPYTHONDIR := $(CURDIR)/.cache/ipython
 export JUPYTER_DATA_DIR := $(CURDIR)/.cache/jupyter
 export JUPYTER_CONFIG_DIR := $(CURDIR)/.cache/jupyter
 
-.PHONY: run demo weights check test test-machines test-kaggle bench notebooks slides slides-pdf docs clean help
+.PHONY: run demo weights check test test-machines test-kaggle bench notebooks slides slides-pdf docs web clean help
 help:
 	@echo "make run [DATA=folder]  prepare, train, evaluate, predict, into runs/NAME; synthetic radiographs without DATA"
 	@echo "make demo               six synthetic radiographs and their lungs, into runs/demo/lungs"
@@ -33,6 +33,7 @@ help:
 	@echo "make slides             the talk, runs/slides/unet-lung.html, and the notebooks as its appendix; they open without a network; needs npm"
 	@echo "make slides-pdf         the talk as a PDF too; needs chromium"
 	@echo "make docs               docs/ and the API as a site, runs/site"
+	@echo "make web                the page that segments in the browser, runs/web, for any web server; needs npm"
 
 # Six synthetic radiographs, their lungs outlined: overlays in runs/demo/lungs.
 demo: .venv/run.stamp
@@ -97,6 +98,10 @@ slides-pdf: .venv/dev.stamp
 docs: .venv/dev.stamp
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 	@echo "the site is in runs/site; to read it: $(PY) -m http.server -b 127.0.0.1 -d runs/site"
+
+# A folder of files; from a disk: python -m http.server --bind 127.0.0.1 --directory runs/web
+web: .venv/dev.stamp
+	$(PY) -m web.make
 
 # Debian keeps venv in a package of its own; as root we can fetch it, else say so.
 .venv/bin/python .venv-kaggle/bin/python:

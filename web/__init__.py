@@ -1,0 +1,1 @@
+"""The page that segments lungs in the browser: ``python -m web.make`` builds it."""

@@ -1,0 +1,56 @@
+// From a file's bytes to its masks: read, checked, segmented, judged, measured. `infer.segment_films` for one film.
+import { above, count } from "./raster.js";
+import { resize, resizeMask } from "./resize.js";
+import { cleanMask, findOutlines } from "./regions.js";
+import { checkFilm, checkLungs, undo } from "./checks.js";
+import { landmarks } from "./shape.js";
+import { estimateQuality } from "./quality.js";
+import { measure, splitLungs, checkHeight } from "./measure.js";
+import { readFilm, Refusal } from "./read.js";
+
+/**
+ * @param networks - of `network.js`.
+ * @param model - the package's constants.
+ * @param first - the convention whose mask is wanted first.
+ * @yields the film with a mask for the first convention, then each other one's mask; or {error}, or masks with errors.
+ */
+export async function* segmentFilm(name, bytes, age, first, networks, model) {
+  let read;
+  try {
+    read = await readFilm(bytes, model);
+  } catch (error) {
+    if (!(error instanceof Refusal)) throw error;
+    return yield { name, error: error.message, notes: [] };
+  }
+  const checked = await checkFilm(read.image, read.colour, read.lie, networks.viewOdds, model.checks);
+  const notes = [...read.notes, ...checked.notes], { width, height } = read.image;
+  const film = { name, width, height, notes };
+  if (checked.problems.length) return yield { ...film, error: `refused: ${checked.problems.join("; ")}` };
+  const turned = checked.lie.quarters % 2, spacing = read.spacing && turned ? [read.spacing[1], read.spacing[0]] : read.spacing;
+  const conventions = Object.entries(model.conventions).sort(([name]) => (name === first ? -1 : 0));
+  const probabilities = await networks.probabilities(checked.image, conventions.map(([, { channel }]) => channel));
+  const facts = { spacing, age: age ?? read.age, notes };
+  for (const [n, [convention, { fit }]] of conventions.entries()) {
+    const mask = judge(probabilities[n], checked, { ...facts, fit }, model);
+    yield { ...(n ? {} : { ...film, upright: checked.image, spacing, sides: checked.sides }), masks: { [convention]: mask } };
+  }
+}
+
+function judge(prob, checked, { spacing, age, notes, fit }, model) {
+  const { width, height } = checked.image;
+  const mask = cleanMask(above(resize(prob, width, height), model.threshold));
+  const side = model.estimate.side, small = resizeMask(mask, side, side), points = landmarks(small, model.shape.parts);
+  const strange = checkLungs(mask, points, model.checks, model.lungShape);
+  if (checked.doubtful && strange.length) return { error: `refused: ${model.checks.words.noChest}`, notes: [...notes, ...strange] };
+  const quality = estimateQuality(prob, small, points, fit, model);
+  const all = [...notes, ...strange, ...checkHeight(mask, spacing, age, model.height)];
+  const lungs = splitLungs(mask);
+  return {
+    notes: quality ? all : [...all, model.whyNoEstimate],
+    quality,
+    measured: measure(mask, spacing, lungs),
+    lungPx: count(mask),
+    mask: undo(mask, checked.lie),
+    outlines: { right: findOutlines(lungs[0]), left: findOutlines(lungs[1]) },
+  };
+}

@@ -1,0 +1,50 @@
+// Gray levels of any range as 8 bits, by the rule of `pictures/gray.py`, and colours as gray.
+import { raster, rint } from "./raster.js";
+
+const BINS = 64, GAP = 0.01; // as there
+
+/** The levels that become 0 and 255: the 0.1 and 99.9 percentiles, of the side of a gap with more variety. */
+export function grayRange(levels) {
+  for (let sorted = Float64Array.from(levels).sort(); ; ) {
+    const low = percentile(sorted, 0.001), high = percentile(sorted, 0.999);
+    if (low === high) return [low, high];
+    const counts = new Array(BINS).fill(0), place = (level) => (level - low) / (high - low);
+    for (const level of sorted) if (level >= low && level <= high) counts[Math.min(Math.floor(place(level) * BINS), BINS - 1)]++;
+    const halves = Array.from({ length: BINS / 2 + 1 }, (_, i) => counts.slice(i, i + BINS / 2).reduce((a, b) => a + b));
+    const first = halves.indexOf(Math.min(...halves));
+    if (halves[first] >= GAP * sorted.length) return [low, high];
+    const middle = (first + BINS / 4) / BINS, cut = sorted.findIndex((level) => place(level) >= middle);
+    const sides = [sorted.subarray(0, cut), sorted.subarray(cut)];
+    sorted = variety(sides[0]) >= variety(sides[1]) ? sides[0] : sides[1];
+  }
+}
+
+function percentile(sorted, share) {
+  const at = share * (sorted.length - 1), low = Math.floor(at), high = Math.min(low + 1, sorted.length - 1);
+  return sorted[low] + (at - low) * (sorted[high] - sorted[low]);
+}
+
+function variety(levels) {
+  const mean = levels.reduce((a, b) => a + b, 0) / levels.length;
+  return levels.reduce((sum, level) => sum + Math.abs(level - mean), 0);
+}
+
+/** A 16-bit film, scaled; of every fourth pixel of every fourth row the range is taken. */
+export function from16(data, width, height) {
+  const some = [];
+  for (let y = 0; y < height; y += 4) for (let x = 0; x < width; x += 4) some.push(data[y * width + x]);
+  const [low, high] = grayRange(some);
+  return raster(width, height, Uint8Array.from(data, (level) => stretch(level, low, high)));
+}
+
+function stretch(level, low, high) {
+  return rint(Math.min(Math.max(((level - low) / (high - low || 1)) * 255, 0), 255));
+}
+
+/** Luminance of pixels of 1 to 4 channels, in OpenCV's fixed point; an alpha channel is dropped. */
+export function luminance(data, channels) {
+  const pixels = data.length / channels, out = new data.constructor(pixels);
+  for (let i = 0, at = 0; i < pixels; i++, at += channels)
+    out[i] = channels < 3 ? data[at] : (9798 * data[at] + 19235 * data[at + 1] + 3735 * data[at + 2] + 16384) >>> 15;
+  return out;
+}
