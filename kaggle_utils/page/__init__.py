@@ -5,4 +5,5 @@ radiograph stays.
 - ``examples``: radiographs to try
 - ``report``: what the page says of a radiograph, and the choice between its masks
 - ``uploads``: what visitors send: in memory alone, so many and so large in all, from the page itself
+- ``words``: what this page and the one in the browser (``web/``) say of a mask's flag, and of notes in plain words
 """
