@@ -6,7 +6,8 @@
 
 Numbers are computed in float32, so that every machine comes to the same ones. No time is saved: it would be this
 machine's, and of how busy it was. Tags of cells: ``timing``, its output is shown and not saved; ``varies``, its numbers
-depend on the machine (a training's, say), and ``make test`` compares only the text between them.
+depend on the machine (a training's, say), and ``make test`` compares only the text between them; ``plain``, it shows in
+full what the library does, and may be long and define what it needs.
 """
 
 import argparse

@@ -83,6 +83,9 @@ def test_outputs_and_pictures_are_there(path):
 @by_name
 def test_cells_are_short_and_define_nothing(path):
     for cell in code_cells(path)[1:]:  # the first one is not to be read, see run.py
+        if "plain" in cell.metadata.get("tags", ()):  # the whole of it is the point: what the library does, written out
+            assert len(cell.source.splitlines()) <= 40
+            continue
         lines = [line for line in cell.source.splitlines() if line.strip()]
         assert len(lines) <= 10 and not re.search(
             r"^\s*(class|def|!|%pip)\b|pip install(?!\s+onnx)", cell.source, re.M
