@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 
 from benchmarks.artefacts import measured, network
-from benchmarks.common import RESULTS, command, films_of, make_parser, write_table
+from benchmarks.common import RESULTS, films_of, make_parser, write_table
 from kaggle_utils.config import code_version
 from kaggle_utils.infer import LungSegmenter
 from kaggle_utils.model import load_weights, read_header, save_weights
@@ -58,7 +58,8 @@ def average_weights(paths: Sequence[str | Path], out: str | Path) -> None:
         if tensor.is_floating_point():
             tensor.copy_(torch.stack([state[name] for state in states]).mean(0))
     header = {name: value for name, value in headers[0].items() if name not in ("validation", "quality")}
-    header |= {"averaged": [header["command"] for header in headers], "command": command(), "commit": code_version()}
+    commands = [header["command"] for header in headers]
+    header |= {"averaged": commands, "command": f"the mean of {' and '.join(commands)}", "commit": code_version()}
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     save_weights(out, models[0], header)
 

@@ -88,6 +88,8 @@ def shared_sources(segmenters: Iterable[LungSegmenter]) -> list[str]:
 
 def training(segmenter: LungSegmenter) -> str:
     """How a network was trained, as its weights' header says."""
+    if "averaged" in segmenter.header:
+        return segmenter.header["command"]
     config = segmenter.header.get("config")
     return TrainConfig.from_dict(config).command if config else "not said in its header"
 

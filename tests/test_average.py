@@ -32,6 +32,7 @@ def test_the_mean_of_weights_says_whose_it_is(networks, tmp_path):
         torch.testing.assert_close(tensor, ((first[name] + second[name]) / 2).to(tensor.dtype))
     header = read_header(tmp_path / "new/mean.safetensors")
     assert header["averaged"] == ["train 0", "train 1"] and "validation" not in header
+    assert header["command"] == "the mean of train 0 and train 1"
 
 
 def test_networks_of_different_starts_have_no_mean(networks, tmp_path):
