@@ -178,6 +178,31 @@ def artefacts() -> list[list[object]]:
     ]
 
 
+def sets() -> list[list[object]]:
+    """What even drawing, heads and a larger network bring: validation Dice of short runs, by set."""
+    table = pd.read_csv(RESULTS / "tuning/sets.csv").query("artefact == 'none'")
+    return _dice_by_set("run", table.rename(columns={"run": "name"}))
+
+
+def average() -> list[list[object]]:
+    """Two networks of one start, their mean and their ensemble: validation Dice, and with hard gray windows."""
+    table = pd.read_csv(RESULTS / "average.csv").query("artefact in ('none', 'window')")
+    shipped = pd.read_csv(RESULTS / "artefacts.csv").query("network == 'shipped' and split == 'val'")
+    assert set(shipped["trained_by"]) <= set(table["trained_by"])  # the table is of the network that ships
+    suffix = {"none": "", "window": ", hard gray windows"}
+    return _dice_by_set("network", table.assign(name=table["network"] + table["artefact"].map(suffix)))
+
+
+def _dice_by_set(head: str, table: pd.DataFrame) -> list[list[object]]:
+    """A row per name, a column per set with its validation films' mean Dice."""
+    dice = table.pivot(index="name", columns="source", values="dice").loc[table["name"].unique()]
+    sources = ("montgomery", "shenzhen", "kermany")
+    return [
+        [head, *(SETS[source] for source in sources)],
+        *([name, *(f"{row[source]:.4f}" for source in sources)] for name, row in dice.iterrows()),
+    ]
+
+
 def refusals() -> list[list[object]]:
     """What the checks before and after segmentation did with radiographs."""
     found = read_json(RESULTS / "checks.json")
@@ -378,7 +403,8 @@ def _dice(scores: dict[str, dict[str, float]]) -> list[str]:
 TABLES = {
     table.__name__: table
     for table in (
-        *(reaches, protocols, distances, groups, worse, artefacts, refusals, others, flags, tb, screening, scale),
-        *(speedrun, time_to_dice, pareto, speed, training, synthetic, synthetic_number, synthetic_modes),
+        *(reaches, protocols, distances, groups, worse, artefacts, sets, average, refusals, others, flags, tb),
+        *(screening, scale, speedrun, time_to_dice, pareto, speed, training, synthetic, synthetic_number),
+        *(synthetic_modes,),
     )
 }
