@@ -63,7 +63,7 @@ def _draw_damage(rows: pd.DataFrame, kind: str, ax: Axes) -> None:
         ax.plot(curve["strength"], curve["dice"], color=colour, marker=marker, markersize=4, label=label)
     values = rows.drop_duplicates("strength").sort_values("strength")["value"]
     ax.set(ylim=(0, 1.02), xticks=range(len(values)), xticklabels=["none", *(f"{value:g}" for value in values[1:])])
-    ax.tick_params(labelsize=9)
+    ax.tick_params(labelsize=8)
     ax.grid(axis="y", color="0.9")
     ax.set_title(kind, fontsize=10)
     ax.set_xlabel(UNITS[kind], fontsize=9)
