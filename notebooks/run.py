@@ -2,7 +2,8 @@
 
     python notebooks/run.py [--first-cells]
 
-``--first-cells`` runs nothing: it only gives every notebook the first cell from here, with a new ``REPOSITORY``, say.
+``--first-cells`` runs nothing: it only gives every notebook the first cell from here, with a new address of the
+repository in pyproject.toml, say.
 
 Numbers are computed in float32, so that every machine comes to the same ones. No time is saved: it would be this
 machine's, and of how busy it was. Tags of cells: ``timing``, its output is shown and not saved; ``varies``, its numbers
