@@ -1,17 +1,27 @@
 """web/: the page in headless Chromium says of a film what the package says, and asks no other machine for anything."""
 
+import base64
 import json
 import re
 import shutil
+import struct
+import zlib
+from pathlib import Path
+from zipfile import ZipFile
 
+import cv2
 import numpy as np
 import pytest
+from dicoms import LOSSLESS, dicom
 from web_browser import CHROMIUM, segment_in, served
 from web_films import make_films
 
+from kaggle_utils.image import encode_image
 from kaggle_utils.infer import LungSegmenter, Unsegmented, read_checked, segment
 from kaggle_utils.page.words import PLAIN, plain
-from kaggle_utils.quality import estimate, measure
+from kaggle_utils.quality import MEASUREMENTS, estimate, measure
+from kaggle_utils.synthetic import AppearanceModel
+from kaggle_utils.tables import read_csv
 from web import make
 
 LEAST_DICE = 0.999
@@ -159,6 +169,201 @@ def test_measurements_are_within_a_hundredth(compared):
             )
             near = max(0.01 * size, 1 if column.endswith("_px") else 0)
             assert np.isnan(ours) == np.isnan(value) and not abs(value - ours) > near, (name, column, ours, value)
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def radiograph():
+    return AppearanceModel.load().film(2, 5, size=512).image
+
+
+def pick(page, *files):
+    """Gives the page files as a reader picks them: each a name and bytes."""
+    page.set_input_files("#files", [{"name": name, "mimeType": "", "buffer": data} for name, data in files])
+
+
+def png(image):
+    return encode_image(image, ".png")
+
+
+@pytest.mark.parametrize("kind", ["film.png", "film.jpg", "film.webp", "film.dcm"])
+def test_each_kind_of_file_is_outlined_and_measured(page, radiograph, kind):
+    suffix = kind[-4:] if kind != "film.webp" else ".webp"
+    data = dicom(radiograph, PixelSpacing=[0.7, 0.7]) if suffix == ".dcm" else encode_image(radiograph, suffix)
+    pick(page, (kind, data))
+    report = page.locator("article.report")
+    report.wait_for()
+    assert report.locator("h2").inner_text() == kind
+    cells = report.locator("tbody tr").first.inner_text()
+    assert cells.startswith("Area, cm²" if suffix == ".dcm" else "Area, px") and re.search(r"\d", cells)
+    assert "looks right" in report.inner_text()
+
+
+def test_example_is_outlined_in_two_colours_that_opacity_fades(page):
+    page.locator("#examples button").first.click()
+    page.locator("article.report").wait_for()
+    assert {"#e69f00", "#56b4e9"} <= colours(page)
+    page.locator("#opacity").fill("100")
+    faded = pixels(page)
+    page.locator("#opacity").fill("0")
+    assert (pixels(page) != faded).any(-1).mean() > 0.15  # of the picture is lung
+
+
+def colours(page):
+    return {f"#{r:02x}{g:02x}{b:02x}" for r, g, b in np.unique(pixels(page).reshape(-1, 3), axis=0)}
+
+
+def pixels(page):
+    page.wait_for_timeout(200)  # until it is painted
+    data = page.evaluate("document.querySelector('#result canvas').toDataURL('image/png').split(',')[1]")
+    return cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+
+
+def test_heart_changes_mask_and_numbers(page):
+    page.locator("#examples button").nth(3).click()
+    report = page.locator("article.report")
+    report.wait_for()
+    page.locator("#status", has_text=re.compile("^$")).wait_for(state="attached")
+    without = report.inner_text()
+    page.get_by_label("With the heart").check()
+    report.get_by_text("The lungs, with what the heart hides.").wait_for()
+    assert report.inner_text() != without
+
+
+def test_downloads_are_mask_overlay_and_table(page, radiograph):
+    pick(page, ("=a film.png", png(radiograph)))
+    page.locator("article.report").wait_for()
+    saved = {}
+    for label in ("Mask (PNG)", "Overlay (PNG)", "Measurements (CSV)"):
+        with page.expect_download() as download:
+            page.get_by_role("button", name=label).click()
+        saved[label] = Path(download.value.path()).read_bytes()
+    mask, overlay = (cv2.imdecode(np.frombuffer(saved[f"{name} (PNG)"], np.uint8), -1) for name in ("Mask", "Overlay"))
+    assert mask.shape == radiograph.shape and set(np.unique(mask)) == {0, 255}
+    assert overlay.shape[:2] == radiograph.shape
+    head, row = saved["Measurements (CSV)"].decode().splitlines()
+    assert head == ",".join(("name", *MEASUREMENTS)) and row.startswith("'=a film,2,")
+
+
+def test_folder_is_listed_and_saved_as_a_table_and_an_archive(page, radiograph):
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200), dtype=np.uint8)
+    pick(page, ("a.png", png(radiograph)), ("b.png", png(noise)), ("a.jpg", encode_image(radiograph, ".jpg")))
+    page.locator("#status", has_text="3 of 3 films are done").wait_for()
+    assert page.locator("#films button").count() == 3
+    page.locator("#films button").nth(1).click()
+    page.locator(".refusal", has_text="b.png").wait_for()
+    with page.expect_download() as table:
+        page.get_by_role("button", name="All measurements").click()
+    rows = read_csv(Path(table.value.path()))
+    assert rows["name"].tolist() == ["a", "b", "a"] and rows["flag"].tolist()[::2] == ["ok", "ok"]
+    with page.expect_download() as archive:
+        page.get_by_role("button", name="All masks").click()
+    with ZipFile(archive.value.path()) as masks:
+        assert masks.namelist() == ["a.png", "a_2.png"] and masks.testzip() is None
+
+
+def big():
+    film = AppearanceModel.load().film(2, 5, size=512).image
+    return png(cv2.resize(film, (4000, 5000)))
+
+
+def bomb():
+    """A PNG of a few hundred kilobytes whose pixels unpack to far more than it declares."""
+    packed = zlib.compress(bytes(300_000_000), 9)
+    head = struct.pack(">IIBBBBB", 100, 100, 8, 0, 0, 0, 0)
+    parts = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in ((b"IHDR", head), (b"IDAT", packed), (b"IEND", b""))
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def declared_bomb():
+    return bomb()[:16] + struct.pack(">II", 60_000, 60_000) + bomb()[24:]
+
+
+BAD = {
+    "empty.png": (lambda: b"", "the file is empty"),
+    "paper.pdf": (lambda: b"%PDF-1.7\n" + bytes(2000), "not an image"),
+    "slice.dcm": (lambda: dicom(np.zeros((64, 64), np.uint16), Modality="CT"), "modality CT"),
+    "bomb.png": (bomb, "many more pixels than it declares"),
+    "declared.png": (declared_bomb, "60000 x 60000 pixels, more than 64 million"),
+    "half.png": (lambda: png(np.arange(40_000, dtype=np.uint8).reshape(200, 200))[:-100], "truncated"),
+    "half.jpg": (lambda: encode_image(np.eye(200, dtype=np.uint8) * 255, ".jpg")[:-100], "truncated"),
+    "half.dcm": (lambda: dicom(np.zeros((64, 64), np.uint16))[:-500], "damaged DICOM"),
+    "mask.png": (lambda: png(np.eye(200, dtype=np.uint8) * 255), "a mask or a drawing"),
+    "noise.png": (
+        lambda: png(np.random.default_rng(0).integers(0, 256, (200, 200), dtype=np.uint8)),
+        "no frontal chest film",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_no_film_gets_a_sentence_and_the_next_film_is_segmented(page, radiograph, name):
+    make_file, sentence = BAD[name]
+    pick(page, (name, make_file()))
+    page.locator(".refusal", has_text=sentence).wait_for()
+    pick(page, ("film.png", png(radiograph)))
+    page.locator("article.report").wait_for()
+
+
+def test_film_of_20_megapixels_is_outlined(page):
+    pick(page, ("large.png", big()))
+    page.locator("article.report", has_text="4000 × 5000 px").wait_for()
+
+
+def test_page_asks_its_own_host_alone_and_works_without_one(browser, radiograph):
+    chromium, address = browser
+    with chromium.new_context() as context:
+        asked = []
+        context.on("request", lambda request: asked.append(request.url))
+        page = context.new_page()
+        page.goto(address)
+        pick(page, ("film.dcm", dicom(radiograph, LOSSLESS["JPEG 2000"])))
+        page.locator("article.report").wait_for(timeout=120_000)
+        assert all(url.startswith((address, f"blob:{address}", "data:")) for url in asked), asked
+        assert any("openjpeg" in url for url in asked)  # what the worker asks for is seen too
+        page.evaluate("navigator.serviceWorker.ready.then(() => 1)")
+        context.set_offline(True)
+        page.reload()
+        pick(page, ("film.png", png(radiograph)))
+        page.locator("article.report").wait_for(timeout=120_000)
+
+
+def test_policy_keeps_page_and_worker_from_other_hosts(page):
+    ask = "fetch('http://127.0.0.2:9/').then(() => 'sent', () => 'kept')"
+    refused = []
+    page.on("console", lambda message: refused.append(message.text))
+    assert page.evaluate(ask) == "kept"
+    in_worker = f"onmessage = () => {ask}.then((answer) => postMessage(answer))"
+    assert (
+        page.evaluate(
+            """(source) => new Promise((resolve) => {
+              const worker = new Worker(URL.createObjectURL(new Blob([source])));
+              worker.onmessage = ({data}) => resolve(data);
+              worker.postMessage(0);
+            })""",
+            in_worker,
+        )
+        == "kept"
+    )
+    assert sum("Content Security Policy" in text for text in refused) >= 2
+
+
+def test_page_fits_a_phone_and_every_control_has_a_name(browser, radiograph):
+    chromium, address = browser
+    with chromium.new_context(viewport={"width": 390, "height": 844}) as context:
+        page = context.new_page()
+        page.goto(address)
+        pick(page, ("a very long name of a film that would not fit a phone at all.png", png(radiograph)))
+        page.locator("article.report").wait_for(timeout=120_000)
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        for role in ("button", "radio", "slider", "img"):
+            named = page.get_by_role(role, name=re.compile("."))
+            assert named.count() == page.get_by_role(role).count() > 0, role
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
