@@ -106,6 +106,11 @@ class TrainConfig:
         "how radiographs are varied in training, see augment.augmentation",
         choices=("none", "light", "clinic", "full"),
     )
+    augment_on: str = setting(
+        "auto",
+        "where that is done: auto is on a GPU that they fit onto, for none, light and clinic, else on the CPU",
+        choices=("auto", "cpu", "device"),
+    )
     batch_size: int = setting(8, "radiographs per step, of all processes together", within=(1, 4096))
     workers: int = setting(
         -1,

@@ -139,19 +139,22 @@ class LungDataset(Dataset):
         size: px, side of the square that the network sees.
         augment: a preset of :func:`augmentation`.
         seed: of the augmentation.
+        raw: give ``uint8`` images and masks, which the network's device normalises.
 
     Raises:
         ValueError: the frame is empty, names a film without a mask, or see :func:`read_pair`.
     """
 
-    def __init__(self, frame: pd.DataFrame, size: int = 256, augment: str = "none", *, seed: int = 0):
+    def __init__(
+        self, frame: pd.DataFrame, size: int = 256, augment: str = "none", *, seed: int = 0, raw: bool = False
+    ):
         if frame.empty:
             raise ValueError("no film to load: the choice of split and source left nothing of the manifest")
         if (frame["mask"] == "").any():
             raise ValueError(
                 f"{frame['name'][frame['mask'] == ''].iloc[0]} has no mask: choose a split other than unlabelled"
             )
-        self.frame, self.size, self.seed = frame.reset_index(drop=True), size, seed
+        self.frame, self.size, self.seed, self.raw = frame.reset_index(drop=True), size, seed, raw
         self.augment = augmentation(augment) if augment != "none" else None
 
         def read(image: str, mask: str) -> tuple[np.ndarray, np.ndarray]:
@@ -180,6 +183,7 @@ class LungDataset(Dataset):
             self.frame["source"][index],
             augment=self.augment,
             seed=(self.seed, epoch, index),
+            raw=self.raw,
         )
 
 
@@ -191,6 +195,7 @@ def make_item(
     *,
     augment: Any = None,
     seed: tuple[int, int, int] = (0, 0, 0),
+    raw: bool = False,
 ) -> dict[str, Any]:
     """A film and its mask as training takes them: image and mask ``float32 (1, H, W)``, name and source.
 
@@ -201,17 +206,16 @@ def make_item(
         source: the set that it is of.
         augment: of :func:`augment.augmentation`; None is none.
         seed: of its random numbers.
+        raw: image and mask stay ``uint8``.
     """
     if augment:
         augment.set_random_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         moved = augment(image=image, mask=mask)
         image, mask = moved["image"], moved["mask"]
-    return {
-        "image": normalise(torch.from_numpy(image[None])),
-        "mask": torch.from_numpy(mask[None]).float(),
-        "name": name,
-        "source": source,
-    }
+    film, lungs = torch.from_numpy(image[None]), torch.from_numpy(mask[None])
+    if not raw:
+        film, lungs = normalise(film), lungs.float()
+    return {"image": film, "mask": lungs, "name": name, "source": source}
 
 
 class EpochSampler(Sampler):
@@ -279,12 +283,7 @@ def make_loader(
         workers: processes beside the main one. 0 is right on a CPU, where they would only take cores from training.
         draws: films of each source per epoch, see :class:`SetSampler`; all, once, if None. For shuffling alone.
     """
-    sampler: Any = share(range(len(dataset)))
-    if shuffle and draws:
-        sets = [np.flatnonzero(dataset.frame["source"] == source) for source in draws]
-        sampler = SetSampler(sets, list(draws.values()), dataset.seed, batch)
-    elif shuffle:
-        sampler = EpochSampler(len(dataset), dataset.seed, batch)
+    sampler = make_sampler(dataset, batch, shuffle=shuffle, draws=draws)
     return DataLoader(
         dataset,
         batch_share(batch),
@@ -294,6 +293,16 @@ def make_loader(
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_one_thread,
     )
+
+
+def make_sampler(
+    dataset: LungDataset, batch: int, *, shuffle: bool = False, draws: dict[str, int] | None = None
+) -> Any:
+    """The order in which :func:`make_loader` loads."""
+    if shuffle and draws:
+        sets = [np.flatnonzero(dataset.frame["source"] == source) for source in draws]
+        return SetSampler(sets, list(draws.values()), dataset.seed, batch)
+    return EpochSampler(len(dataset), dataset.seed, batch) if shuffle else share(range(len(dataset)))
 
 
 def check_batch(batch: dict) -> None:

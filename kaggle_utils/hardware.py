@@ -57,6 +57,11 @@ def choose_precision(device: torch.device) -> str:
     return "fp32"
 
 
+def processors() -> int:
+    """How many processors this process may use; a container or a scheduler may leave it fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The tensor there; a GPU fetches it by itself, from memory that the system doesn't move, and nobody waits."""
     if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():

@@ -21,12 +21,11 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from . import distributed
 from .config import TrainConfig, code_version
-from .data import check_batch
+from .data import check_batch, normalise
 from .files import find_weights, write_bytes
 from .hardware import choose_device, choose_precision, keep_memory, to_device
 from .infer import LungSegmenter
@@ -37,6 +36,7 @@ from .quality.fit import MOST, Item, fit_quality
 from .splits import LICENCES
 from .training import (
     Epoch,
+    Loader,
     MovingAverage,
     check_folder,
     damaged,
@@ -84,8 +84,8 @@ class Trainer:
         self,
         model: nn.Module,
         loss: nn.Module,
-        train_loader: DataLoader,
-        val_loader: DataLoader,
+        train_loader: Loader,
+        val_loader: Loader,
         config: TrainConfig,
         out: str | Path | None = None,
         about: dict[str, Any] | None = None,
@@ -173,9 +173,7 @@ class Trainer:
         return {f"val_{key}": float(means[key]) for key in ("loss", "dice", "iou", "accuracy", "foreground")}
 
     @torch.inference_mode()
-    def outputs(
-        self, loader: DataLoader, model: nn.Module | None = None
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def outputs(self, loader: Loader, model: nn.Module | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Logits and truth of each batch, both ``(B, 1, H, W)``; a film of another set gets the first set's head.
 
         The model's mode (training or evaluation) is put back as it was.
@@ -341,6 +339,8 @@ class Trainer:
         sources = self.config.sources
         heads = torch.tensor([sources.index(source) if source in sources else 0 for source in batch["source"]])
         images, truth, heads = (to_device(tensor, self.device) for tensor in (batch["image"], batch["mask"], heads))
+        if images.dtype == torch.uint8:
+            images, truth = normalise(images), truth.float()
         return images.to(memory_format=torch.channels_last), truth, heads
 
     def _autocast(self) -> torch.autocast:
@@ -438,7 +438,9 @@ def _validation_films(trainer: Trainer) -> Iterator[Item]:
         if name:
             low, high = image.min(), image.max()
             gray = ((image - low) / (high - low).clamp_min(1e-6) * 255).round()
-            yield Item(name, source, "none", 0, gray[0].numpy().astype(np.uint8), mask[0].numpy().astype(np.uint8))
+            yield Item(
+                name, source, "none", 0, gray[0].cpu().numpy().astype(np.uint8), mask[0].cpu().numpy().astype(np.uint8)
+            )
 
 
 def _say_epoch(row: dict[str, float], epochs: int) -> bool:

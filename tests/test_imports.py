@@ -30,7 +30,7 @@ MAY = {
     "quality": {"core"},
     "tb": {"core", "augment", "pictures", "quality", "splits", "training"},
     "synthetic": {"core", "quality", "splits"},  # outlines
-    "tuning": {"core", "augment", "quality", "synthetic", "splits"},
+    "tuning": {"core", "augment", "quality", "synthetic", "splits", "training"},
     "scale": {"core", "augment", "dicom", "pictures", "quality"},  # a cluster measures, and writes COCO annotations
     "kaggle": {"core", "sets", "synthetic", "splits"},
     "page": BELOW | {"sets", "synthetic", "tb"},  # screens radiographs, and shows examples

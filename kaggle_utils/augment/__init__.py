@@ -1,9 +1,12 @@
 """How radiographs and masks are varied in training.
 
 - ``presets``: none, light, clinic, full, and step two's; the only file that knows albumentations
+- ``batched``: light and clinic for a batch on a GPU
 - ``artefacts``: what real films have and clean sets lack: gas, devices, text, blinds, noise, blur, hard windows
 """
 
+from .artefacts import draw_artefacts
+from .batched import BATCHED, DRAWN, BatchedAugmentation
 from .presets import augmentation
 
-__all__ = ["augmentation"]
+__all__ = ["BATCHED", "DRAWN", "BatchedAugmentation", "augmentation", "draw_artefacts"]

@@ -7,7 +7,7 @@ numbers, and returns another image. The mask stays true: nothing is drawn that w
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import cv2
 import numpy as np
@@ -148,10 +148,12 @@ ARTEFACTS: dict[str, tuple[Draw, float]] = {  # and the chance of each
 }
 
 
-def draw_artefacts(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, without: str = "") -> np.ndarray:
-    """Each artefact but one by its chance, one after the other."""
+def draw_artefacts(
+    image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, without: str = "", among: Collection[str] = ()
+) -> np.ndarray:
+    """Each artefact but one by its chance, one after the other; of all, or ``among`` some."""
     for name, (draw, chance) in ARTEFACTS.items():
-        if name != without and rng.random() < chance:
+        if name != without and name in (among or ARTEFACTS) and rng.random() < chance:
             image = draw(image, mask, rng)
     return image
 

@@ -226,7 +226,7 @@ class ShardedFilms(IterableDataset):
     def _items(self) -> Iterator[dict[str, Any]]:
         """This process's films, a few decoded ahead of the network where threads do it."""
         if self.threads:
-            decoded = _ahead(self._decode, self._samples(), self.threads, 4 * self.threads)
+            decoded = ahead(self._decode, self._samples(), self.threads, 4 * self.threads)
         else:
             decoded = map(self._decode, self._samples())
         return map(self._item, decoded)  # not by the threads: they would share the augmentation's random numbers
@@ -245,7 +245,7 @@ class ShardedFilms(IterableDataset):
     def _unpacked(self) -> Iterator[dict[str, Any]]:
         """The films of this process's shards, with their files' bytes; a damaged shard leaves none out in silence."""
         shards = share(self._order())
-        for shard, stream in zip(shards, _ahead(_open, shards, threads=1, most=1)):
+        for shard, stream in zip(shards, ahead(_open, shards, threads=1, most=1)):
             films = 0
             try:
                 with stream:
@@ -286,7 +286,7 @@ def _members(stream: BinaryIO, shard: str, films: Container[int]) -> Iterator[di
                 yield {"fname": member.name, "data": file.read(), "__url__": shard}
 
 
-def _ahead(work: Callable[[Any], Any], items: Iterable[Any], threads: int, most: int) -> Iterator[Any]:
+def ahead(work: Callable[[Any], Any], items: Iterable[Any], threads: int, most: int) -> Iterator[Any]:
     """What ``map`` gives, computed by threads, of which at most so many results wait to be taken."""
     items = iter(items)
     with ThreadPoolExecutor(threads) as pool:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from torch.utils.data import DataLoader
 
 from .. import distributed
+from ..augment import BATCHED
 from ..config import TrainConfig
-from ..data import LungDataset, check_disjoint, make_loader, read_manifest
-from ..hardware import choose_device
+from ..data import LungDataset, check_disjoint, make_loader, make_sampler, read_manifest
+from ..hardware import choose_device, processors
 from ..scale.shards import ShardedFilms, is_sharded, read_shards, stream_loader
 from ..splits import SYNTHETIC, flagged_masks
+from .on_device import DeviceLoader
 
+Loader = DataLoader | DeviceLoader
 MOST_OF_A_SET = 64  # validation films, evenly drawn: no set outweighs the others, and no epoch waits for them
 
 
@@ -63,23 +66,43 @@ def select_films(data: str | Path | list[str | Path], config: TrainConfig) -> tu
     return films, held_out
 
 
-def make_loaders(films: pd.DataFrame, held_out: pd.DataFrame, config: TrainConfig) -> tuple[DataLoader, DataLoader]:
+def make_loaders(films: pd.DataFrame, held_out: pd.DataFrame, config: TrainConfig) -> tuple[Loader, Loader]:
     """Loaders of the two parts of :func:`select_films`: shuffled and augmented to train on, untouched to validate."""
-    workers = config.workers
+    device, workers = choose_device(config.device), config.workers
+    raw = device.type == "cuda"  # a quarter of the bytes to carry
     if workers < 0:
-        workers = 0
-        if choose_device(config.device).type == "cuda":
-            workers = (os.cpu_count() or 1) // distributed.machine_size()
+        workers = processors() // distributed.machine_size() if raw else 0
     if "shard" in films:
         common: dict[str, Any] = {"batch": config.batch_size, "seed": config.seed, "threads": workers}
         shuffled = ShardedFilms(films, config.size, config.augment, shuffle=True, **common)
         return stream_loader(shuffled, workers), stream_loader(ShardedFilms(held_out, config.size, **common), workers)
-    learned = LungDataset(films, config.size, config.augment, seed=config.seed)
-    draws = draws_per_epoch(films["source"], config)
+    batch, draws = config.batch_size, draws_per_epoch(films["source"], config)
+    validated = LungDataset(held_out, config.size, raw=raw)
+    if augments_on_device(config, len(films) + len(held_out), device):
+        learned = LungDataset(films, config.size, seed=config.seed)
+        order = make_sampler(learned, batch, shuffle=True, draws=draws)
+        return (
+            DeviceLoader(learned, batch, device, order, config.augment),
+            DeviceLoader(validated, batch, device, make_sampler(validated, batch)),
+        )
+    learned = LungDataset(films, config.size, config.augment, seed=config.seed, raw=raw)
     return (
-        make_loader(learned, config.batch_size, shuffle=True, workers=workers, draws=draws),
-        make_loader(LungDataset(held_out, config.size), config.batch_size, workers=workers),
+        make_loader(learned, batch, shuffle=True, workers=workers, draws=draws),
+        make_loader(validated, batch, workers=min(workers, 2)),
     )
+
+
+def augments_on_device(config: TrainConfig, films: int, device: torch.device) -> bool:
+    """Whether the films live on the device, and are augmented there.
+
+    It is where that is asked for, or on a GPU that can and has the memory.
+    """
+    if config.augment_on != "auto":
+        return config.augment_on == "device"
+    if device.type != "cuda" or config.augment not in BATCHED:
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return 2 * films * config.size**2 < free / 4  # a byte a pixel, of film and mask
 
 
 def draws_per_epoch(sources: pd.Series, config: TrainConfig) -> dict[str, int] | None:

@@ -15,14 +15,13 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import DataLoader
 
 from ..config import TrainConfig
 from ..data import LungDataset, make_loader, read_manifest
@@ -32,6 +31,7 @@ from ..metrics import confusion, overlap
 from ..model import count_parameters
 from ..splits import SYNTHETIC
 from ..trainer import Trainer, make_trainer
+from ..training import Loader
 
 Outputs = list[tuple[torch.Tensor, torch.Tensor]]  # logits and truth of each validation batch, float32 (B, 1, H, W)
 SETTINGS = (
@@ -114,6 +114,8 @@ def train_run(
         return prune is not None and prune(row)
 
     with contextlib.redirect_stderr(io.StringIO()):  # one bar is enough, the study's
+        if run.change:  # of films and loader as they are on the CPU
+            config = replace(config, augment_on="cpu")
         trainer = make_trainer(data, None, config)
         if run.change:
             run.change(trainer)
@@ -153,7 +155,7 @@ def _describe(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def films_of(loader: DataLoader) -> LungDataset:
+def films_of(loader: Loader) -> LungDataset:
     """The films that a trainer's loader gives."""
     films = loader.dataset
     assert isinstance(films, LungDataset)
