@@ -153,6 +153,9 @@ class TrainConfig:
     precision: str = setting(
         "auto", "number format; auto is the fastest that the hardware has", choices=("auto", "fp32", "bf16", "fp16")
     )
+    graph: bool = setting(
+        False, "record the step once for the GPU to repeat by itself, for one process: small batches wait less"
+    )
     compile: bool = setting(False, "torch.compile: minutes of waiting, then 10-30 percent faster; for long runs")
 
     def __post_init__(self):

@@ -27,7 +27,7 @@ from . import distributed
 from .config import TrainConfig, code_version
 from .data import check_batch, normalise
 from .files import find_weights, write_bytes
-from .hardware import choose_device, choose_precision, keep_memory, to_device
+from .hardware import choose_device, choose_precision, prepare, to_device
 from .infer import LungSegmenter
 from .loss import make_loss
 from .metrics import overlap
@@ -38,17 +38,20 @@ from .training import (
     Epoch,
     Loader,
     MovingAverage,
+    RecordedStep,
     check_folder,
     damaged,
     describe_films,
     make_loaders,
     read_checkpoint,
+    record_cuda,
     select_films,
     write_checkpoint,
 )
 
 CHECKPOINT_SECONDS = 300  # of training at most that a kill loses: epochs may be long
 FUSED = ("cuda",)  # devices on which the optimiser is one kernel; for CPUs PyTorch reads its counters one by one
+RECORDED = {"cuda": record_cuda}  # how a step is recorded, by device
 READ_EVERY = 20  # steps between two looks at the loss, for each of which training waits until the device is idle
 # What of a trainer a checkpoint holds: numbers as they are, and the state of what has learned.
 _COUNTED = ("history", "step", "seconds", "about")
@@ -93,8 +96,7 @@ class Trainer:
         self.config, self.loss = config, loss
         self.train_loader, self.val_loader = train_loader, val_loader
         self.device = choose_device(config.device)
-        if self.device.type == "cpu":
-            keep_memory()
+        prepare(self.device)
         self.precision = choose_precision(self.device) if config.precision == "auto" else config.precision
         shared = distributed.share_statistics(model, self.device)
         self.model = shared.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -107,6 +109,9 @@ class Trainer:
         self.step, self.seconds, self.rate = 0, 0.0, config.lr
         self.begun, self.saved = Epoch(), 0.0  # how far the present epoch is; seconds at the last checkpoint
         self.unread: list[_Unread] = []
+        self.learn: Callable[..., torch.Tensor] = self._learn
+        if config.graph and self.device.type in RECORDED and distributed.world_size() == 1:
+            self.learn = RecordedStep(self._learn, RECORDED[self.device.type])
         self.about, self.commit = about or {}, code_version()
         self.out = Path(out) if out and distributed.is_main() else None
 
@@ -279,7 +284,8 @@ class Trainer:
         own = sum(map(bool, batch["name"]))  # a film without a name is there only for this process to take the step too
         (films,) = distributed.sums(own)
         # Gradients are averaged over processes; weighed by how many films each has, this is the mean over films.
-        loss = self._learn(*self._to_device(batch), own * distributed.world_size() / films)
+        weight = own * distributed.world_size() / films
+        loss = self.learn(*self._to_device(batch), *(() if weight == 1 else (weight,)))
         distributed.average_statistics(self.model)
         if self.config.ema_decay:
             self.ema.update()
@@ -288,7 +294,7 @@ class Trainer:
         if len(self.unread) >= READ_EVERY:
             self._read_losses()
 
-    def _learn(self, images: torch.Tensor, truth: torch.Tensor, heads: torch.Tensor, weight: float) -> torch.Tensor:
+    def _learn(self, images: torch.Tensor, truth: torch.Tensor, heads: torch.Tensor, weight: float = 1) -> torch.Tensor:
         """Forward, backward and the optimiser's step, all of it on the device; returns the loss."""
         with self._autocast():
             logits = _own_head(self.step_model(images), heads)
