@@ -27,7 +27,9 @@ def test_every_notebook_has_the_one_first_cell(path):
 
 
 def test_the_address_of_the_repository_stands_in_one_place_and_gets_into_every_notebook(monkeypatch):
-    assert run_notebooks.FIRST_CELL.count(run_notebooks.REPOSITORY) == 1
+    address = run_notebooks.REPOSITORY.removeprefix("git+")
+    assert f'Repository = "{address}"' in (CLONE / "pyproject.toml").read_text()
+    assert run_notebooks.FIRST_CELL.count(address) == 1 and address not in Path(run_notebooks.__file__).read_text()
     notebook = nbformat.read(NOTEBOOKS[0], 4)
     monkeypatch.setattr(run_notebooks, "FIRST_CELL", "import this")
     run_notebooks.put_first_cell(notebook)
