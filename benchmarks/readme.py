@@ -31,8 +31,14 @@ def markdown(rows: Sequence[Sequence[object]]) -> str:
 def fill(text: str) -> str:
     """A page with each marked table made anew, and with the repository's address of today."""
     for old in set(ADDRESS.findall(text)):
-        text = text.replace(old, repository())
+        text = text.replace(site_of(old), site_of(repository())).replace(old, repository())
     return MARK.sub(lambda found: found[1] + markdown(TABLES[found[2]]()), text)
+
+
+def site_of(address: str) -> str:
+    """Where GitHub shows what a repository publishes: the page in the browser."""
+    *_, owner, name = address.split("/")
+    return f"https://{owner}.github.io/{name}/"
 
 
 def repository() -> str:
