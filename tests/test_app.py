@@ -1,9 +1,11 @@
 """page: the page in a browser that reaches this machine alone, and reports without one."""
 
+import base64
 import csv
 import http.client
 import io
 import os
+import re
 import shutil
 import signal
 import socket
@@ -30,6 +32,7 @@ from kaggle_utils.page import uploads as app_uploads
 from kaggle_utils.page.app import CAUTION, MAX_UPLOAD, serve
 from kaggle_utils.page.examples import CHILDREN, SOURCE, SYNTHETIC, make_examples
 from kaggle_utils.page.report import choice, report
+from kaggle_utils.page.words import LEFT, RIGHT, plain
 from kaggle_utils.quality.measurements import measure
 from kaggle_utils.synthetic.model import AppearanceModel
 from kaggle_utils.tb.screening import TBScreener
@@ -225,7 +228,9 @@ def test_each_synthetic_radiograph_has_two_lungs(page):
             screener.probabilities([image], screener.segmenter.masks([image]))[0], abs=0.01
         )
         label = "presumptive" if float(probability) >= screener.threshold else "not presumptive"
-        assert said == f"({label})"
+        assert said == f"({label}, from {screener.threshold:.2f} on it is presumptive)"
+        page.locator(".report:visible summary").click()
+        assert page.locator(".report:visible details img").bounding_box()["height"] > 100
 
 
 def test_examples_say_what_they_show_and_whose_they_are(page):
@@ -275,8 +280,8 @@ def test_dicom_film_is_measured_in_mm_with_its_notes(page, tmp_path):
     assert (
         "Area, cm²" in text
         and "Height, mm" in text
-        and "MONOCHROME1 inverted" in text
-        and "spacing from ImagerPixelSpacing" in text
+        and plain("MONOCHROME1 inverted") in text
+        and "Millimetres are those on the detector" in text
     )
 
 
@@ -587,7 +592,7 @@ def test_report_of_a_film_without_lungs_has_dashes_and_the_flag_says_so(tmp_path
         and "<td>–</td>" in text
         and "nan" not in text.split("<h2>")[1].split("<p class")[0]
     )
-    assert "<td>0.00 (reject)</td>" in text and "<li>no lung found</li>" in text
+    assert "<td>0.00 (probably of no use)</td>" in text and f"<li>{plain('no lung found')}</li>" in text
     assert "<th scope='row'>Tuberculosis, for research</th><td>no lung found</td>" in text
 
 
@@ -684,6 +689,16 @@ def test_network_of_one_convention_or_of_a_set_of_ones_own_has_one_report_and_no
     text = report("film.png", files.encode_image(film.image, ".png"), screener)
     assert choice(screener.segmenter) == "" and text.count("<article") == 1 and f"<figcaption>{said}" in text
     assert "download='film_mask.png'" in text and "presumptive" in cell(text, "Tuberculosis, for research")
+
+
+def test_overlay_is_the_film_at_its_own_size_with_an_outline_for_each_lung():
+    example = make_examples()[0]
+    text = report(example.name, example.data, TBScreener(device="cpu"))
+    data = re.search(r"_overlay.png' href='data:image/png;base64,([^']+)'", text)[1]
+    overlay = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)
+    assert overlay.shape == (512, 512, 3)
+    lungs = [np.argwhere((overlay[..., ::-1] == tuple(bytes.fromhex(colour[1:]))).all(-1)) for colour in (RIGHT, LEFT)]
+    assert min(map(len, lungs)) > 100 and lungs[0][:, 1].mean() < 256 < lungs[1][:, 1].mean()
 
 
 def test_network_that_knows_no_lung_fields_screens_nobody(tmp_path, film):

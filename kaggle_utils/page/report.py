@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from html import escape
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 
 from ..image import encode_image, resize_image, resize_mask
 from ..infer import LungSegmenter, Result, Segmented, Unsegmented, read_checked, segment
-from ..pictures.overlay import draw_overlay
-from ..quality import MEASUREMENTS, SIDES, measure
+from ..pictures.overlay import draw_outlines
+from ..quality import MEASUREMENTS, SIDES, measure, split_lungs
 from ..tables import to_csv
-from ..tb import CLEAR, NO_FIELDS, PRESUMPTIVE, TBScreener, why_not
+from ..tb import CLEAR, NO_FIELDS, PRESUMPTIVE, TBScreener, draw_heat, why_not
+from .words import FLAGS, LEFT, RIGHT, plain
 
 SHOWN = 1024  # px, the longer side of the picture in a report; the mask has the film's own size
 CHOICES = {"lung-field": "Lung fields", "with-heart": "With the heart"}
@@ -45,6 +48,8 @@ BOTH = {
     "Symmetry": "{symmetry:.2f}",
     "Tilt, clockwise": "{tilt_deg:.1f}°",
 }
+
+_KEY = f"<b style='color:{RIGHT}'>■</b> right, <b style='color:{LEFT}'>■</b> left"
 
 
 def choice(segmenter: LungSegmenter) -> str:
@@ -77,7 +82,7 @@ def report(name: str, data: bytes, screener: TBScreener, age: float | None = Non
     heads = _heads(segmenter)
     probs = segmenter.probabilities([film.checked.image] * len(heads), list(heads.values()))
     found = {head: segment(film, prob, segmenter.with_head(head)) for head, prob in zip(heads.values(), probs)}
-    screened = NO_FIELDS if screener.head is None else _screened(found[screener.head], screener)
+    screened = (NO_FIELDS, "") if screener.head is None else _screened(found[screener.head], screener)
     return "".join(_report(found[head], convention, screened, len(heads)) for convention, head in heads.items())
 
 
@@ -87,13 +92,13 @@ def _heads(segmenter: LungSegmenter) -> dict[str, str]:
     return conventions if segmenter.head in conventions.values() else {"": segmenter.head}
 
 
-def _report(found: Result, convention: str, screened: str, masks: int) -> str:
+def _report(found: Result, convention: str, screened: tuple[str, str], masks: int) -> str:
     """What is reported of one mask.
 
     Args:
         found: the mask, or why there is none.
         convention: that the mask follows, of ``OUTLINED``; the style sheet knows it by this name.
-        screened: what step two says of the film.
+        screened: what step two says of the film, and its heat map.
         masks: how many the report has.
     """
     if isinstance(found, Unsegmented):
@@ -102,22 +107,24 @@ def _report(found: Result, convention: str, screened: str, masks: int) -> str:
     measured = measure(mask, spacing)
     facts = {
         "Film": [f"{mask.shape[1]} × {mask.shape[0]} px"],
-        "Dice, estimated": [f"{quality.estimate:.2f} ({quality.flag})" if quality else "–"],
+        "Dice, estimated": [f"{quality.estimate:.2f} ({FLAGS[quality.flag]})" if quality else "–"],
         **{name: [_fill(form, measured)] for name, form in BOTH.items()},
-        SCREENED[convention]: [escape(screened)],
+        SCREENED[convention]: [escape(screened[0])],
     }
-    notes = [*(quality.reasons if quality else ()), *found.notes]
+    notes = [plain(note) for note in (*(quality.reasons if quality else ()), *found.notes)]
     stem = Path(found.name).stem
     table = pd.DataFrame([{"name": stem, **measured}], columns=["name", *MEASUREMENTS]).round(4).convert_dtypes()
     file = escape(f"{stem}_{convention}" if masks > 1 else stem)
     return f"""<article class='report {convention}'>
       <figure><img alt='The film with its lungs outlined' src='{data_url("image/jpeg", _picture(found))}'>
-        <figcaption>{OUTLINED[convention]} The patient's right lung is on the left.</figcaption></figure>
+        <figcaption>{OUTLINED[convention]} The patient's right lung is on the left: {_KEY}.</figcaption>
+        {screened[1]}</figure>
       <div><p role='alert'>{escape(found.name)} is outlined.</p><h2>{escape(found.name)}</h2>
         {_lungs(measured, IN_MM if spacing else IN_PX)}
         {_table("Both, and the film", facts)}{_notes(notes)}
         <p class='downloads'>
           <a download='{file}_mask.png' href='{data_url("image/png", _mask(found))}'>Mask (PNG)</a>
+          <a download='{file}_overlay.png' href='{data_url("image/png", _overlay(found))}'>Overlay (PNG)</a>
           <a download='{file}_measurements.csv' href='{data_url("text/csv", to_csv(table))}'>Measurements (CSV)</a>
         </p></div></article>"""
 
@@ -128,23 +135,45 @@ def _refusal(film: Unsegmented, convention: str = "") -> str:
 
 def _picture(found: Segmented) -> bytes:
     """The upright film with its lungs outlined, no larger than ``SHOWN``."""
-    scale = min(1, SHOWN / max(found.upright.shape))
-    height, width = (max(1, round(side * scale)) for side in found.upright.shape)
-    image = resize_image(found.film.checked.image, (height, width))
-    return encode_image(draw_overlay(image, resize_mask(found.upright, (height, width))), ".jpg")
+    shape = _shown(found.upright)
+    lungs = [resize_mask(lung, shape) for lung in split_lungs(found.upright)]
+    return encode_image(_draw(resize_image(found.film.checked.image, shape), lungs), ".jpg")
+
+
+def _shown(image: np.ndarray) -> tuple[int, int]:
+    """Rows and columns of a picture in a report."""
+    scale = min(1, SHOWN / max(image.shape))
+    return max(1, round(image.shape[0] * scale)), max(1, round(image.shape[1] * scale))
+
+
+def _overlay(found: Segmented) -> bytes:
+    """The upright film at its own size with its lungs outlined."""
+    return encode_image(_draw(found.film.checked.image, split_lungs(found.upright)), ".png")
+
+
+def _draw(image: np.ndarray, lungs: Sequence[np.ndarray]) -> np.ndarray:
+    return draw_outlines(image, dict(zip((RIGHT, LEFT), lungs)))
 
 
 def _mask(found: Segmented) -> bytes:
     return encode_image(found.mask * np.uint8(255), ".png")
 
 
-def _screened(fields: Result, screener: TBScreener) -> str:
-    """What step two says of a film by the mask of its lung fields."""
+def _screened(fields: Result, screener: TBScreener) -> tuple[str, str]:
+    """What step two says of a film by the mask of its lung fields, and its heat map as HTML; empty where it says
+    nothing."""
     reason = why_not(fields)
     if reason or isinstance(fields, Unsegmented):
-        return reason
-    probability = float(screener.probabilities([fields.film.checked.image], [fields.upright])[0])
-    return f"{probability:.2f} ({PRESUMPTIVE if probability >= screener.threshold else CLEAR})"
+        return reason, ""
+    image, mask = fields.film.checked.image, fields.upright
+    probability = float(screener.probabilities([image], [mask])[0])
+    label = PRESUMPTIVE if probability >= screener.threshold else CLEAR
+    shape = _shown(mask)
+    heat = cv2.resize(screener.heat(image, mask), shape[::-1])
+    drawn = draw_heat(resize_image(image, shape), resize_mask(mask, shape), heat, probability)
+    picture = f"<img alt='The film with a heat map' src='{data_url('image/jpeg', encode_image(drawn, '.jpg'))}'>"
+    details = f"<details><summary>What raised the probability of tuberculosis</summary>{picture}</details>"
+    return f"{probability:.2f} ({label}, from {screener.threshold:.2f} on it is presumptive)", details
 
 
 def _lungs(measured: dict[str, float], sizes: dict[str, str]) -> str:
