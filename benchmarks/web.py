@@ -29,7 +29,7 @@ from web.make import make_page
 sys.path.insert(0, str(ROOT / "tests"))
 
 FURTHER = 15  # films whose median time counts
-WIDTH, HEIGHT = 900, 760  # px of a recording
+WIDTH, HEIGHT, SHARE = 1000, 1280, 0.7  # px of the page in a recording, and how much smaller its pictures are
 STEP = 120  # ms between its pictures
 
 
@@ -102,15 +102,15 @@ def record(play: Any, address: str, out: Path) -> None:
     pictures: list[Any] = []
 
     def look(times: int) -> None:
-        pictures.extend(Image.open(io.BytesIO(page.screenshot())).convert("RGB") for _ in range(times))
+        for _ in range(times):
+            picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+            pictures.append(picture.resize((round(WIDTH * SHARE), round(HEIGHT * SHARE)), Image.Resampling.LANCZOS))
 
     page.locator("#status", has_text="Ready.").wait_for(timeout=120_000)
     look(6)
     for example in (0, 3):
         page.locator("#examples button").nth(example).click()
         page.locator("article.report").wait_for()
-        page.locator("#choices").scroll_into_view_if_needed()
-        page.evaluate("document.querySelector('#choices').scrollIntoView()")
         look(10)
         page.get_by_label("With the heart").check()
         look(10)
@@ -118,9 +118,7 @@ def record(play: Any, address: str, out: Path) -> None:
             page.locator("#opacity").fill(str(opacity))
             look(1)
         page.get_by_label("Lung fields").check()
-        look(4)
-        page.evaluate("scrollTo(0, 0)")
-        look(4)
+        look(6)
     browser.close()
     buffer = io.BytesIO()
     options = {"save_all": True, "append_images": pictures[1:], "duration": STEP, "loop": 0, "quality": 60, "method": 4}
