@@ -344,9 +344,10 @@ def _a(kind: type, name: str) -> Rule:
     return name, lambda v: isinstance(v, kind) and not isinstance(v, bool)
 
 
-_ENCODER = {"base_channels": _whole(1, 1024), "depth": _whole(1, 8), "patch": _whole(1, 16)}
 _UNET = {
-    **_ENCODER,
+    "base_channels": _whole(1, 1024),
+    "depth": _whole(1, 8),
+    "patch": _whole(1, 16),
     "in_channels": _whole(1, 64),
     "classes": _whole(1, 64),
     "dims": _one_of(2, 3),
@@ -354,7 +355,7 @@ _UNET = {
     "up": _one_of("bilinear", "transposed"),
     "conv": _one_of("plain", "separable"),
 }
-_CLASSIFIER = {**_ENCODER, "members": _whole(1, 64), "dropout": _number(0, 1)}
+_CLASSIFIER = {"first": _whole(0, 6), "members": _whole(1, 1)}
 _SEGMENTER = {
     "size": _whole(*SIDES),
     "sources": _names(1),
@@ -375,7 +376,7 @@ _SEGMENTER = {
 }
 _SCREENER = {
     "size": _whole(*SIDES),
-    "arm": _one_of("whole", "crop", "masked", "blanked"),
+    "variant": _one_of("whole", "box", "lungs", "blanked"),
     "temperature": _number(1e-3, 1e3),
     "threshold": _number(0, 1),
 }

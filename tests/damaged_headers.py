@@ -37,16 +37,13 @@ BAD_ARCHITECTURE = {
 }
 BAD_SCREENER = {
     "size": [0, -1, 3.5, None, True, 10**6, 10**12, "384"],
-    "arm": ["lungs", 3, None],
+    "variant": ["masked", 3, None],
     "temperature": [0, -1, None, "1", True, float("nan"), 10**9],
     "threshold": [-0.1, 2, None, "0.5", False, float("inf")],
 }
 BAD_CLASSIFIER = {
-    "base_channels": [0, -1, 2.0, None, True, 10**6, 10**12],
-    "depth": [0, 10**9, [1]],
-    "patch": [0, 10**6, None],
-    "members": [0, -1, 2.5, None, True, 10**6, 10**12],
-    "dropout": [-1, 2, None, "0.3", float("nan")],
+    "first": [-1, 7, 2.0, None, True, 10**6, "2", [1]],
+    "members": [0, -1, 2, None, True, 10**12],
     "surprise": [1],
 }
 

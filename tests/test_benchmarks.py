@@ -63,17 +63,11 @@ def test_what_a_user_can_mend_is_a_line():
     assert done.returncode == 1 and done.stderr == "[Errno 2] No such file or directory: 'nowhere'\n"
 
 
-@pytest.mark.parametrize(
-    "run, command",
-    [
-        ("protocols/montgomery", "kaggle_utils protocol montgomery shenzhen"),
-        ("tb/segmenter_both", "benchmarks.tb pretrain"),
-    ],
-)
-def test_missing_weights_name_the_command_that_makes_them(run, command, tmp_path, monkeypatch):
-    monkeypatch.setattr(tb, "RUNS", tmp_path / "tb")
-    with pytest.raises(FileNotFoundError, match=f"best.safetensors is not there: python -m {command} makes it"):
-        tb._trained(tmp_path / run)
+def test_clinic_s_thousand_adds_up():
+    point = {"trained_on": "a", "tested_on": "b", "standardised": "training", "fixed_at": 0.9}
+    seen = tb.clinic(pd.DataFrame([point | {"sensitivity": 0.9, "specificity": 0.7}])).set_index("prevalence").loc[0.05]
+    assert seen["found"] == 45 and seen["missed"] == 5 and seen["called"] == 45 + 285
+    assert seen["called_and_sick"] == pytest.approx(45 / 330, abs=1e-3)
 
 
 def test_parts_of_results_are_kept_beside_each_other(tmp_path, capsys):

@@ -53,13 +53,13 @@ def test_scores_of_known_probabilities():
     assert perfect["prob"] == perfect["share"] == 0.25 and perfect["n"] == 4
 
 
-def test_validation_films_alone_fix_temperature_and_threshold(rng):
+def test_training_films_alone_fix_temperature_and_threshold(rng):
     true = rng.normal(0, 2, 4000)
     films = pd.DataFrame(
         {
             "tb": (rng.random(4000) < expit(true)).astype(int),
             "logit": 2 * true,
-            "part": np.repeat(["val", "test", "train", "test"], 1000),
+            "part": np.repeat(["train", "test"], 2000),
         }
     )
     test = calibrated(films)

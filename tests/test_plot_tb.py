@@ -6,33 +6,22 @@ import numpy as np
 import pandas as pd
 import pytest
 from phantoms import phantom
+from scipy.special import expit
 
 from kaggle_utils.plots.tb import draw_tb_arms, draw_tb_reliability, draw_tb_roc, draw_tb_transfer, read_tb, show_heat
 
 
 @pytest.fixture
 def results(rng, tmp_path):
-    """Logits of two variants, two seeds, 60 films each to validate and test; `blanked` is chance."""
-    rows = []
-    for arm, gap in (("masked", 50.0), ("blanked", 0.0)):
-        for seed in range(2):
-            for part in ("val", "test"):
-                tb = np.arange(60) % 2
-                rows.append(
-                    pd.DataFrame(
-                        {
-                            "protocol": "both",
-                            "arm": arm,
-                            "seed": seed,
-                            "part": part,
-                            "tb": tb,
-                            "logit": gap * (tb - 0.5) + rng.normal(0, 1, 60),
-                            "source": np.repeat(["montgomery", "shenzhen"], 30),
-                            "name": [f"{part}{k}" for k in range(60)],
-                        }
-                    )
-                )
-    pd.concat(rows).to_csv(tmp_path / "tb_films.csv", index=False)
+    """60 test films of two variants; `blanked` is chance."""
+    tables, tb = [], np.arange(60) % 2
+    for variant, gap in (("lungs", 50.0), ("blanked", 0.0)):
+        logit = gap * (tb - 0.5) + rng.normal(0, 1, 60)
+        films = {"name": [f"f{k}" for k in range(60)], "source": np.repeat(["montgomery", "shenzhen"], 30), "tb": tb}
+        numbers = {"logit": logit, "prob": expit(logit), "presumptive": logit > 0}
+        columns = {"trained_on": "both", "variant": variant, "standardised": "training"} | films | numbers
+        tables.append(pd.DataFrame(columns))
+    pd.concat(tables).to_csv(tmp_path / "tb_films.csv", index=False)
     return tmp_path
 
 

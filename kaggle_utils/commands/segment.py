@@ -191,6 +191,12 @@ def _screen_options(sub: argparse.ArgumentParser) -> None:
         "--weights", help="of the classifier, a safetensors file, here or in S3; the shipped one if not given"
     )
     sub.add_argument(
+        "--calibrate-on",
+        metavar="FOLDER",
+        help="radiographs of the same hospital, 20 or more, without labels and as mixed as they come: levels of its "
+        "machines stop counting as disease",
+    )
+    sub.add_argument(
         "--segmenter", help="weights of the network that finds the lungs, here or in S3; the shipped one if not given"
     )
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (a Mac's GPU)")
@@ -205,6 +211,9 @@ def screen(args: argparse.Namespace) -> int:
     screener = TBScreener(
         fetch(args.weights), segmenter=LungSegmenter(fetch(args.segmenter), device=args.device), device=args.device
     )
+    if args.calibrate_on:
+        used = screener.calibrate([fetch(args.calibrate_on)])
+        print(f"standardised by {counted(used, 'radiograph')} of {args.calibrate_on}")
     with results(args.out) as out:
         table = screen([fetch(path, args.out) for path in args.path], out, screener, batch=args.batch_size)
     without = table[table["probability"].isna()]
@@ -272,7 +281,7 @@ COMMANDS = (
         "give a probability of tuberculosis with a heat map, or the reason why there is none: for research and "
         "teaching, no medical device; exit status 3 if some have none",
         _screen_options,
-        s3=("path", "out", "weights", "segmenter"),
+        s3=("path", "out", "weights", "segmenter", "calibrate_on"),
         way_on=SAME_COMMAND,
     ),
     Command(

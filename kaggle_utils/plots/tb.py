@@ -1,6 +1,7 @@
 """Figures of TB screening: does segmenting first help, what the probabilities are worth, where the network looked.
 
-They are drawn from ``tb_films.csv``, a row per run and film: arm (the variant), seed, name, source, tb, part, logit.
+They are drawn from ``tb_films.csv``, a row per test film of each classifier: trained_on, variant, standardised, name,
+source, tb, logit, prob and presumptive.
 """
 
 from __future__ import annotations
@@ -15,30 +16,36 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from ..tb import calibrated, reliability
+from ..tb import reliability
 from .films import show_film
 from .style import BLUE, GREEN, RED, RESULTS, diagonal, note, read_result, styled
 
 VARIANTS = {
     "whole": ("whole film", BLUE),
-    "crop": ("lungs cut out", GREEN),
-    "masked": ("lungs alone", RED),
+    "box": ("lungs cut out", GREEN),
+    "lungs": ("lungs alone", RED),
     "blanked": ("lungs blanked out", "#999999"),
+    "thumbnail": ("16 × 16 pixels", "#666666"),
 }
 
 
-def read_tb(results: str | Path, trained_on: str = "both") -> pd.DataFrame:
-    """The rows of the networks that were trained on these sets.
+def read_tb(results: str | Path, trained_on: str = "both", standardised: str = "training") -> pd.DataFrame:
+    """The test films of the classifiers that were trained on these sets.
+
+    Args:
+        results: folder with ``tb_films.csv``.
+        trained_on: both, or one set.
+        standardised: by the training films, or by the tested hospital's own.
 
     Raises:
         FileNotFoundError: the benchmark was not run.
     """
-    films = read_result(results, "tb_films.csv", "benchmarks.tb protocols")
-    return films[films["protocol"] == trained_on]
+    films = read_result(results, "tb_films.csv", "benchmarks.tb")
+    return films[(films["trained_on"] == trained_on) & (films["standardised"] == standardised)]
 
 
 def draw_tb_arms(results: str | Path = RESULTS) -> Figure:
-    """Makes ``images/tb_arms.png``: each variant's area under the ROC curve on each set's test films, a dot per seed.
+    """Makes ``images/tb_arms.png``: each variant's area under the ROC curve on each set's test films.
 
     Args:
         results: folder with ``tb_films.csv``.
@@ -66,7 +73,7 @@ def draw_tb_transfer(results: str | Path = RESULTS) -> Figure:
 @styled
 def _draw_areas(films: pd.DataFrame) -> Figure:
     """A panel for the test films of each set, side by side."""
-    sets = films[films["part"] == "test"].groupby("source")
+    sets = films.groupby("source")
     figure, axes = plt.subplots(1, len(sets), figsize=(4.2 * len(sets), 3.2), sharey=True, squeeze=False)
     for ax, (source, test) in zip(axes.flat, sets):
         _draw_bars(test, ax)
@@ -76,15 +83,13 @@ def _draw_areas(films: pd.DataFrame) -> Figure:
 
 
 def _draw_bars(test: pd.DataFrame, ax: Axes) -> None:
-    """A bar for each variant, a dot for each of its seeds."""
+    """A bar for each variant."""
     for k, (variant, (_, colour)) in enumerate(VARIANTS.items()):
-        runs = [roc_auc_score(run["tb"], run["logit"]) for _, run in test[test["arm"] == variant].groupby("seed")]
-        if not runs:
-            continue
-        mean = np.mean(runs)
-        ax.bar(k, mean, 0.65, color=colour, alpha=0.55)
-        ax.plot(np.full(len(runs), k), runs, "o", color=colour, markersize=4)
-        note(ax, f"{mean:.3f}", (k, max(runs)), (0, 5), ha="center", fontsize=9)
+        some = test[test["variant"] == variant]
+        if len(some):
+            area = roc_auc_score(some["tb"], some["logit"])
+            ax.bar(k, area, 0.65, color=colour, alpha=0.55)
+            note(ax, f"{area:.3f}", (k, area), (0, 4), ha="center", fontsize=9)
     ax.axhline(0.5, color="0.3", linewidth=0.8, linestyle="--")
     ax.set_ylim(0.4, 1.02)
     ax.set_xticks(range(len(VARIANTS)), [name.replace(" ", "\n", 1) for name, _ in VARIANTS.values()])
@@ -92,13 +97,12 @@ def _draw_bars(test: pd.DataFrame, ax: Axes) -> None:
 
 @styled
 def draw_tb_roc(results: str | Path = RESULTS) -> Figure:
-    """Makes ``images/tb_roc.png``: ROC curves of the variants, each by its seeds' mean logits, all test films together.
+    """Makes ``images/tb_roc.png``: ROC curves of the variants, all test films together.
 
     Args and Raises: as :func:`draw_tb_arms`.
     """
     figure, ax = plt.subplots(figsize=(4.6, 4.4))
-    for variant, runs in mean_logits(read_tb(results)).groupby("arm"):
-        test = calibrated(runs)
+    for variant, test in read_tb(results).groupby("variant", sort=False):
         false_positives, sensitivity, _ = roc_curve(test["tb"], test["prob"], drop_intermediate=False)
         name, colour = VARIANTS[variant]
         label = f"{name}, {roc_auc_score(test['tb'], test['prob']):.3f}"
@@ -120,11 +124,11 @@ def draw_tb_reliability(results: str | Path = RESULTS) -> Figure:
     Args and Raises: as :func:`draw_tb_arms`.
     """
     films = read_tb(results)
-    test = calibrated(mean_logits(films[films["arm"] == "masked"]))
+    test = films[films["variant"] == "lungs"]
     bins = reliability(test["prob"].to_numpy(), test["tb"].to_numpy(), bins=5)
     figure, ax = plt.subplots(figsize=(4.2, 4))
     diagonal(ax)
-    ax.plot(bins["prob"], bins["share"], "o-", color=VARIANTS["masked"][1])
+    ax.plot(bins["prob"], bins["share"], "o-", color=VARIANTS["lungs"][1])
     for n, prob, share in zip(bins["n"], bins["prob"], bins["share"]):
         note(ax, f"{n} films", (prob, share), (6, -10))
     ax.set(xlabel="probability of tuberculosis, calibrated", ylabel="share that has it")
@@ -147,11 +151,6 @@ def show_heat(images: Sequence[np.ndarray], masks: Sequence[np.ndarray], heats: 
         show_film(image, pred=mask, ax=below)
         below.imshow(heat, cmap="inferno", alpha=0.6 * heat, vmin=0, vmax=1)
     return figure
-
-
-def mean_logits(films: pd.DataFrame) -> pd.DataFrame:
-    """Each variant's seeds together: the mean of their logits for each film."""
-    return films.groupby(["arm", "name", "source", "tb", "part"], as_index=False)["logit"].mean()
 
 
 CHARTS = {

@@ -1,32 +1,34 @@
 """Step two: presumptive tuberculosis on a chest X-ray. A research demonstration, no medical device.
 
-- ``data``: films to four views of the film and its lungs
-- ``net``: the classifier, the segmenter's encoder pooled inside a region, and where it looked
-- ``train``: training it, and what it says of films
+- ``data``: five variants of a film, and the thirds of its lungs
+- ``lite0``: the network that learned from ImageNet
+- ``net``: the classifier, what the network makes of each third and a line through it, and where it looked
+- ``fit``: fitting the line
 - ``calibrate``: temperature, operating point, scores
 - ``screening``: all of it behind the segmenter, for films in a folder
 """
 
 from .calibrate import calibrated, reliability, score_tb
-from .data import VARIANTS, make_cuts, tb_frame, view
+from .data import VARIANTS, tb_frame, thumbnail, view
+from .fit import describe_films, fit_line, out_of_fold
 from .screening import CLEAR, NO_FIELDS, PRESUMPTIVE, TBScreener, draw_heat, screen, why_not
-from .train import TBConfig, compare_variants
 
 __all__ = [
-    "VARIANTS",
     "CLEAR",
     "NO_FIELDS",
     "PRESUMPTIVE",
-    "TBConfig",
+    "VARIANTS",
     "TBScreener",
     "calibrated",
-    "compare_variants",
+    "describe_films",
     "draw_heat",
-    "make_cuts",
+    "fit_line",
+    "out_of_fold",
     "reliability",
     "score_tb",
     "screen",
     "tb_frame",
+    "thumbnail",
     "view",
     "why_not",
 ]

@@ -82,18 +82,18 @@ def reliability(prob: np.ndarray, labels: np.ndarray, bins: int = 10) -> dict[st
 
 
 def calibrated(films: pd.DataFrame, sensitivity: float = SENSITIVITY) -> pd.DataFrame:
-    """The test films of one network (or of several, their mean) with what its validation films fix.
+    """The test films of one network with what its training films, each seen by a network that it isn't in, fix.
 
     Args:
-        films: with ``tb``, ``logit`` and ``part`` (``val`` or ``test``; others are left out).
-        sensitivity: of the validation films, by :func:`choose_threshold`.
+        films: with ``tb``, ``logit`` and ``part``: ``train`` (out of fold) or ``test``.
+        sensitivity: of the training films, by :func:`choose_threshold`.
 
     Returns:
         The test rows with prob (calibrated), presumptive (at the threshold or above),
         temperature and threshold.
     """
-    val, test = films[films["part"] == "val"], films[films["part"] == "test"]
-    logits, labels = val["logit"].to_numpy(), val["tb"].to_numpy()
+    known, test = films[films["part"] == "train"], films[films["part"] == "test"]
+    logits, labels = known["logit"].to_numpy(), known["tb"].to_numpy()
     temperature = fit_temperature(logits, labels)
     threshold = choose_threshold(expit(logits / temperature), labels, sensitivity)
     prob = expit(test["logit"] / temperature)

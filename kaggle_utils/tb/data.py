@@ -1,33 +1,30 @@
-"""Films to what the tuberculosis classifier sees: four views of a film and its lungs, cut once, augmented, normalised.
+"""Films to what the tuberculosis classifier sees: five variants of a film, and the zones in which it is described.
 
-Axes: N or B films, 1 channel, H rows, W columns. Arrays are ``uint8 (H, W)``, lungs are masks in {0, 1}; tensors are
-``float32 (B, 1, H, W)``.
+Axes: H rows, W columns, 6 zones: the upper, middle and lower third of the right lung, then of the left.
+Films are ``uint8 (H, W)``, lungs are masks in {0, 1}.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
-import torch
 
-from ..augment import augmentation
 from ..data import read_manifest
-from ..image import read_image, resize_image, resize_mask, resize_prob
+from ..image import resize_image, resize_mask, resize_prob
 from ..quality import split_lungs
 from ..splits import SAME_PATIENT, published_split
 
-VARIANTS = ("whole", "crop", "masked", "blanked")  # variants of what the network is shown, see view()
-CROPPED = ("crop", "masked")  # those that are shown the box around the lungs
+VARIANTS = ("whole", "box", "lungs", "blanked", "thumbnail")  # what is seen of a film, see view() and thumbnail()
+BOXED = ("box", "lungs")  # those that are shown the box around the lungs
+SIZE = 384  # px, side of the square that is shown
 FILM = 512  # px, side of the square that a film is squeezed to before its lungs are cut out, as the prepared set's are
 MARGIN = 0.05  # of the lungs' longer side, around them: pleura and costophrenic angles lie on the mask's edge
+THIRDS = 3  # of a lung, from its apex down
 
 
 def tb_frame(data: str | Path, sources: Sequence[str] = ("montgomery", "shenzhen")) -> pd.DataFrame:
@@ -46,37 +43,6 @@ def tb_frame(data: str | Path, sources: Sequence[str] = ("montgomery", "shenzhen
         raise ValueError(f"{data}: no film of {', '.join(sources)} with a label for tuberculosis")
     own = frame["split"].replace("unlabelled", "train")
     return frame.assign(tb=frame["tb"].astype(int), part=published_split(frame, task="tb").fillna(own))
-
-
-@dataclass(frozen=True)
-class Cuts:
-    """Films and their lungs, whole and cut out, ready for every variant.
-
-    Attributes:
-        frame: one row per film: name, source, tb and whatever else the manifest says.
-        films, lungs: whole films and their lung fields, ``uint8 (N, size, size)``, see :func:`lung_fields`.
-        crops, crop_lungs: the same around the lungs, letter-boxed.
-    """
-
-    frame: pd.DataFrame
-    films: np.ndarray
-    lungs: np.ndarray
-    crops: np.ndarray
-    crop_lungs: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.frame)
-
-    def __getitem__(self, keep: np.ndarray | pd.Series) -> Cuts:
-        """Some of the films, by a boolean array or by positions."""
-        at = np.arange(len(self))[np.asarray(keep)]
-        return Cuts(self.frame.iloc[at], self.films[at], self.lungs[at], self.crops[at], self.crop_lungs[at])
-
-    def of(self, variant: str) -> tuple[np.ndarray, np.ndarray]:
-        """Images and lungs that a variant starts from, each ``uint8 (N, size, size)``."""
-        if variant in CROPPED:
-            return self.crops, self.crop_lungs
-        return self.films, self.lungs
 
 
 def lung_box(lungs: np.ndarray, margin: float = MARGIN) -> tuple[slice, slice]:
@@ -100,8 +66,8 @@ def lung_box(lungs: np.ndarray, margin: float = MARGIN) -> tuple[slice, slice]:
     )
 
 
-def lung_fields(lungs: np.ndarray, margin: float = 0.02) -> np.ndarray:
-    """The convex hull of each lung, a little wider: what disease hides from the segmenter is inside it.
+def lung_zones(lungs: np.ndarray, margin: float = 0.02) -> np.ndarray:
+    """The thirds of each lung's field: of its convex hull, a little wider, which holds what disease hides.
 
     Segmenters leave out what is white, and a consolidated lobe is: by the mask alone the sickest lungs would be cut
     away.
@@ -109,14 +75,28 @@ def lung_fields(lungs: np.ndarray, margin: float = 0.02) -> np.ndarray:
     Args:
         lungs: ``uint8 (H, W)`` in {0, 1}.
         margin: of the film's width, by which the hulls grow.
+
+    Returns:
+        ``uint8 (6, H, W)`` in {0, 1}; empty for a lung that isn't there.
     """
-    fields = np.zeros_like(lungs)
-    for lung in split_lungs(lungs):
-        points = cv2.findNonZero(lung)
-        if points is not None:
-            cv2.fillConvexPoly(fields, cv2.convexHull(points), 1)
     side = 2 * round(margin * lungs.shape[1]) + 1
-    return cv2.dilate(fields, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)))
+    around = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
+    zones = np.zeros((2 * THIRDS, *lungs.shape), np.uint8)
+    for n, lung in enumerate(split_lungs(lungs)):
+        points = cv2.findNonZero(lung)
+        if points is None:
+            continue
+        field = cv2.dilate(cv2.fillConvexPoly(np.zeros_like(lungs), cv2.convexHull(points), 1), around)
+        rows = np.flatnonzero(field.any(1))
+        edges = np.linspace(rows[0], rows[-1] + 1, THIRDS + 1).round().astype(int)
+        for third, (top, bottom) in enumerate(pairwise(edges)):
+            zones[THIRDS * n + third, top:bottom] = field[top:bottom]
+    return zones
+
+
+def lung_fields(lungs: np.ndarray, margin: float = 0.02) -> np.ndarray:
+    """All zones of :func:`lung_zones` together, ``uint8 (H, W)`` in {0, 1}."""
+    return lung_zones(lungs, margin).max(0)
 
 
 def letter_box(image: np.ndarray, box: tuple[slice, slice], size: int) -> np.ndarray:
@@ -148,94 +128,60 @@ def _fitted(part: np.ndarray, size: int) -> tuple[slice, slice]:
     return slice(top, top + height), slice(left, left + width)
 
 
-def cut(image: np.ndarray, lungs: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """One film for all variants: whole film, its lung fields, the crop, its lung fields, each ``uint8 (size, size)``.
+def view(film: np.ndarray, lungs: np.ndarray, variant: str, size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
+    """What a variant shows of a film, normalised by the gray levels of its zones, and the zones.
+
+    ``whole``: the film, its zones the thirds of its halves. ``box``: the box around the lungs, normalised by the lungs'
+    own levels, so that neither collimation nor the arms of the patient set the scale. ``lungs``: the same with all but
+    the lung fields at their mean. ``blanked``: the film with its lung fields at the mean of the rest: what is learned
+    from that is no disease of the lungs, though their outline, which disease changes too, is still seen.
 
     Args:
-        image: ``uint8 (H, W)``, of any size.
-        lungs: ``uint8 (H, W)`` in {0, 1}, of any size.
+        film: ``uint8 (H, W)``, of any size.
+        lungs: ``uint8 (H, W)`` in {0, 1}, of any size; the whole film needs none.
+        variant: of :data:`VARIANTS`, but ``thumbnail``.
         size: px.
 
+    Returns:
+        The image ``float32 (size, size)``, with a mean of 0 and a deviation of 0.5 over its zones as a network of
+        ImageNet is used to, and the zones ``uint8 (6, size, size)`` in {0, 1}.
+
     Raises:
-        ValueError: there is no lung.
+        ValueError: there is no lung, or no such variant.
     """
-    image, lungs = resize_image(image, FILM), lung_fields(resize_mask(lungs, FILM))
-    box = lung_box(lungs)
-    crop_lungs = (letter_box(lungs * np.uint8(255), box, size) >= 128).astype(np.uint8)
-    return resize_image(image, size), resize_mask(lungs, size), letter_box(image, box, size), crop_lungs
+    if variant not in VARIANTS or variant == "thumbnail":
+        raise ValueError(f"a view is one of {', '.join(VARIANTS[:-1])}, not {variant!r}")
+    film, zones = resize_image(film, FILM), _grid(FILM)
+    if variant != "whole":
+        fields = lung_zones(resize_mask(lungs, FILM))
+        box = lung_box(fields.max(0))
+        zones = fields if variant in BOXED else zones * (1 - fields.max(0))
+    if variant in BOXED:
+        film = letter_box(film, box, size)
+        zones = np.stack([(letter_box(zone * np.uint8(255), box, size) >= 128).astype(np.uint8) for zone in zones])
+    else:
+        film, zones = resize_image(film, size), np.stack([resize_mask(zone, size) for zone in zones])
+    seen = zones.max(0)
+    levels = film[seen > 0].astype(np.float32)
+    image = np.clip((film - levels.mean()) / max(levels.std(), np.float32(1e-3)), -4, 4) / 2
+    return image * seen if variant in ("lungs", "blanked") else image, zones
 
 
-def stack(frame: pd.DataFrame, films: Iterable[tuple[np.ndarray, ...]]) -> Cuts:
-    """What :func:`cut` made of each row's film."""
-    whole, lungs, crops, crop_lungs = (np.stack(arrays) for arrays in zip(*films, strict=True))
-    return Cuts(frame, whole, lungs, crops, crop_lungs)
+def _grid(size: int) -> np.ndarray:
+    """A square in thirds of halves, as lungs lie in it: ``uint8 (6, size, size)`` in {0, 1}."""
+    rows, columns = np.mgrid[:size, :size]
+    place = THIRDS * (columns * 2 // size) + rows * THIRDS // size
+    return (place == np.arange(2 * THIRDS)[:, None, None]).astype(np.uint8)
 
 
-def make_cuts(frame: pd.DataFrame, segmenter, size: int) -> Cuts:
-    """Cuts the films of a manifest by the lungs that a segmenter finds; films without any are left out.
-
-    Args:
-        frame: rows of :func:`tb_frame`.
-        segmenter: the :class:`infer.LungSegmenter`, or a dict of them by source.
-        size: px, side of the cuts.
-    """
-    rows: list[pd.DataFrame] = []
-    done: list[tuple[np.ndarray, ...]] = []
-    with ThreadPoolExecutor() as pool:
-        for source, films in frame.groupby("source", sort=False):
-            finder = segmenter[source] if isinstance(segmenter, dict) else segmenter
-            for start in range(0, len(films), 16):
-                some = films.iloc[start : start + 16]
-                images = list(pool.map(read_image, some["image"]))
-                masks = finder.masks(images)
-                kept = [k for k, mask in enumerate(masks) if mask.any()]
-                rows.append(some.iloc[kept])
-                done += pool.map(partial(cut, size=size), [images[k] for k in kept], [masks[k] for k in kept])
-    return stack(pd.concat(rows, ignore_index=True), done)
-
-
-def save_cuts(path: str | Path, cuts: Cuts) -> None:
-    """Writes cuts to an npz file: for this machine alone, since they are films."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    table = cuts.frame.to_csv(index=False).encode()
-    np.savez_compressed(path, **vars(cuts) | {"frame": np.frombuffer(table, np.uint8)})
-
-
-def load_cuts(path: str | Path) -> Cuts:
-    """Reads what :func:`save_cuts` wrote."""
-    with np.load(path) as file:
-        arrays = dict(file)
-    table = io.BytesIO(arrays.pop("frame").tobytes())
-    return Cuts(pd.read_csv(table, dtype={"name": str}, keep_default_na=False), **arrays)
-
-
-def view(images: torch.Tensor, lungs: torch.Tensor, variant: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a variant shows of a film, normalised by the gray levels of what it shows, and the region it shows.
-
-    ``whole``: the film. ``crop``: the box around the lungs, normalised by the lungs' own levels, so that neither
-    collimation nor the arms of the patient set the scale. ``masked``: the same with all but the lungs at their mean.
-    ``blanked``: the film with its lungs at the mean of the rest: what is learned from that is no disease of the lungs,
-    though their outline, which disease changes too, is still seen.
-
-    Args:
-        images: ``(B, 1, H, W)`` of any dtype.
-        lungs: the same, in {0, 1}.
-        variant: of :data:`VARIANTS`.
+def thumbnail(film: np.ndarray, side: int = 16) -> np.ndarray:
+    """The control: a film of which nobody sees more than a smudge, with a mean of 0 and a deviation of 1.
 
     Returns:
-        The images with zero mean and unit deviation over their region, and the region in {0, 1}, both
-        ``float32 (B, 1, H, W)``.
+        ``float32 (side²,)``.
     """
-    if variant not in VARIANTS:
-        raise ValueError(f"a variant is one of {', '.join(VARIANTS)}, not {variant!r}")
-    images, lungs = images.float(), lungs.float()
-    region = {"whole": torch.ones_like(lungs), "crop": lungs, "masked": lungs, "blanked": 1 - lungs}[variant]
-    area = region.sum((-2, -1), keepdim=True).clamp_min(1)
-    off = images - (images * region).sum((-2, -1), keepdim=True) / area
-    off = off / ((off**2 * region).sum((-2, -1), keepdim=True) / area).sqrt().clamp_min(1e-3)
-    if variant == "crop":
-        return off.clamp(-4, 4), torch.ones_like(region)
-    return off * region, region
+    small = resize_image(film, side).astype(np.float32).ravel()
+    return (small - small.mean()) / max(small.std(), np.float32(1e-3))
 
 
 def balance(frame: pd.DataFrame) -> np.ndarray:
@@ -250,26 +196,6 @@ def balance(frame: pd.DataFrame) -> np.ndarray:
     sets = frame.groupby("source")["tb"].transform
     both = frame.groupby(["source", "tb"])["tb"].transform("size")
     return (sets("size") / (sets("nunique") * both)).to_numpy(np.float32)
-
-
-def batches(
-    cuts: Cuts, variant: str, *, batch: int, seed: int, epoch: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, np.ndarray]]:
-    """An epoch of augmented views: images, region and positions in the cuts; seed and epoch alone decide the order."""
-    images, lungs = cuts.of(variant)
-    augment = augmentation("tb")
-    order = np.random.default_rng([seed, epoch]).permutation(len(cuts))
-    augment.set_random_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]))
-    for some in np.array_split(order, max(1, round(len(order) / batch))):
-        moved = [augment(image=images[k], mask=lungs[k]) for k in some]
-        seen = as_tensor(np.stack([film["image"] for film in moved]))
-        inside = as_tensor(np.stack([film["mask"] for film in moved]))
-        yield *view(seen, inside, variant), some
-
-
-def as_tensor(films: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Films ``(B, H, W)`` as a tensor ``(B, 1, H, W)`` of the same dtype."""
-    return torch.from_numpy(films[:, None]).to(device)
 
 
 def folds(frame: pd.DataFrame, n: int, seed: int = 0) -> np.ndarray:

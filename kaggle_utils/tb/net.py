@@ -1,121 +1,129 @@
-"""The tuberculosis classifier: the segmenter's encoder, pooled inside a region, and where it looked.
+"""The tuberculosis classifier: what ImageNet's network makes of a film, described zone by zone, and a line through it.
 
-Axes: B films, 1 channel, H, W; features C, h, w are ``patch * 2**depth`` times smaller.
+Axes: B films, 3 equal channels, H, W; Z zones, thirds of the right lung, then of the left; C, h, w of a stage; F
+numbers that describe a film.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..model import UNet, load_network, read_header
+from ..model import load_network, read_header
+from .data import THIRDS
+from .lite0 import CHANNELS, Lite0
+
+CLIP = 5.0  # deviations from the mean, beyond which a number says no more
 
 
 class TBNet(nn.Module):
-    """The contracting path of a U-Net, and a head that averages its deepest features inside a region.
+    """EfficientNet-Lite0 as ImageNet left it, and a logistic regression on the mean and the deviation of its features.
 
-    A mean is all the pooling there is: attention with the strongest response beside it was no better, see
-    ``results/tb_choices.csv``, and with a mean every place's share of the logit can be read off.
+    Each third of a lung is described apart, by the mean of both lungs and by how much they differ: a film and its
+    mirror image are the same.
 
     Args:
-        base_channels, depth, patch: of the U-Net whose encoder this is.
-        dropout: share of the pooled features that training hides.
+        first: stage of the network, from 0 on, from which on its features are looked at.
 
     Shape:
-        images ``(B, 1, H, W)`` and region ``(B, 1, H, W)`` in {0, 1} → logits ``(B,)``.
+        images ``(B, 3, H, W)`` and zones ``(B, Z, H, W)`` in {0, 1} → logits ``(B,)``.
     """
 
-    def __init__(self, *, base_channels: int = 16, depth: int = 3, patch: int = 2, dropout: float = 0.3):
+    def __init__(self, *, first: int = 2):
         super().__init__()
-        self.patch = patch
-        self.architecture = {"base_channels": base_channels, "depth": depth, "patch": patch, "dropout": dropout}
-        unet = UNet(base_channels=base_channels, depth=depth, patch=patch)
-        self.inc, self.down = unet.inc, unet.down
-        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(base_channels * 2**depth, 1))
+        self.architecture = {"first": first, "members": 1}
+        self.first = first
+        self.backbone = Lite0()
+        length = 2 * 2 * THIRDS * sum(CHANNELS[first:])
+        self.register_buffer("mean", torch.zeros(length))
+        self.register_buffer("deviation", torch.ones(length))
+        self.head = nn.Linear(length, 1)
 
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        """The deepest features ``(B, C, h, w)``."""
-        features = self.inc(F.pixel_unshuffle(images, self.patch))
-        for down in self.down:
-            features = down(features)
-        return features
+    def maps(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """The features of the stages that are looked at, each ``(B, C, h, w)``."""
+        return self.backbone(images)[self.first :]
 
-    def classify(self, features: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
-        """Features ``(B, C, h, w)`` to logits ``(B,)``, by those inside the region ``(B, 1, H, W)`` alone."""
-        height, width = features.shape[-2:]
-        inside = F.adaptive_avg_pool2d(region, (height, width))
-        mean = (features * inside).sum((-2, -1)) / inside.sum((-2, -1)).clamp_min(1e-3)
-        return self.head(mean).squeeze(1)
+    def describe(self, images: torch.Tensor, zones: torch.Tensor) -> torch.Tensor:
+        """What the head sees, before it is standardised: ``(B, F)``."""
+        return torch.cat([describe(features, zones) for features in self.maps(images)], 1)
 
-    def forward(self, images: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
-        return self.classify(self.features(images), region)
+    def classify(self, described: torch.Tensor) -> torch.Tensor:
+        """Descriptions ``(B, F)`` to logits ``(B,)``."""
+        standard = (described - self.mean) / self.deviation
+        return self.head(standard.clamp(-CLIP, CLIP)).squeeze(1)
 
-    def take_encoder(self, unet: UNet) -> None:
-        """Starts from a trained segmenter's encoder.
+    def forward(self, images: torch.Tensor, zones: torch.Tensor) -> torch.Tensor:
+        return self.classify(self.describe(images, zones))
 
-        Raises:
-            ValueError: it has other base channels, depth or patch.
+    def heat(self, images: torch.Tensor, zones: torch.Tensor) -> torch.Tensor:
+        """What raised the logit, place by place: gradient × how far the features are from a mean film's there.
+
+        With means alone that would be each place's share of the logit; deviations are taken as the line that touches
+        them.
+
+        Returns:
+            ``float32 (B, H, W)``, 0 and more.
+
+        Source: Selvaraju et al. 2017, Grad-CAM; Draelos & Carin 2020, HiResCAM.
         """
-        mine = {key: self.architecture[key] for key in ("base_channels", "depth", "patch")}
-        other = {key: unet.architecture[key] for key in mine}
-        if mine != other:
-            raise ValueError(f"the segmenter has {other}, the classifier {mine}")
-        self.inc.load_state_dict(unet.inc.state_dict())
-        self.down.load_state_dict(unet.down.state_dict())
+        with torch.no_grad():
+            maps = self.maps(images)
+        with torch.enable_grad():
+            maps = [features.detach().requires_grad_() for features in maps]
+            logits = self.classify(torch.cat([describe(features, zones) for features in maps], 1))
+            gradients = torch.autograd.grad(logits.sum(), maps)
+        total = torch.zeros_like(zones[:, :1], dtype=torch.float32)
+        usual = self.mean.split([4 * THIRDS * channels for channels in CHANNELS[self.first :]])
+        for features, gradient, mean in zip(maps, gradients, usual, strict=True):
+            shares = _shares(zones, features)
+            thirds = mean[: features.shape[1] * THIRDS].view(THIRDS, -1)
+            there = torch.einsum("bzhw,zc->bchw", shares, torch.cat([thirds, thirds]))
+            there = there / shares.sum(1, keepdim=True).clamp_min(1e-3)
+            share = (gradient * (features.detach() - there)).sum(1, keepdim=True)
+            size = share.shape[-1] / images.shape[-1]  # a coarse map's places are larger
+            total += F.interpolate(share * size**2, images.shape[-2:], mode="bilinear")
+        return total.squeeze(1).relu()
 
 
-class TBEnsemble(nn.Module):
-    """Classifiers of one architecture, whose mean logit counts.
+def describe(features: torch.Tensor, zones: torch.Tensor) -> torch.Tensor:
+    """Mean and deviation of features in each third, the mean of both lungs and their difference.
 
-    Shape:
-        as :class:`TBNet`.
+    A zone that is empty, of a lung that isn't there, is taken to be like the other lung's.
+
+    Args:
+        features: ``(B, C, h, w)``.
+        zones: ``(B, Z, H, W)`` in {0, 1}.
+
+    Returns:
+        ``(B, 4 Z/2 C)``: means of both, differences of means, and the same of deviations, each third by third.
     """
+    shares = _shares(zones, features).flatten(2)
+    area = shares.sum(2, keepdim=True)
+    weights, places = shares / area.clamp_min(1e-3), features.flatten(2).transpose(1, 2)
+    mean = weights @ places
+    deviation = (weights @ places**2 - mean**2).clamp_min(1e-8).sqrt()
+    found = []
+    for numbers in (mean, deviation):
+        numbers = torch.where(area > 0, numbers, numbers.roll(THIRDS, 1))
+        right, left = numbers.split(THIRDS, 1)
+        found += [(right + left) / 2, (right - left).abs()]
+    return torch.cat(found, 1).flatten(1)
 
-    def __init__(self, members: Sequence[TBNet]):
-        super().__init__()
-        self.members = nn.ModuleList(members)
-        self.architecture = {**members[0].architecture, "members": len(members)}
 
-    def forward(self, images: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
-        return torch.stack([net(images, region) for net in self.members]).mean(0)
+def _shares(zones: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """How much of each place of the features lies in each zone: ``(B, Z, h, w)``."""
+    return F.adaptive_avg_pool2d(zones.float(), features.shape[-2:])
 
 
-def load_tb(path: str | Path) -> TBEnsemble:
-    """The classifier of a file that ``model.save_weights`` wrote of a :class:`TBEnsemble`, on the CPU, as float32.
+def load_tb(path: str | Path) -> TBNet:
+    """The classifier of a file that ``model.save_weights`` wrote of a :class:`TBNet`, on the CPU, as float32.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or holds another network, such as a segmenter.
     """
-    architecture = dict(read_header(path, members=True)["architecture"])
-    members = architecture.pop("members")
-    return load_network(path, lambda: TBEnsemble([TBNet(**architecture) for _ in range(members)]))
-
-
-def grad_cam(nets: Sequence[TBNet], images: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
-    """What raised the logit, place by place: the positive part of gradient × feature, over all features and networks.
-
-    The product is taken at each place before it is added up: with a mean as the pooling, that is Grad-CAM.
-
-    Args:
-        nets: classifiers.
-        images, region: ``(B, 1, H, W)``, of :func:`tb.data.view`.
-
-    Returns:
-        ``float32 (B, H, W)``, 0 and more, in units of the logit per place, interpolated.
-
-    Source: Selvaraju et al. 2017, Grad-CAM; Draelos & Carin 2020, HiResCAM.
-    """
-    maps = []
-    for net in nets:
-        with torch.no_grad():
-            features = net.features(images)
-        with torch.enable_grad():
-            features = features.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(net.classify(features, region).sum(), features)
-        maps.append((gradient * features.detach()).sum(1, keepdim=True).relu())
-    return F.interpolate(torch.stack(maps).mean(0), images.shape[-2:], mode="bilinear").squeeze(1)
+    first = read_header(path, members=True)["architecture"]["first"]
+    return load_network(path, lambda: TBNet(first=first))

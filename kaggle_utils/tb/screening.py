@@ -1,7 +1,7 @@
 """Step two: presumptive tuberculosis. A probability from the lung region, where it comes from, or why there is none.
 
 A research demonstration, no medical device. :mod:`tb.data` cuts the lungs out, :mod:`tb.net` is the network and its
-heat map, :mod:`tb.train` fits and scores it; this module puts them behind the segmenter.
+heat map, :mod:`tb.fit` fits its head; this module puts them behind the segmenter.
 """
 
 from __future__ import annotations
@@ -20,20 +20,22 @@ from scipy.special import expit
 from ..files import printable, write_bytes
 from ..hardware import choose_device
 from ..image import resize_mask, write_image
-from ..infer import LungSegmenter, Segmented, Unsegmented
-from ..model import fold_norm, read_header
+from ..infer import LungSegmenter, Segmented, Unsegmented, segment_films
+from ..model import read_header
+from ..pictures.find import find_files
 from ..pictures.overlay import draw_overlay
 from ..predictions import segment_into
 from ..tables import to_csv
-from .data import CROPPED, FILM, Cuts, as_tensor, cut, from_letter_box, lung_box, lung_fields, stack, view
-from .net import grad_cam, load_tb
-from .train import logits_of
+from .data import BOXED, FILM, from_letter_box, lung_box, lung_fields, view
+from .fit import as_input, describe_films, levels
+from .net import load_tb
 
 SCREENING_COLUMNS = ("name", "path", "probability", "label", "quality", "flag", "reason", "notes", "overlay")
 TB_WEIGHTS = Path(__file__).parents[1] / "weights" / "tb.safetensors"
 PRESUMPTIVE, CLEAR = "presumptive", "not presumptive"  # tuberculosis, in the label column
 ADULT = 15  # years, from which on there is a probability, as WHO has it for computer-aided detection (2021)
 NO_FIELDS = "screening looks at lung fields, and these weights outline the lungs with the heart alone"
+LEAST = 20  # films of a hospital, by whose own levels it may be standardised
 _STRIP = 512  # rows that are coloured at once: of fractions, a film of 64 megapixels would take 4 GB
 
 
@@ -62,18 +64,60 @@ class TBScreener:
         path = Path(weights or TB_WEIGHTS)
         self.header = read_header(path, members=True)
         self.version = hashlib.sha256(path.read_bytes()).hexdigest()[:16]  # weights are told apart by their content
-        missing = {"arm", "size", "temperature", "threshold"} - set(self.header)
+        missing = {"variant", "size", "temperature", "threshold"} - set(self.header)
         if missing:
             lacks = " and no ".join(sorted(missing))
             reason = f"not weights of the tuberculosis classifier, perhaps a segmenter's (no {lacks} in the header)"
             raise ValueError(f"{path}: {reason}")
-        self.variant, self.size = self.header["arm"], self.header["size"]
+        self.variant, self.size = self.header["variant"], self.header["size"]
         self.temperature, self.threshold = self.header["temperature"], self.header["threshold"]
-        net = fold_norm(load_tb(path))
+        net = load_tb(path).requires_grad_(False)
         self.net = net.to(choose_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.segmenter = segmenter or LungSegmenter(device=device)
         conventions, own = self.segmenter.conventions, self.segmenter.head
         self.head = conventions.get("lung-field") if own in conventions.values() else own
+
+    def fields(self) -> LungSegmenter:
+        """The segmenter, following the head whose masks the classifier looks at.
+
+        Raises:
+            ValueError: it knows no lung fields.
+        """
+        if self.head is None:
+            raise ValueError(NO_FIELDS)
+        return self.segmenter.with_head(self.head)
+
+    def calibrate(self, patterns: Iterable[str | Path]) -> int:
+        """Standardises by a hospital's own films from now on: its machines' levels stop counting as disease.
+
+        Films need no labels, but should be as they come: about as many sick among them as where the classifier learned,
+        a half, or its probabilities are off.
+
+        Args:
+            patterns: files, folders and globs; films that would get no probability are left out.
+
+        Returns:
+            How many films it took.
+
+        Raises:
+            FileNotFoundError: a pattern names nothing.
+            ValueError: there are fewer than :data:`LEAST` of use, or the segmenter knows no lung fields.
+        """
+        described = [
+            self._describe([found.film.checked.image], [found.upright])[0]
+            for found in segment_films(find_files(patterns), self.fields())
+            if isinstance(found, Segmented) and not why_not(found)
+        ]
+        if len(described) < LEAST:
+            said = f"{len(described)} radiographs to calibrate on get a probability"
+            raise ValueError(f"{said}: give {LEAST} or more of the same hospital")
+        for ours, theirs in zip((self.net.mean, self.net.deviation), levels(np.stack(described)), strict=True):
+            ours.copy_(torch.from_numpy(theirs))
+        self.version += hashlib.sha256(self.net.mean.cpu().numpy().tobytes()).hexdigest()[:16]
+        return len(described)
+
+    def _describe(self, films: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> np.ndarray:
+        return describe_films(self.net, films, masks, self.variant, self.size)
 
     def probabilities(self, films: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> np.ndarray:
         """Calibrated probability of tuberculosis of films with lungs.
@@ -88,11 +132,11 @@ class TBScreener:
         Raises:
             ValueError: a film has no lungs.
         """
-        cuts = self._cut(films, masks)
-        return expit(logits_of(list(self.net.members), cuts, self.variant) / self.temperature)
+        described = torch.from_numpy(self._describe(films, masks)).to(self.net.mean.device)
+        return expit(self.net.classify(described).cpu().numpy() / self.temperature)
 
     def heat(self, film: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """What raised the probability, place by place, by :func:`tb.net.grad_cam`; 0 outside each lung's convex hull.
+        """What raised the probability, place by place, by :meth:`tb.net.TBNet.heat`; 0 outside each lung's convex hull.
 
         Args:
             film, mask: as for :meth:`probabilities`.
@@ -100,19 +144,12 @@ class TBScreener:
         Returns:
             ``float32 (H, W)`` in [0, 1], 1 at the film's hottest place; all 0 where nothing spoke for tuberculosis.
         """
-        images, lungs = self._cut([film], [mask]).of(self.variant)
-        device = next(self.net.parameters()).device
-        image, region = view(as_tensor(images, device), as_tensor(lungs, device), self.variant)
-        warm = grad_cam(list(self.net.members), image, region)[0].cpu().numpy()
+        warm = self.net.heat(*as_input(*view(film, mask, self.variant, self.size), self.net))[0].cpu().numpy()
         small = resize_mask(mask, FILM)
-        box = lung_box(lung_fields(small)) if self.variant in CROPPED else np.s_[:FILM, :FILM]
+        box = lung_box(lung_fields(small)) if self.variant in BOXED else np.s_[:FILM, :FILM]
         warm = from_letter_box(warm, box, small.shape) * lung_fields(small, margin=0)
         warm = cv2.resize(warm, film.shape[::-1])
         return warm / max(float(warm.max()), 1e-6)
-
-    def _cut(self, films: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> Cuts:
-        cuts = [cut(film, mask, self.size) for film, mask in zip(films, masks, strict=True)]
-        return stack(pd.DataFrame(index=range(len(cuts))), cuts)
 
 
 def why_not(found: Segmented | Unsegmented) -> str:
@@ -150,17 +187,15 @@ def screen(patterns: Iterable[str | Path], out: str | Path, screener: TBScreener
         ValueError: the segmenter knows no lung fields, or results would replace what is not of an earlier run.
         OSError: ``out`` can't be written.
     """
-    if screener.head is None:
-        raise ValueError(NO_FIELDS)
-    out = Path(out)
+    segmenter, out = screener.fields(), Path(out)
     return segment_into(
         out / "screening.csv",
         patterns,
-        screener.segmenter.with_head(screener.head),
+        segmenter,
         columns=SCREENING_COLUMNS,
         outputs=["overlays/{}.png"],
         removed=["overlays/{}.png"],
-        settings={"screener": screener.version},
+        settings={"screener": screener.version, "from_age": ADULT},
         finish=lambda results, _: _screen(results, out, screener),
         write_tables=lambda rows: _write_table(rows, out),
         batch=batch,
