@@ -49,12 +49,12 @@ PROTOCOLS = [
     ("jsrt", "shenzhen", "test", ".945"),
     ("jsrt", "shenzhen", "all", ".935 ¹"),
 ]
-# Protocol, tested on, how the page calls them, and what bob.med.tb reports: from scratch, from ImageNet's weights.
+# Trained on, tested on, how the page calls them, and what bob.med.tb reports: from scratch, from ImageNet's weights.
 TB = [
     ("both", "montgomery", "both", "Montgomery test", ".870", ".948"),
     ("both", "shenzhen", "both", "Shenzhen test", ".893", ".946"),
-    ("folds", "montgomery", "both, 5-fold", "Montgomery, all", ".870", ".948"),
-    ("folds", "shenzhen", "both, 5-fold", "Shenzhen, all", ".893", ".946"),
+    ("both, 5-fold", "montgomery, all", "both, 5-fold", "Montgomery, all", ".870", ".948"),
+    ("both, 5-fold", "shenzhen, all", "both, 5-fold", "Shenzhen, all", ".893", ".946"),
     ("montgomery", "shenzhen, all", "Montgomery", "Shenzhen, all", ".576-.607", ".814"),
     ("shenzhen", "montgomery, all", "Shenzhen", "Montgomery, all", "", ""),
 ]
@@ -256,23 +256,23 @@ def _percent(share: float) -> str:
 
 
 def tb() -> list[list[object]]:
-    results = pd.read_csv(RESULTS / "tb.csv")
-    mean = results[results["seed"].isin(["mean", "joined"])].set_index(["protocol", "tested_on", "arm"])
-    rows: list[list[object]] = [
-        ["trained on", "tested on", "n", "lungs alone", "95 % interval", "whole", "blanked out", "peer", "ImageNet"]
-    ]
-    for protocol, tested, *names, scratch, imagenet in TB:
-        lungs = mean.loc[(protocol, tested, "masked")]
-        areas = [mean["auc"].get((protocol, tested, variant)) for variant in ("whole", "blanked")]
-        others = ["" if area is None else f"{area:.3f}" for area in areas]
-        rows.append([*names, lungs.n, f"**{lungs.auc:.3f}**", _interval(lungs, 3), *others, scratch, imagenet])
+    results = pd.read_csv(RESULTS / "tb_table.csv").set_index(["trained_on", "tested_on", "variant", "standardised"])
+    controls = ("whole", "box", "blanked", "thumbnail")
+    head = ["trained on", "tested on", "n", "lungs alone", "95 % interval", "by the hospital's films"]
+    rows: list[list[object]] = [[*head, "whole", "box", "blanked out", "16 × 16 px", "peer", "ImageNet"]]
+    for trained_on, tested, *names, scratch, imagenet in TB:
+        lungs = results.loc[(trained_on, tested, "lungs", "training")]
+        own = results["auc"][(trained_on, tested, "lungs", "hospital")]
+        others = [f"{results['auc'][(trained_on, tested, variant, 'training')]:.3f}" for variant in controls]
+        found = [f"**{lungs.auc:.3f}**", _interval(lungs, 3), f"{own:.3f}"]
+        rows.append([*names, int(lungs.n), *found, *others, scratch, imagenet])
     return rows
 
 
 def screening() -> list[list[object]]:
     """The screener from file to label, on the test lists."""
     rows: list[list[object]] = [["tested on", "n", "no answer", "AUC", "95 % interval", "sensitivity", "specificity"]]
-    for one in pd.read_csv(RESULTS / "tb_shipped.csv").query("part == 'test'").itertuples():
+    for one in pd.read_csv(RESULTS / "tb_shipped.csv").itertuples():
         found = (f"{one.auc:.3f}", _interval(one, 3), f"{one.sensitivity:.2f}", f"{one.specificity:.2f}")
         rows.append(
             [SETS[one.tested_on] + ("" if one.tested_on == "both" else " test"), one.n, one.without_probability, *found]
