@@ -25,7 +25,7 @@ VARIANTS = {
     "box": ("lungs cut out", GREEN),
     "lungs": ("lungs alone", RED),
     "blanked": ("lungs blanked out", "#999999"),
-    "thumbnail": ("16 × 16 pixels", "#666666"),
+    "thumbnail": ("16-px thumbnail", "#666666"),
 }
 
 

@@ -97,7 +97,7 @@ def fold_lite0(tensors: dict[str, torch.Tensor]) -> Lite0:
     """
     net = Lite0()
     _fold(net.stem, tensors, "_conv_stem", "_bn0")
-    for n, block in enumerate(block for stage in net.stages for block in stage):
+    for n, block in enumerate(module for module in net.modules() if isinstance(module, Block)):
         if block.expand:
             _fold(block.expand, tensors, f"_blocks.{n}._expand_conv", f"_blocks.{n}._bn0")
         _fold(block.depthwise, tensors, f"_blocks.{n}._depthwise_conv", f"_blocks.{n}._bn1")

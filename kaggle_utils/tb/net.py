@@ -32,6 +32,9 @@ class TBNet(nn.Module):
         images ``(B, 3, H, W)`` and zones ``(B, Z, H, W)`` in {0, 1} → logits ``(B,)``.
     """
 
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
     def __init__(self, *, first: int = 2):
         super().__init__()
         self.architecture = {"first": first, "members": 1}
@@ -115,7 +118,7 @@ def describe(features: torch.Tensor, zones: torch.Tensor) -> torch.Tensor:
 
 def _shares(zones: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     """How much of each place of the features lies in each zone: ``(B, Z, h, w)``."""
-    return F.adaptive_avg_pool2d(zones.float(), features.shape[-2:])
+    return F.adaptive_avg_pool2d(zones.float(), (features.shape[-2], features.shape[-1]))
 
 
 def load_tb(path: str | Path) -> TBNet:
