@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from ..infer import LungSegmenter
 from ..model import UNet, count_parameters, load_weights
 from ..synthetic import AppearanceModel
-from .style import BLUE, GREEN, RED, arrow
+from .style import BLUE, GREEN, RED, arrow, styled
 
 GRAY = "0.55"
 HEAD: dict[str, Any] = {"head": "-|>", "lw": 1.2}
@@ -53,6 +53,7 @@ def block_shapes(model: UNet, size: int) -> tuple[Shapes, Shapes]:
     return shapes[:levels], shapes[levels:]
 
 
+@styled
 def draw_unet() -> Figure:
     """Makes ``images/unet.png``: the shipped network, a synthetic radiograph at its entrance, its mask at its exit."""
     segmenter = LungSegmenter(device="cpu")
