@@ -24,7 +24,7 @@ VARIANTS = {
     "whole": ("whole film", BLUE),
     "box": ("lungs cut out", GREEN),
     "lungs": ("lungs alone", RED),
-    "blanked": ("lungs blanked out", "#999999"),
+    "blanked": ("blanked out", "#999999"),
     "thumbnail": ("16-px thumbnail", "#666666"),
 }
 
