@@ -1,4 +1,4 @@
-"""Everything there is to know of a card, in under nine minutes: agreement, speed, time to a Dice, resume, two cards.
+"""All about a card, each part bounded in time: agreement, speed, time to a Dice, resume, two cards.
 
     python -m benchmarks.gpu --pack PACK --data segmentation      (once, anywhere: the films in one file of ≤ 40 MiB)
     python -m benchmarks.gpu --data PACK --out results/gpu/NAME.json

@@ -28,7 +28,7 @@ MAY = {
     "dicom": {"core", "pictures"},
     "sets": {"core", "pictures", "splits"},
     "quality": {"core"},
-    "tb": {"core", "augment", "pictures", "quality", "splits", "training"},
+    "tb": {"core", "pictures", "quality", "splits"},
     "synthetic": {"core", "quality", "splits"},  # outlines
     "tuning": {"core", "augment", "quality", "synthetic", "splits", "training"},
     "scale": {"core", "augment", "dicom", "pictures", "quality"},  # a cluster measures, and writes COCO annotations

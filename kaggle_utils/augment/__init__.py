@@ -1,6 +1,6 @@
 """How radiographs and masks are varied in training.
 
-- ``presets``: none, light, clinic, full, and step two's; the only file that knows albumentations
+- ``presets``: none, light, clinic, full; the only file that knows albumentations
 - ``batched``: light and clinic for a batch on a GPU
 - ``artefacts``: what real films have and clean sets lack: gas, devices, text, blinds, noise, blur, hard windows
 """

@@ -4,8 +4,8 @@ What a film gets is drawn on the host, for a whole epoch at once, from numbers t
 the device only computes. Axes: B films, 1 channel, H rows, W columns.
 
 Gas, devices, text and blinds are lines and letters of every shape, which OpenCV draws film by film
-(:func:`artefacts.draw_artefacts`): threads do so ahead of the device, for each epoch anew. That takes a core 1-2 ms a
-film, so a few keep up with a GPU, and no film is seen twice with the same drawing, as it would be from a pool.
+(:func:`artefacts.draw_artefacts`): threads do so ahead of the device, for each epoch anew. So no film is seen twice
+with the same drawing, as it would be from a pool.
 """
 
 from __future__ import annotations

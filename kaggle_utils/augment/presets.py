@@ -23,8 +23,7 @@ def augmentation(preset: str, without: str = "") -> A.Compose:
     Args:
         preset: ``none``; ``light`` (flip, small affine, gamma, a little noise); ``clinic`` (light, now and
             then turned by up to 35°, and what :mod:`augment.artefacts` draws); ``full`` (larger affine, exposure,
-            gamma, sharpness, noise, elastic deformation, dropout that hides markers, wires and corners); ``tb``, for
-            step two.
+            gamma, sharpness, noise, elastic deformation, dropout that hides markers, wires and corners).
         without: an artefact that ``clinic`` leaves out; none if empty.
 
     Each film is normalised afterwards, which takes an even change of brightness or contrast away: gamma changes the
@@ -44,9 +43,6 @@ def augmentation(preset: str, without: str = "") -> A.Compose:
             fill_mask=0,
             p=p,
         )
-
-    def holes(most: int, side: tuple[float, float], fill: Any, p: float) -> A.CoarseDropout:
-        return A.CoarseDropout(num_holes_range=(1, most), hole_height_range=side, hole_width_range=side, fill=fill, p=p)
 
     class Artefacts(A.ImageOnlyTransform):
         """Draws them, which the image and its mask decide together."""
@@ -76,15 +72,7 @@ def augmentation(preset: str, without: str = "") -> A.Compose:
             A.RandomGamma((50, 200), p=0.5),
             A.OneOf([A.GaussianBlur((3, 5)), A.Sharpen(alpha=(0.2, 0.6)), A.CLAHE(clip_limit=(1, 4))], p=0.3),
             A.GaussNoise(std_range=(0.01, 0.06), p=0.2),
-            holes(4, (0.03, 0.15), "random_uniform", 0.25),
-        ],
-        "tb": [  # brightness and contrast are left alone: the lungs' own levels are normalised away
-            A.HorizontalFlip(p=0.5),
-            affine(0.15, 0.06, 12, 0.9),
-            A.RandomGamma((60, 170), p=0.6),
-            A.OneOf([A.GaussianBlur((3, 5)), A.Sharpen(alpha=(0.1, 0.4)), A.CLAHE(clip_limit=(1, 3))], p=0.3),
-            A.GaussNoise(std_range=(0.01, 0.05), p=0.25),
-            holes(3, (0.04, 0.12), 0, 0.2),
+            A.CoarseDropout((1, 4), (0.03, 0.15), (0.03, 0.15), fill="random_uniform", p=0.25),
         ],
     }
     if preset not in steps:
