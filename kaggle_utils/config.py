@@ -209,17 +209,17 @@ class TrainConfig:
 
 
 def code_version() -> str:
-    """The commit of this code, with ``-dirty`` if files differ from it; empty where it doesn't lie in a clone."""
+    """The commit of this code, with ``-dirty`` if a file outside ``results`` differs from it; empty outside a clone."""
     clone = Path(__file__).parents[1]
-    command = ["git", "-C", str(clone), "describe", "--always", "--dirty", "--abbrev=12"]
+    if not (clone / ".git").exists():
+        return ""
+    git = ["git", "-C", str(clone)]
     try:
-        return (
-            subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-            if (clone / ".git").exists()
-            else ""
-        )
+        commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], check=True, capture_output=True, text=True)
+        changes = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ":!results"], capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         return ""
+    return commit.stdout.strip() + ("-dirty" if changes.returncode else "")
 
 
 def seal(data: bytes) -> bytes:

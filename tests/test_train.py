@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import random
+import subprocess
 import time
 import zipfile
 from dataclasses import asdict, fields, replace
@@ -16,7 +17,7 @@ import torch
 from phantoms import phantom, train_in_child, write_prepared
 from torch import nn
 
-from kaggle_utils import cli
+from kaggle_utils import cli, config
 from kaggle_utils import trainer as training
 from kaggle_utils.augment import augmentation
 from kaggle_utils.data import LungDataset, make_loader, read_manifest
@@ -1009,3 +1010,20 @@ def test_shards_are_not_drawn_by_shares(tmp_path, setting):
     config = replace(TINY, sources=("montgomery",), **setting)
     with pytest.raises(ValueError, match="streamed whole: leave shares and epoch_films away"):
         training.select_films(tmp_path / "shards", config)
+
+
+def test_changed_code_is_dirty_and_new_results_are_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "__file__", str(tmp_path / "kaggle_utils" / "config.py"))
+    assert config.code_version() == ""
+    code, result = tmp_path / "code.py", tmp_path / "results" / "a.csv"
+    result.parent.mkdir()
+    for path in (code, result):
+        path.write_text("before")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for step in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
+        subprocess.run([*git, *step], check=True)
+    result.write_text("after")
+    commit = config.code_version()
+    assert len(commit) == 12 and int(commit, 16)
+    code.write_text("after")
+    assert config.code_version() == commit + "-dirty"
