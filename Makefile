@@ -1,4 +1,4 @@
-# make run [DATA=folder with the raw sets] · make demo · make check · make test · make test-machines · make test-kaggle · make bench [DATA=…] · make notebooks · make slides · make slides-pdf · make docs · make web
+# make help says what there is.
 PYTHON  ?= python3
 DATA    ?=
 AS      ?= lungs
@@ -6,6 +6,8 @@ NAME    ?= $(if $(DATA),real,synthetic)
 MINUTES ?= $(if $(DATA),14,4)
 RUN     := runs/$(NAME)
 RAW     := $(or $(DATA),$(RUN)/raw)
+# How long a run takes on two cores, once everything is installed.
+REST    := $(if $(DATA),10,2)
 PY      := .venv/bin/python
 CLI     := $(PY) -m kaggle_utils
 # Two processes share the files of tests; WORKERS=0 is none beside this one.
@@ -20,35 +22,49 @@ export IPYTHONDIR := $(CURDIR)/.cache/ipython
 export JUPYTER_DATA_DIR := $(CURDIR)/.cache/jupyter
 export JUPYTER_CONFIG_DIR := $(CURDIR)/.cache/jupyter
 
+# Opens a picture where there is a desktop.
+show = @case "$$(uname)" in Darwin) open $(1);; *) [ -z "$$DISPLAY$$WAYLAND_DISPLAY" ] || xdg-open $(1);; esac >/dev/null 2>&1 || true
+
 .PHONY: run demo weights check test test-machines test-kaggle bench notebooks slides slides-pdf docs web clean help
 help:
-	@echo "make run [DATA=folder]  prepare, train, evaluate, predict, into runs/NAME; synthetic radiographs without DATA"
-	@echo "make demo               six synthetic radiographs and their lungs, into runs/demo/lungs"
-	@echo "make check              ruff and mypy: style, imports, types"
-	@echo "make test               all tests, in two processes; those of seconds: .venv/bin/python -m pytest -m 'not slow'"
-	@echo "make test-machines      those that compute, as on an old processor, on one with AVX2 and four threads, and with all threads"
-	@echo "make test-kaggle        all tests with the versions of Kaggle's image; PYTHON=python3.12 is what it has"
-	@echo "make bench [DATA=…]     speed beside peers, and with the raw sets the time to a Dice of 0.95, into results/"
-	@echo "make notebooks          all notebooks again, on synthetic radiographs, saved with their outputs"
-	@echo "make slides             the talk, runs/slides/unet-lung.html, and the notebooks as its appendix; they open without a network; needs npm"
-	@echo "make slides-pdf         the talk as a PDF too; needs chromium"
-	@echo "make docs               docs/ and the API as a site, runs/site"
-	@echo "make web                the page that segments in the browser, runs/web, for any web server; needs npm"
+	@echo "see something"
+	@echo "  make demo            six synthetic radiographs with their lungs outlined; a minute after the installation"
+	@echo "  make run             prepare, train, evaluate, predict on synthetic radiographs, 4 minutes of training and about 2 more"
+	@echo "  make run DATA=…      the same with a folder of the raw public sets, 14 and about 10 minutes"
+	@echo "  make web             the page that segments in the browser, runs/web, for any web server; needs npm"
+	@echo "read and show"
+	@echo "  make docs            docs/ and the API as a site, runs/site"
+	@echo "  make notebooks       all notebooks again, on synthetic radiographs, saved with their outputs"
+	@echo "  make slides          the talk, runs/slides/unet-lung.html, and the notebooks as its appendix; needs npm"
+	@echo "  make slides-pdf      the talk as a PDF too; needs chromium"
+	@echo "change"
+	@echo "  make check           ruff and mypy: style, imports, types"
+	@echo "  make test            all tests, in two processes; those of seconds: .venv/bin/python -m pytest -m 'not slow'"
+	@echo "  make test-machines   those that compute, as on an old processor, with AVX2 and four threads, with all threads"
+	@echo "  make test-kaggle     all tests with the versions of Kaggle's image; PYTHON=python3.12 is what it has"
+	@echo "  make bench [DATA=…]  speed beside peers, with the raw sets the time to a Dice of 0.95, into results/"
+	@echo "  make weights         the weights of a run as those that ship"
+	@echo "  make clean           removes .venv, .venv-kaggle and runs/, which hold all that these commands write"
 
-# Six synthetic radiographs, their lungs outlined: overlays in runs/demo/lungs.
+# Six synthetic radiographs, their lungs outlined.
 demo: .venv/run.stamp
-	$(CLI) synth --n 6 --out runs/demo/raw
-	$(CLI) predict "runs/demo/raw/**/CXR_png/*.png" --out runs/demo/lungs
-	@echo "the pictures are in runs/demo/lungs/overlays"
+	@$(CLI) synth --n 6 --out runs/demo/raw >/dev/null
+	@$(CLI) predict "runs/demo/raw/**/CXR_png/*.png" --out runs/demo/lungs
+	@echo "your own: .venv/bin/unet-lung predict FOLDER"
+	$(call show,runs/demo/lungs/contact.png)
 
 run: .venv/run.stamp
+	@echo "$(RUN): $(MINUTES) minutes of training and about $(REST) more on two cores; the same command resumes a stopped run"
 	@mkdir -p $(RUN)
-	$(if $(DATA),,test -f $(RUN)/raw/.done || { $(CLI) synth --n 200 --out $(RUN)/raw && touch $(RUN)/raw/.done; })
+	$(if $(DATA),,@test -f $(RUN)/raw/.done || { $(CLI) synth --n 200 --out $(RUN)/raw && touch $(RUN)/raw/.done; })
 	$(CLI) prep --input "$(RAW)" --out $(RUN)/segmentation
 	$(CLI) train --data $(RUN)/segmentation --out $(RUN) --time-budget-min $(MINUTES) --resume
-	$(CLI) evaluate --data $(RUN)/segmentation --weights $(RUN)/best.safetensors --input "$(RAW)" \
-	  --split test --out $(if $(DATA),results,$(RUN))/pipeline_$(NAME)
-	$(CLI) predict $(RUN)/segmentation/test/image --weights $(RUN)/best.safetensors --out $(RUN)/predictions
+	$(CLI) predict $(RUN)/segmentation/test/image --weights $(RUN)/best.safetensors --out $(RUN)/predictions || test $$? -eq 3  # some were refused
+	$(CLI) evaluate --data $(RUN)/segmentation --weights $(RUN)/best.safetensors --input "$(RAW)" --out $(RUN)/scores
+	@echo "the picture: $(RUN)/predictions/contact.png"
+	@echo "next: $(if $(DATA),.venv/bin/unet-lung predict FOLDER --weights $(RUN)/best.safetensors,make run DATA=<folder with the \
+	  raw public sets>, or .venv/bin/unet-lung predict FOLDER with the network that ships)"
+	$(call show,$(RUN)/predictions/contact.png)
 
 # The weights that predict takes when none are named, or AS others that it knows by name: those of a finished run, as float16.
 weights: .venv/run.stamp
@@ -110,10 +126,12 @@ web: .venv/dev.stamp
 	  || { rm -rf $(@:/bin/python=); echo "python3-venv is missing: apt-get install python3-venv"; exit 1; }
 
 .venv/run.stamp: pyproject.toml requirements.txt | .venv/bin/python
-	$(PY) -m pip install -q --disable-pip-version-check -e . && touch $@
+	@echo "installing PyTorch and the rest into .venv: minutes, once"
+	@$(PY) -m pip install -q --disable-pip-version-check -e . && touch $@
 
 .venv/dev.stamp: pyproject.toml requirements.txt | .venv/bin/python
-	$(PY) -m pip install -q --disable-pip-version-check -e ".[dev]" && touch $@ .venv/run.stamp
+	@echo "installing what the project is built and tested with into .venv: minutes, once"
+	@$(PY) -m pip install -q --disable-pip-version-check -e ".[dev]" && touch $@ .venv/run.stamp
 
 .venv-kaggle/dev.stamp: pyproject.toml requirements.txt requirements-kaggle-image.txt | .venv-kaggle/bin/python
 	.venv-kaggle/bin/python -m pip install -q --disable-pip-version-check -r requirements-kaggle-image.txt && touch $@

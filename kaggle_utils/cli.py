@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
+import textwrap
 from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
 from pathlib import Path
 
 from . import __version__, files
-from .commands import COMMANDS, GROUPS, Command
+from .commands import COMMANDS, GROUPS, SECTIONS, Command
 from .config import RENAMED
 
 
@@ -20,14 +22,23 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
         if action.default is None or action.default is False or action.default in ("", [], ()):
             return action.help or ""
+        if isinstance(action.default, (list, tuple)):
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
         return super()._get_help_string(action) or ""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser, with a subcommand for each of :mod:`commands`."""
-    parser = argparse.ArgumentParser(prog=_prog(), description="Lung segmentation in chest radiographs with a U-Net.")
+    parser = argparse.ArgumentParser(
+        prog=_prog(),
+        usage=f"{_prog()} [-h] [--version] COMMAND ...",
+        description="Lung segmentation in chest radiographs with a U-Net.",
+        epilog=_list_commands(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"unet-lung {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.set_defaults(parser=parser)
+    commands = parser.add_subparsers(prog=_prog(), dest="command", metavar="COMMAND", help=argparse.SUPPRESS)
     for command in COMMANDS:
         _add(commands, command)
     for name, (about, actions, members) in GROUPS.items():
@@ -36,6 +47,20 @@ def build_parser() -> argparse.ArgumentParser:
         for command in members:
             _add(within, command)
     return parser
+
+
+def _list_commands() -> str:
+    """What each command does, in sections."""
+    about = {command.name: command.about for command in COMMANDS} | {name: group[0] for name, group in GROUPS.items()}
+    width, lines = min(shutil.get_terminal_size().columns, 120) - 2, []
+    for title, names in SECTIONS.items():
+        lines.append(f"{title}:")
+        for name in names:
+            lines += textwrap.wrap(
+                about[name].partition(";")[0], width, initial_indent=f"  {name:<11}", subsequent_indent=" " * 13
+            )
+        lines.append("")
+    return "\n".join([*lines, f"`{_prog()} COMMAND --help` says more of one."])
 
 
 def _prog() -> str:
@@ -52,14 +77,30 @@ def _add(commands: argparse._SubParsersAction, command: Command) -> None:
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     """The command's arguments; a wrong option ends the program with the command's own usage and the nearest option."""
-    args, unknown = build_parser().parse_known_args(argv)
+    parser = build_parser()
+    _check_names(parser, [word for word in argv if not word.startswith("-")])
+    args, unknown = parser.parse_known_args(argv)
     if unknown:
         actions = [action for action in args.parser._actions if action.help != argparse.SUPPRESS]
         options = [option for action in actions for option in action.option_strings]
         near = [get_close_matches(word.partition("=")[0], options, 1) for word in unknown if word.startswith("-")]
         advice = " and ".join(found[0] for found in near if found)
         args.parser.error(f"unrecognized arguments: {' '.join(unknown)}" + (advice and f"; did you mean {advice}?"))
+    if args.command is None:
+        parser.error("a COMMAND is missing; --help lists them")
     return args
+
+
+def _check_names(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    """Ends the program at the name of a command that there isn't, with the nearest one."""
+    for word in words:
+        names = next((action.choices for action in parser._actions if action.dest in ("command", "action")), None)
+        if names is None:
+            return
+        if word not in names:
+            near = get_close_matches(word, names, 1)
+            parser.error(f"no command {word}; " + (f"did you mean {near[0]}?" if near else f"try {', '.join(names)}"))
+        parser = names[word]
 
 
 def _tell_renamed(argv: list[str], args: argparse.Namespace) -> None:

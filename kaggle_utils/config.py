@@ -106,18 +106,7 @@ class TrainConfig:
         "how radiographs are varied in training, see augment.augmentation",
         choices=("none", "light", "clinic", "full"),
     )
-    augment_on: str = setting(
-        "auto",
-        "where that is done: auto is on a GPU that they fit onto, for none, light and clinic, else on the CPU",
-        choices=("auto", "cpu", "device"),
-    )
-    batch_size: int = setting(8, "radiographs per step, of all processes together", within=(1, 4096))
-    workers: int = setting(
-        -1,
-        "processes that load data; -1 is none on a CPU, which training needs itself, and one per core with a GPU",
-        within=(-1, 1024),
-    )
-    # model
+    # network
     base_channels: int = setting(16, "channels of the first level, doubled at each level below", within=(1, 1024))
     depth: int = setting(3, "how many times the resolution is halved", within=(1, 8))
     norm: str = setting("batch", "normalisation after each convolution", choices=("batch", "group", "instance"))
@@ -131,14 +120,14 @@ class TrainConfig:
     init: str = setting(
         "", "weights to start from: a file, or lungs, which ship; a head that they lack starts as their first one"
     )
-    # loss
+    # training
     loss: str = setting("bce_dice", "see loss.make_loss", choices=("bce", "dice", "bce_dice", "tversky", "focal"))
     dice_weight: float = setting(0.25, "in [0, 1], the rest is cross-entropy's", within=(0, 1))
-    # optimisation
     epochs: int = setting(60, "passes over the training radiographs", within=(1, 100_000))
     time_budget_min: float = setting(
         0.0, "stop after so many minutes, with the learning rate at its end; 0 is no budget", within=(0, 1e6)
     )
+    batch_size: int = setting(8, "radiographs per step, of all processes together", within=(1, 4096))
     lr: float = setting(2e-3, "peak learning rate of AdamW", within=(0, 10))
     weight_decay: float = setting(1e-2, "of AdamW, decoupled", within=(0, 10))
     warmup: float = setting(0.05, "share of the run during which the learning rate rises", within=(0, 0.9))
@@ -147,11 +136,21 @@ class TrainConfig:
         0.99, "decay per step of the averaged weights, which are the ones kept; 0 is none", within=(0, 1)
     )
     patience: int = setting(0, "epochs without a better validation Dice before stopping, 0 is never", within=(0, 1e9))
-    # the machine
     seed: int = setting(0, "of initial weights, order and augmentation", within=(0, 2**32 - 1))
+    # hardware
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps (a Mac's GPU)")
     precision: str = setting(
         "auto", "number format; auto is the fastest that the hardware has", choices=("auto", "fp32", "bf16", "fp16")
+    )
+    workers: int = setting(
+        -1,
+        "processes that load data; -1 is none on a CPU, which training needs itself, and one per core with a GPU",
+        within=(-1, 1024),
+    )
+    augment_on: str = setting(
+        "auto",
+        "where they are varied: auto is on a GPU that they fit onto, for none, light and clinic, else on the CPU",
+        choices=("auto", "cpu", "device"),
     )
     graph: bool = setting(
         False, "record the step once for the GPU to repeat by itself, for one process: small batches wait less"
@@ -206,6 +205,10 @@ class TrainConfig:
         for key, value in values.items():
             settings[key] = tuple(value) if isinstance(value, list) else value
         return cls(**settings)
+
+
+# The first setting of each group of options in a command's help.
+OPTION_GROUPS = {"sources": "data", "base_channels": "network", "loss": "training", "device": "hardware"}
 
 
 def code_version() -> str:

@@ -90,7 +90,9 @@ def check_out_file(path: str | Path) -> None:
     check_input(Path(path).parent)
 
 
-def start_results(out: Path, table: str, columns: Collection[str], folders: Collection[str]) -> None:
+def start_results(
+    out: Path, table: str, columns: Collection[str], folders: Collection[str], *, others: Collection[str] = ()
+) -> None:
     """Makes the folders that results go to, and, if it is not there, the table that says whose they are, without a row.
 
     Args:
@@ -98,13 +100,16 @@ def start_results(out: Path, table: str, columns: Collection[str], folders: Coll
         table: the name of the table in it.
         columns: of the table.
         folders: below ``out``.
+        others: further files that will be written there.
 
     Raises:
-        ValueError: there is a table or a folder that somebody else wrote.
+        ValueError: there is a file or a folder that somebody else wrote.
         OSError: ``out`` can't be written.
     """
     ours = (out / table).exists() and _is_table(out / table, list(columns)[:2])
-    foreign = next((out / name for name in (table, *folders) if not ours and _holds_something(out / name)), None)
+    foreign = next(
+        (out / name for name in (table, *folders, *others) if not ours and _holds_something(out / name)), None
+    )
     if foreign:
         raise ValueError(
             f"{printable(foreign)}: not of an earlier run, and results would replace it: choose another folder to write"

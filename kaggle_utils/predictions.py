@@ -23,8 +23,9 @@ from .files import FULL, Journal, printable, start_results, write_bytes
 from .image import read_image, read_mask, resize_mask, write_image, write_mask
 from .infer import CheckedFilm, LungSegmenter, Result, Segmented, Unsegmented, segment_batches
 from .metrics import score
-from .pictures.find import find_files, unique_names
+from .pictures.find import SHEET, find_files, unique_names
 from .pictures.overlay import draw_overlay
+from .pictures.sheet import Tile, draw_sheet
 from .quality import MEASUREMENTS, measure
 from .sets import RawFilm, combined_mask, find_films
 from .tables import read_csv, to_csv
@@ -45,6 +46,7 @@ PREDICTION_COLUMNS = (
     "notes",
     "error",
 )
+ON_SHEET = 24  # masks
 _DISK = {*FULL, errno.EROFS, errno.EIO, errno.EACCES}  # the folder's failures, not a film's
 
 
@@ -102,7 +104,8 @@ def predict(
     Args:
         patterns: files, folders and globs.
         out: gets ``predictions.csv`` and ``measurements.csv``: for each film with a mask, its name and what
-            :func:`quality.measure` finds, to 4 decimals; and the masks in each of the ``formats``.
+            :func:`quality.measure` finds, to 4 decimals; the masks in each of the ``formats``; and, of pictures,
+            ``contact.png``, a sheet of the 24 most doubtful ones.
         segmenter: with which weights and switches.
         batch: films at once.
         force: segment what would be refused too (no chest film, blank, too small); the reasons become notes.
@@ -126,19 +129,22 @@ def predict(
     check_formats(formats)
     out = Path(out)
     write = partial(_write, out=out, formats=formats, version=segmenter.version)
-    return segment_into(
+    table = segment_into(
         out / "predictions.csv",
         patterns,
         segmenter,
         columns=PREDICTION_COLUMNS,
         outputs=_outputs(formats),
         removed=_outputs(FORMATS),
+        others=(SHEET,),
         settings={"force": force, "formats": list(formats)},
         finish=lambda results, pool: pool.map(write, results),
         write_tables=lambda found: _write_tables(found, out, formats),
         batch=batch,
         force=force,
     )
+    _write_sheet(table[table["overlay"].notna()], out)
+    return table
 
 
 def segment_into(
@@ -152,6 +158,7 @@ def segment_into(
     settings: dict[str, Any],
     finish: Callable[[list[Result], Executor], Iterable[dict[str, Any]]],
     write_tables: Callable[[list[dict[str, Any]]], pd.DataFrame],
+    others: Sequence[str] = (),
     batch: int = 8,
     force: bool = False,
 ) -> pd.DataFrame:
@@ -167,12 +174,14 @@ def segment_into(
         settings: what decides the results besides the segmenter's own settings, JSON-able.
         finish: makes of a batch, with a pool's help, what is kept in the journal of each film, in order.
         write_tables: makes the tables of all that was kept, in the order of the files; what it returns is returned.
+        others: further files that the caller writes to the folder.
         batch: films at once.
         force: see :func:`infer.segment_films`.
     """
     out = table.parent
     files = find_files(patterns, out=out)
-    start_results(out, table.name, columns, sorted({output.partition("/")[0] for output in outputs}))
+    folders = sorted({output.partition("/")[0] for output in outputs})
+    start_results(out, table.name, columns, folders, others=others)
     names = unique_names(files)
     earlier = set(read_csv(table)["name"]) - set(names)
     if earlier:
@@ -304,6 +313,20 @@ def _write_pictures(film: CheckedFilm, lying: np.ndarray, out: Path) -> dict[str
     write_mask(mask, lying)
     write_image(overlay, draw_overlay(film.image, lying))
     return {"mask": printable(mask), "overlay": printable(overlay)}
+
+
+def _write_sheet(table: pd.DataFrame, out: Path) -> None:
+    """Writes a contact sheet of the most doubtful masks of those that have an overlay, or removes an earlier one."""
+    if table.empty:
+        (out / SHEET).unlink(missing_ok=True)
+        return
+    shown = table.sort_values("quality", kind="stable").head(ON_SHEET)
+    tiles = []
+    for film in shown.itertuples():
+        doubted = film.flag in ("check", "reject")
+        judged = f"{film.flag}: " * doubted + f"estimated Dice {film.quality:.2f}" if film.flag else ""
+        tiles.append(Tile(out / "overlays" / f"{film.name}.png", (film.name, judged), doubted))
+    write_image(out / SHEET, draw_sheet(f"{len(shown)} of {len(table)} masks, the most doubtful first", tiles))
 
 
 def _write_dicom_seg(result: Segmented, out: Path, version: str) -> tuple[str, ...]:

@@ -125,6 +125,15 @@ class Trainer:
         """The highest validation Dice so far."""
         return max((row["val_dice"] for row in self.history), default=-1.0)
 
+    @property
+    def time_left(self) -> str:
+        """How long the run goes on, from how long it has taken so far: ``about 3 min left``; empty at its ends."""
+        done = self.progress()
+        minutes = self.seconds / 60 * (1 / done - 1) if done else 0
+        if not minutes:
+            return ""
+        return f"about {minutes:.0f} min left" if minutes >= 1 else "under 1 min left"
+
     def fit(self, on_epoch: Callable[[dict[str, float]], bool] | None = None) -> pd.DataFrame:
         """Trains to the end of the epochs, the time budget or the patience.
 
@@ -147,14 +156,16 @@ class Trainer:
         if not self.step:
             self._check(next(iter(self.train_loader)))
         silent = None if distributed.is_main() else True  # None: only where there is no terminal
-        bar = tqdm(total=self.config.epochs, initial=len(self.history), desc="train", unit="epoch", disable=silent)
+        # Not tqdm's own estimate, which knows of no budget.
+        form = "{l_bar}{bar}| {n_fmt}/{total_fmt} epochs, {elapsed}{postfix}"
+        bar = tqdm(total=self.config.epochs, initial=len(self.history), desc="train", bar_format=form, disable=silent)
         while not self._finished():
             row = self._epoch(len(self.history), bar)
             improved = row["val_dice"] > self.best_dice
             self.history.append(row)
             self.begun = Epoch(started=self.seconds)
             self._save(improved)
-            bar.set_postfix(dice=f"{row['val_dice']:.4f}", loss=f"{row['train_loss']:.4f}")
+            bar.set_postfix_str(_words(f"Dice {row['val_dice']:.4f}", f"loss {row['train_loss']:.4f}", self.time_left))
             bar.update()
             if on_epoch and on_epoch(row):
                 break
@@ -254,8 +265,9 @@ class Trainer:
             self._train_step(batch)
             self.seconds = distributed.of_main(time.perf_counter() - clock)
             if not self.unread:
-                shown = {name: f"{value:.4g}" for name, value in self.begun.summary(self.seconds).items()}
-                bar.set_postfix(shown, refresh=False)
+                learned = self.begun.summary(self.seconds)
+                words = _words(f"loss {learned['train_loss']:.4f}", _speed(learned), self.time_left)
+                bar.set_postfix_str(words, refresh=False)
             if self.config.time_budget_min and self.progress() >= 1:
                 break
             if self.seconds - self.saved >= CHECKPOINT_SECONDS:
@@ -421,7 +433,7 @@ def train(
         trainer = make_trainer(data, out, config, resume=resume)
         # Logs and notebooks show no bar: a line for each epoch instead.
         silent = sys.stderr.isatty() or not distributed.is_main()
-        trainer.fit(None if silent else partial(_say_epoch, epochs=config.epochs))
+        trainer.fit(None if silent else partial(_say_epoch, trainer=trainer))
     if distributed.is_main():
         _fit_quality(trainer)
     return trainer
@@ -449,14 +461,19 @@ def _validation_films(trainer: Trainer) -> Iterator[Item]:
             )
 
 
-def _say_epoch(row: dict[str, float], epochs: int) -> bool:
-    print(
-        f"epoch {row['epoch'] + 1}/{epochs}: loss {row['train_loss']:.4f}, validation Dice {row['val_dice']:.4f}, "
-        f"{row['images_per_s']:.0f} films/s, {row['seconds']:.0f} s",
-        file=sys.stderr,
-        flush=True,
-    )
+def _say_epoch(row: dict[str, float], trainer: Trainer) -> bool:
+    scores = f"loss {row['train_loss']:.4f}", f"validation Dice {row['val_dice']:.4f}"
+    said = _words(*scores, _speed(row), f"{row['seconds']:.0f} s", trainer.time_left)
+    print(f"epoch {row['epoch'] + 1}/{trainer.config.epochs}: {said}", file=sys.stderr, flush=True)
     return False  # don't stop
+
+
+def _speed(row: dict[str, float]) -> str:
+    return f"{row['images_per_s']:.0f} films/s"
+
+
+def _words(*parts: str) -> str:
+    return ", ".join(filter(None, parts))
 
 
 def make_trainer(

@@ -40,7 +40,9 @@ if not find_spec("kaggle_utils"):
     wheels = sorted(places[1].glob("**/unet_lung-*.whl"))
     offline = ["--no-index", "--no-deps", "--find-links", str(wheels[-1].parent), "unet-lung"] if wheels else []
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", *(offline or ["{REPOSITORY}"])], check=True)"""
-TIMES = re.compile(r", \d+ films/s, \d+ s$|(?<=epochs) in [\d.]+ min", re.M)  # in what a training says
+TIMES = re.compile(
+    r", \d+ films/s, \d+ s(, (about \d+|under 1) min left)?$|(?<=epochs) in [\d.]+ min", re.M
+)  # in what a training says
 
 
 def put_first_cell(notebook: nbformat.NotebookNode) -> None:

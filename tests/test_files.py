@@ -309,6 +309,7 @@ def test_pictures_of_earlier_runs_are_no_films(folder):
     for run in (folder, folder / "first run"):
         for below in ("masks", "overlays"):
             write_raw(run / below / "b.png", FILM)
+        write_raw(run / "contact.png", FILM)
         (run / "predictions.csv").write_text("name\n")
     write_raw(folder / "sub" / "masks" / "own.png", FILM)  # no table says that these are ours
     assert names(find_files([folder])) == ["a.jpg", "b.png", "c.PNG", "d.tif", "own.png"]
@@ -333,6 +334,10 @@ def test_output_may_be_the_inputs_own_folder(folder, monkeypatch, patterns):
 def test_film_that_the_results_would_replace_is_refused(folder, monkeypatch):
     monkeypatch.chdir(folder)
     write_raw(folder / "masks" / "b.png", FILM)
+    write_raw(folder / "contact.png", FILM)
+    with pytest.raises(ValueError, match="^contact.png: results would be written where it lies"):
+        find_files(["contact.png"], out=".")
+    (folder / "contact.png").unlink()
     for pattern in ("masks/b.png", "masks", "masks/*.png", "."):
         with pytest.raises(
             ValueError, match="^masks/b.png: results would be written where it lies: choose another folder"
@@ -356,6 +361,7 @@ def test_globs_find_nothing_that_this_package_wrote(folder, monkeypatch, pattern
     monkeypatch.chdir(folder.parent)
     for below in ("masks", "overlays"):
         write_raw(folder / "run" / below / "b.png", FILM)
+    write_raw(folder / "run" / "contact.png", FILM)
     (folder / "run" / "predictions.csv").write_text("name\n")
     if found:
         assert names(find_files([pattern])) == found
@@ -371,6 +377,7 @@ def test_pictures_that_this_package_wrote_are_known_by_their_paths_alone():
         "b/p/run/predictions.csv",
         "b/p/run/masks/film.png",
         "b/p/run/overlays/film.png",
+        "b/p/run/contact.png",
         "b/p/run/more/film.png",
         "b/p/set/prep.json",
         "b/p/set/train/mask/film.png",
@@ -398,7 +405,7 @@ COLUMNS = ("name", "path", "error")
 
 
 def start(out):
-    start_results(out, "predictions.csv", COLUMNS, ["masks", "overlays"])
+    start_results(out, "predictions.csv", COLUMNS, ["masks", "overlays"], others=["contact.png"])
 
 
 def test_results_go_to_a_folder_of_their_own_or_of_an_earlier_run(tmp_path):
@@ -421,7 +428,7 @@ def test_screening_and_predictions_do_not_share_a_folder(tmp_path, first, second
         start_results(tmp_path, second, COLUMNS, ["overlays"])
 
 
-@pytest.mark.parametrize("theirs", ["masks/film.png", "overlays/notes", "predictions.csv"])
+@pytest.mark.parametrize("theirs", ["masks/film.png", "overlays/notes", "predictions.csv", "contact.png"])
 def test_results_replace_nothing_of_somebody_elses(tmp_path, theirs):
     (tmp_path / theirs).parent.mkdir(exist_ok=True)
     (tmp_path / theirs).write_text("patient,truth\n")

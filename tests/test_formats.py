@@ -234,6 +234,7 @@ def test_predict_writes_the_formats_that_it_is_asked_for(tmp_path, segmenter, fi
     table = table.set_index("name")
     assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.*") if p.is_file()) == [
         "coco.parquet",
+        "contact.png",
         "dicom-seg/film.dcm",
         "masks/film.png",
         "masks/plain.png",

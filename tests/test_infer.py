@@ -289,6 +289,26 @@ def test_prediction_writes_masks_overlays_and_a_table(folder, segmenter, tmp_pat
     assert stored["name"].tolist() == table["name"].tolist()
 
 
+def test_contact_sheet_shows_the_most_doubtful_masks_first(folder, tmp_path):
+    out, names = tmp_path / "out", ["good", "doubtful", "a name that is far too long to stand below a picture"]
+    qualities = pd.Series([0.97, 0.6, 0.9])
+    for n, name in enumerate(names):
+        picture = np.full((40, 60, 3), 80 * n + 40, np.uint8)
+        write_raw(out / "overlays" / f"{name}.png", picture)
+    table = pd.DataFrame({"name": names, "quality": qualities, "flag": ["ok", "check", "ok"]})
+    predictions._write_sheet(table, out)
+    sheet = cv2.imread(str(out / "contact.png")).astype(int)
+    middle = [sheet[200, 8 + 264 * n + 128] for n in range(3)]
+    assert [int(pixel[0]) for pixel in middle] == [120, 200, 40]
+    captions = sheet[2 * 22 + 256 :]
+    orange = (captions[..., 2] > 180) & (captions[..., 0] < 60)
+    assert orange[:, :264].any() and not orange[:, 264:].any()
+    left_out = captions[:22, 528:536]  # between the captions of the second and the third
+    assert left_out.max() < 60
+    predictions._write_sheet(table[:0], out)
+    assert not (out / "contact.png").exists()
+
+
 def test_written_mask_is_that_of_the_segmenter(folder, segmenter, tmp_path):
     predict([folder / "b.png"], tmp_path / "out", segmenter)
     np.testing.assert_array_equal(

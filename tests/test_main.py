@@ -21,6 +21,7 @@ from three_at_once import at_once
 import kaggle_utils
 from benchmarks import start
 from kaggle_utils.cli import build_parser, main
+from kaggle_utils.commands import SECTIONS
 from kaggle_utils.commands.common import print_scores
 from kaggle_utils.commands.segment import _write_table
 from kaggle_utils.config import RENAMED
@@ -118,13 +119,50 @@ def test_earlier_name_of_an_option_is_told_once(given, said, tmp_path, capsys):
         (["kaggle", "publish", "--owner=x", "--foo"], "kaggle publish: error: unrecognized arguments: --foo\n"),
         (["evaluate", "--xyzzy"], "unrecognized arguments: --xyzzy\n"),
         (["train", "--out", "x", "--base-chanels=4"], "did you mean --base-channels?\n"),
+        (["--verson"], "unrecognized arguments: --verson; did you mean --version?\n"),
     ],
 )
 def test_unknown_option_prints_the_commands_usage_and_the_nearest_option(arguments, advice, capsys):
     with pytest.raises(SystemExit) as end:
         main(arguments)
     said = capsys.readouterr().err
-    assert end.value.code == 2 and advice in said and re.match(rf"usage: .* {arguments[0]} .*\[-h\]", said)
+    assert end.value.code == 2 and advice in said and re.match(rf"usage: .* ({arguments[0]} .*)?\[-h\]", said)
+    assert arguments[0].startswith("-") or f" {arguments[0]} " in said
+
+
+@pytest.mark.parametrize(
+    "words, advice",
+    [
+        (["pedict", "film.png"], "no command pedict; did you mean predict?\n"),
+        (["xyzzy"], "no command xyzzy; try prep, synth, "),
+        (["kaggle", "pusch"], "kaggle: error: no command pusch; did you mean push?\n"),
+        ([], "a COMMAND is missing; --help lists them\n"),
+    ],
+)
+def test_unknown_command_prints_the_nearest_one(words, advice, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 2 and advice in capsys.readouterr().err
+
+
+def test_help_lists_every_command_once_in_sections(capsys):
+    names = [name for section in SECTIONS.values() for name in section]
+    assert sorted(names) == sorted(COMMANDS)
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert re.findall(r"^  ([a-z][\w-]*)  ", text, re.M) == names
+    assert all(f"{title}:\n" in text for title in SECTIONS)
+
+
+def test_options_of_training_are_in_groups(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    parts = re.split(r"^(\w+):$", capsys.readouterr().out, flags=re.M)
+    groups = dict(zip(parts[1::2], parts[2::2]))
+    assert list(groups) == ["options", "data", "network", "training", "hardware"]
+    for group, option in (("data", "augment"), ("network", "init"), ("training", "seed"), ("hardware", "workers")):
+        assert f"\n  --{option} " in groups[group]
 
 
 @pytest.mark.parametrize(
@@ -141,12 +179,13 @@ def test_what_is_no_number_is_told_in_words(arguments, words, capsys):
     assert words in capsys.readouterr().err
 
 
-def test_own_size_is_own_in_the_printed_table(capsys):
-    print_scores(pd.DataFrame({"source": "jsrt", "size": [256, 0], "dice": [0.5, 0.25]}))
-    assert [line.split() for line in capsys.readouterr().out.splitlines()[1:]] == [
-        ["jsrt", "256", "0.5000"],
-        ["jsrt", "own", "0.2500"],
-    ]
+def test_scores_are_printed_in_six_columns(capsys):
+    scores = {"source": "jsrt", "protocol": "all", "size": [256, 0], "n": 247, "dice": [0.5, 0.25], "sd": 0.1}
+    print_scores(pd.DataFrame({**scores, "low": 0.2, "high": 0.6, "worst": 0.1, "worst_film": "film"}))
+    head, first, own = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert " ".join(head) == "tested on px n Dice 95 % interval worst"
+    assert first == ["jsrt,", "all", "256", "247", "0.5000", "0.2000-0.6000", "0.1000"]
+    assert own == ["jsrt,", "all", "own", "247", "0.2500", "0.2000-0.6000", "0.1000"]
 
 
 @pytest.mark.parametrize("text", ["0", "1", "nan", "-0.5"])
@@ -186,7 +225,9 @@ def test_help_states_the_defaults(command, capsys):
             and action.default is not False
             and action.default not in ("", [], ())
         ):
-            assert f"(default: {action.default})" in text
+            default = action.default
+            words = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else default
+            assert f"(default: {words})" in text
     assert not re.search(r"\(default: (\[\]|\(\))?\)", text)
 
 
@@ -491,6 +532,7 @@ def test_results_go_to_a_folder_whose_name_is_not_utf_8(tmp_path, weights, odd_n
         "predictions.jsonl",
         "measurements.csv",
         "coco.parquet",
+        "contact.png",
         "masks",
         "overlays",
     }
@@ -558,8 +600,14 @@ def test_progress_bar_is_shown_on_a_terminal_and_a_training_as_lines_elsewhere(
 
 
 def test_status_is_0_when_every_film_was_read(tmp_path, weights, film_file, capsys):
-    assert main(["predict", str(film_file), "--force", "--out", str(tmp_path / "o"), "--weights", str(weights)]) == 0
-    assert "1 mask in" in capsys.readouterr().out
+    out = tmp_path / "o"
+    assert main(["predict", str(film_file), "--force", "--out", str(out), "--weights", str(weights)]) == 0
+    said = capsys.readouterr().out
+    assert "1 mask in" in said
+    last = said.splitlines()[-1]
+    assert last.startswith(f"next: look at {out}/contact.png") and all(
+        map(os.path.exists, re.findall(rf"{out}\S+\w", last))
+    )
 
 
 def test_refused_films_are_counted_apart_and_status_is_3(tmp_path, weights, capsys):
@@ -809,7 +857,8 @@ def test_journey_jsrt_is_foreign_and_scored_whole(journey):
 def test_journey_summary_has_n_interval_worst_and_distances(journey):
     summary = pd.read_csv(journey[0] / "results" / "scores_summary.csv")
     assert {"source", "n", "dice", "sd", "low", "high", "worst", "worst_film", "hd95", "assd"} <= set(summary)
-    assert re.search(r"montgomery\s+test\s+64\s+3\s+0\.9\d{3}", journey[1]["evaluate"].stdout)
+    assert re.search(r"montgomery, test\s+64\s+3\s+0\.9\d{3}", journey[1]["evaluate"].stdout)
+    assert "all scores: results/scores_summary.csv" in journey[1]["evaluate"].stdout
 
 
 @pytest.mark.parametrize("shape", [(90, 60), (60, 90)], ids=str)

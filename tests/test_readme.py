@@ -186,6 +186,27 @@ def test_readme_runs_the_command_that_runs_the_tests():
     )
 
 
+@pytest.mark.parametrize("data", ["", "DATA=films"])
+def test_make_run_and_make_demo_write_into_runs_alone(data):
+    done = subprocess.run(
+        ["make", "-n", "-o", ".venv/run.stamp", "demo", "run", *filter(None, [data])],
+        cwd=CLONE,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    outs = re.findall(r"--out (\S+)", done.stdout)
+    assert len(outs) == (7 if not data else 6) and all(out.startswith("runs/") for out in outs)
+    ignored = subprocess.run(["git", "check-ignore", *outs], cwd=CLONE, capture_output=True, text=True)
+    assert ignored.stdout.split() == outs or not (CLONE / ".git").exists()
+
+
+def test_make_help_names_every_target():
+    targets = re.search(r"^\.PHONY: (.*)$", (CLONE / "Makefile").read_text(), re.M)[1].split()
+    said = subprocess.run(["make", "help"], cwd=CLONE, capture_output=True, text=True, check=True).stdout
+    assert set(re.findall(r"^  make ([\w-]+)", said, re.M)) == set(targets) - {"help"}
+
+
 def alike(said: str, told: str) -> bool:
     """Whether two texts are the same but for the last digits of their numbers, which a processor decides."""
     numbers = r"\d+(?:\.\d+)?"

@@ -965,6 +965,23 @@ def test_without_a_terminal_an_epoch_is_a_line(prepared, tmp_path, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(":")[0] for line in lines if line.startswith("epoch")] == ["epoch 1/2", "epoch 2/2"]
     assert all("validation Dice 0." in line and "films/s" in line for line in lines if line.startswith("epoch"))
+    assert lines[0].endswith("under 1 min left") and lines[1].endswith(" s")
+
+
+@pytest.mark.parametrize(
+    "seconds, epochs_done, budget, left",
+    [
+        (0, 0, 4, ""),
+        (60, 1, 0, "about 9 min left"),
+        (60, 1, 4, "about 3 min left"),  # the budget ends it before the ten epochs
+        (59, 9, 0, "under 1 min left"),
+        (240, 5, 4, ""),
+    ],
+)
+def test_time_left_follows_steps_or_the_budget(prepared, seconds, epochs_done, budget, left):
+    run = trainer(prepared, epochs=10, time_budget_min=float(budget))
+    run.seconds, run.history = seconds, [{"val_dice": 0.5}] * epochs_done
+    assert run.time_left == left
 
 
 @pytest.mark.parametrize(

@@ -26,4 +26,11 @@ GROUPS = {
         remote.S3,
     ),
 }
-__all__ = ["COMMANDS", "GROUPS", "Command"]
+# How help lists them.
+SECTIONS = {
+    "masks for your radiographs": ("predict", "screen", "app", "export"),
+    "radiographs to learn from": ("prep", "synth", "fit-synth", "shards"),
+    "networks and scores": ("train", "evaluate", "protocol", "tune", "plots"),
+    "other machines": ("kaggle", "s3"),
+}
+__all__ = ["COMMANDS", "GROUPS", "SECTIONS", "Command"]

@@ -61,23 +61,25 @@ def make_segmenter(args: argparse.Namespace) -> LungSegmenter:
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    """Adds which network to use, and how."""
+    group = parser.add_argument_group("network")
+    group.add_argument(
         "--weights",
         help="safetensors file, or an exported one, here or in S3; or the name of one that ships: lungs, the one if "
         "not given, or lungs-ccby, whose licence is CC BY 4.0",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (a Mac's GPU)")
-    parser.add_argument(
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (a Mac's GPU)")
+    group.add_argument(
         "--backend",
         choices=("torch", "onnxruntime", "openvino"),
         default="torch",
         help="what runs the network; onnxruntime and openvino are for CPUs and are installed apart",
     )
-    parser.add_argument(
+    group.add_argument(
         "--threshold", type=share, default=THRESHOLD, help="probability, between 0 and 1, above which a pixel is lung"
     )
-    parser.add_argument("--flip", action="store_true", help="average over the mirrored image: twice the time")
-    rules = parser.add_mutually_exclusive_group()
+    group.add_argument("--flip", action="store_true", help="average over the mirrored image: twice the time")
+    rules = group.add_mutually_exclusive_group()
     rules.add_argument(
         "--convention",
         dest="head",
@@ -86,7 +88,7 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
         "that learned it; lung-field if not given",
     )
     rules.add_argument("--head", help="set whose annotation rules to follow, one of those in the weights' header")
-    parser.add_argument("--raw", action="store_true", help="keep small components and holes in the masks")
+    group.add_argument("--raw", action="store_true", help="keep small components and holes in the masks")
 
 
 def add_batch_size(parser: argparse.ArgumentParser) -> None:
@@ -99,9 +101,17 @@ def counted(number: int, noun: str) -> str:
 
 
 def print_scores(summary: pd.DataFrame) -> None:
-    """Prints a summary of scores; its size 0, the radiographs' own, is ``own``."""
-    sizes = summary["size"].astype(object).replace(0, "own")
-    print(summary.assign(size=sizes).to_string(index=False, float_format="{:.4f}".format))
+    """Prints what counts of a summary of scores in six columns; its size 0, the radiographs' own, is ``own``."""
+    table = summary.round(4)
+    shown = {
+        "tested on": table["source"] + ", " + table["protocol"],
+        "px": table["size"].astype(object).replace(0, "own"),
+        "n": table["n"],
+        "Dice": table["dice"].map("{:.4f}".format),
+        "95 % interval": [f"{low:.4f}-{high:.4f}" for low, high in zip(table["low"], table["high"])],
+        "worst": table["worst"].map("{:.4f}".format),
+    }
+    print(table.assign(**shown)[[*shown]].to_string(index=False))
 
 
 def whole(text: str) -> int:

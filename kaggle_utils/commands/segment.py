@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import files
+from ..pictures.find import SHEET
 from .common import (
     SAME_COMMAND,
     Command,
@@ -43,11 +44,14 @@ def evaluate(args: argparse.Namespace) -> int:
     scores = evaluate(args.data, make_segmenter(args), split=args.split, sizes=args.sizes, raw=args.input)
     summary = summarise(scores, ["source", "protocol", "size"])
     print_scores(summary)
-    if args.out:
+    if not args.out:
+        print("all scores, radiograph by radiograph: --out FILE")
+    else:
         out = args.out.removesuffix(".csv")
         Path(out).parent.mkdir(parents=True, exist_ok=True)
         _write_table(Path(f"{out}.csv"), scores.round(5))
         _write_table(Path(f"{out}_summary.csv"), summary.round(5))
+        print(f"all scores: {out}_summary.csv; radiograph by radiograph: {out}.csv")
     return 0
 
 
@@ -133,7 +137,15 @@ def predict(args: argparse.Namespace) -> int:
         print(f"  and {len(doubtful) - 5} more to look at: flag and reasons in {args.out}/predictions.csv")
     for film in failed.head(5).itertuples():
         print(f"  {as_addresses(film.error)}", file=sys.stderr)
+    if len(failed) < len(table):
+        print(_next(args.out, args.format))
     return 3 if len(failed) else 0
+
+
+def _next(out: str, formats: list[str]) -> str:
+    """What to do with masks."""
+    look = f"look at {out}/{SHEET}, the most doubtful masks first" if "png" in formats else "see which masks to doubt"
+    return f"next: {look}; {out}/predictions.csv judges and {out}/measurements.csv measures each"
 
 
 def _outcome(out: str, masks: int, unreadable: int, refused: int) -> str:

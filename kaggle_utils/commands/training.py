@@ -28,11 +28,13 @@ def _train_options(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_config(parser: argparse.ArgumentParser, without: tuple[str, ...] = ()) -> None:
-    """An option for each setting of TrainConfig but some, with its default and its help text."""
-    from ..config import RENAMED, TrainConfig
+    """An option for each setting of TrainConfig but some, with its default and its help text, in groups."""
+    from ..config import OPTION_GROUPS, RENAMED, TrainConfig
 
     earlier = {new: old for old, new in RENAMED.items()}
     for setting in fields(TrainConfig):
+        if setting.name in OPTION_GROUPS:
+            group = parser.add_argument_group(OPTION_GROUPS[setting.name])
         if setting.name in without:
             continue
         assert setting.default is not MISSING
@@ -44,10 +46,10 @@ def _add_config(parser: argparse.ArgumentParser, without: tuple[str, ...] = ()) 
         else:
             option |= {"type": type(setting.default), "choices": setting.metadata["choices"] or None}
         about = setting.metadata["about"].replace("%", "%%")
-        parser.add_argument(f"--{setting.name.replace('_', '-')}", help=about, default=setting.default, **option)
+        group.add_argument(f"--{setting.name.replace('_', '-')}", help=about, default=setting.default, **option)
         if setting.name in earlier:
             option |= {"dest": setting.name, "help": argparse.SUPPRESS, "default": argparse.SUPPRESS}
-            parser.add_argument(f"--{earlier[setting.name]}", **option)
+            group.add_argument(f"--{earlier[setting.name]}", **option)
 
 
 def train(args: argparse.Namespace) -> int:

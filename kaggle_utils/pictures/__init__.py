@@ -8,4 +8,5 @@
 - ``arrays``: tensors, Pillow's pictures and the like as NumPy arrays
 - ``labels``: gray levels to a mask of the lungs
 - ``overlay``: a mask's outline drawn into its radiograph: colour and width
+- ``sheet``: many pictures in one, small, with captions
 """

@@ -32,9 +32,10 @@ _BESIDE = re.compile(
     r"|exe|dll|safetensors|onnx)\Z",
     re.I | re.DOTALL,
 )
-# The pictures that this package writes, by the file that is in their folder's parent: none of them is a film.
+SHEET = "contact.png"
+# The pictures that this package writes and their folders, by the file that lies beside: none of them is a film.
 OUTPUTS = {
-    "predictions.csv": ("masks", "overlays", "dicom-seg"),
+    "predictions.csv": ("masks", "overlays", "dicom-seg", SHEET),
     "screening.csv": ("overlays",),
     "prep.json": ("train/mask", "val/mask", "test/mask"),
 }
@@ -55,7 +56,7 @@ def find_files(patterns: Iterable[str | Path], *, out: str | Path | None = None)
 
     Args:
         patterns: files, folders and globs.
-        out: the folder that the caller writes ``masks``, ``overlays`` and ``dicom-seg`` to.
+        out: the folder that the caller writes ``masks``, ``overlays``, ``dicom-seg`` and ``contact.png`` to.
 
     Raises:
         FileNotFoundError: a pattern names nothing.
@@ -71,8 +72,8 @@ def find_files(patterns: Iterable[str | Path], *, out: str | Path | None = None)
             folder, name = os.path.split(path)
             found.setdefault((real(folder), name), path)
     written = [Path(real(out), below) for below in _PICTURES] if out is not None else []
-    for (folder, _), path in found.items():
-        if any(Path(folder).is_relative_to(place) for place in written):
+    for (folder, name), path in found.items():
+        if any(Path(folder, name).is_relative_to(place) for place in written):
             raise ValueError(
                 f"{printable(path)}: results would be written where it lies: choose another folder to write"
             )
@@ -119,7 +120,7 @@ def walk(root: str | Path, *, unless: Collection[str] = ()) -> Iterator[Path]:
         for path in paths:
             if os.path.isdir(path):  # unlike Path's, False where that may not be known
                 (links if path.is_symlink() else folders).append(path)
-            else:
+            elif path not in ours:
                 yield path
 
 
@@ -134,7 +135,7 @@ def without_outputs(paths: Iterable[str], out: str | None = None) -> list[str]:
     found = [(path, PurePosixPath(path)) for path in paths]
     ours = _ours(pure for _, pure in found)
     ours |= {PurePosixPath(out) / below for below in _PICTURES} if out is not None else set()
-    return [path for path, pure in found if ours.isdisjoint(pure.parents)]
+    return [path for path, pure in found if ours.isdisjoint((pure, *pure.parents))]
 
 
 def is_film(path: Path) -> bool:
@@ -194,7 +195,7 @@ def _find(pattern: Path) -> list[Path]:
     for path in _expand(pattern):
         if path.is_dir() and not ours(path):
             films.update(_search(path))
-        elif path.is_file() and claims_film(path.name) is not False and not ours(path.parent):
+        elif path.is_file() and claims_film(path.name) is not False and not ours(_whose(path)):
             films.add(path)
     return sorted(films)
 
@@ -242,15 +243,20 @@ def _search(folder: Path) -> list[Path]:
     return sorted(films)
 
 
-def _is_ours(folder: Path) -> bool:
-    """Whether pictures in a folder are those that this package wrote."""
-    lineage = {folder, *folder.parents}
+def _whose(path: Path) -> Path:
+    """What says of a picture whose it is: its folder, but for the one that has a place of its own."""
+    return path if path.name == SHEET else path.parent
+
+
+def _is_ours(place: Path) -> bool:
+    """Whether a picture, or those in a folder, are what this package wrote."""
+    lineage = {place, *place.parents}
     tables = [above / table for above in lineage for table in OUTPUTS if (above / table).is_file()]
     return not lineage.isdisjoint(_ours(tables))
 
 
 def _ours(paths: Iterable[PurePath]) -> set[PurePath]:
-    """The folders whose pictures this package wrote, by the tables among some paths."""
+    """The pictures that this package wrote, and the folders of such, by the tables among some paths."""
     return {path.parent / below for path in paths for below in OUTPUTS.get(path.name, ())}
 
 
