@@ -144,8 +144,9 @@ def predict(args: argparse.Namespace) -> int:
 
 def _next(out: str, formats: list[str]) -> str:
     """What to do with masks."""
-    look = f"look at {out}/{SHEET}, the most doubtful masks first" if "png" in formats else "see which masks to doubt"
-    return f"next: {look}; {out}/predictions.csv judges and {out}/measurements.csv measures each"
+    return (
+        f"next: look at {out}/{SHEET}, the most doubtful masks first" if "png" in formats else f"next: look into {out}"
+    )
 
 
 def _outcome(out: str, masks: int, unreadable: int, refused: int) -> str:
