@@ -121,7 +121,7 @@ web: .venv/dev.stamp
 
 # Debian keeps venv in a package of its own; as root we can fetch it, else say so.
 .venv/bin/python .venv-kaggle/bin/python:
-	$(PYTHON) -m venv $(@:/bin/python=) || { rm -rf $(@:/bin/python=); \
+	@$(PYTHON) -m venv $(@:/bin/python=) || { rm -rf $(@:/bin/python=); \
 	  apt-get update -q && apt-get install -y python3-venv && $(PYTHON) -m venv $(@:/bin/python=); } \
 	  || { rm -rf $(@:/bin/python=); echo "python3-venv is missing: apt-get install python3-venv"; exit 1; }
 

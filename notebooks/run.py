@@ -2,8 +2,8 @@
 
     python notebooks/run.py [--first-cells]
 
-``--first-cells`` runs nothing: it only gives every notebook the first cell from here, with a new address of the
-repository in pyproject.toml, say.
+``--first-cells`` runs nothing: it only gives every notebook the link to Kaggle and the first cell from here, with a new
+address of the repository in pyproject.toml, say.
 
 Numbers are computed in float32, so that every machine comes to the same ones. No time is saved: it would be this
 machine's, and of how busy it was. Tags of cells: ``timing``, its output is shown and not saved; ``varies``, its numbers
@@ -21,8 +21,10 @@ import nbformat
 from nbclient import NotebookClient
 
 HERE = Path(__file__).parent
-# As pip takes it; pyproject.toml is the one place that has the address.
-REPOSITORY = "git+" + re.search(r'^Repository = "(.+)"$', (HERE.parent / "pyproject.toml").read_text(), re.M)[1]
+# pyproject.toml is the one place that has the address.
+ADDRESS = re.search(r'^Repository = "(.+)"$', (HERE.parent / "pyproject.toml").read_text(), re.M)[1]
+REPOSITORY = f"git+{ADDRESS}"  # as pip takes it
+LINK = re.compile(r"^\[Open in Kaggle\].*\n\n", re.M)
 # A notebook that runs on Kaggle has nothing beside it: what finds the library can't be in the library.
 FIRST_CELL = f"""\
 %load_ext autoreload
@@ -50,6 +52,13 @@ def put_first_cell(notebook: nbformat.NotebookNode) -> None:
     next(cell for cell in notebook.cells if cell.cell_type == "code").source = FIRST_CELL
 
 
+def put_link(notebook: nbformat.NotebookNode, name: str) -> None:
+    """Links below a notebook's title to Kaggle, which opens the one on GitHub."""
+    title, _, text = LINK.sub("", notebook.cells[0].source).partition("\n\n")
+    source = f"https://www.kaggle.com/kernels/welcome?src={ADDRESS}/blob/main/notebooks/{name}"
+    notebook.cells[0].source = f"{title}\n\n[Open in Kaggle]({source})\n\n{text}"
+
+
 def run(notebook: nbformat.NotebookNode, folder: Path) -> None:
     """Runs a notebook in a folder; its cells have the new outputs then, without times and progress bars."""
     settings = {"metadata": {"path": folder}}
@@ -68,13 +77,14 @@ def run(notebook: nbformat.NotebookNode, folder: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--first-cells", action="store_true", help="run nothing, only put the first cell in")
+    parser.add_argument("--first-cells", action="store_true", help="run nothing, only put link and first cell in")
     only_cells = parser.parse_args().first_cells
     if not only_cells:
         shutil.rmtree(HERE.parent / "runs" / "notebooks", ignore_errors=True)  # as a new user would
     for path in sorted(HERE.glob("*.ipynb")):
         print(path.name, flush=True)
         notebook = nbformat.read(path, 4)
+        put_link(notebook, path.name)
         put_first_cell(notebook)
         if not only_cells:
             run(notebook, HERE)

@@ -185,9 +185,20 @@ def test_the_model_has_a_card_that_says_what_each_variation_may_be_used_for():
         assert ("CC BY-NC-SA 4.0" in licence) == ("CC BY-NC-SA 4.0" in labels) and "CC BY" in labels
 
 
-def test_the_owners_placeholder_stands_in_files_that_are_sent_and_once_in_the_code():
-    code = [path for path in (ROOT / "kaggle_utils").rglob("*.py") if kaggle.OWNER in path.read_text()]
-    assert [path.name for path in code] == ["weights.py"] and code[0].read_text().count(kaggle.OWNER) == 1
+@pytest.mark.parametrize("path", [ROOT / "kernel-metadata.json", *sorted(HOME.glob("*/*.json"))], ids=str)
+def test_another_owner_takes_all_that_is_ours_and_nothing_else(path):
+    theirs, ours = kaggle._given_to("nobody", json.loads(path.read_text())), json.loads(path.read_text())
+    names = [name for value in theirs.values() for name in (value if isinstance(value, list) else [value])]
+    public = ("kmader/", "yoctoman/", "paultimothymooney/")
+    owned = [name for name in names if isinstance(name, str) and re.fullmatch(r"[\w-]+(/[\w-]+)+", name)]
+    assert all(name.startswith(("nobody/", *public)) for name in owned)
+    assert theirs.get("ownerSlug", "nobody") == "nobody" and theirs.get("slug") == ours.get("slug")
+    assert kaggle._given_to(kaggle.OWNER, ours) == ours
+
+
+def test_no_placeholder_is_left_in_what_is_tracked():
+    found = subprocess.run(["git", "grep", "-l", "INSERT_" + "OWNER"], cwd=ROOT, capture_output=True, text=True)
+    assert found.stdout == ""
 
 
 def test_every_notebook_has_metadata_and_reads_earlier_ones():
@@ -317,7 +328,7 @@ def test_all_notebooks_run_in_their_order_each_complete_before_the_next(journey)
 def test_notebooks_attach_what_they_read(journey):
     read = {r["slug"]: r.get("kernelDataSources", []) for p, r in journey.calls["push"] if p == "SaveKernel"}
     assert list(read.values()) == [
-        [source.replace(kaggle.OWNER, "nobody") for source in metadata["kernel_sources"]]
+        [source.replace(kaggle.OWNER, "nobody", 1) for source in metadata["kernel_sources"]]
         for metadata in METADATA.values()
     ]
     assert read["nobody/lung-unet-04-inference"] == ["nobody/lung-unet-01-prep", "nobody/lung-unet-02-training"]
@@ -370,7 +381,7 @@ def test_kaggles_own_push_takes_the_file_at_the_root(journey, tmp_path, server):
     (tmp_path / "notebooks").mkdir()
     shutil.copy("notebooks/02_training.ipynb", tmp_path / "notebooks")
     (tmp_path / "kernel-metadata.json").write_text(
-        (ROOT / "kernel-metadata.json").read_text().replace(kaggle.OWNER, "nobody")
+        (ROOT / "kernel-metadata.json").read_text().replace(f'"{kaggle.OWNER}/', '"nobody/')
     )
     done = python("-m", "kaggle", "kernels", "push", "-p", str(tmp_path))
     assert done.returncode == 0 and done.stdout.startswith("Kernel version ") and "not valid" not in done.stdout

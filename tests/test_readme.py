@@ -129,6 +129,9 @@ def test_records_of_the_speedrun_are_a_table_and_what_is_none_is_not(tmp_path, m
 
 def test_the_address_is_that_of_pyproject():
     assert ADDRESS.findall(README) == [repository()] and f"git clone {repository()} " in README
+    opened = re.findall(r"https://www\.kaggle\.com/kernels/welcome\?src=([^)]+)", README)
+    notebooks = [f"{repository()}/blob/main/notebooks/{path.name}" for path in (CLONE / "notebooks").glob("*.ipynb")]
+    assert set(opened) == set(notebooks)
     elsewhere = README.replace(repository(), "https://example.org/mine/unet-lung")
     assert elsewhere.count("example.org") >= 4
     elsewhere = elsewhere.replace(site_of(repository()), "https://mine.github.io/unet-lung/")

@@ -172,10 +172,23 @@ def _read_metadata(name: str, file: str, owner: str) -> dict[str, Any]:
     path = HOME / name / file
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; run this in the folder of the clone")
-    metadata = json.loads(path.read_text(encoding="utf-8").replace(OWNER, owner))
+    metadata = _given_to(owner, json.loads(path.read_text(encoding="utf-8")))
     if "code_file" in metadata:
         metadata["code_file"] = str((path.parent / metadata["code_file"]).resolve())
     return metadata
+
+
+def _given_to(owner: str, metadata: dict[str, Any]) -> dict[str, Any]:
+    """Metadata with another owner's name: what is ours is called ``OWNER/…``."""
+
+    def renamed(value: Any) -> Any:
+        if isinstance(value, list):
+            return [renamed(each) for each in value]
+        ours = isinstance(value, str) and value.startswith(f"{OWNER}/")
+        return f"{owner}/{value.partition('/')[2]}" if ours else value
+
+    given = {key: renamed(value) for key, value in metadata.items()}
+    return given | ({"ownerSlug": owner} if "ownerSlug" in given else {})
 
 
 def _check_independent(names: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from ..files import WEIGHTS, find_weights
 
 KAGGLE = Path("/kaggle")
-OWNER = "INSERT_OWNER_HERE"  # in place of a name on Kaggle, here and in notebooks/kaggle
+OWNER = "unet-lung"  # on Kaggle: of what notebooks/kaggle describes, where nobody names another one
 LICENCES = {  # by the names that Kaggle has for a model's, see models_metadata.md of its package
     "lungs": "CC BY-NC-SA 4.0",
     "lungs-ccby": "Attribution 4.0 International (CC BY 4.0)",
@@ -29,7 +29,7 @@ def model_handle(name: str, owner: str = OWNER) -> str:
     return f"{owner}/unet-lung/pyTorch/{name}"
 
 
-def find_model(name: str = "lungs", owner: str = OWNER) -> Path:
+def find_model(name: str = "lungs", owner: str | None = None) -> Path:
     """The file of published weights: of the model that is attached to a notebook, or downloaded if an owner is named.
 
     Args:
@@ -42,11 +42,11 @@ def find_model(name: str = "lungs", owner: str = OWNER) -> Path:
         ImportError: kagglehub is missing.
         OSError: Kaggle refused, or can't be reached.
     """
-    handle = model_handle(name, owner)
+    handle = model_handle(name, owner or OWNER)
     found = [path for layout in _LAYOUTS for path in (KAGGLE / "input").glob(layout.format(name))]
     if found:
         return max(found, key=lambda path: int(path.parent.name))  # the newest version
-    if owner == OWNER:
+    if owner is None:
         return find_weights(name)
     return Path(import_kagglehub().model_download(handle), f"{name}.safetensors")
 

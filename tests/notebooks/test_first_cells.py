@@ -26,6 +26,18 @@ def test_every_notebook_has_the_one_first_cell(path):
     assert code_cells(path)[0].source == run_notebooks.FIRST_CELL, "run `python notebooks/run.py --first-cells`"
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_notebook_links_to_itself_on_kaggle_below_its_title(path):
+    notebook = nbformat.read(path, 4)
+    (line,) = [line for line in notebook.cells[0].source.splitlines() if "kaggle.com" in line]
+    address = f"{run_notebooks.ADDRESS}/blob/main/notebooks/{path.name}"
+    assert line == f"[Open in Kaggle](https://www.kaggle.com/kernels/welcome?src={address})"
+    assert notebook.cells[0].source.splitlines()[2] == line
+    before = notebook.cells[0].source
+    run_notebooks.put_link(notebook, path.name)
+    assert notebook.cells[0].source == before
+
+
 def test_the_address_of_the_repository_stands_in_one_place_and_gets_into_every_notebook(monkeypatch):
     address = run_notebooks.REPOSITORY.removeprefix("git+")
     assert f'Repository = "{address}"' in (CLONE / "pyproject.toml").read_text()
