@@ -94,9 +94,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 def _check_names(parser: argparse.ArgumentParser, words: list[str]) -> None:
     """Ends the program at the name of a command that there isn't, with the nearest one."""
     for word in words:
-        names = next((action.choices for action in parser._actions if action.dest in ("command", "action")), None)
-        if names is None:
+        subparsers = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+        if not subparsers:
             return
+        names = subparsers[0].choices
         if word not in names:
             near = get_close_matches(word, names, 1)
             parser.error(f"no command {word}; " + (f"did you mean {near[0]}?" if near else f"try {', '.join(names)}"))

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .style import BLUE, GREEN, ORANGE, RED, RESULTS, log_axis, note, read_result, styled
+from .style import BLUE, GREEN, ORANGE, PURPLE, RED, RESULTS, log_axis, note, read_result, styled
 
 RANGE = ("pi", 100)  # seaborn's error bar from the lowest to the highest
 DICE = "validation Dice"
@@ -53,7 +53,7 @@ def scores_of(table: pd.DataFrame) -> dict[str, str]:
 def score_panels(last: pd.DataFrame) -> tuple[Figure, list[tuple[Axes, str]]]:
     """A figure with a panel for each score of :func:`scores_of`, and each panel with its column."""
     scores = scores_of(last)
-    figure, axes = plt.subplots(1, len(scores), figsize=(5 * len(scores), 3.8), squeeze=False)
+    figure, axes = plt.subplots(1, len(scores), figsize=(4.7 * len(scores), 3.8), squeeze=False)
     for ax, label in zip(axes.flat, scores.values()):
         ax.set_ylabel(label)
     return figure, list(zip(axes.flat, scores))
@@ -80,8 +80,12 @@ def draw_impossible() -> Figure:
     return figure
 
 
+@styled
 def draw_bugs(results: str | Path = RESULTS) -> Figure:
-    """Makes ``images/tuning_bugs.png``: for each mistake, Dice as it is and as it is reported, epoch by epoch.
+    """Makes ``images/tuning_bugs.png``: for each mistake, Dice as it is at the end and as it is reported; and the
+    course of the two mistakes that don't only report it wrongly.
+
+    A report outside [0, 1] is a text, the lowest and highest of all epochs.
 
     Args:
         results: folder with the studies' tables in ``tuning``.
@@ -90,36 +94,31 @@ def draw_bugs(results: str | Path = RESULTS) -> Figure:
         FileNotFoundError: the study was not run.
     """
     table = read_study("bugs", results)
-    right = table[table["run"] == "no mistake"].groupby("epoch")["val_dice"].mean()
-    table = table.rename(columns={"val_dice": "the masks' Dice"})
-    both = table.melt(["run", "epoch"], ["the masks' Dice", "reported"], "number", "Dice")
-    grid = sns.relplot(
-        both,
-        x="epoch",
-        y="Dice",
-        hue="number",
-        style="number",
-        palette=[BLUE, ORANGE],
-        errorbar=RANGE,
-        kind="line",
-        col="run",
-        col_wrap=4,
-        height=2.2,
-        aspect=1.25,
-        facet_kws={"sharey": False},
+    ends = read_ends(results, "bugs").groupby("run", sort=False)[["val_dice", "reported"]].mean()
+    reports = table.groupby("run", sort=False)["reported"].agg(["min", "max"]).loc[ends.index]
+    figure, (rows, curves) = plt.subplots(1, 2, figsize=(9.5, 4.6), width_ratios=[3, 2])
+    possible = reports["min"].ge(0) & reports["max"].le(1)
+    rows.hlines(ends.index[possible], ends["val_dice"][possible], ends["reported"][possible], color="0.8", zorder=0)
+    rows.scatter(ends["val_dice"], ends.index, color=BLUE, label="the masks' Dice")
+    rows.scatter(
+        ends["reported"][possible],
+        ends.index[possible],
+        color=ORANGE,
+        marker="D",
+        label="reported; a number outside 0 to 1 in red",
     )
-    diverged = set(table.loc[table["status"] == "diverged", "run"])
-    for run, ax in grid.axes_dict.items():
-        numbers = both.loc[both["run"] == run, "Dice"]
-        ax.plot(right, color="0.7", linewidth=1, zorder=0)
-        ax.axhline(1, color="0.8", linewidth=0.8, linestyle=":", zorder=0)
-        ax.set(ylim=(min(0, 1.1 * numbers.min()), max(1.05, 1.1 * numbers.max())))
-        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        ax.set_title(f"{run} (diverged)" if run in diverged else run, fontsize=9)
-    grid.set_axis_labels("epoch", "Dice")
-    grid.figure.subplots_adjust(right=0.98)
-    sns.move_legend(grid, "lower right", bbox_to_anchor=(0.97, 0.12), title="gray: no mistake")
-    return grid.figure
+    for run, (low, high) in reports[~possible].iterrows():
+        rows.text(1.03, str(run), f"→ {low:.1f} to {high:.1f}", color=RED, va="center", fontsize=9)
+    rows.set(xlabel=f"Dice after {table['epoch'].max()} epochs", xlim=(-0.03, 1.25), xticks=np.linspace(0, 1, 6))
+    rows.invert_yaxis()
+    rows.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    shown = {"no mistake": "0.6", "scrambled pairs": GREEN, "logits in Dice": ORANGE}
+    some = table[table["run"].isin(shown)]
+    sns.lineplot(some, x="epoch", y="val_dice", hue="run", palette=shown, errorbar=RANGE, ax=curves)
+    curves.set(ylabel="the masks' Dice, validation", ylim=(0, 1))
+    curves.xaxis.set_major_locator(MaxNLocator(integer=True))
+    curves.legend(loc="upper left", bbox_to_anchor=(0, 0.84))
+    return figure
 
 
 @styled
@@ -130,11 +129,12 @@ def draw_augmentation(results: str | Path = RESULTS) -> Figure:
     """
     table = pd.concat(read_study(name, results) for name in ("augmentation", "longer"))
     scores = scores_of(table)
-    figure, (curves, *ends) = plt.subplots(1, 1 + len(scores), figsize=(11, 3.6), width_ratios=[2] + [1] * len(scores))
+    figure, (curves, *ends) = plt.subplots(1, 1 + len(scores), figsize=(9.5, 3.6), width_ratios=[2] + [1] * len(scores))
     colours = {"none": ORANGE, "light": GREEN, "full": BLUE}
     augment: dict[str, Any] = {"hue": "augment", "hue_order": list(colours), "palette": colours}
     sns.lineplot(table, x="epoch", y="val_dice", **augment, style="epochs", errorbar=RANGE, ax=curves)
-    curves.set(ylabel=DICE, ylim=(table.loc[table["epoch"] > 2, "val_dice"].min(), None))
+    size = table["size"].mode()[0]
+    curves.set(ylabel=f"{DICE} at {size} px", ylim=(table.loc[table["epoch"] > 2, "val_dice"].min(), None))
     curves.xaxis.set_major_locator(MaxNLocator(integer=True))
     last = read_ends(results, "augmentation", "longer")
     for ax, (score, label) in zip(ends, scores.items()):
@@ -213,53 +213,53 @@ def draw_data(results: str | Path = RESULTS) -> Figure:
 
 @styled
 def draw_optimisation(results: str | Path = RESULTS) -> Figure:
-    """Makes ``images/tuning_optimisation.png``: Dice against each setting of the optimiser, others at their default.
+    """Makes ``images/tuning_optimisation.png``: Dice with each setting of the optimiser, others at their default.
 
     Args and Raises: as :func:`draw_bugs`.
     """
     last = read_ends(results, "optimisation")
-    settings = ("lr", "weight_decay", "batch_size", "epochs", "ema_decay")
-    figure, axes = plt.subplots(1, len(settings), figsize=(13, 3.2), sharey=True)
-    for ax, setting in zip(axes, settings):
-        runs = runs_of(last, setting)
-        sns.pointplot(runs, x=setting, y="dice_256", errorbar=RANGE, color=BLUE, linewidth=1, markersize=4, ax=ax)
-        default = runs.loc[runs["run"] == "default", setting].iloc[0]
-        ax.axvline(list(runs[setting].unique()).index(default), color="0.85", linewidth=6, zorder=0)
-        ax.tick_params("x", labelsize=9)
-        ax.set_ylabel(DICE_256)
-    figure.suptitle("gray: the default", fontsize=9)
+    settings = {"epochs": BLUE, "lr": ORANGE, "batch_size": GREEN, "weight_decay": RED, "ema_decay": PURPLE}
+    default = last.loc[last["run"] == "default", "dice_256"]
+    figure, ax = plt.subplots(figsize=(8, 4.6))
+    ax.axvspan(default.min(), default.max(), color="0.94")
+    ax.axvline(default.mean(), color="0.6", linewidth=1)
+    for setting, colour in settings.items():
+        runs = runs_of(last[last["run"] != "default"], setting)
+        scores = runs.groupby("run", sort=False)["dice_256"].agg(["mean", "min", "max"])
+        ax.hlines(scores.index, scores["min"], scores["max"], color=colour)
+        ax.scatter(scores["mean"], scores.index, color=colour)
+    defaults = ", ".join(f"{setting}={last[setting].mode()[0]:g}" for setting in settings)
+    ax.set(xlabel=DICE_256, title=f"gray: the default, {defaults}")
+    ax.invert_yaxis()
     return figure
 
 
 @styled
 def draw_search(results: str | Path = RESULTS) -> Figure:
-    """Makes ``images/tuning_search.png``: each trial's Dice against each setting that was searched.
+    """Makes ``images/tuning_search.png``: each trial's Dice against the settings that the search moved most.
 
     Args and Raises: as :func:`draw_bugs`.
     """
     last = read_ends(results, "search")
     finished = last["status"] == "finished"
     trial = last["run"].str.removeprefix("trial ").astype(int)
-    scales = {"lr": "log", "weight_decay": "log", "dice_weight": "linear"}  # the others have a few choices each
-    settings = (*scales, "ema_decay", "batch_size", "base_channels", "augment")
-    figure, axes = plt.subplots(2, 4, figsize=(10, 5.6), sharey=True)
-    axes[1, 3].set_axis_off()
-    for ax, setting in zip(axes.flat, settings):
+    figure, axes = plt.subplots(2, 2, figsize=(8.5, 5.6), sharey=True)
+    for ax, setting in zip(axes.flat, ("lr", "batch_size", "base_channels", "augment")):
         x = last[setting]
-        if setting in scales:
-            ax.set_xscale(scales[setting])
+        if setting == "lr":
+            ax.set_xscale("log")
         else:
             choices = x.astype("category").cat
             x = choices.codes
             ax.set_xticks(range(len(choices.categories)), choices.categories)
-        ax.scatter(x[~finished], last.loc[~finished, "val_dice"], 14, color="0.7", marker="x")
-        points = ax.scatter(x[finished], last.loc[finished, "val_dice"], 18, trial[finished], cmap="viridis")
+        ax.scatter(x[~finished], last.loc[~finished, "val_dice"], 28, color="0.7", marker="x")
+        points = ax.scatter(x[finished], last.loc[finished, "val_dice"], 36, trial[finished], cmap="viridis")
         ax.set_xlabel(setting)
     # What failed at once would press all others together.
     low, high = last.loc[finished, "val_dice"].quantile([0.1, 1])
     axes[0, 0].set(ylim=(low - 0.3 * (high - low), None))
     for ax in axes[:, 0]:
-        ax.set_ylabel(DICE)
+        ax.set_ylabel(f"{DICE} at {last['size'].mode()[0]} px")
     figure.colorbar(points, ax=axes, label="trial; crosses were stopped")
     return figure
 
