@@ -1,10 +1,8 @@
-"""Films a second of `predict` over a folder: as it is, and without what makes it quick.
+"""Films a second of `predict` over a folder, in float32, and in bfloat16 where the processor computes in it.
 
     python -m benchmarks.predict [--films 275] [--rounds 3] [--quick]
 
-Synthetic radiographs of 500 px become masks, overlays and tables, in one process, in turn: as ``LungSegmenter`` is
-made; with batch normalisation that is not folded into the convolutions; and with PyTorch's threads sharing a batch,
-instead of a film for each. In float32, and in bfloat16 where the processor computes in it. A first round warms up.
+Synthetic radiographs of 500 px become masks, overlays and tables, in one process, in turn. A first round warms up.
 Seconds are the clock's, which other processes move, and the processor's, which they move less. Writes
 ``results/predict.json``.
 """
@@ -14,7 +12,6 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,7 +19,6 @@ import torch
 from benchmarks.common import RESULTS, command, machine, make_parser, median, write_json
 from kaggle_utils.image import write_image
 from kaggle_utils.infer import LungSegmenter
-from kaggle_utils.model import load_weights
 from kaggle_utils.predictions import predict
 from kaggle_utils.synthetic import AppearanceModel
 
@@ -35,38 +31,11 @@ def draw(folder: Path, count: int) -> None:
         write_image(folder / f"{film.name}.png", film.image)
 
 
-def as_it_is(segmenter: LungSegmenter) -> None:
-    """Changes nothing."""
-
-
-def not_folded(segmenter: LungSegmenter) -> None:
-    """Gives a segmenter the network as its weights' file has it."""
-    segmenter.model = load_weights(segmenter.path).to(memory_format=torch.channels_last)
-
-
-def shared_batch(segmenter: LungSegmenter) -> None:
-    """Has all threads work on one batch."""
-    segmenter.threads = None
-
-
-VARIANTS: dict[str, Callable[[LungSegmenter], None]] = {
-    "as it is": as_it_is,
-    "normalisation not folded": not_folded,
-    "threads share a batch": shared_batch,
-}
-
-
-def segmenters() -> dict[tuple[str, str], LungSegmenter]:
-    """By precision and variant."""
-    found = {}
-    for variant, change in VARIANTS.items():
-        for precision, dtype in {"float32": None, "bfloat16": torch.bfloat16}.items():
-            segmenter = LungSegmenter(device="cpu")
-            if dtype in (None, segmenter.dtype):
-                change(segmenter)
-                segmenter.dtype = dtype
-                found[precision, variant] = segmenter
-    return found
+def segmenters() -> dict[str, LungSegmenter]:
+    """By precision."""
+    plain, fastest = LungSegmenter(device="cpu"), LungSegmenter(device="cpu")
+    plain.dtype = None
+    return {"float32": plain} | ({"bfloat16": fastest} if fastest.dtype else {})
 
 
 def once(films: Path, segmenter: LungSegmenter) -> dict[str, float]:
@@ -90,12 +59,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         draw(Path(name), count)
         turns = [{key: once(Path(name), segmenter) for key, segmenter in todo.items()} for _ in range(rounds + 1)][1:]
-    found: dict[str, dict] = {}
-    for precision, variant in todo:
-        runs = [turn[precision, variant] for turn in turns]
-        medians = {what: median([run[what] for run in runs], 1) for what in runs[0]}
-        found.setdefault(precision, {})[variant] = medians
-        print(f"{precision}, {variant}: {medians}")
+    found = {}
+    for precision in todo:
+        runs = [turn[precision] for turn in turns]
+        found[precision] = {what: median([run[what] for run in runs], 1) for what in runs[0]}
+        print(f"{precision}: {found[precision]}")
     if not args.quick:
         head = {"command": command(), "machine": machine("torch"), "films": count, "px": PX, "rounds": rounds}
         write_json(RESULTS / "predict.json", head | found)

@@ -5,44 +5,37 @@
 
 fit   on the validation films of the sets that the shipped weights were trained on, 64 of each at most, a damaged copy
       of each by every kind of damage (:mod:`kaggle_utils.quality.damages`), and drawn pictures that are no films;
-      writes it into the weights' header. All choices are made by its cross-validation over films: leaving out a second
-      view, mirrored, smaller and shifted, is one; a fit for each convention of masks is another.
+      writes it into the weights' header, and what its cross-validation over films says
 test  on the test lists, all of JSRT, adults' test films with gas drawn below the diaphragm, without the masks that a
       review left out, damaged copies of all, and pictures that the fit had nothing like: photographs and micrographs
       that come with scikit-image, and other drawn ones
 run   the estimate that a run of training ended with, on its own test films and damaged copies of them
 
 The true Dice is taken at 256 px, films by their own set's head, without averaging with the mirrored film. Films are
-segmented as damaged: ``predict`` would put most negatives right first, see ``checks.check_film``. What the network said
-of the films is kept in ``runs/quality`` and not computed again with the same weights. Writes ``results/quality.json``.
+segmented as damaged: ``predict`` would put most negatives right first, see ``checks.check_film``. Writes
+``results/quality.json``.
 """
 
 from __future__ import annotations
 
-import hashlib
 from functools import partial
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pandas as pd
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import roc_auc_score
-from tqdm import tqdm
 
 from benchmarks import common
 from kaggle_utils.augment.artefacts import draw_one
 from kaggle_utils.config import CONVENTIONS
 from kaggle_utils.data import read_manifest
-from kaggle_utils.files import write_bytes
-from kaggle_utils.image import read_image, read_mask, resize_image, resize_prob
+from kaggle_utils.image import read_image, read_mask
 from kaggle_utils.infer import DEFAULT_WEIGHTS, LungSegmenter
-from kaggle_utils.model import load_weights, update_header
+from kaggle_utils.model import update_header
 from kaggle_utils.quality import why_no_estimate
 from kaggle_utils.quality.damages import DAMAGES, DRAWN
-from kaggle_utils.quality.estimate import OK, REASONS, REJECT, SIDE
+from kaggle_utils.quality.estimate import OK, REJECT
 from kaggle_utils.quality.fit import (
-    BATCH,
     FIT_KINDS,
     Item,
     by_convention,
@@ -51,17 +44,14 @@ from kaggle_utils.quality.fit import (
     levelled,
     measured_fit,
     no_film,
-    observed_one,
+    observed,
     out_of_fold,
     with_copies,
 )
 from kaggle_utils.splits import excluded_masks
 from kaggle_utils.training import MOST_OF_A_SET
 
-RESULT, RUNS = common.RESULTS / "quality.json", common.RUNS / "quality"
-POOR, USELESS = OK, REJECT  # true Dice below which a mask should be flagged, and rejected: the estimate's own limits
-ZOOM, SHIFT = 0.92, (0.05, 0.02)  # of the second view; shift along x and y, of the side
-SECOND_VIEW = ("change", "wavering")  # how far its mask and its probabilities differ
+RESULT = common.RESULTS / "quality.json"
 TEST_KINDS, PICTURES = DRAWN[len(FIT_KINDS) :], 12  # of no film, and how many of each
 
 
@@ -84,61 +74,10 @@ def bundled() -> list[Item]:
     return [no_film(path.stem, "scikit-image", read_image(path)) for path in paths]
 
 
-def collect(name: str, items: list[Item], segmenter: LungSegmenter, *, second_view: bool = False) -> pd.DataFrame:
-    """True Dice and features of each item's mask; kept, and read again for the same pictures, weights and features."""
-    key = hashlib.sha256(f"{fingerprint(segmenter)} {[*REASONS]} {ZOOM} {SHIFT} {second_view}".encode())
-    for item in items:
-        key.update(item.image.tobytes())
-    path = RUNS / f"{name}_{key.hexdigest()[:12]}.csv"
-    if path.exists():
-        return pd.read_csv(path)
-    rows = []
-    for at in tqdm(range(0, len(items), BATCH), desc=name, disable=None):
-        batch = items[at : at + BATCH]
-        heads = [item.source for item in batch]
-        images = [resize_image(item.image, segmenter.size) for item in batch]
-        probs = segmenter.probabilities(images, heads)
-        others = differences(segmenter, images, probs, heads) if second_view else [{}] * len(batch)
-        rows += [observed_one(item, prob, segmenter) | other for item, prob, other in zip(batch, probs, others)]
-    table = pd.DataFrame(rows)
-    RUNS.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, table.to_csv(index=False).encode())
-    return table
-
-
-def fingerprint(segmenter: LungSegmenter) -> str:
-    """Of the weights alone: the fit is written into their file's header."""
-    found = hashlib.sha256()
-    for name, tensor in load_weights(segmenter.path).state_dict().items():
-        found.update(name.encode() + tensor.numpy().tobytes())
-    return found.hexdigest()
-
-
-def differences(
-    segmenter: LungSegmenter, images: list[np.ndarray], probs: np.ndarray, heads: list[str]
-) -> list[dict[str, float]]:
-    """How far each film's mask and probabilities change when it is segmented again, mirrored, smaller and shifted."""
-    matrix = view_matrix(segmenter.size)
-    back, rows = cv2.invertAffineTransform(matrix), []
-    for prob, other in zip(probs, segmenter.probabilities([_warp(image, matrix) for image in images], heads)):
-        prob, other = (resize_prob(p, (SIDE, SIDE)) for p in (prob, _warp(other, back)))
-        raw, moved = prob > segmenter.threshold, other > segmenter.threshold
-        change = 1 - 2 * (raw & moved).sum() / max(raw.sum() + moved.sum(), 1)
-        wavering = np.abs(prob - other).sum() / max(raw.sum(), 1)
-        rows.append(dict(zip(SECOND_VIEW, np.log(np.array([change, wavering]) + 0.003))))
-    return rows
-
-
-def view_matrix(side: int) -> np.ndarray:
-    """Affine matrix ``(2, 3)`` that mirrors a square of ``side`` px, makes it smaller and shifts it."""
-    margin = (1 - ZOOM) / 2 * side
-    return np.float32([[-ZOOM, 0, ZOOM * (side - 1) + margin + SHIFT[0] * side], [0, ZOOM, margin + SHIFT[1] * side]])
-
-
 def measured(table: pd.DataFrame) -> dict:
     """How well the estimate of judged rows tells the true Dice, and poor masks from good ones."""
     dice, error = table["dice"], table["estimate"] - table["dice"]
-    flagged, rejected, poor = table["flag"] != "ok", table["flag"] == "reject", dice < POOR
+    flagged, rejected, poor = table["flag"] != "ok", table["flag"] == "reject", dice < OK
     shares = {
         "pearson": pearsonr(dice, table["estimate"])[0],
         "spearman": spearmanr(dice, table["estimate"])[0],
@@ -147,7 +86,7 @@ def measured(table: pd.DataFrame) -> dict:
         "bias": error.mean(),
         "poor_flagged": flagged[poor].mean(),
         "good_flagged": flagged[~poor].mean(),
-        "useless_rejected": rejected[dice < USELESS].mean(),
+        "useless_rejected": rejected[dice < REJECT].mean(),
         "good_rejected": rejected[~poor].mean(),
     }
     rounded = {name: None if pd.isna(value) else round(float(value), 4) for name, value in shares.items()}
@@ -160,62 +99,45 @@ def by_state(table: pd.DataFrame) -> dict[str, dict]:
     return {"untouched": measured(table[untouched]), "damaged": measured(table[~untouched]), "both": measured(table)}
 
 
-def fit(data: Path, segmenter: LungSegmenter) -> dict:
-    """Fits the estimate and writes it into the shipped weights' header.
+def by_set(table: pd.DataFrame) -> dict[str, dict]:
+    """:func:`by_state` of each set."""
+    return {source: by_state(rows) for source, rows in table.groupby("source")}
 
-    Returns what cross-validation says of it, of one fit for all conventions, and of fits with a second view.
-    """
+
+def fit(data: Path, segmenter: LungSegmenter) -> dict:
+    """Fits the estimate and writes it into the shipped weights' header; returns what cross-validation says of it."""
     frame = common.films_of(data, "val", segmenter.header["sources"])
     frame = frame.sample(frac=1, random_state=0).groupby("source").head(MOST_OF_A_SET).sort_values("name")
-    items = {"validation": films(frame, len(DAMAGES)), "drawn": drawn(FIT_KINDS, PICTURES)}
-    tables = [collect(name, those, segmenter, second_view=True) for name, those in items.items()]
-    table = pd.concat(tables, ignore_index=True)
-    unseen = out_of_fold(table, partial(by_convention, fit=levelled))
-    real = unseen["source"] != "none"
+    table = observed([*films(frame, len(DAMAGES)), *drawn(FIT_KINDS, PICTURES)], segmenter)
     quality = by_convention(table, measured_fit) | {"command": "python -m benchmarks.quality fit"}
     segmenter.header["quality"] = quality
     update_header(DEFAULT_WEIGHTS, quality=quality)
-    sets = {"both with a second view": [*REASONS, *SECOND_VIEW], "both by a second view alone": list(SECOND_VIEW)}
-    fits = quality.get("conventions", {"all": quality})
+    unseen = out_of_fold(table, partial(by_convention, fit=levelled))
+    real = unseen["source"] != "none"
     return {
-        "weights in sd": {name: _in_sd(each, table) for name, each in fits.items()},
-        "by set": {source: by_state(rows) for source, rows in unseen[real].groupby("source")},
-        "by set, one fit for all": {
-            source: by_state(rows) for source, rows in out_of_fold(table, levelled)[real].groupby("source")
-        },
+        "by set": by_set(unseen[real]),
         **by_state(unseen[real]),
-        **{
-            name: measured(out_of_fold(table, partial(by_convention, fit=partial(levelled, features=features)))[real])
-            for name, features in sets.items()
-        },
         "pictures that are no films": no_films(unseen[~real]),
     }
 
 
-def _in_sd(fit: dict, table: pd.DataFrame) -> dict[str, float]:
-    """Logits by which a standard deviation of each feature lowers the estimate."""
-    return {name: round(weight * float(table[name].std()), 3) for name, (_, weight) in fit["features"].items()}
-
-
 def test(data: Path, segmenter: LungSegmenter) -> dict:
     """What the shipped estimate is worth on films and pictures that it was not fitted on or chosen by."""
-    frame = read_manifest(data)
     lists = common.films_of(data, "test", segmenter.header["sources"])
     adults = lists[(lists["source"].map(CONVENTIONS) == "lung-field") & ~lists["name"].isin(excluded_masks()["name"])]
-    items = {
-        "test": films(lists, 3),
-        "jsrt": films(frame.query("source == 'jsrt' and mask != ''"), 2),
-        "gas": films(adults, 3, artefact="gas"),
-        "pictures": bundled() + drawn(TEST_KINDS, PICTURES),
-    }
+    items = (
+        films(lists, 3),
+        films(read_manifest(data).query("source == 'jsrt' and mask != ''"), 2),
+        films(adults, 3, artefact="gas"),
+        bundled() + drawn(TEST_KINDS, PICTURES),
+    )
     quality = segmenter.header["quality"]
-    own, jsrt, gas, pictures = (judged(collect(name, those, segmenter), quality) for name, those in items.items())
+    own, jsrt, gas, pictures = (judged(observed(those, segmenter), quality) for those in items)
     tables = {"test lists": own, "JSRT, foreign": jsrt}
     result = {f"{name}, {state}": found for name, rows in tables.items() for state, found in by_state(rows).items()}
     every = pd.concat(tables.values())
     result["by damage"] = {kind: measured(rows) for kind, rows in every.groupby("damage", sort=False)}
-    sets = dict(list(own.groupby("source"))) | {"jsrt": jsrt, "gas": gas}
-    result["by set"] = {name: by_state(rows) for name, rows in sets.items()}
+    result["by set"] = by_set(pd.concat([every, gas.assign(source="gas")]))
     return result | {"pictures that are no films": no_films(pictures)}
 
 
@@ -224,7 +146,7 @@ def run(data: Path, segmenter: LungSegmenter) -> dict:
     if why_no_estimate(segmenter.quality):
         raise ValueError(why_no_estimate(segmenter.quality))
     frame = common.films_of(data, "test", segmenter.header["sources"])
-    table = judged(collect("run", films(frame, 3), segmenter), segmenter.header["quality"])
+    table = judged(observed(films(frame, 3), segmenter), segmenter.header["quality"])
     untouched, harmed = table[table["damage"] == "none"], table[table["damage"] != "none"]
     means = {f"mean_{name}": round(float(untouched[name].mean()), 4) for name in ("dice", "estimate")}
     return {
@@ -247,10 +169,6 @@ def no_films(table: pd.DataFrame) -> dict[str, dict]:
         }
         for kind, rows in table.groupby("damage", sort=False)
     }
-
-
-def _warp(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    return cv2.warpAffine(image, matrix, image.shape[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 STEPS = {"fit": fit, "test": test, "run": run}

@@ -13,19 +13,18 @@ set, damage and strength.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
-from tqdm import tqdm
 
 from benchmarks.common import RESULTS, films_of, make_parser
 from kaggle_utils.config import TrainConfig
-from kaggle_utils.image import read_image, read_mask, resize_mask
 from kaggle_utils.infer import LungSegmenter
-from kaggle_utils.metrics import confusion, overlap
 from kaggle_utils.quality.damages import DAMAGES, STRENGTHS, damaged
+from kaggle_utils.quality.estimate import OK
+from kaggle_utils.tuning.artefacts import changed_scores
 
-SIZE, BATCH, POOR = 256, 8, 0.90  # px, films, Dice
 SETTINGS = [("none", 0), *((kind, strength) for kind in DAMAGES for strength in STRENGTHS)]
 
 
@@ -39,32 +38,17 @@ def scores(
         segmenters: by the names that the networks get in the table.
         settings: kinds and strengths.
     """
-    films = [(film, read_image(film.image), read_mask(film.mask)) for film in frame.itertuples()]
-    batches = [films[at : at + BATCH] for at in range(0, len(films), BATCH)]
-    rows = []
-    for kind, strength in tqdm(settings, desc="damages", disable=None):
-        for batch in batches:
-            pairs = [damaged(image, truth, kind, strength, seed=film.name) for film, image, truth in batch]
-            truths = [resize_mask(truth, SIZE) for _, truth in pairs]
-            for network, segmenter in segmenters.items():
-                heads = [film.source for film, *_ in batch]
-                probs = segmenter.probabilities([image for image, _ in pairs], heads)
-                rows += [
-                    {
-                        "name": film.name,
-                        "source": film.source,
-                        "network": network,
-                        "damage": kind,
-                        "strength": strength,
-                        "dice": overlap(confusion(segmenter.finish(prob, truth.shape), truth))["dice"],
-                    }
-                    for (film, *_), prob, truth in zip(batch, probs, truths)
-                ]
-    return pd.DataFrame(rows)
+    changes = {(kind, strength): partial(damaged, kind=kind, strength=strength) for kind, strength in settings}
+    tables = []
+    for network, segmenter in segmenters.items():
+        table = changed_scores(frame, segmenter, changes, "damaged")
+        table[["damage", "strength"]] = table.pop("damaged").tolist()
+        tables.append(table.assign(network=network))
+    return pd.concat(tables)
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Films together: n, mean Dice with sd, 5th percentile and worst, and the share of films below :data:`POOR`."""
+    """Films together: n, mean Dice with sd, 5th percentile and worst, and the share of films below 0.90."""
     by = table.groupby(["network", "source", "damage", "strength"], sort=False)["dice"]
     found = by.agg(
         n="size",
@@ -72,7 +56,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
         sd="std",
         p5=lambda dice: dice.quantile(0.05),
         worst="min",
-        **{"share_below_0.90": lambda dice: (dice < POOR).mean()},
+        **{"share_below_0.90": lambda dice: (dice < OK).mean()},
     )
     found = found.round(4).reset_index()
     values = [DAMAGES[row.damage].values[row.strength - 1] if row.strength else None for row in found.itertuples()]

@@ -131,7 +131,7 @@ def test_a_row_a_run_set_and_artefact_and_nothing_twice(do, tmp_path, monkeypatc
     assert trained_by == [read_header(weights)["command"]] and "--depth 1" in trained_by[0]
     monkeypatch.setattr(study, "train_and_score", None)
     pd.testing.assert_frame_equal(do(), table)
-    with pytest.raises(ValueError, match="run 'clinic' was python -m kaggle_utils train .* is python .*--epochs 2"):
+    with pytest.raises(ValueError, match="trained_by was python -m kaggle_utils train .*, is python .*--epochs 2"):
         do(config=replace(TINY, epochs=2))
 
 

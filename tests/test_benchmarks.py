@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from benchmarks import checks, common, fit_checks, tb, two_hosts
+from benchmarks import common, fit_checks, tb, two_hosts
 
 SHARED = ("__init__", "common", "numbers", "tables")
 FILES = [path for path in sorted(Path(common.__file__).parent.glob("*.py")) if path.stem not in SHARED]
@@ -88,8 +88,3 @@ def test_checks_are_fitted_to_as_many_adults_as_children():
     frame = pd.DataFrame({"source": ["montgomery"] * 3 + ["shenzhen"] * 4 + ["kermany"] * 20, "name": range(27)})
     drawn = fit_checks.evenly(frame)
     assert drawn["source"].eq("kermany").sum() == 7 and set(range(7)) < set(drawn["name"])
-
-
-def test_refusals_are_counted_by_age_or_by_what_a_set_is_of():
-    frame = pd.DataFrame({"source": ["shenzhen"] * 4 + ["kermany", "jsrt"], "age": [0, 10, 64.9, 65, None, None]})
-    assert checks.ages(frame).tolist() == ["under 10", "10 to 17", "18 to 64", "65 and more", "1 to 5", "adults"]

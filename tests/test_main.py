@@ -19,7 +19,6 @@ from phantoms import phantom, write_prepared, write_raw
 from three_at_once import at_once
 
 import kaggle_utils
-from benchmarks import start
 from kaggle_utils.cli import build_parser, main
 from kaggle_utils.commands import SECTIONS
 from kaggle_utils.commands.common import print_scores
@@ -495,17 +494,6 @@ def test_a_film_is_segmented_judged_and_measured_without_what_only_training_need
         "kaggle_utils.synthetic.model",
         "kaggle_utils.trainer",
     }
-
-
-def test_start_times_are_medians_of_processes_that_end_as_they_should(monkeypatch):
-    times = [sys.executable, "-c", "print(1, 2)"]
-    monkeypatch.setattr(start, "KINDS", {"own": (times, 0, 0.5), "whole": ([sys.executable, "-V"], 0, 9)})
-    found = start.measure(3)
-    assert found["own"] == {"seconds": 1, "cpu_seconds": 2, "limit": 0.5, "all_seconds": [1, 1, 1]}
-    assert 0 < found["whole"]["seconds"] < 9 and found["whole"]["cpu_seconds"] > 0
-    monkeypatch.setattr(start, "KINDS", {"own": (times, 1, 0.5)})
-    with pytest.raises(SystemExit, match="status 0, not 1"):
-        start.measure(1)
 
 
 def test_results_go_to_a_folder_whose_name_is_not_utf_8(tmp_path, weights, odd_names):

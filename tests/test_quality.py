@@ -14,7 +14,7 @@ from kaggle_utils.cli import main
 from kaggle_utils.data import read_manifest
 from kaggle_utils.image import resize_image, resize_mask, write_image
 from kaggle_utils.infer import DEFAULT_WEIGHTS, LungSegmenter, finish_mask
-from kaggle_utils.model import UNet, load_weights, read_header, save_weights
+from kaggle_utils.model import UNet, read_header, save_weights
 from kaggle_utils.predictions import predict
 from kaggle_utils.quality import estimate as quality
 from kaggle_utils.quality import fit as quality_fit
@@ -185,8 +185,6 @@ def test_reasons_are_the_weightiest_first_and_there_is_always_one():
     found = judge(features | {"shape": 1.0, "doubt": 2.0, "size": 0.1}, FIT)
     assert found.flag == "reject" and found.reasons == (REASONS["doubt"], REASONS["shape"])
     assert judge(features, FIT).reasons == ()
-    tried = {"bias": 0.0, "features": {"change": [0.0, 1.0]}}  # of a second view, which benchmarks alone look at
-    assert judge({"change": 1.0}, tried).reasons == ("change",)
     small = judge(features | dict.fromkeys(REASONS, 0.25), FIT)
     assert small.flag == "check" and len(small.reasons) == 1
 
@@ -401,23 +399,6 @@ def test_estimate_that_is_no_better_than_one_number_is_none(films, monkeypatch):
     assert "no better than one number" in fit_quality(few, Blurring())["why_not"]
 
 
-def test_second_view_of_what_moves_with_the_film_is_the_same(films):
-    class Fixed:
-        """Says of a film what is drawn on it, or always the same."""
-
-        size, threshold, blind = 256, 0.5, False
-
-        def probabilities(self, images, heads=None):
-            return np.stack(
-                [films[0].mask.astype(np.float32) if self.blind else image / np.float32(255) for image in images]
-            )
-
-    network, probs = Fixed(), films[0].mask[None].astype(np.float32)
-    assert np.exp(bench.differences(network, [255 * films[0].mask], probs, [""])[0]["change"]) < 0.02
-    network.blind = True
-    assert np.exp(bench.differences(network, [films[0].image], probs, [""])[0]["change"]) > 0.1
-
-
 def test_measures_of_made_up_rows():
     table = pd.DataFrame(
         {"dice": [0.95, 0.97, 0.5, 0.89], "estimate": [0.94, 0.96, 0.4, 0.95], "flag": ["ok", "ok", "reject", "ok"]}
@@ -440,33 +421,3 @@ def test_drawn_pictures_are_pictures_and_the_same_each_time(kind):
     assert first[0].image.shape == (256, 256) and first[0].image.dtype == np.uint8 and np.ptp(first[0].image) > 30
     np.testing.assert_array_equal(first[1].image, again[1].image)
     assert (first[0].image != first[1].image).any() and not first[0].truth.any()
-
-
-def test_fingerprint_is_of_the_stored_weights_and_not_of_their_header(tmp_path, segmenter):
-    def of(model: UNet, **header) -> str:
-        save_weights(tmp_path / "w.safetensors", model, read_header(DEFAULT_WEIGHTS) | header)
-        return bench.fingerprint(LungSegmenter(tmp_path / "w.safetensors", device="cpu"))
-
-    model = load_weights(DEFAULT_WEIGHTS)
-    assert of(model, quality={"why_not": "another"}) == bench.fingerprint(segmenter)
-    model.inc[1].running_mean[0] += 1  # folded, it would be a bias
-    assert of(model) != bench.fingerprint(segmenter)
-
-
-def test_collected_table_is_kept(segmenter, films, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "RUNS", tmp_path)
-    items = [Item(film.name, "montgomery", "none", 0, film.image, film.mask) for film in films[:2]]
-    items.append(
-        Item(
-            "noise",
-            "none",
-            "noise",
-            0,
-            resize_image(draw("noise", np.random.default_rng(0)), 64),
-            np.zeros((64, 64), np.uint8),
-        )
-    )
-    table = bench.collect("few", items, segmenter)
-    assert (table["dice"][:2] > 0.9).all() and table["dice"][2] == 0
-    monkeypatch.setattr(segmenter, "probabilities", None)
-    pd.testing.assert_frame_equal(bench.collect("few", items, segmenter), table)

@@ -4,9 +4,7 @@ How unsure the network is of its pixels, what cleaning took away, and how far th
 shape model are the features of a linear regression of Dice's logit; the more of each, the lower the estimate. It
 belongs to the weights that it was fitted to (:mod:`quality.fit`) and lies under ``quality`` in their header; without it
 there is no estimate. Lungs with the heart have other outlines, and other usual features: a network that learned both
-conventions has an estimate for each. ``results/quality.json`` says what that of the shipped weights was measured on,
-and that a second view of the film (mirrored, smaller and shifted) costs as much again as segmenting it and tells
-nothing more.
+conventions has an estimate for each. ``results/quality.json`` says what that of the shipped weights was measured on.
 """
 
 from __future__ import annotations
@@ -168,7 +166,7 @@ def judge(features: Mapping[str, Any] | None, fit: Mapping[str, Any]) -> Quality
         return found
     ranked = sorted(lowers, key=lambda name: lowers[name], reverse=True)
     weighty = [name for name in ranked if lowers[name] > LEAST] or ranked[:1]
-    return Quality(found.estimate, tuple(REASONS.get(name, name) for name in weighty))
+    return Quality(found.estimate, tuple(REASONS[name] for name in weighty))
 
 
 def save_shape(arrays: Mapping[str, np.ndarray]) -> None:

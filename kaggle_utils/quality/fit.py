@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -157,19 +156,19 @@ def observed_one(item: Item, prob: np.ndarray, segmenter) -> dict[str, Any]:
     }
 
 
-def regress(table: pd.DataFrame, features: Sequence[str] = tuple(REASONS)) -> dict[str, Any]:
+def regress(table: pd.DataFrame) -> dict[str, Any]:
     """Ridge regression of the logit of Dice on the features, none of which may raise it, over rows with a mask."""
     from scipy.optimize import lsq_linear
 
     table = table[table["found"]]
-    x = table[list(features)]
+    x = table[[*REASONS]]
     # What no mask has, such as the shape of two lungs where there is never a second, says nothing.
     usual = x[table["damage"] == "none"].median().fillna(0).to_numpy()
     scale = x.std(ddof=0).fillna(0).to_numpy() + 1e-9
     z = np.nan_to_num((x.to_numpy() - usual) / scale)
     y = _logit(table["dice"].to_numpy())
     # The penalty is one more row per weight, with the value 0; the bias has none, and may have any sign.
-    count = len(features)
+    count = len(REASONS)
     penalty = np.c_[np.zeros(count), np.sqrt(RIDGE) * np.eye(count)]
     rows = np.r_[np.c_[np.ones(len(z)), -z], penalty]
     values = np.r_[y, np.zeros(count)]
@@ -178,17 +177,17 @@ def regress(table: pd.DataFrame, features: Sequence[str] = tuple(REASONS)) -> di
     pairs = np.c_[usual, weights / scale]
     return {
         "bias": round(float(bias), 4),
-        "features": {name: [round(float(number), 4) for number in pair] for name, pair in zip(features, pairs)},
+        "features": {name: [round(float(number), 4) for number in pair] for name, pair in zip(REASONS, pairs)},
     }
 
 
-def levelled(table: pd.DataFrame, features: Sequence[str] = tuple(REASONS)) -> dict[str, Any]:
+def levelled(table: pd.DataFrame) -> dict[str, Any]:
     """:func:`regress`, its estimates raised as far as it needs to flag :data:`GOOD_FLAGGED` of the good masks at most.
 
     A line through masks of every quality lies too low where most of them are, between good and poor.
     """
-    fit = regress(table, features)
-    unseen = out_of_fold(table, partial(regress, features=features))
+    fit = regress(table)
+    unseen = out_of_fold(table, regress)
     good = unseen.loc[(unseen["source"] != "none") & (unseen["dice"] >= OK), "estimate"]
     if good.empty:
         return fit

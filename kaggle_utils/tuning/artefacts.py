@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,7 @@ from ..metrics import dice
 from ..quality.damages import damaged
 from ..quality.estimate import OK
 from ..trainer import Trainer, make_trainer
-from .study import Run, beside, films_of, fingerprint, read_table, write_rows
+from .study import Plan, Run, do_missing, films_of, fingerprint
 
 NOISE = "noise of 20 gray levels"  # of the table of robustness; the artefact is of up to 25
 DRAWN = ("none", *ARTEFACTS, NOISE)
@@ -96,18 +95,14 @@ def run_scored(
     Raises:
         ValueError: the table is of another version, other settings or other films.
     """
-    path, plan = Path(out) / f"{name}.csv", {}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    films, plan = fingerprint(data), Plan()
     for seed in range(seeds):
         for run in SCORED[name]:
             folder = Path(runs) / name / f"{run.name}, seed {seed}"
-            plan[run.name, seed] = run, folder, data, replace(config, **run.settings, seed=seed)
-    ended = _check_same(path, {key: settings.command for key, (*_, settings) in plan.items()}, fingerprint(data))
-    tasks = [task for key, task in plan.items() if key not in ended]
-    done = beside(train_and_score, tasks, jobs or os.cpu_count() or 1)
-    for rows in tqdm(done, name, len(plan), initial=len(plan) - len(tasks), unit="run", disable=None):
-        write_rows(path, [{"study": name, **row} for row in rows], append=True, columns=COLUMNS)
-    return read_table(path, COLUMNS)
+            settings = replace(config, **run.settings, seed=seed)
+            recorded = {"trained_by": settings.command, "data": films}
+            plan[run.name, seed] = (run, folder, data, settings), recorded
+    return do_missing(name, Path(out) / f"{name}.csv", plan, train_and_score, jobs, COLUMNS)
 
 
 def train_and_score(run: Run, folder: Path, data: str | Path, config: TrainConfig) -> list[dict[str, Any]]:
@@ -126,41 +121,42 @@ def train_and_score(run: Run, folder: Path, data: str | Path, config: TrainConfi
     return [{**about, **row} for row in found.to_dict("records")]
 
 
-def artefact_scores(frame: pd.DataFrame, segmenter: LungSegmenter, drawn: Sequence[str] = DRAWN) -> pd.DataFrame:
-    """Dice of each film as it is and with each artefact, by its own set's head: name, source, artefact, dice.
+def artefact_scores(frame: pd.DataFrame, segmenter: LungSegmenter) -> pd.DataFrame:
+    """Dice of each film as it is and with each artefact, see :func:`changed_scores`."""
+    return changed_scores(frame, segmenter, {artefact: partial(_draw, artefact) for artefact in DRAWN}, "artefact")
+
+
+def _draw(artefact: str, image: np.ndarray, mask: np.ndarray, seed: str) -> tuple[np.ndarray, np.ndarray]:
+    """A film with one of :data:`DRAWN`, and its mask."""
+    if artefact == "none":
+        return image, mask
+    if artefact == NOISE:
+        return damaged(image, mask, "noise", 2, seed=seed)
+    return draw_one(artefact, image, mask, seed=seed), mask
+
+
+def changed_scores(
+    frame: pd.DataFrame, segmenter: LungSegmenter, changes: Mapping[Any, Callable], column: str
+) -> pd.DataFrame:
+    """Dice of each film after each change, by its own set's head: name, source, the change and dice.
 
     Args:
         frame: rows of :func:`data.read_manifest`, each with a mask.
         segmenter: with which weights and switches.
-        drawn: of :data:`DRAWN`.
+        changes: of an image and its mask, by what they are called; each takes a seed.
+        column: the name of the changes' column.
     """
     rows = []
-    for start in tqdm(range(0, len(frame), BATCH), desc="artefacts", disable=None, leave=False):
+    for start in tqdm(range(0, len(frame), BATCH), desc=column, disable=None, leave=False):
         films = list(frame.iloc[start : start + BATCH].itertuples())
         pairs = [(read_image(film.image), read_mask(film.mask)) for film in films]
-        truths = [resize_mask(mask, SIZE) for _, mask in pairs]
-        for artefact in drawn:
-            images = [_draw(artefact, *pair, seed=film.name) for film, pair in zip(films, pairs)]
-            probs = segmenter.probabilities(images, [film.source for film in films])
-            rows += [
-                {
-                    "name": film.name,
-                    "source": film.source,
-                    "artefact": artefact,
-                    "dice": dice(segmenter.finish(prob, truth.shape), truth),
-                }
-                for film, prob, truth in zip(films, probs, truths)
-            ]
+        for name, change in changes.items():
+            changed = [change(*pair, seed=film.name) for film, pair in zip(films, pairs)]
+            probs = segmenter.probabilities([image for image, _ in changed], [film.source for film in films])
+            for film, (_, mask), prob in zip(films, changed, probs):
+                score = dice(segmenter.finish(prob, (SIZE, SIZE)), resize_mask(mask, SIZE))
+                rows.append({"name": film.name, "source": film.source, column: name, "dice": score})
     return pd.DataFrame(rows)
-
-
-def _draw(artefact: str, image: np.ndarray, mask: np.ndarray, seed: str) -> np.ndarray:
-    """A film with one of :data:`DRAWN`."""
-    if artefact == "none":
-        return image
-    if artefact == NOISE:
-        return damaged(image, mask, "noise", 2, seed=seed)[0]
-    return draw_one(artefact, image, mask, seed=seed)
 
 
 def summarise_artefacts(scores: pd.DataFrame) -> pd.DataFrame:
@@ -168,16 +164,3 @@ def summarise_artefacts(scores: pd.DataFrame) -> pd.DataFrame:
     by = scores.assign(poor=scores["dice"] < OK).groupby(["source", "artefact"], sort=False)
     found = by.agg(n=("dice", "size"), dice=("dice", "mean"), worst=("dice", "min"), poor=("poor", "mean"))
     return found.round(4).reset_index().rename(columns={"poor": "share_below_0.90"})
-
-
-def _check_same(path: Path, plan: dict[tuple[str, int], str], data: str) -> set[tuple[str, int]]:
-    """The runs that the table has; ValueError if one was trained by another command or on other films."""
-    runs = read_table(path, COLUMNS).drop_duplicates(["run", "seed"]).set_index(["run", "seed"])
-    for key, command in plan.items():
-        if key in runs.index and tuple(runs.loc[key, ["trained_by", "data"]]) != (command, data):
-            was = " on films ".join(runs.loc[key, ["trained_by", "data"]])
-            raise ValueError(
-                f"{path}: run {key[0]!r} was {was}, is {command} on films {data}; name another --out or move the table "
-                "away"
-            )
-    return set(runs.index)

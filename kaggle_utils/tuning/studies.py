@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pandas as pd
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from ..config import TrainConfig
 from ..data import EpochSampler, LungDataset, read_manifest
@@ -27,13 +26,12 @@ from ..synthetic import write_raw
 from ..trainer import Trainer
 from .mistakes import MISTAKES, TenfoldDice, swap_loss
 from .search import search
-from .study import SETTINGS, Run, beside, films_of, fingerprint, read_table, train_run, write_rows
+from .study import SETTINGS, Plan, Run, do_missing, films_of, fingerprint, train_run
 
 # The default before there were studies; runs differ from it.
 BASE = TrainConfig(size=128, epochs=8, augment="full", dice_weight=0.5)
 CACHE = Path("runs/tuning")  # synthetic radiographs, and the search's storage
 FILMS = (10, 25, 50, 100, 200, None)  # to learn from; None is all
-Plan = dict[tuple[str, int], tuple[Run, "str | Path", TrainConfig]]  # by name and seed
 
 
 def each(**settings: tuple) -> list[Run]:
@@ -167,25 +165,18 @@ def run_study(
     if name not in (*STUDIES, "search"):
         raise ValueError(f"study is one of {', '.join((*STUDIES, 'search'))}, not {name!r}")
     config = replace(config, workers=0)
-    path, jobs = Path(out) / f"{name}.csv", jobs or os.cpu_count() or 1
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(out) / f"{name}.csv"
     if name == "search":
         CACHE.mkdir(parents=True, exist_ok=True)
         storage = storage or f"sqlite:///{CACHE / 'search.db'}?timeout=60"
-        return search(data, config, path, storage=storage, trials=trials, jobs=jobs)
-    plan: Plan = {
-        (run.name, seed): (run, data, replace(config, **run.settings, seed=seed))
-        for seed in range(seeds)
-        for run in STUDIES[name]
-    }
-    ended = _check_same(path, plan, fingerprint(data))
-    tasks = [task for key, task in plan.items() if key not in ended]
-    if name == "data" and tasks:
-        synthetic_films()  # before the processes start, which would all draw them
-    runs = beside(train_run, tasks, jobs)
-    for rows in tqdm(runs, name, len(plan), initial=len(plan) - len(tasks), unit="run", disable=None):
-        write_rows(path, [{"study": name, **row} for row in rows], append=True)
-    return read_table(path)
+        return search(data, config, path, storage=storage, trials=trials, jobs=jobs or os.cpu_count() or 1)
+    films, plan = fingerprint(data), Plan()
+    for seed in range(seeds):
+        for run in STUDIES[name]:
+            settings = replace(config, **run.settings, seed=seed)
+            recorded = {setting: getattr(settings, setting) for setting in SETTINGS}
+            plan[run.name, seed] = (run, data, settings), {**recorded, "data": films}
+    return do_missing(name, path, plan, train_run, jobs)
 
 
 def summarise_runs(table: pd.DataFrame) -> pd.DataFrame:
@@ -196,19 +187,3 @@ def summarise_runs(table: pd.DataFrame) -> pd.DataFrame:
     means.insert(1, "sd", runs["val_dice"].std())
     counts = runs["diverged"].agg(seeds="size", diverged="sum")
     return counts.join(means).sort_values("val_dice", ascending=False).reset_index()
-
-
-def _check_same(path: Path, plan: Plan, data: str) -> set[tuple[str, int]]:
-    """The runs that the table has; ValueError if one was planned with other settings or of other films."""
-    runs = read_table(path).drop_duplicates(["run", "seed"]).set_index(["run", "seed"])
-    ended = set(runs.index)
-    for key, (_, _, config) in plan.items():
-        if key not in ended:
-            continue
-        recorded = runs.loc[key]
-        planned = {name: getattr(config, name) for name in SETTINGS} | {"data": data}
-        changed = [name for name in planned if recorded[name] != planned[name]]
-        if changed:
-            said = "; ".join(f"{name} was {recorded[name]}, is {planned[name]}" for name in changed)
-            raise ValueError(f"{path}: run {key[0]!r} was another: {said}; name another --out or move the table away")
-    return ended

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from tqdm import tqdm
 
 from ..config import TrainConfig
 from ..data import LungDataset, make_loader, read_manifest
@@ -73,6 +74,10 @@ STUDY_COLUMNS = (
     "data",
     "commit",
 )
+
+
+# By name and seed: what a run is trained with, and what the table says of it.
+Plan = dict[tuple[str, int], tuple[tuple, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -210,6 +215,39 @@ def write_rows(
     table = pd.DataFrame(rows, columns=columns).round({**dict.fromkeys(MEASURES, 5), "seconds": 1})
     old = path.read_bytes() if append and path.exists() else b""
     write_bytes(path, old + table.to_csv(index=False, header=not old).encode())
+
+
+def do_missing(
+    name: str, path: Path, plan: Plan, train: Callable, jobs: int | None, columns: Sequence[str] = STUDY_COLUMNS
+) -> pd.DataFrame:
+    """Does those runs of a plan that a study's table lacks, beside each other; returns the table.
+
+    Args:
+        name: of the study.
+        path: of its table.
+        plan: of each run what ``train`` takes, and what the table must say of it where it has it.
+        train: gives a run's rows.
+        jobs: see :func:`tuning.studies.run_study`.
+        columns: of the table.
+
+    Raises:
+        ValueError: the table is of another version, or has a run of other settings or other films.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ended = read_table(path, columns).drop_duplicates(["run", "seed"]).set_index(["run", "seed"])
+    for key in plan.keys() & set(ended.index):
+        was, planned = ended.loc[key], plan[key][1]
+        changed = [
+            f"{column} was {was[column]}, is {value}" for column, value in planned.items() if was[column] != value
+        ]
+        if changed:
+            said = "; ".join(changed)
+            raise ValueError(f"{path}: run {key[0]!r} was another: {said}; name another --out or move the table away")
+    tasks = [task for key, (task, _) in plan.items() if key not in ended.index]
+    done = beside(train, tasks, jobs or os.cpu_count() or 1)
+    for rows in tqdm(done, name, len(plan), initial=len(plan) - len(tasks), unit="run", disable=None):
+        write_rows(path, [{"study": name, **row} for row in rows], append=True, columns=columns)
+    return read_table(path, columns)
 
 
 def beside(function: Callable, tasks: list[tuple], jobs: int) -> Iterator:
