@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import platform
 import re
@@ -11,7 +12,8 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +23,8 @@ from kaggle_utils.files import write_bytes
 
 if TYPE_CHECKING:
     import pandas as pd  # not for all: some measure how little memory they need
+
+    from kaggle_utils.infer import LungSegmenter
 
 ROOT = Path(__file__).parents[1]
 RESULTS, RUNS = ROOT / "results", ROOT / "runs"
@@ -110,6 +114,29 @@ def draw_set(folder: Path) -> Path:
     write_raw(folder / "raw", n=160, seed=0)
     prepare(folder / "raw", folder / "segmentation")
     return folder / "segmentation"
+
+
+def validation_dice(data: Path, segmenter: LungSegmenter, size: int) -> pd.Series:
+    """Dice at so many px of each validation film of the sets that a network learned, by the head of its own set."""
+    from kaggle_utils.predictions import evaluate
+
+    scores = evaluate(data, segmenter, split="val", sizes=[size], whole=())
+    return scores.loc[scores["source"].isin(segmenter.header["sources"]), "dice"]
+
+
+@contextmanager
+def s3_server() -> Iterator[None]:
+    """A server of S3's protocol (moto), which this process and those that it starts take for AWS."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    moto.start()
+    os.environ |= AWS | {"AWS_ENDPOINT_URL": "http://{}:{}".format(*moto.get_host_and_port())}
+    try:
+        yield
+    finally:
+        moto.stop()
 
 
 def seconds(job: Callable[[], object]) -> float:

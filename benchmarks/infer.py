@@ -1,6 +1,6 @@
 """Milliseconds per film: PyTorch, ONNX Runtime and OpenVINO, beside MONAI's U-Nets and the classic 31M U-Net.
 
-    python -m benchmarks.infer [--data segmentation] [--rounds 3] [--quick]
+    python -m benchmarks.infer [--data segmentation] [--rounds 3]
 
 Everyone computes on all cores, in turn, in one run: the network alone on normalised films of 256 and 512 px, one or 32
 at a time; and from a PNG of 512 or 3000 px to a mask of the film's own size, as ``LungSegmenter`` does at the shipped
@@ -23,18 +23,28 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks.common import RESULTS, draw_set, films_of, machine, make_parser, median, need, seconds, write_table
+from benchmarks.common import (
+    RESULTS,
+    draw_set,
+    films_of,
+    machine,
+    make_parser,
+    median,
+    need,
+    seconds,
+    validation_dice,
+    write_table,
+)
 from kaggle_utils.data import LungDataset
 from kaggle_utils.export import open_graph, to_onnx
 from kaggle_utils.image import read_image, resize_image, write_image
 from kaggle_utils.infer import DEFAULT_WEIGHTS, LungSegmenter
 from kaggle_utils.model import UNet, count_parameters, fold_norm, load_weights
-from kaggle_utils.predictions import evaluate
 from kaggle_utils.synthetic import AppearanceModel
 
 sys.modules.setdefault("openvino_telemetry", None)  # else OpenVINO and NNCF report to the vendor over the network
 
-LIMIT_S = 3.0
+LIMIT_S, SHARE_S = 3.0, 0.3  # of a batch, by what one film took; of a job in a round
 Run = Callable[[torch.Tensor], torch.Tensor]  # normalised films (B, 1, H, W) to logits
 
 
@@ -121,10 +131,10 @@ def jobs(runtime: str, run: Run, pngs: dict[int, Path]) -> dict[tuple[str, int, 
     return found
 
 
-def measure(job: Callable[[], object], total: float) -> list[float]:
-    """The seconds of each call, of one at least, for about so long."""
+def measure(job: Callable[[], object]) -> list[float]:
+    """The seconds of each call, of one at least, for about ``SHARE_S``."""
     times = [seconds(job)]
-    while sum(times) + times[0] < total:
+    while sum(times) + times[0] < SHARE_S:
         times.append(seconds(job))
     return times
 
@@ -139,33 +149,25 @@ def write_pngs(folder: Path) -> dict[int, Path]:
     return pngs
 
 
-def validation_dice(data: Path, runtime: str, run: Run) -> float:
-    """Mean Dice at 256 px over a set's validation films."""
-    scores = evaluate(data, segmenter_of(runtime, run), split="val", sizes=[256])
-    return float(scores.loc[scores["protocol"] == "val", "dice"].mean())
-
-
 def time_all(
-    runs: dict[tuple[str, str], Run], pngs: dict[int, Path], rounds: int, limit: float, share: float
+    runs: dict[tuple[str, str], Run], pngs: dict[int, Path], rounds: int
 ) -> dict[tuple[str, str, str, int, int], list[float]]:
-    """Seconds per call of every job of every network, in turn, in as many rounds; the first one warms up.
+    """Seconds per call of every job of every network, in turn, in as many rounds, after one that warms up.
 
     Args:
         runs: by network and runtime.
         pngs: see :func:`jobs`.
-        rounds: the only one counts if it is one.
-        limit: seconds of a call; a batch that would take longer by what one film took is left out.
-        share: seconds per job and round.
+        rounds: that count.
     """
     todo = {(*key, *what): job for key, run in runs.items() for what, job in jobs(key[1], run, pngs).items()}
     times: dict[tuple[str, str, str, int, int], list[float]] = {}
-    for turn in tqdm(range(rounds), desc="rounds", disable=None):
+    for turn in tqdm(range(rounds + 1), desc="rounds", disable=None):
         for key, job in todo.items():
             films = key[-1]
             alone = min(times.get((*key[:-1], 1), [0]))
-            if films == 1 or alone * films < limit:
+            if films == 1 or alone * films < LIMIT_S:
                 before = times[key] if turn > 1 else []
-                times[key] = before + measure(job, share)
+                times[key] = before + measure(job)
     return times
 
 
@@ -173,7 +175,6 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--data", type=Path, help="prepared set to calibrate and score with; synthetic if not given")
     parser.add_argument("--rounds", type=int, default=3, help="turns, after one that warms up")
-    parser.add_argument("--quick", action="store_true", help="each job once, and no file: does it work at all?")
     args = parser.parse_args()
     need("monai", "nncf", "onnxruntime", "openvino")
     torch.set_num_threads(os.cpu_count())
@@ -184,9 +185,12 @@ def main() -> None:
         films = LungDataset(films_of(data, "train").iloc[:64], 256)
         calibration = np.stack([films[i]["image"].numpy() for i in range(len(films))])
         runs = {key: run for name, model in models.items() for key, run in runtimes(name, model, calibration).items()}
-        dice = {key: validation_dice(data, key[1], run) for key, run in runs.items() if key[0] == "this project"}
-        rounds, limit, share = (1, 0.3, 0) if args.quick else (args.rounds + 1, LIMIT_S, 0.3)
-        times = time_all(runs, pngs, rounds, limit, share)
+        dice = {
+            key: validation_dice(data, segmenter_of(key[1], run), 256).mean()
+            for key, run in runs.items()
+            if key[0] == "this project"
+        }
+        times = time_all(runs, pngs, args.rounds)
     rows = [
         {
             "network": network,
@@ -203,8 +207,7 @@ def main() -> None:
         for (network, runtime, what, px, films), found in times.items()
     ]
     table = pd.DataFrame(rows).assign(machine=machine("torch", "onnxruntime", "openvino", "nncf", "monai"))
-    if not args.quick:
-        write_table(RESULTS / "bench_infer.csv", table)
+    write_table(RESULTS / "bench_infer.csv", table)
     print(table.pivot(index=["network", "runtime"], columns=["what", "px", "films"], values="median_ms").to_string())
     print("validation Dice: " + ", ".join(f"{runtime} {value:.4f}" for (_, runtime), value in dice.items()))
     lost = dice["this project", "PyTorch float32"] - dice["this project", "OpenVINO int8"]

@@ -10,7 +10,6 @@ Seconds are the clock's, which other processes move, and the process's own. Writ
 from __future__ import annotations
 
 import json
-import logging
 import os
 import statistics
 import subprocess
@@ -20,7 +19,7 @@ import time
 
 import numpy as np
 
-from benchmarks.common import AWS, RESULTS, ROOT, machine, make_parser, write_json
+from benchmarks.common import RESULTS, ROOT, machine, make_parser, s3_server, write_json
 from kaggle_utils.export import export_onnx
 from kaggle_utils.image import encode_image, resize_image
 from kaggle_utils.infer import DEFAULT_WEIGHTS
@@ -73,11 +72,6 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--runs", type=int, default=5, help="processes per film")
     runs = parser.parse_args().runs
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    moto.start()
     result = {
         "machine": f"{machine()}, the process has one",
         "load_before": round(os.getloadavg()[0], 1),
@@ -85,12 +79,8 @@ def main() -> None:
         "runs": runs,
         "limits": {"memory_mb": MEMORY_MB, "start_s": START_S},
     }
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ |= AWS | {
-            "AWS_ENDPOINT_URL": "http://{}:{}".format(*moto.get_host_and_port()),
-            "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(MEMORY_MB),
-            "MODEL": f"{folder}/lungs.onnx",
-        }
+    with tempfile.TemporaryDirectory() as folder, s3_server():
+        os.environ |= {"AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(MEMORY_MB), "MODEL": f"{folder}/lungs.onnx"}
         export_onnx(DEFAULT_WEIGHTS, f"{folder}/lungs.onnx")
         client = s3.connect()
         client.create_bucket(Bucket="films")
@@ -104,7 +94,6 @@ def main() -> None:
                 for what, which in (("median", statistics.median), ("min", min), ("max", max))
             }
             print(name, result[name], flush=True)
-    moto.stop()
     write_json(RESULTS / "lambda.json", result)
 
 

@@ -20,15 +20,13 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from benchmarks.common import RESULTS, films_of, make_parser, median, seconds, write_table
+from benchmarks.common import RESULTS, make_parser, median, seconds, validation_dice, write_table
 from kaggle_utils.config import TrainConfig
-from kaggle_utils.files import check_table
-from kaggle_utils.image import read_image, read_mask
 from kaggle_utils.infer import LungSegmenter
-from kaggle_utils.metrics import confusion, overlap
 from kaggle_utils.trainer import train
 from kaggle_utils.tuning.study import beside
 
+WARM_UP, REPEATS = 3, 30  # times that each network is timed
 CANDIDATES = [
     dict(conv="plain", depth=3, patch=2, size=256) | changed
     for changed in (
@@ -56,62 +54,44 @@ def network(config: TrainConfig) -> str:
     return f"{config.conv}_p{config.patch}_w{config.base_channels}_d{config.depth}_{config.size}px"
 
 
-def run(data: str, out: Path, config: TrainConfig) -> None:
-    """One training, or what is left of it."""
-    train(data, out, config, resume=True)
-
-
-def validation_dice(data: Path, segmenter: LungSegmenter) -> tuple[float, float]:
-    """Mean Dice of the validation films, and its standard error; at 512 px, so that input sizes can be compared."""
-    dice = []
-    for film in films_of(data, "val", segmenter.header["sources"]).itertuples():  # each by the head of its own set
-        truth = read_mask(film.mask)
-        prob = segmenter.probabilities([read_image(film.image)], [film.source])[0]
-        dice.append(overlap(confusion(segmenter.finish(prob, truth.shape), truth))["dice"])
-    return float(np.mean(dice)), float(np.std(dice, ddof=1) / len(dice) ** 0.5)
-
-
-def milliseconds(segmenters: dict[str, LungSegmenter], repeats: int) -> dict[str, float]:
+def milliseconds(segmenters: dict[str, LungSegmenter]) -> dict[str, float]:
     """Median time of one film of the network's size, resized, normalised and segmented; the networks take turns."""
     rng, times = np.random.default_rng(0), {name: [] for name in segmenters}
-    for _ in tqdm(range(repeats + 3), desc="time"):
+    for _ in tqdm(range(WARM_UP + REPEATS), desc="time"):
         for name, segmenter in segmenters.items():
             film = rng.integers(0, 256, (segmenter.size, segmenter.size), dtype=np.uint8)
             times[name].append(1e3 * seconds(partial(segmenter.probabilities, [film])))
-    return {name: median(rounds[3:], 2) for name, rounds in times.items()}
+    return {name: median(rounds[WARM_UP:], 2) for name, rounds in times.items()}
 
 
-def main(argv: list[str] | None = None) -> None:
+def main() -> None:
     parser = make_parser(__doc__, data=True)
     parser.add_argument("--epochs", type=int, default=6, help="per training")
     parser.add_argument("--out", type=Path, default="runs/pareto", help="folder of the trainings")
-    parser.add_argument("--results", type=Path, default=RESULTS / "pareto.csv", help="table to write")
-    parser.add_argument("--repeats", type=int, default=30, help="of the timing")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings beside each other")
-    args = parser.parse_args(argv)
-    check_table(args.results, ["network", "conv"])
+    args = parser.parse_args()
     configs = {network(c): c for c in (replace(TrainConfig(epochs=args.epochs), **changed) for changed in CANDIDATES)}
     tasks = [(args.data, args.out / name, config) for name, config in configs.items()]
-    for _ in tqdm(beside(run, tasks, args.jobs), "candidates", len(tasks)):
+    for _ in tqdm(beside(partial(train, resume=True), tasks, os.cpu_count() or 1), "candidates", len(tasks)):
         pass
     segmenters = {name: LungSegmenter(args.out / name / "best.safetensors") for name in configs}
-    ms = milliseconds(segmenters, args.repeats)
+    ms = milliseconds(segmenters)
     rows = []
     for name, segmenter in segmenters.items():
-        config, (dice, error) = configs[name], validation_dice(args.data, segmenter)
+        config = configs[name]
+        dice = validation_dice(args.data, segmenter, 512)  # at one size, so that those of the input can be compared
         row = {
             "network": name,
             **{field: getattr(config, field) for field in ("conv", "patch", "base_channels", "depth", "size")},
             "parameters": segmenter.header["parameters"],
             "ms": ms[name],
-            "val_dice": round(dice, 5),
-            "standard_error": round(error, 5),
+            "val_dice": round(dice.mean(), 5),
+            "standard_error": round(dice.sem(), 5),
             "epochs": args.epochs,
             "seed": config.seed,
             "threads": torch.get_num_threads(),
         }
         rows.append(row)
-    write_table(args.results, pd.DataFrame(rows).sort_values("ms"))
+    write_table(RESULTS / "pareto.csv", pd.DataFrame(rows).sort_values("ms"))
 
 
 if __name__ == "__main__":

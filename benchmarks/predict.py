@@ -1,6 +1,6 @@
 """Films a second of `predict` over a folder, in float32, and in bfloat16 where the processor computes in it.
 
-    python -m benchmarks.predict [--films 275] [--rounds 3] [--quick]
+    python -m benchmarks.predict [--films 275] [--rounds 3]
 
 Synthetic radiographs of 500 px become masks, overlays and tables, in one process, in turn. A first round warms up.
 Seconds are the clock's, which other processes move, and the processor's, which they move less. Writes
@@ -51,22 +51,19 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--films", type=int, default=275)
     parser.add_argument("--rounds", type=int, default=3, help="turns, after one that warms up")
-    parser.add_argument("--quick", action="store_true", help="16 films, one turn, and no file: does it work at all?")
     args = parser.parse_args()
-    count, rounds = (16, 1) if args.quick else (args.films, args.rounds)
     torch.set_num_threads(os.cpu_count())
     todo = segmenters()
     with tempfile.TemporaryDirectory() as name:
-        draw(Path(name), count)
-        turns = [{key: once(Path(name), segmenter) for key, segmenter in todo.items()} for _ in range(rounds + 1)][1:]
+        draw(Path(name), args.films)
+        rounds = [{key: once(Path(name), each) for key, each in todo.items()} for _ in range(args.rounds + 1)]
     found = {}
     for precision in todo:
-        runs = [turn[precision] for turn in turns]
+        runs = [each[precision] for each in rounds[1:]]
         found[precision] = {what: median([run[what] for run in runs], 1) for what in runs[0]}
         print(f"{precision}: {found[precision]}")
-    if not args.quick:
-        head = {"command": command(), "machine": machine("torch"), "films": count, "px": PX, "rounds": rounds}
-        write_json(RESULTS / "predict.json", head | found)
+    head = {"command": command(), "machine": machine("torch"), "films": args.films, "px": PX, "rounds": args.rounds}
+    write_json(RESULTS / "predict.json", head | found)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import time
 import zipfile
 from pathlib import Path
 
-from benchmarks.common import AWS, RESULTS, machine, make_parser, need, peak_mb, write_json
+from benchmarks.common import RESULTS, machine, make_parser, need, peak_mb, s3_server, write_json
 from kaggle_utils.scale import s3
 
 LIMIT_MB = 300
@@ -40,10 +40,9 @@ def write_archive(path: Path, size: int) -> int:
         return len(archive.infolist())
 
 
-def serve() -> None:
-    """moto, which reads an object whole for each range that is asked for; here it maps large ones into memory."""
+def map_large_objects() -> None:
+    """moto reads an object whole for each range that is asked for; here it maps large ones into memory."""
     from moto.s3.models import FakeKey
-    from moto.server import ThreadedMotoServer
 
     whole = FakeKey.value
 
@@ -54,10 +53,6 @@ def serve() -> None:
         return mmap.mmap(self._value_buffer.fileno(), 0, access=mmap.ACCESS_READ)
 
     FakeKey.value = whole.getter(value)
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    moto.start()
-    print(moto.get_host_and_port()[1], flush=True)
-    sys.stdin.read()  # until the benchmark ends
 
 
 def measured(command: str, source: str, target: str) -> dict[str, float]:
@@ -96,42 +91,30 @@ def check_same(archive: Path, folder: Path) -> None:
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--gigabytes", type=float, default=2.0, help="of the archive")
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.serve or args.child:
-        return serve() if args.serve else child(*args.child)
+    if args.child:
+        return child(*args.child)
     need("moto")
-    server = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.s3", "--serve"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    os.environ |= AWS | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.stdout.readline().strip()}"}
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            archive = Path(folder) / "set.zip"
-            members = write_archive(archive, round(args.gigabytes * 1e9))
-            s3.connect().create_bucket(Bucket="films")
-            result = {
-                "machine": f"{machine()}, with the server",
-                "load_before": round(os.getloadavg()[0], 1),
-                "archive_bytes": archive.stat().st_size,
-                "members": members,
-            }
-            for command, source, target in (
-                ("upload", str(archive), "s3://films/in"),
-                ("unzip", "s3://films/in/set.zip", "s3://films/out"),
-                ("download", "s3://films/out", f"{folder}/back"),
-            ):
-                result[command] = measured(command, source, target)
-                print(command, result[command], flush=True)
-            check_same(archive, Path(folder, "back"))
-    finally:
-        server.stdin.close()
-        server.wait(timeout=60)
+    map_large_objects()
+    with tempfile.TemporaryDirectory() as folder, s3_server():
+        archive = Path(folder) / "set.zip"
+        members = write_archive(archive, round(args.gigabytes * 1e9))
+        s3.connect().create_bucket(Bucket="films")
+        result = {
+            "machine": f"{machine()}, with the server",
+            "load_before": round(os.getloadavg()[0], 1),
+            "archive_bytes": archive.stat().st_size,
+            "members": members,
+        }
+        for command, source, target in (
+            ("upload", str(archive), "s3://films/in"),
+            ("unzip", "s3://films/in/set.zip", "s3://films/out"),
+            ("download", "s3://films/out", f"{folder}/back"),
+        ):
+            result[command] = measured(command, source, target)
+            print(command, result[command], flush=True)
+        check_same(archive, Path(folder, "back"))
     write_json(RESULTS / "s3.json", result)
     if result["unzip"]["peak_rss_mb"] >= LIMIT_MB:
         raise SystemExit(f"unzip took {result['unzip']['peak_rss_mb']} MB, more than {LIMIT_MB}")

@@ -28,7 +28,6 @@ import pandas as pd
 import torch
 
 from benchmarks.common import RESULTS, machine, make_parser, need
-from kaggle_utils.files import check_table
 from kaggle_utils.image import resize_image, write_image
 from kaggle_utils.model import UNet, save_weights
 from kaggle_utils.scale import cluster
@@ -153,20 +152,17 @@ def main() -> None:
     parser.add_argument(
         "--films", type=int, nargs="+", help="per size, 128 if not given; or how many, in a run per number"
     )
-    parser.add_argument("--out", type=Path, default=RESULTS / "scale.csv", help="file to write")
     args = parser.parse_args()
     need("psutil", "ray")
-    check_table(args.out, ["what", "px"])
     with tempfile.TemporaryDirectory(prefix="ul", ignore_cleanup_errors=True) as name:
         os.environ["RAY_TMPDIR"] = name
         if args.what == "speed":
             rows = speed(Path(name), *(args.films or [128]))
         else:
             rows = memory(Path(name), args.films or [1000, 10000, 100000])
-    table = pd.DataFrame(rows).assign(machine=machine("ray", "torch"))
-    if args.out.exists():
-        table = pd.concat([pd.read_csv(args.out), table]).drop_duplicates(KEY, keep="last")
-    table.sort_values(KEY[::-1], kind="stable").to_csv(args.out, index=False)
+    table, path = pd.DataFrame(rows).assign(machine=machine("ray", "torch")), RESULTS / "scale.csv"
+    table = pd.concat([pd.read_csv(path), table]).drop_duplicates(KEY, keep="last")
+    table.sort_values(KEY[::-1], kind="stable").to_csv(path, index=False)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -37,12 +36,13 @@ from tqdm import tqdm
 from benchmarks.common import RESULTS, command, machine, make_parser, read_json, write_json
 from kaggle_utils.config import TrainConfig
 from kaggle_utils.data import LungDataset
-from kaggle_utils.files import check_table
 from kaggle_utils.model import UNet, count_parameters
 from kaggle_utils.trainer import Trainer, make_trainer
 
-TARGET = 0.95  # mean validation Dice
+TARGET, SIZE = 0.95, 256  # mean validation Dice, px
 EVERY = 30  # steps between validations
+OURS_MINUTES = 1.25  # over which our learning rate falls
+MINUTES = 6  # after which another contestant has failed
 CLASSIC_MINUTES = 2.0  # enough for its speed, which is all that is measured
 BATCH = TrainConfig().batch_size
 CONTESTANTS = ("ours", "MONAI UNet", "MONAI UNet bf16", "MONAI BasicUNet", "MONAI BasicUNet bf16", "classic U-Net")
@@ -85,7 +85,7 @@ def standard(model: nn.Module, films: LungDataset, precision: str) -> Contestant
     import monai
 
     data = [{"image": image[None], "mask": mask[None]} for image, mask in zip(films.images, films.masks)]
-    cached = monai.data.CacheDataset(data, monai_augmentation(films.size), progress=False)
+    cached = monai.data.CacheDataset(data, monai_augmentation(), progress=False)
     loader = monai.data.DataLoader(cached, batch_size=BATCH, shuffle=True)
     loss, optimizer = monai.losses.DiceCELoss(sigmoid=True), torch.optim.Adam(model.parameters(), lr=1e-3)
 
@@ -101,7 +101,7 @@ def standard(model: nn.Module, films: LungDataset, precision: str) -> Contestant
     return Contestant(model, model, loader, step, precision)
 
 
-def monai_augmentation(size: int) -> Callable[[dict], dict]:
+def monai_augmentation() -> Callable[[dict], dict]:
     """The ``full`` preset of ``augment.augmentation`` in MONAI's transforms, step by step, and our normalisation."""
     from monai import transforms as T
 
@@ -115,7 +115,7 @@ def monai_augmentation(size: int) -> Callable[[dict], dict]:
                 both,
                 prob=0.9,
                 rotate_range=math.radians(12),
-                translate_range=0.1 * size,
+                translate_range=0.1 * SIZE,
                 scale_range=(0.25, 0.25),
                 mode=("bilinear", "nearest"),
                 padding_mode="zeros",
@@ -145,8 +145,8 @@ def monai_augmentation(size: int) -> Callable[[dict], dict]:
                 "image",
                 holes=1,
                 max_holes=4,
-                spatial_size=round(0.03 * size),
-                max_spatial_size=round(0.15 * size),
+                spatial_size=round(0.03 * SIZE),
+                max_spatial_size=round(0.15 * SIZE),
                 fill_value=(0, 1),
                 prob=0.25,
             ),
@@ -194,19 +194,17 @@ def forever(loader: DataLoader) -> Iterator[dict]:
 
 
 def summarise(table: pd.DataFrame) -> dict[str, dict]:
-    """Of each contestant: the first validation at the target, or that there was none, its best Dice and its speed."""
+    """Of each contestant: the first validation at the target, if there was one, its best Dice and its speed.
+
+    The classic is taken to need as many films as the quickest learner.
+    """
     result = {name: _summary(rows) for name, rows in table.groupby("contestant", sort=False)}
-    reached = {name: row["films_to_target"] for name, row in result.items() if row["reached"]}
+    needed = min((row["films_to_target"] for row in result.values() if row["films_to_target"]), default=None)
     classic = result.get("classic U-Net")
-    if classic and not classic["reached"] and reached:
-        quickest = min(reached, key=reached.get)
+    if classic and needed and classic["seconds_to_target"] is None:
         films = table.loc[table["contestant"] == "classic U-Net", "films"].max()
-        classic |= {
-            "extrapolated": True,
-            "seconds_to_target": round(classic["trained_seconds"] / films * reached[quickest], 1),
-            "films_to_target": reached[quickest],
-            "assumes": f"needs as many films as {quickest}, the quickest learner by films",
-        }
+        seconds = round(classic["trained_seconds"] / films * needed, 1)
+        classic |= {"extrapolated": True, "seconds_to_target": seconds, "films_to_target": needed}
     base = result.get("ours", {}).get("seconds_to_target")
     for row in result.values():
         row["times_ours"] = round(row["seconds_to_target"] / base, 2) if base and row["seconds_to_target"] else None
@@ -215,15 +213,11 @@ def summarise(table: pd.DataFrame) -> dict[str, dict]:
 
 def _summary(rows: pd.DataFrame) -> dict[str, object]:
     there, last = rows[rows["val_dice"] >= TARGET], rows.iloc[-1]
-    reached = {"seconds_to_target": None, "films_to_target": None}
-    if len(there):
-        first = there.iloc[0]
-        reached = {"seconds_to_target": float(first["seconds"]), "films_to_target": int(first["films"])}
     return {
         "parameters": int(last["parameters"]),
         "precision": last["precision"],
-        "reached": bool(len(there)),
-        **reached,
+        "seconds_to_target": float(there["seconds"].iloc[0]) if len(there) else None,
+        "films_to_target": int(there["films"].iloc[0]) if len(there) else None,
         "extrapolated": False,
         "best_dice": float(rows["val_dice"].max()),
         "trained_seconds": float(last["seconds"]),
@@ -231,17 +225,16 @@ def _summary(rows: pd.DataFrame) -> dict[str, object]:
     }
 
 
-def write(out: Path, rows: list[dict], setup: dict) -> dict[str, dict]:
+def write(rows: list[dict], setup: dict) -> dict[str, dict]:
     """Puts the rows into the CSV, beside those of other contestants in the same setup, and the summary beside it."""
-    table, summary = pd.DataFrame(rows), out / "time_to_dice.json"
+    table, path, summary = pd.DataFrame(rows), RESULTS / "time_to_dice.csv", RESULTS / "time_to_dice.json"
     run = set(table["contestant"])
     if read_json(summary).get("setup") == setup:
-        kept = pd.read_csv(out / "time_to_dice.csv")
+        kept = pd.read_csv(path)
         table = pd.concat([kept[~kept["contestant"].isin(run)], table])
     table = table.sort_values("contestant", key=lambda names: names.map(CONTESTANTS.index), kind="stable")
     contestants = summarise(table)
-    out.mkdir(parents=True, exist_ok=True)
-    table.to_csv(out / "time_to_dice.csv", index=False)
+    table.to_csv(path, index=False)
     result = {
         "target": f"mean validation Dice {TARGET}",
         "clock": "seconds of training with loading and augmentation; validation excluded",
@@ -264,22 +257,11 @@ def main() -> None:
         help=f"of {', '.join(CONTESTANTS)}; "
         "by default all but BasicUNet in bf16, and bf16 only where the processor computes in it",
     )
-    parser.add_argument("--minutes-each", type=float, default=6, help="after which a contestant has failed")
-    parser.add_argument("--ours-minutes", type=float, default=1.25, help="over which our learning rate falls")
-    parser.add_argument("--films", type=int, default=0, help="train on so many, 0 is all: to try it out")
-    parser.add_argument("--size", type=int, default=256, help="px, side of the square the networks see")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder to write")
     args = parser.parse_args()
     import monai
 
-    table = args.out / "time_to_dice.csv"
-    check_table(table, ["contestant", "parameters"])  # the JSON beside it goes with it
-    if table.with_suffix(".json").exists() and not table.exists():
-        parser.error(f"{args.out}/time_to_dice.json is there without its table: choose another folder")
-
     # The trainer decodes the films for all, judges everyone, and has the process keep its memory, whoever is first.
-    budget = TrainConfig(time_budget_min=args.ours_minutes, films=args.films, size=args.size, device="cpu")
-    trainer = make_trainer(args.data, None, budget)
+    trainer = make_trainer(args.data, None, TrainConfig(time_budget_min=OURS_MINUTES, size=SIZE, device="cpu"))
     films, bf16 = trainer.train_loader.dataset, trainer.precision == "bf16"
     usual = [name for name in CONTESTANTS if name != "MONAI BasicUNet bf16" and (bf16 or "bf16" not in name)]
     setup = {
@@ -288,7 +270,7 @@ def main() -> None:
         "versions": {m.__name__: m.__version__ for m in (torch, monai, np)},
         "training_films": len(films),
         "validation_films": len(trainer.val_loader.dataset),
-        "size_px": args.size,
+        "size_px": SIZE,
         "batch": BATCH,
         "steps_between_validations": EVERY,
     }
@@ -296,17 +278,16 @@ def main() -> None:
     wanted = sorted(set(args.only or usual), key=CONTESTANTS.index)  # ours first: the judge takes on others' precision
     for name in wanted:
         monai.utils.set_determinism(0)
-        network, minutes = name.removesuffix(" bf16"), args.minutes_each
+        network, minutes = name.removesuffix(" bf16"), MINUTES
         if name == "ours":
-            contestant, minutes = ours(trainer), args.ours_minutes
+            contestant, minutes = ours(trainer), OURS_MINUTES
         else:
             contestant = standard(network_of(network), films, "bf16" if name.endswith("bf16") else "fp32")
         if network == "classic U-Net":
-            minutes = min(minutes, CLASSIC_MINUTES)
+            minutes = CLASSIC_MINUTES
         rows += race(name, contestant, trainer, 60 * minutes, stop=name != "ours")
-        contestants = write(args.out, rows, setup)  # after each: a stopped run keeps what it has
-    table = pd.DataFrame(contestants).T.drop(columns=["assumes", "reached"], errors="ignore")
-    print(table.fillna("not reached").to_string())
+        contestants = write(rows, setup)  # after each: a stopped run keeps what it has
+    print(pd.DataFrame(contestants).T.fillna("not reached").to_string())
 
 
 if __name__ == "__main__":

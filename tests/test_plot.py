@@ -11,7 +11,6 @@ import pytest
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
-from benchmarks import pareto as bench  # noqa: E402
 from kaggle_utils.cli import main  # noqa: E402
 from kaggle_utils.plots import benchmarks, check_replaceable, save  # noqa: E402
 from kaggle_utils.plots import figures as plot  # noqa: E402
@@ -112,15 +111,6 @@ def test_others_pictures_are_not_replaced_and_own_ones_are(tmp_path, monkeypatch
 def test_figures_of_this_project_are_told_for_its_own():
     for path in sorted((Path(plot.__file__).parents[1] / "images").glob("*.png")):
         check_replaceable(path)
-
-
-def test_a_benchmark_replaces_no_table_of_others(tmp_path):
-    (tmp_path / "notes.csv").write_text("mine\n")
-    with pytest.raises(
-        ValueError, match="notes.csv: it is there, and no table that begins with network, conv: choose another file"
-    ):
-        bench.main(["--data", str(tmp_path), "--results", str(tmp_path / "notes.csv")])
-    assert (tmp_path / "notes.csv").read_text() == "mine\n"
 
 
 def missing(results):
