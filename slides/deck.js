@@ -59,6 +59,16 @@ function fit(slide) {
   apply(slide, chosen);
 }
 
+// A page inside a slide, in place of its picture: where it was built, and a web server hands out both, as its modules need.
+async function goLive(image) {
+  if (!location.protocol.startsWith("http")) return;
+  const answer = await fetch(image.dataset.live, {method: "HEAD"}).catch(() => null);
+  if (!answer?.ok) return;
+  const frame = Object.assign(document.createElement("iframe"), {title: image.alt});
+  frame.dataset.src = image.dataset.live;  // reveal.js loads it with its slide
+  image.replaceWith(frame);
+}
+
 async function start() {
   // Links to files beside the notebooks lead nowhere from here.
   document.querySelectorAll(".slides a:not([href^='http']):not([href^='#/'])").forEach(link => link.removeAttribute("href"));
@@ -66,6 +76,7 @@ async function start() {
   await MathJax.typesetPromise();
   await Promise.all([...document.images].map(image => image.decode().catch(() => {})));
   document.querySelectorAll(".slides > section > section").forEach(fit);
+  await Promise.all([...document.querySelectorAll("img[data-live]")].map(goLive));
   document.body.classList.remove("measuring");
   const where = document.querySelector(".where");
   const name = () => { where.textContent = Reveal.getIndices().h ? Reveal.getCurrentSlide().parentElement.querySelector("h1")?.textContent ?? "" : ""; };

@@ -8,6 +8,8 @@ slide; a slide shows one code cell with its output, and the text around it (``sp
 ``slideshow.slide_type`` goes before these rules. What is too large for a slide is drawn smaller, or code beside its
 output, by ``deck.js`` when the deck opens: only a browser knows sizes.
 
+A picture with ``data-live`` becomes the page that this names, where it was built and the deck comes from a web server.
+
 reveal.js and MathJax are fetched by npm, once, into ``.cache/slides``.
 """
 
@@ -288,9 +290,11 @@ def to_html(notebook: NotebookNode, path: Path) -> str:
 def embedded(source: str, notebook: Path) -> str:
     """A picture beside a notebook as a ``data:`` address: nbconvert's ``embed_images`` finds none in ``../images``.
 
-    ``NOTEBOOK.ipynb#3`` is the third figure of a notebook.
+    ``NOTEBOOK.ipynb#3`` is the third figure of a notebook, ``RECORDING.webp#last`` the last picture of a moving one.
     """
     file, _, place = unquote(source).partition("#")
+    if place == "last":
+        return f"data:image/png;base64,{base64.b64encode(last_of(notebook.parent / file)).decode()}"
     if file.endswith(".ipynb") and place.isdecimal():
         return f"data:image/png;base64,{figure_of(notebook.parent / file, int(place))}"
     picture, kind = notebook.parent / unquote(source), mimetypes.guess_type(source)[0] or ""
@@ -300,6 +304,15 @@ def embedded(source: str, notebook: Path) -> str:
             "name a picture on the disk, or give the cell the slide_type skip"
         )
     return f"data:{kind};base64,{base64.b64encode(picture.read_bytes()).decode()}"
+
+
+def last_of(recording: Path) -> bytes:
+    """The last picture of a moving one, as a PNG."""
+    png = io.BytesIO()
+    with Image.open(recording) as pictures:
+        pictures.seek(pictures.n_frames - 1)
+        pictures.convert("RGB").save(png, "PNG")
+    return png.getvalue()
 
 
 def figure_of(path: Path, place: int) -> str:
@@ -399,6 +412,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"slides: {error}", file=sys.stderr)
         return 1
     print(talk)
+    if (args.out.parent / "web/index.html").exists():
+        serve = f"python -m http.server -b 127.0.0.1 -d {args.out.parent}"
+        print(f"with the page live: {serve}, and open http://127.0.0.1:8000/{args.out.name}/{talk.name}")
     return 0
 
 

@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
 from kaggle_utils.cli import main  # noqa: E402
-from kaggle_utils.plots import benchmarks, check_replaceable, save  # noqa: E402
+from kaggle_utils.plots import benchmarks, check_replaceable, save, show_table  # noqa: E402
 from kaggle_utils.plots import figures as plot  # noqa: E402
 from kaggle_utils.quality.measurements import SIDES, measure  # noqa: E402
 
@@ -135,3 +135,12 @@ def test_a_folder_without_results_is_an_error_that_names_the_option(tmp_path, mo
     said = capsys.readouterr()
     assert said.err.endswith("results: no results to draw: name their folder with --results\n") and not said.out
     assert not (tmp_path / "images").exists()
+
+
+def test_a_table_shows_the_best_of_a_column_bold_and_digits_that_count():
+    table = pd.DataFrame({"n": [1200, 3], "Dice": [0.91234, 0.95], "HD95, px": [3.5, None]}, index=["a <b>", "b"])
+    shown = show_table(table, best={"Dice": "max", "HD95, px": "min"}, digits=2)
+    html = shown._repr_html_()
+    assert html.count("<b>") == 2 and "<td><b>0.95</b></td>" in html and "<td><b>3.50</b></td>" in html
+    assert "<td>1,200</td>" in html and "<td>0.91</td>" in html and "<td></td>" in html
+    assert "0.91" in repr(shown) and "0.912" not in repr(shown)

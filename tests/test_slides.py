@@ -5,14 +5,19 @@ import hashlib
 import io
 import os
 import shutil
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import matplotlib
 import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
 
 from slides import make
 from slides.make import CACHE, MATHJAX, REVEAL, embedded, fetch, make_deck, split, to_html
@@ -425,6 +430,10 @@ def test_a_figure_of_a_notebook_is_taken_by_its_place(tmp_path):
         address = embedded(f"n.ipynb#{place}", tmp_path / "talk.md")
         sizes.append(plt.imread(io.BytesIO(base64.b64decode(address.split(",")[1]))).shape[:2])
     assert sizes[0][0] < sizes[0][1] and sizes[1][0] > sizes[1][1]
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime")]
+    frames[0].save(tmp_path / "moves.webp", save_all=True, append_images=frames[1:], lossless=True)
+    last = Image.open(io.BytesIO(base64.b64decode(embedded("moves.webp#last", tmp_path / "talk.md").split(",")[1])))
+    assert last.getpixel((0, 0)) == (0, 255, 0)
     with pytest.raises(ValueError, match="figure 3 of 2"):
         embedded("n.ipynb#3", tmp_path / "talk.md")
 
@@ -439,3 +448,32 @@ def test_the_talk_takes_twenty_minutes_and_can_be_read_from_the_last_row(viewer,
     assert 20 <= len(seen["slides"]) <= 22 and len(minutes) == len(seen["slides"]) and 18 <= sum(minutes) <= 22
     # 26 px at full size, tables 20 px, code 19 px: 18 px at least.
     assert min(slide["scale"] for slide in seen["slides"]) >= 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("built", [True, False], ids=["built", "not built"])
+def test_a_slide_shows_a_page_where_it_is_built_and_served_and_else_its_picture(viewer, tmp_path, built):
+    from playwright.sync_api import sync_playwright
+
+    text = (
+        '# One\n\nNotes, 1 min: -\n\n---\n\n## Live\n\n<img src="still.png" alt="a page" data-live="../web/index.html">'
+    )
+    (tmp_path / "talk.md").write_text(f"{text}\n\nNotes, 1 min: -\n", encoding="utf-8")
+    plt.imsave(tmp_path / "still.png", np.eye(9))
+    make.make_talk(tmp_path / "talk.md", tmp_path / "runs/slides/talk.html")
+    if built:
+        (tmp_path / "runs/web").mkdir()
+        (tmp_path / "runs/web/index.html").write_text("<p>the page</p>")
+    on_disk = viewer(tmp_path / "runs/slides/talk.html", tmp_path / "shots")
+    assert not on_disk["errors"] and on_disk["slides"][1]["figure"]
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path / "runs")
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, sync_playwright() as play:
+        Thread(target=server.serve_forever, daemon=True).start()
+        with play.chromium.launch(executable_path=CHROMIUM, timeout=120_000) as browser:
+            page = browser.new_page()
+            page.goto(f"http://127.0.0.1:{server.server_port}/slides/talk.html#/1")
+            page.wait_for_function("window.Reveal?.isReady()", timeout=120_000)
+            if built:
+                assert page.frame_locator("iframe").locator("p").inner_text(timeout=60_000) == "the page"
+            assert page.locator("iframe").count() == built and page.locator(".slides img").count() == (not built)
+        server.shutdown()

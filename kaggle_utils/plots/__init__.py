@@ -5,11 +5,13 @@
 - ``films``: radiographs with their lungs, a training's course
 - ``unet``: the network, drawn from the network
 - ``style``: colours, style, and how a figure is saved
+- ``table``: a table as a notebook shows it
 """
 
 from .figures import CHARTS, PICTURES
 from .films import draw_history, show_films, show_prepared, show_ranked
 from .style import RESULTS, check_replaceable, save
+from .table import show_table
 
 __all__ = [
     "CHARTS",
@@ -21,4 +23,5 @@ __all__ = [
     "show_films",
     "show_prepared",
     "show_ranked",
+    "show_table",
 ]

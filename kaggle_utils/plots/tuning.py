@@ -109,13 +109,16 @@ def draw_bugs(results: str | Path = RESULTS) -> Figure:
     )
     for run, (low, high) in reports[~possible].iterrows():
         rows.text(1.03, str(run), f"→ {low:.1f} to {high:.1f}", color=RED, va="center", fontsize=9)
-    rows.set(xlabel=f"Dice after {table['epoch'].max()} epochs", xlim=(-0.03, 1.25), xticks=np.linspace(0, 1, 6))
+    size = table["size"].mode()[0]
+    rows.set(
+        xlabel=f"Dice at {size} px after {table['epoch'].max()} epochs", xlim=(-0.03, 1.25), xticks=np.linspace(0, 1, 6)
+    )
     rows.invert_yaxis()
     rows.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     shown = {"no mistake": "0.6", "scrambled pairs": GREEN, "logits in Dice": ORANGE}
     some = table[table["run"].isin(shown)]
     sns.lineplot(some, x="epoch", y="val_dice", hue="run", palette=shown, errorbar=RANGE, ax=curves)
-    curves.set(ylabel="the masks' Dice, validation", ylim=(0, 1))
+    curves.set(ylabel=f"the masks' Dice at {size} px", ylim=(0, 1))
     curves.xaxis.set_major_locator(MaxNLocator(integer=True))
     curves.legend(loc="upper left", bbox_to_anchor=(0, 0.84))
     return figure
