@@ -7,7 +7,7 @@ MINUTES ?= $(if $(DATA),14,4)
 RUN     := runs/$(NAME)
 RAW     := $(or $(DATA),$(RUN)/raw)
 # How long a run takes on two cores, once everything is installed.
-REST    := $(if $(DATA),10,2)
+REST    := $(if $(DATA),10,1)
 PY      := .venv/bin/python
 CLI     := $(PY) -m kaggle_utils
 # Two processes share the files of tests; WORKERS=0 is none beside this one.
@@ -29,7 +29,7 @@ show = @case "$$(uname)" in Darwin) open $(1);; *) [ -z "$$DISPLAY$$WAYLAND_DISP
 help:
 	@echo "see something"
 	@echo "  make demo            six synthetic radiographs with their lungs outlined; a minute after the installation"
-	@echo "  make run             prepare, train, evaluate, predict on synthetic radiographs, 4 minutes of training and about 2 more"
+	@echo "  make run             prepare, train, evaluate, predict on synthetic radiographs, 4 minutes of training and about 1 more"
 	@echo "  make run DATA=…      the same with a folder of the raw public sets, 14 and about 10 minutes"
 	@echo "  make web             the page that segments in the browser, runs/web, for any web server; needs npm"
 	@echo "read and show"
@@ -53,15 +53,16 @@ demo: .venv/run.stamp
 	@echo "your own: .venv/bin/unet-lung predict FOLDER"
 	$(call show,runs/demo/lungs/contact.png)
 
+# Status 3 of predict: some were refused.
 run: .venv/run.stamp
-	@echo "$(RUN): $(MINUTES) minutes of training and about $(REST) more on two cores; the same command resumes a stopped run"
+	@echo "$(RUN): $(MINUTES) min of training and about $(REST) more on two cores; the same command resumes a stopped run"
 	@mkdir -p $(RUN)
 	$(if $(DATA),,@test -f $(RUN)/raw/.done || { $(CLI) synth --n 200 --out $(RUN)/raw && touch $(RUN)/raw/.done; })
 	$(CLI) prep --input "$(RAW)" --out $(RUN)/segmentation
 	$(CLI) train --data $(RUN)/segmentation --out $(RUN) --time-budget-min $(MINUTES) --resume
-	$(CLI) predict $(RUN)/segmentation/test/image --weights $(RUN)/best.safetensors --out $(RUN)/predictions || test $$? -eq 3  # some were refused
+	$(CLI) predict $(RUN)/segmentation/test/image --weights $(RUN)/best.safetensors --out $(RUN)/predictions || test $$? -eq 3
 	$(CLI) evaluate --data $(RUN)/segmentation --weights $(RUN)/best.safetensors --input "$(RAW)" --out $(RUN)/scores
-	@echo "the picture: $(RUN)/predictions/contact.png"
+	@echo "the picture: $(RUN)/predictions/contact.png, the weights: $(RUN)/best.safetensors"
 	@echo "next: $(if $(DATA),.venv/bin/unet-lung predict FOLDER --weights $(RUN)/best.safetensors,make run DATA=<folder with the \
 	  raw public sets>, or .venv/bin/unet-lung predict FOLDER with the network that ships)"
 	$(call show,$(RUN)/predictions/contact.png)

@@ -179,7 +179,7 @@ def test_what_is_no_number_is_told_in_words(arguments, words, capsys):
 
 
 def test_scores_are_printed_in_six_columns(capsys):
-    scores = {"source": "jsrt", "protocol": "all", "size": [256, 0], "n": 247, "dice": [0.5, 0.25], "sd": 0.1}
+    scores = {"source": "jsrt", "protocol": "all", "size": [0, 256], "n": 247, "dice": [0.25, 0.5], "sd": 0.1}
     print_scores(pd.DataFrame({**scores, "low": 0.2, "high": 0.6, "worst": 0.1, "worst_film": "film"}))
     head, first, own = (line.split() for line in capsys.readouterr().out.splitlines())
     assert " ".join(head) == "tested on px n Dice 95 % interval worst"

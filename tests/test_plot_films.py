@@ -88,6 +88,8 @@ def test_a_contact_sheet_outlines_what_has_a_mask(frame):
         True,
         False,
     }
+    long = films.head(1).assign(name="person1930_bacteria_4849_again")
+    assert plot_films.show_prepared(long, size=32).axes[0].get_title() == "person1930_bacteria_\n4849_again"
 
 
 def test_best_median_and_worst_are_those_of_the_scores(frame):

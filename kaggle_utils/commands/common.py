@@ -102,7 +102,7 @@ def counted(number: int, noun: str) -> str:
 
 def print_scores(summary: pd.DataFrame) -> None:
     """Prints what counts of a summary of scores in six columns; its size 0, the radiographs' own, is ``own``."""
-    table = summary.round(4)
+    table = summary.sort_values("size", key=lambda size: size.replace(0, size.max() + 1), kind="stable")
     shown = {
         "tested on": table["source"] + ", " + table["protocol"],
         "px": table["size"].astype(object).replace(0, "own"),

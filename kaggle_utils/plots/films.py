@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import zip_longest
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,6 +20,8 @@ from matplotlib.ticker import MaxNLocator
 from ..image import read_image, read_mask, resize_image, resize_mask
 from ..pictures.overlay import COLOUR as PRED
 from .style import BLUE, RED, TRUTH, styled
+
+NAME = 20  # letters of a film's name above it, before the next line
 
 
 def show_film(
@@ -90,7 +93,7 @@ def show_prepared(frame: pd.DataFrame, *, size: int = 192, columns: int = 8) -> 
     return show_films(
         [resize_image(read_image(path), size) for path in frame["image"]],
         truths=masks,
-        titles=list(frame["name"]),
+        titles=[fill(name, NAME) for name in frame["name"]],
         columns=columns,
     )
 

@@ -13,7 +13,8 @@ class ShownTable:
     """What :func:`show_table` gives to a notebook; elsewhere it is printed as text."""
 
     def __init__(self, table: pd.DataFrame, best: Mapping[str, str], digits: int):
-        self.table, self.best, self.digits = table, best, digits
+        self.table = table.rename_axis(index=None)  # its name would be a row of the heading
+        self.best, self.digits = best, digits
 
     def __repr__(self) -> str:
         return self.table.to_string(float_format=f"{{:.{self.digits}f}}".format, na_rep="")
