@@ -533,13 +533,16 @@ def start_from_weights(model: UNet, config: TrainConfig) -> dict[str, Any]:
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW; where it is fused, the learning rate lies on the device, so that a recorded step can be told another."""
+    """AdamW, which decays the kernels of convolutions alone: not biases, nor the weights of normalisation.
+
+    Where it is fused, the learning rate lies on the device, so that a recorded step can be told another.
+    """
     fused = device.type in FUSED
     rate = torch.tensor(config.lr, device=device) if fused else config.lr
     capturable = fused and device.type == "cuda"
-    return torch.optim.AdamW(
-        model.parameters(), rate, weight_decay=config.weight_decay, fused=fused or None, capturable=capturable
-    )
+    kernels, others = ([p for p in model.parameters() if (p.ndim > 1) is wanted] for wanted in (True, False))
+    groups: list[dict[str, Any]] = [{"params": kernels}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, rate, weight_decay=config.weight_decay, fused=fused or None, capturable=capturable)
 
 
 def _own_head(logits: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:

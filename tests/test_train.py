@@ -244,6 +244,19 @@ def test_gradient_is_clipped(prepared, monkeypatch):
     assert all(before > 0.01 and after <= 0.0101 for before, after in seen)
 
 
+@pytest.mark.parametrize("up, conv", [("bilinear", "plain"), ("transposed", "separable")])
+def test_kernels_decay_and_biases_and_normalisation_do_not(up, conv):
+    model = UNet(base_channels=2, depth=2, up=up, conv=conv)
+    optimizer = training.make_optimizer(model, replace(TINY, lr=0.1, weight_decay=0.5), torch.device("cpu"))
+    before = {name: nn.init.uniform_(p.data, 1, 2).clone() for name, p in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        factor = 0.95 if parameter.ndim == 4 else 1
+        torch.testing.assert_close(parameter.data, factor * before[name], msg=name)
+
+
 # --- validation ------------------------------------------------------------------------------------------------------
 
 
@@ -493,6 +506,15 @@ def test_checkpoint_of_another_network_is_refused(finished, tmp_path):
     for part in ("model", "ema"):
         training.write_checkpoint(tmp_path / "last.pt", {**state, part: other})
         assert "its tensors aren't this network's" in refusal(run, tmp_path / "last.pt")
+
+
+def test_checkpoint_of_a_version_in_which_all_parameters_decayed_is_refused(finished, tmp_path):
+    run, _, state = finished
+    groups = state["optimizer"]["param_groups"]
+    whole = {**groups[0], "params": [number for group in groups for number in group["params"]]}
+    state = {**state, "optimizer": {**state["optimizer"], "param_groups": [whole]}}
+    training.write_checkpoint(tmp_path / "last.pt", state)
+    assert "none of this version" in refusal(run, tmp_path / "last.pt")
 
 
 def test_failed_write_keeps_the_old_checkpoint(prepared, tmp_path, monkeypatch):

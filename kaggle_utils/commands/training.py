@@ -78,6 +78,7 @@ STUDIES = (
     "loss",
     "capacity",
     "optimisation",
+    "rules",
     "data",
     "check",
     "artefacts",

@@ -91,6 +91,12 @@ def choose_films(trainer: Trainer, real: int | None, synthetic: int | None) -> N
     trainer.train_loader = DataLoader(dataset, config.batch_size, sampler=sampler)
 
 
+def decay_all(trainer: Trainer) -> None:
+    """Lets biases and the weights of normalisation decay as kernels do."""
+    for group in trainer.optimizer.param_groups:
+        group["weight_decay"] = trainer.config.weight_decay
+
+
 def _sample(frame: pd.DataFrame, n: int | None, seed: int) -> pd.DataFrame:
     """So many films, each set in its share; None is all."""
     share = 1.0 if n is None else min(1.0, n / len(frame))
@@ -118,6 +124,12 @@ STUDIES: dict[str, list[Run]] = {
         *each(
             lr=(5e-4, 1e-3, 4e-3, 8e-3), batch_size=(4, 16), epochs=(4, 16), ema_decay=(0.0,), weight_decay=(0.0, 1e-1)
         ),
+    ],
+    # What should decay, and how far the rate should rise with the batch: all for twice the films a step.
+    "rules": [
+        Run("default"),
+        Run("all decays", {}, decay_all),
+        *[Run(f"batch_size=16, lr={lr}", {"batch_size": 16, "lr": lr}) for lr in (2e-3, 2.8e-3, 4e-3)],
     ],
     "data": [
         Run(f"{n or 'all'} {kind}", {}, partial(choose_films, real=real, synthetic=synthetic))
