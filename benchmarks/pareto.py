@@ -10,7 +10,6 @@ Writes ``results/pareto.csv``; ``python -m kaggle_utils plots`` draws it.
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -71,7 +70,7 @@ def main() -> None:
     args = parser.parse_args()
     configs = {network(c): c for c in (replace(TrainConfig(epochs=args.epochs), **changed) for changed in CANDIDATES)}
     tasks = [(args.data, args.out / name, config) for name, config in configs.items()]
-    for _ in tqdm(beside(partial(train, resume=True), tasks, os.cpu_count() or 1), "candidates", len(tasks)):
+    for _ in tqdm(beside(partial(train, resume=True), tasks), "candidates", len(tasks)):
         pass
     segmenters = {name: LungSegmenter(args.out / name / "best.safetensors") for name in configs}
     ms = milliseconds(segmenters)

@@ -11,7 +11,7 @@ import math
 import re
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +127,10 @@ class TrainConfig:
     time_budget_min: float = setting(
         0.0, "stop after so many minutes, with the learning rate at its end; 0 is no budget", within=(0, 1e6)
     )
-    batch_size: int = setting(8, "radiographs per step, of all processes together", within=(1, 4096))
-    lr: float = setting(2e-3, "peak learning rate of AdamW", within=(0, 10))
+    batch_size: int = setting(
+        8, "radiographs per step and process: n GPUs learn from n times as many, at n times the rate", within=(1, 4096)
+    )
+    lr: float = setting(2e-3, "peak learning rate of AdamW; of n processes n times as high", within=(0, 10))
     weight_decay: float = setting(1e-2, "of AdamW, decoupled", within=(0, 10))
     warmup: float = setting(0.05, "share of the run during which the learning rate rises", within=(0, 0.9))
     grad_clip: float = setting(1.0, "largest norm of the gradient", within=(1e-6, 1e6))
@@ -182,8 +184,16 @@ class TrainConfig:
 
     @property
     def command(self) -> str:
-        """The command line of this run, without --data and --out."""
+        """The command line of this run by one process, without --data and --out."""
         return " ".join(["python -m kaggle_utils train", *self.options])
+
+    def for_processes(self, n: int) -> TrainConfig:
+        """The settings of n processes together: n times the radiographs per step, at n times the rate.
+
+        Source: Goyal et al. 2017, "Accurate, Large Minibatch SGD". For twice the batch of AdamW the study ``rules`` saw
+        it lose .001 of validation Dice, √2 times the rate .002, the same rate .003.
+        """
+        return replace(self, batch_size=n * self.batch_size, lr=n * self.lr)
 
     def learning_rate(self, progress: float) -> float:
         """Linear warm-up, then half a cosine to a hundredth; ``progress``, in [0, 1], is the share of the run done."""

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .augment import augmentation
 from .config import MOST_LUNG, PREPARED_SIDES
-from .distributed import batch_share, share, share_of_batches
+from .distributed import batch_share, once_per_machine, share, share_of_batches
 from .files import manifest_path
 from .image import read_image, read_mask, resize_image, resize_mask
 from .tables import read_csv
@@ -157,12 +157,15 @@ class LungDataset(Dataset):
         self.frame, self.size, self.seed, self.raw = frame.reset_index(drop=True), size, seed, raw
         self.augment = augmentation(augment) if augment != "none" else None
 
-        def read(image: str, mask: str) -> tuple[np.ndarray, np.ndarray]:
+        def read(image: str, mask: str) -> np.ndarray:
             pair = read_pair(image, mask)
-            return resize_image(pair[0], size), resize_mask(pair[1], size)
+            return np.stack([resize_image(pair[0], size), resize_mask(pair[1], size)])
 
-        with ThreadPoolExecutor() as pool:
-            self.images, self.masks = map(np.stack, zip(*pool.map(read, self.frame["image"], self.frame["mask"])))
+        def read_all() -> np.ndarray:
+            with ThreadPoolExecutor() as pool:
+                return np.stack([*pool.map(read, self.frame["image"], self.frame["mask"])], axis=1)
+
+        self.images, self.masks = once_per_machine(read_all)  # both (N, size, size)
 
     def __len__(self) -> int:
         return len(self.frame)

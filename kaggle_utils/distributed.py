@@ -1,17 +1,18 @@
 """One training on several GPUs or machines: ``torchrun --nproc-per-node 2 -m kaggle_utils train --data … --out …``.
 
-torchrun starts a process for each GPU. Each computes its share of every batch, DistributedDataParallel averages their
-gradients, so all hold the same weights, and the first one writes the files. ``--batch-size`` is that of all processes
-together: the numbers are those of one process within float error. Batch normalisation on CPUs is the exception. On GPUs
-its statistics are those of the whole batch; for CPUs PyTorch has no such thing: there each process normalises by its
-own share, and the running statistics are the processes' mean. (On GPUs, where a last batch has fewer films than there
-are processes, another film or two count in its statistics, and in nothing else.)
+torchrun starts a process for each GPU. ``--batch-size`` is that of each: n processes learn from n times as many films a
+step, at n times the rate (:meth:`config.TrainConfig.for_processes`). DistributedDataParallel averages their gradients,
+so all hold the same weights, and the first one writes the files. The numbers are those of one process with that batch
+and that rate, within float error. Batch normalisation on CPUs is the exception. On GPUs its statistics are those of the
+whole batch; for CPUs PyTorch has no such thing: there each process normalises by its own share, and the running
+statistics are the processes' mean. (On GPUs, where a last batch has fewer films than there are processes, another film
+or two count in its statistics, and in nothing else.) The processes of a machine share its films' memory.
 
 The first process's clock is everybody's: a time budget ends for all at the same step. When a process dies, torchrun
-ends the others, and ``--resume`` continues with any number of processes (by itself, if torchrun is given
-``--max-restarts`` too). Several machines need the prepared set, unless it is shards in S3, and the run's folder on a
-disk that all of them see. Where a machine's name stands for 127.0.0.1 or 127.0.1.1, as on Debian, its network is to be
-named: ``GLOO_SOCKET_IFNAME=eth0``.
+ends the others, and ``--resume`` continues, with any number of processes, at the batch and rate of the start (by
+itself, if torchrun is given ``--max-restarts`` too). Several machines need the prepared set, unless it is shards in S3,
+and the run's folder on a disk that all of them see. Where a machine's name stands for 127.0.0.1 or 127.0.1.1, as on
+Debian, its network is to be named: ``GLOO_SOCKET_IFNAME=eth0``.
 
 In a process that torchrun didn't start, nothing here does anything.
 """
@@ -21,11 +22,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -106,6 +109,22 @@ def wait_for_all() -> None:
     """Waits until all processes are here: each has read its films, which one disk may do much later than another."""
     if world_size() > 1:
         dist.barrier(group=_loading)
+
+
+def once_per_machine(make: Callable[[], np.ndarray]) -> np.ndarray:
+    """An array that one process of each machine makes, and that all of them see in the same memory: a file's map."""
+    if machine_size() == 1 or not dist.is_initialized():
+        return make()
+    rank, number = _from_torchrun("RANK", 0), _from_torchrun("LOCAL_RANK", 0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "array.npy")
+        if number == 0:
+            np.save(path, make())
+        paths: list[Path] = [path] * world_size()
+        dist.all_gather_object(paths, path, group=_loading)
+        array = np.load(paths[rank - number], mmap_mode="c")
+        wait_for_all()  # until each has it open, which outlasts the file's name
+    return array
 
 
 def share(items: Sequence) -> Sequence:

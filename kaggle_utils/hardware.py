@@ -62,6 +62,12 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def gpu_names() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls the GPUs that this process sees."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
+
+
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The tensor there; a GPU fetches it by itself, from memory that the system doesn't move, and nobody waits."""
     if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():

@@ -77,7 +77,7 @@ class Trainer:
         train_loader: yields dicts of image, mask, name and source; of several processes each one's share, as
             :func:`data.make_loader` gives it.
         val_loader: the same, in a fixed order.
-        config: see :class:`TrainConfig`.
+        config: see :class:`TrainConfig`; batch and rate are those of all processes together.
         out: folder for ``last.pt`` (to resume), ``best.safetensors`` (to use), ``history.csv`` and ``config.json``;
             None writes nothing.
         about: of the data: kept in the weights' header, and compared when a run is resumed.
@@ -418,7 +418,7 @@ def train(
         data: the prepared set, or several: each source is validated on in the first one that has films for it. Or one
             in shards (:mod:`scale.shards`), a folder or its ``s3://`` address, which is streamed.
         out: the run's folder, see :class:`Trainer`.
-        config: see :class:`TrainConfig`.
+        config: see :class:`TrainConfig`; batch and rate are those of one process.
         resume: from ``out/last.pt``, if it is there.
 
     Returns:
@@ -430,13 +430,21 @@ def train(
         ValueError: no film is left of the wanted sources, or see :meth:`Trainer.fit`.
     """
     with distributed.processes(choose_device(config.device)):
-        trainer = make_trainer(data, out, config, resume=resume)
+        together = _of_all_processes(config, Path(out) / "last.pt", resume)
+        trainer = make_trainer(data, out, together, resume=resume)
         # Logs and notebooks show no bar: a line for each epoch instead.
         silent = sys.stderr.isatty() or not distributed.is_main()
         trainer.fit(None if silent else partial(_say_epoch, trainer=trainer))
     if distributed.is_main():
         _fit_quality(trainer)
     return trainer
+
+
+def _of_all_processes(config: TrainConfig, last: Path, resume: bool) -> TrainConfig:
+    """Batch and rate for so many processes; a resumed run keeps those of its start, by however many it goes on."""
+    if not (resume and last.exists()):
+        return config.for_processes(distributed.world_size())
+    return config.for_processes(max(1, read_checkpoint(last)["config"].batch_size // config.batch_size))
 
 
 def _fit_quality(trainer: Trainer) -> None:
@@ -487,7 +495,8 @@ def make_trainer(
     """The trainer that :func:`train` runs, its films loaded and its run not begun.
 
     Args:
-        data, config, resume: see :func:`train`.
+        data, resume: see :func:`train`.
+        config: batch and rate are those of all processes together.
         out: the run's folder; None writes nothing.
         loss: a loss of your own, a module of ``(logits, truth)``; the one that ``config.loss`` names if None. The name
             of its class goes into the weights' header.

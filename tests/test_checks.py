@@ -111,7 +111,7 @@ def page() -> np.ndarray:
     picture = np.full((300, 220), 255, np.uint8)
     for row in range(20, 290, 14):
         cv2.putText(picture, "Lungs clear. No effusion.", (8, row), cv2.FONT_HERSHEY_SIMPLEX, 0.45, 0, 1)
-    return picture
+    return cv2.blur(picture, (2, 2))  # as a scanner, and not every version of OpenCV, has it
 
 
 NO_CHEST = {

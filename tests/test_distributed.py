@@ -117,6 +117,10 @@ def test_each_validation_film_is_scored_once(seen):
     assert len(films) == len(set(films)) == 5 + 2
 
 
+def test_one_process_of_a_machine_reads_the_films_of_all(seen):
+    assert seen[0]["reads"] and not seen[1]["reads"]
+
+
 def test_one_process_writes(seen, two):
     assert seen[0]["writes"] and not seen[1]["writes"]
     assert {path.name for path in (two / "heads").iterdir()} == {
@@ -207,8 +211,9 @@ def test_two_machines_stream_from_s3_and_learn_what_one_process_does(data, proxy
     errors = [machine.communicate(timeout=600)[1] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], errors
     assert not proxy.faults[0].times
-    one = make_trainer(tmp_path / "shards", tmp_path / "one", config)
-    one.train_loader = Joined(tmp_path / "shards", config, monkeypatch)
+    together = config.for_processes(2)
+    one = make_trainer(tmp_path / "shards", tmp_path / "one", together)
+    one.train_loader = Joined(tmp_path / "shards", together, monkeypatch)
     films = [name for batch in one.train_loader.batches[0] for name in batch["name"]]
     assert len(films) == len(set(films)) == 8 + 5
     one.fit()
@@ -233,7 +238,7 @@ def test_what_one_process_meets_ends_both_in_words(seen, rank, case, message):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds the processes in /proc")
-def test_process_that_is_killed_ends_the_run_which_another_number_of_processes_finishes(data, tmp_path):
+def test_process_that_is_killed_ends_the_run_which_one_process_finishes_at_the_batch_and_rate_of_two(data, tmp_path):
     config = replace(BASE, epochs=16)
     options = [*config.command.split()[3:], "--data", str(data), "--out", str(tmp_path / "run")]
     launched = subprocess.Popen(
@@ -248,10 +253,11 @@ def test_process_that_is_killed_ends_the_run_which_another_number_of_processes_f
     _, errors = launched.communicate(timeout=600)
     assert launched.returncode != 0 and "SIGKILL" in errors
     assert not any(Path(f"/proc/{pid}").exists() for pid in children)
-    epochs = len(torch.load(tmp_path / "run" / "last.pt", weights_only=True)["history"])
-    assert 0 < epochs < 16
+    killed = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert 0 < len(killed["history"]) < 16
+    assert (killed["config"]["batch_size"], killed["config"]["lr"]) == (6, 2 * BASE.lr)
     training.train(data, tmp_path / "run", config, resume=True)
-    training.train(data, tmp_path / "undisturbed", config)
+    training.train(data, tmp_path / "undisturbed", config.for_processes(2))
     assert_same_run(tmp_path / "undisturbed", tmp_path / "run", epochs=16)
 
 

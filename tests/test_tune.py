@@ -133,6 +133,24 @@ def test_more_seeds_are_added_to_a_finished_study(prepared, tmp_path, counted):
 
 
 @pytest.mark.slow
+def visible(folder):
+    """The GPU of this process, of which there are to be two: neither does all tasks before the other has begun."""
+    (folder / str(os.getpid())).touch()
+    while len(list(folder.iterdir())) < 2:
+        time.sleep(0.01)
+    return os.getpid(), os.environ["CUDA_VISIBLE_DEVICES"]
+
+
+@pytest.mark.parametrize("named, gpus", [(None, {"0", "1"}), ("3,5", {"3", "5"})])
+def test_each_process_has_one_of_the_gpus(monkeypatch, tmp_path, named, gpus):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    found = set(study.beside(visible, [(tmp_path,)] * 6))
+    assert len(found) == 2 and {gpu for _, gpu in found} == gpus
+
+
 def test_processes_beside_each_other_write_the_same_rows(prepared, tmp_path):
     alone, beside = (do(prepared, tmp_path / str(jobs), seeds=1, jobs=jobs) for jobs in (1, 2))
     pd.testing.assert_frame_equal(without_clock(alone), without_clock(beside))

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
-from kaggle_utils import distributed
+from kaggle_utils import data, distributed
 from kaggle_utils import trainer as training
 from kaggle_utils.config import TrainConfig
 from kaggle_utils.trainer import Trainer, make_trainer
@@ -112,6 +112,8 @@ def diverge(root: Path, rank: int) -> None:
 
 def main(root: Path, out: Path) -> None:
     rank, writes, write_bytes = int(os.environ["RANK"]), [], training.write_bytes
+    reads, read_pair = [], data.read_pair
+    data.read_pair = lambda image, mask: reads.append(image) or read_pair(image, mask)
     training.write_bytes = lambda path, data: writes.append(str(path)) or write_bytes(path, data)
     checkpoint.write_bytes = training.write_bytes
     with distributed.processes(torch.device("cpu")):
@@ -123,7 +125,7 @@ def main(root: Path, out: Path) -> None:
         seen["diverged"] = error_of(lambda: diverge(root, rank))
         seen["other seed"] = error_of(lambda: make_trainer(root, None, replace(BASE, seed=rank)).fit())
         seen["small batch"] = error_of(lambda: make_trainer(root, None, replace(BASE, batch_size=1)))
-    seen["writes"] = writes
+    seen |= {"writes": writes, "reads": reads}
     (out / f"{rank}.json").write_text(json.dumps(seen))
 
 

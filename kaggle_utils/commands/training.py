@@ -132,7 +132,9 @@ def _tune_options(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--size", type=side, default=128, help="px, where the study doesn't say it")
     sub.add_argument("--epochs", type=positive, default=8, help="of each run, where the study doesn't say them")
-    sub.add_argument("--jobs", type=positive, help="single-threaded trainings side by side; one per core if not given")
+    sub.add_argument(
+        "--jobs", type=positive, help="single-threaded trainings side by side; one per GPU, or core, if not given"
+    )
     sub.add_argument("--trials", type=positive, default=60, help="of the search, earlier ones included")
     sub.add_argument("--storage", help="of the search, an SQLAlchemy URL; runs/tuning/search.db if not given")
     sub.add_argument("--out", default="results/tuning", help="folder of the tables")

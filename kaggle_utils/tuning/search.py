@@ -36,7 +36,7 @@ SPACE: dict[str, BaseDistribution] = {
 
 
 def search(
-    data: str | Path, config: TrainConfig, path: str | Path, *, storage: str, trials: int = 60, jobs: int = 1
+    data: str | Path, config: TrainConfig, path: str | Path, *, storage: str, trials: int = 60, jobs: int | None = None
 ) -> pd.DataFrame:
     """Searches until there are so many trials; the first one is the default.
 
@@ -47,7 +47,7 @@ def search(
             diverged.
         storage: a URL of SQLAlchemy's.
         trials: pruned ones, and those of earlier or other calls on this storage, included.
-        jobs: trials beside each other.
+        jobs: trials beside each other, see :func:`tuning.study.beside`.
 
     Raises:
         ValueError: the table has trials that the storage doesn't have for these films, this size and length.

@@ -8,7 +8,6 @@ none of them sees, is scored at the end of each and chooses nothing. Test films 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -125,7 +124,7 @@ STUDIES: dict[str, list[Run]] = {
             lr=(5e-4, 1e-3, 4e-3, 8e-3), batch_size=(4, 16), epochs=(4, 16), ema_decay=(0.0,), weight_decay=(0.0, 1e-1)
         ),
     ],
-    # What should decay, and how far the rate should rise with the batch: all for twice the films a step.
+    # What should decay, and how far the rate should rise with twice the batch.
     "rules": [
         Run("default"),
         Run("all decays", {}, decay_all),
@@ -162,8 +161,8 @@ def run_study(
         data: prepared set.
         seeds: each run is repeated with seeds 0, 1, 2 ... A search repeats nothing.
         config: what the runs differ from.
-        jobs: trainings beside each other on one thread each, one per core if not given: two of them pass over a third
-            more films than one on two threads. 1 is one after the other on all threads.
+        jobs: trainings beside each other on one thread each, see :func:`tuning.study.beside`: two of them pass over a
+            third more films than one on two threads. 1 is one after the other on all threads.
         trials: of the search, see :func:`tuning.search.search`.
         storage: of the search; ``runs/tuning/search.db`` if not given.
         out: folder of the tables.
@@ -181,7 +180,7 @@ def run_study(
     if name == "search":
         CACHE.mkdir(parents=True, exist_ok=True)
         storage = storage or f"sqlite:///{CACHE / 'search.db'}?timeout=60"
-        return search(data, config, path, storage=storage, trials=trials, jobs=jobs or os.cpu_count() or 1)
+        return search(data, config, path, storage=storage, trials=trials, jobs=jobs)
     films, plan = fingerprint(data), Plan()
     for seed in range(seeds):
         for run in STUDIES[name]:

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from tqdm import tqdm
 from ..config import TrainConfig
 from ..data import LungDataset, make_loader, read_manifest
 from ..files import write_bytes
+from ..hardware import gpu_names
 from ..image import read_mask, resize_mask, resize_prob
 from ..metrics import confusion, overlap
 from ..model import count_parameters
@@ -244,18 +246,30 @@ def do_missing(
             said = "; ".join(changed)
             raise ValueError(f"{path}: run {key[0]!r} was another: {said}; name another --out or move the table away")
     tasks = [task for key, (task, _) in plan.items() if key not in ended.index]
-    done = beside(train, tasks, jobs or os.cpu_count() or 1)
+    done = beside(train, tasks, jobs)
     for rows in tqdm(done, name, len(plan), initial=len(plan) - len(tasks), unit="run", disable=None):
         write_rows(path, [{"study": name, **row} for row in rows], append=True, columns=columns)
     return read_table(path, columns)
 
 
-def beside(function: Callable, tasks: list[tuple], jobs: int) -> Iterator:
-    """The function's results for the tasks, as they come, from single-threaded processes; 1 job is this process."""
+def beside(function: Callable, tasks: list[tuple], jobs: int | None = None) -> Iterator:
+    """The function's results for the tasks, as they come, from single-threaded processes, each with one of the GPUs.
+
+    Args:
+        function: what is done, importable.
+        tasks: its arguments.
+        jobs: processes; one per GPU, or per core where there is none, if not given. 1 is this process.
+    """
+    gpus = gpu_names()
+    jobs = jobs or len(gpus) or os.cpu_count() or 1
     if jobs == 1:
         yield from (function(*task) for task in tasks)
         return
-    pool = ProcessPoolExecutor(max(1, min(jobs, len(tasks))), multiprocessing.get_context("spawn"), _start)
+    context, jobs = multiprocessing.get_context("spawn"), max(1, min(jobs, len(tasks)))
+    turns = context.SimpleQueue()
+    for turn in range(jobs):
+        turns.put(gpus[turn % len(gpus)] if gpus else "")
+    pool = ProcessPoolExecutor(jobs, context, _start, (turns,))
     try:
         for future in as_completed([pool.submit(function, *task) for task in tasks]):
             yield future.result()
@@ -263,7 +277,8 @@ def beside(function: Callable, tasks: list[tuple], jobs: int) -> Iterator:
         pool.shutdown(cancel_futures=True)
 
 
-def _start() -> None:
+def _start(turns: SimpleQueue) -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = turns.get()  # before anything here has asked CUDA
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
