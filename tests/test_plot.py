@@ -144,3 +144,5 @@ def test_a_table_shows_the_best_of_a_column_bold_and_digits_that_count():
     assert html.count("<b>") == 2 and "<td><b>0.95</b></td>" in html and "<td><b>3.50</b></td>" in html
     assert "<td>1,200</td>" in html and "<td>0.91</td>" in html and "<td></td>" in html
     assert "0.91" in repr(shown) and "0.912" not in repr(shown)
+    two = show_table(table.set_index([["x", "y"], ["v", "w"]]).rename_axis(["one", "other"]))
+    assert "other" not in two._repr_html_() and "<th>v</th>" in two._repr_html_()

@@ -275,7 +275,8 @@ COMMANDS = (
     Command(
         "predict",
         predict,
-        "write masks, overlays, measurements and a table; exit status 3 if files could not be read or were refused",
+        "write masks, overlays, a contact sheet, measurements and a table; exit status 3 if files could not be read "
+        "or were refused",
         _predict_options,
         s3=("path", "out", "weights"),
         way_on=SAME_COMMAND,

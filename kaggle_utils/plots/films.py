@@ -21,7 +21,7 @@ from ..image import read_image, read_mask, resize_image, resize_mask
 from ..pictures.overlay import COLOUR as PRED
 from .style import BLUE, RED, TRUTH, styled
 
-NAME = 20  # letters of a film's name above it, before the next line
+TITLE = 20  # letters above one of several films, before the next line
 
 
 def show_film(
@@ -77,7 +77,7 @@ def show_films(
     for ax, image, truth, pred, title in zip_longest(axes.flat, images, truths, preds, titles):
         ax.set_axis_off()
         if image is not None:
-            show_film(image, ax=ax, truth=truth, pred=pred, title=title or "")
+            show_film(image, ax=ax, truth=truth, pred=pred, title=fill(title or "", TITLE))
     return figure
 
 
@@ -93,7 +93,7 @@ def show_prepared(frame: pd.DataFrame, *, size: int = 192, columns: int = 8) -> 
     return show_films(
         [resize_image(read_image(path), size) for path in frame["image"]],
         truths=masks,
-        titles=[fill(name, NAME) for name in frame["name"]],
+        titles=list(frame["name"]),
         columns=columns,
     )
 

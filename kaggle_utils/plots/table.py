@@ -13,7 +13,7 @@ class ShownTable:
     """What :func:`show_table` gives to a notebook; elsewhere it is printed as text."""
 
     def __init__(self, table: pd.DataFrame, best: Mapping[str, str], digits: int):
-        self.table = table.rename_axis(index=None)  # its name would be a row of the heading
+        self.table = table.rename_axis(index=[None] * table.index.nlevels)  # names would be a row of the heading
         self.best, self.digits = best, digits
 
     def __repr__(self) -> str:
