@@ -184,6 +184,22 @@ def sets() -> list[list[object]]:
     return _dice_by_set("run", table.rename(columns={"run": "name"}))
 
 
+def gains() -> list[list[object]]:
+    """What training loses without one artefact, on validation films that have it drawn in and on clean ones."""
+    table = pd.read_csv(RESULTS / "tuning/artefacts.csv")
+    sources = ("montgomery", "shenzhen", "kermany")
+    dice = table.set_index(["run", "source", "artefact"])["dice"]
+    rows: list[list[object]] = [
+        ["artefact", *(f"{SETS[source]}{where}" for where in ("", ", clean") for source in sources)]
+    ]
+    for run in table["run"].unique():
+        if run not in ("light", "clinic"):
+            left_out = run.removeprefix("clinic without ")
+            on = [(source, one) for one in (left_out, "none") for source in sources]
+            rows.append([left_out, *(f"{dice[('clinic', *one)] - dice[(run, *one)]:+.4f}" for one in on)])
+    return rows
+
+
 def average() -> list[list[object]]:
     """Two networks of one start, their mean and their ensemble: validation Dice, and with hard gray windows."""
     table = pd.read_csv(RESULTS / "average.csv").query("artefact in ('none', 'window')")
@@ -403,7 +419,7 @@ def _dice(scores: dict[str, dict[str, float]]) -> list[str]:
 TABLES = {
     table.__name__: table
     for table in (
-        *(reaches, protocols, distances, groups, worse, artefacts, sets, average, refusals, others, flags, tb),
+        *(reaches, protocols, distances, groups, worse, artefacts, gains, sets, average, refusals, others, flags, tb),
         *(screening, scale, speedrun, time_to_dice, pareto, speed, training, synthetic, synthetic_number),
         *(synthetic_modes,),
     )
