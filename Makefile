@@ -61,7 +61,7 @@ run: .venv/run.stamp
 	$(CLI) prep --input "$(RAW)" --out $(RUN)/segmentation
 	$(CLI) train --data $(RUN)/segmentation --out $(RUN) --time-budget-min $(MINUTES) --resume
 	$(CLI) predict $(RUN)/segmentation/test/image --weights $(RUN)/best.safetensors --out $(RUN)/predictions || test $$? -eq 3
-	$(CLI) evaluate --data $(RUN)/segmentation --weights $(RUN)/best.safetensors --input "$(RAW)" --out $(RUN)/scores
+	$(CLI) evaluate --data $(RUN)/segmentation --weights $(RUN)/best.safetensors --sizes 256 --out $(RUN)/scores
 	@echo "the picture: $(RUN)/predictions/contact.png, the weights: $(RUN)/best.safetensors"
 	@echo "next: $(if $(DATA),.venv/bin/unet-lung predict FOLDER --weights $(RUN)/best.safetensors,make run DATA=<folder with the \
 	  raw public sets>, or .venv/bin/unet-lung predict FOLDER with the network that ships)"

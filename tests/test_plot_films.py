@@ -88,8 +88,8 @@ def test_a_contact_sheet_outlines_what_has_a_mask(frame):
         True,
         False,
     }
-    long = films.head(1).assign(name="person1930_bacteria_4849_again")
-    assert plot_films.show_prepared(long, size=32).axes[0].get_title() == "person1930_bacteria_\n4849_again"
+    long = films.head(1).assign(name="person1930_bacteria_4849")
+    assert plot_films.show_prepared(long, size=32).axes[0].get_title() == "person1930_\nbacteria_4849"
 
 
 def test_best_median_and_worst_are_those_of_the_scores(frame):
@@ -101,7 +101,7 @@ def test_best_median_and_worst_are_those_of_the_scores(frame):
     for title, rank, dice in zip(
         titles, ("best", "median", "worst"), (ranked.iloc[-1], ranked.iloc[(len(ranked) - 1) // 2], ranked.iloc[0])
     ):
-        assert title.startswith(rank) and title.endswith(f"{dice:.3f}")
+        assert title.startswith(f"{rank}, Dice {dice:.3f}:\n")
 
 
 def test_a_history_is_a_curve_of_each_loss_and_one_of_dice():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import zip_longest
-from textwrap import fill
+from textwrap import wrap
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -77,8 +77,14 @@ def show_films(
     for ax, image, truth, pred, title in zip_longest(axes.flat, images, truths, preds, titles):
         ax.set_axis_off()
         if image is not None:
-            show_film(image, ax=ax, truth=truth, pred=pred, title=fill(title or "", TITLE))
+            show_film(image, ax=ax, truth=truth, pred=pred, title=_broken(title or ""))
     return figure
+
+
+def _broken(title: str) -> str:
+    """A title in lines of ``TITLE`` letters at most, broken at spaces and behind the underscores of names."""
+    lines = [line for part in title.split("\n") for line in wrap(part.replace("_", "_ "), TITLE)]
+    return "\n".join(line.replace("_ ", "_") for line in lines)
 
 
 def show_prepared(frame: pd.DataFrame, *, size: int = 192, columns: int = 8) -> Figure:
@@ -111,7 +117,7 @@ def show_ranked(scores: pd.DataFrame, frame: pd.DataFrame, segmenter) -> Figure:
     images = [read_image(path) for path in films["image"]]
     preds = segmenter.masks(images, list(films["source"]))
     titles = [
-        f"{rank}: {name}, Dice {dice:.3f}"
+        f"{rank}, Dice {dice:.3f}:\n{name}"
         for rank, name, dice in zip(("best", "median", "worst"), ranked["name"], ranked["dice"])
     ]
     figure = show_films(images, truths=[read_mask(path) for path in films["mask"]], preds=preds, titles=titles)
