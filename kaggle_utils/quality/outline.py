@@ -50,7 +50,13 @@ def landmarks(mask: np.ndarray) -> np.ndarray | None:
     Returns:
         ``float64 (2, POINTS, 2)``, or None where the mask hasn't two lungs with the corners in their usual order.
     """
-    lungs = two_largest(mask)
+    found = _landmarks(mask.tobytes(), mask.shape)
+    return None if found is None else found.copy()
+
+
+@lru_cache(maxsize=16)  # both the checks and the estimate ask for a mask's
+def _landmarks(data: bytes, shape: tuple[int, int]) -> np.ndarray | None:
+    lungs = two_largest(np.frombuffer(data, np.uint8).reshape(shape))
     if lungs is None:
         return None
     right, left = _trace(lungs[0], -1), _trace(lungs[1], 1)
