@@ -23,6 +23,7 @@ from kaggle_utils.files import write_bytes
 
 if TYPE_CHECKING:
     import pandas as pd  # not for all: some measure how little memory they need
+    from torch import nn
 
     from kaggle_utils.infer import LungSegmenter
 
@@ -122,6 +123,19 @@ def validation_dice(data: Path, segmenter: LungSegmenter, size: int) -> pd.Serie
 
     scores = evaluate(data, segmenter, split="val", sizes=[size], whole=())
     return scores.loc[scores["source"].isin(segmenter.header["sources"]), "dice"]
+
+
+def peer(name: str) -> nn.Module:
+    """MONAI UNet as its 2d_segmentation/torch/unet_training_dict.py has it, MONAI BasicUNet, or the classic U-Net."""
+    from monai.networks import nets
+
+    from kaggle_utils.model import UNet
+
+    if name == "MONAI UNet":
+        return nets.UNet(2, 1, 1, channels=(16, 32, 64, 128, 256), strides=(2, 2, 2, 2), num_res_units=2)
+    if name == "MONAI BasicUNet":
+        return nets.BasicUNet(spatial_dims=2, in_channels=1, out_channels=1)
+    return UNet(base_channels=64, up="transposed")
 
 
 @contextmanager

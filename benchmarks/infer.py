@@ -31,6 +31,7 @@ from benchmarks.common import (
     make_parser,
     median,
     need,
+    peer,
     seconds,
     validation_dice,
     write_table,
@@ -39,7 +40,7 @@ from kaggle_utils.data import LungDataset
 from kaggle_utils.export import open_graph, to_onnx
 from kaggle_utils.image import read_image, resize_image, write_image
 from kaggle_utils.infer import DEFAULT_WEIGHTS, LungSegmenter
-from kaggle_utils.model import UNet, count_parameters, fold_norm, load_weights
+from kaggle_utils.model import count_parameters, fold_norm, load_weights
 from kaggle_utils.synthetic import AppearanceModel
 
 sys.modules.setdefault("openvino_telemetry", None)  # else OpenVINO and NNCF report to the vendor over the network
@@ -79,15 +80,8 @@ def networks() -> dict[str, nn.Module]:
     Cleaning a mask does take longer the noisier it is, so an untrained network's PNG to mask is no measure of a trained
     one's.
     """
-    from monai.networks import nets
-
-    found = {
-        "this project": load_weights(DEFAULT_WEIGHTS),
-        "MONAI UNet": nets.UNet(2, 1, 1, channels=(16, 32, 64, 128, 256), strides=(2, 2, 2, 2), num_res_units=2),
-        "MONAI BasicUNet": nets.BasicUNet(spatial_dims=2, in_channels=1, out_channels=1),
-        "classic U-Net": UNet(base_channels=64, depth=4, up="transposed"),
-    }
-    return {name: model.eval() for name, model in found.items()}
+    peers = {name: peer(name) for name in ("MONAI UNet", "MONAI BasicUNet", "classic U-Net")}
+    return {name: model.eval() for name, model in ({"this project": load_weights(DEFAULT_WEIGHTS)} | peers).items()}
 
 
 def runtimes(name: str, model: nn.Module, calibration: np.ndarray) -> dict[tuple[str, str], Run]:

@@ -48,15 +48,10 @@ def film(side: int = SIDE) -> np.ndarray:
     return cv2.resize(image, (side, side), interpolation=cv2.INTER_CUBIC)
 
 
-def deep(side: int = SIDE) -> np.ndarray:
+def deep() -> np.ndarray:
     """The same in 16 bits with noise in the lowest, which doesn't compress."""
-    noise = np.random.default_rng(0).integers(0, 64, (side, side), np.uint16)
-    return film(side).astype(np.uint16) * 64 + noise
-
-
-def picture(array: np.ndarray, suffix: str) -> bytes:
-    """A file's bytes of an array of any type."""
-    return cv2.imencode(suffix, array, [cv2.IMWRITE_PNG_COMPRESSION, 1] if suffix == ".png" else [])[1].tobytes()
+    noise = np.random.default_rng(0).integers(0, 64, (SIDE, SIDE), np.uint16)
+    return film().astype(np.uint16) * 64 + noise
 
 
 def large(folder: Path) -> None:
@@ -71,12 +66,12 @@ def large(folder: Path) -> None:
         "float.tif": gray.astype(np.float32),
     }
     for name, array in pictures.items():
-        (folder / name).write_bytes(picture(array, Path(name).suffix))
-    (folder / "packed.png.gz").write_bytes(gzip.compress(picture(gray, ".png"), 1))
+        (folder / name).write_bytes(encode_image(array, Path(name).suffix))
+    (folder / "packed.png.gz").write_bytes(gzip.compress(encode_image(gray, ".png"), 1))
 
 
 def eight_large(folder: Path) -> None:
-    copies(folder, ".png", picture(film(), ".png"))
+    copies(folder, ".png", encode_image(film(), ".png"))
 
 
 def bombs(folder: Path) -> None:
@@ -91,7 +86,7 @@ def packed_bombs(folder: Path) -> None:
 
 
 def montgomery(folder: Path) -> None:
-    copies(folder, ".png", picture(film(4500), ".png"), count=24)
+    copies(folder, ".png", encode_image(film(4500), ".png"), count=24)
 
 
 def dicom(image: np.ndarray, syntax: str = "ExplicitVRLittleEndian", **options) -> bytes:
@@ -123,7 +118,7 @@ def dicom_hostile(folder: Path) -> None:
     values = b"1\\" * (50 << 20)
     length = struct.pack("<I", len(values))
     runs = struct.pack("<16I", 1, 64, *[0] * 14) + b"\x81\0" * (60 << 20)
-    nothing = picture(np.zeros((SIDE, SIDE), np.uint8), ".jp2")
+    nothing = encode_image(np.zeros((SIDE, SIDE), np.uint8), ".jp2")
     empty = _ITEM + bytes(4)
     nested = (_SEQUENCE + _UNDEFINED + _ITEM + _UNDEFINED) * 1_000_000
     files = {

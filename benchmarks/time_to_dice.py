@@ -33,10 +33,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from benchmarks.common import RESULTS, command, machine, make_parser, read_json, write_json
+from benchmarks.common import RESULTS, command, machine, make_parser, peer, read_json, write_json
 from kaggle_utils.config import TrainConfig
 from kaggle_utils.data import LungDataset
-from kaggle_utils.model import UNet, count_parameters
+from kaggle_utils.model import count_parameters
 from kaggle_utils.trainer import Trainer, make_trainer
 
 TARGET, SIZE = 0.95, 256  # mean validation Dice, px
@@ -67,17 +67,6 @@ def ours(trainer: Trainer) -> Contestant:
         trainer._train_step(batch)
 
     return Contestant(trainer.model, trainer.best_model, trainer.train_loader, step, trainer.precision)
-
-
-def network_of(name: str) -> nn.Module:
-    """As MONAI's 2d_segmentation/torch/unet_training_dict.py and BasicUNet's own defaults have it, or the classic."""
-    from monai.networks import nets
-
-    if name == "MONAI UNet":
-        return nets.UNet(2, 1, 1, channels=(16, 32, 64, 128, 256), strides=(2, 2, 2, 2), num_res_units=2)
-    if name == "MONAI BasicUNet":
-        return nets.BasicUNet(spatial_dims=2, in_channels=1, out_channels=1)
-    return UNet(base_channels=64, up="transposed")
 
 
 def standard(model: nn.Module, films: LungDataset, precision: str) -> Contestant:
@@ -282,7 +271,7 @@ def main() -> None:
         if name == "ours":
             contestant, minutes = ours(trainer), OURS_MINUTES
         else:
-            contestant = standard(network_of(network), films, "bf16" if name.endswith("bf16") else "fp32")
+            contestant = standard(peer(network), films, "bf16" if name.endswith("bf16") else "fp32")
         if network == "classic U-Net":
             minutes = CLASSIC_MINUTES
         rows += race(name, contestant, trainer, 60 * minutes, stop=name != "ours")

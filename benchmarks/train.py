@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks.common import RESULTS, draw_set, machine, make_parser, write_table
+from benchmarks.common import RESULTS, draw_set, machine, make_parser, peer, write_table
 from kaggle_utils.config import TrainConfig
 from kaggle_utils.data import LungDataset, make_loader, read_manifest
 from kaggle_utils.hardware import choose_device, choose_precision
@@ -76,8 +76,6 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="turns; the median counts")
     rounds = parser.parse_args().rounds
-    from monai.networks.nets import BasicUNet
-
     with tempfile.TemporaryDirectory() as folder:
         frame = read_manifest(draw_set(Path(folder)))
         dataset = LungDataset(frame[frame["split"] != "unlabelled"], 256, "full")
@@ -87,8 +85,7 @@ def main() -> None:
     before = [films_per_second(step, loader, 12) for _ in range(rounds + 1)][1:]  # the first turn warms up
     trainer = Trainer(network(), make_loss("bce_dice"), loader, loader, TrainConfig(device="cpu", batch_size=BATCH))
     trainer.model.train()
-    plain, classic = UNet(), UNet(base_channels=64, up="transposed")
-    monai = BasicUNet(spatial_dims=2, in_channels=1, out_channels=1)
+    plain, classic, monai = UNet(), peer("classic U-Net"), peer("MONAI BasicUNet")
     contestants = {  # name: (the model, its step, steps per turn)
         "trainer": (trainer.model, trainer._train_step, 12),
         "its bare loop": (trainer.model, fast(network()), 12),
