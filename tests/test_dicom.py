@@ -454,7 +454,7 @@ REFUSED = {
             stored_values(12, False),
             uid.JPEGExtended12Bit,
             bits=12,
-            frame=b"\xff\xd8\xff\xc1\0\x08\x0c\0\x30\0\x40\0\xff\xda\xff\xd9",
+            frame=b"\xff\xd8\xff\xc1\0\x08\x0c\0\x30\0\x40\0\xff\xda\0\x02\xff\xd9",
         ),
         "JPEG Extended of 12 bits: .*pip install pylibjpeg ",
     ),

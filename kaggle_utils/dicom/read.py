@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import struct
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..pictures.complaints import DAMAGED, complaint_in
-from ..pictures.header import check_size
+from ..pictures.header import check_size, read_picture_header
 from .tags import INSTALL, NotAFilm, has_pixels, import_pydicom, read_pixels, read_tags
 from .windows import joined, listed, show
 
@@ -36,9 +35,6 @@ NOT_FILMS = ("CT", "MR", "PT", "NM", "US")
 # The patient's, calibrated; the detector's, magnified by a few per cent; the film scanner's.
 _SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 _REQUIRED = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation", "SamplesPerPixel")
-_FRAME_HEADS = frozenset(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC} | {0xFFF7}  # SOF of JPEG and JPEG-LS
-_SIZ = 0xFF51  # of JPEG 2000
-_DATA = (0xFFDA, 0xFF93)  # SOS of JPEG and SOD of JPEG 2000, after which the pixels come
 
 
 @dataclass(frozen=True)
@@ -242,34 +238,14 @@ def _codestream(ds: Dataset) -> int:
     if "JPEG" not in syntax.name:
         return ds.BitsStored
     frame = next(generate_frames(ds.PixelData, number_of_frames=1))
-    bits = 0
-    at = max(frame.find(b"\xff\x4f\xff\x51"), 0) + 2  # behind the boxes of a JP2 file, where a frame is one
     try:
-        while (marker := struct.unpack_from(">H", frame, at)[0]) not in _DATA:
-            if marker == 0xFFFF:  # a fill byte
-                at += 1
-                continue
-            if marker in _FRAME_HEADS:
-                bits, rows, columns, samples = struct.unpack_from(">BHHB", frame, at + 4)
-                _check_image(ds, rows, columns, samples)
-            elif marker == _SIZ:
-                right, bottom, left, top = struct.unpack_from(">IIII", frame, at + 6)
-                samples, depth = struct.unpack_from(">HB", frame, at + 38)
-                _check_image(ds, bottom - top, right - left, samples)
-                bits = (depth & 0x7F) + 1
-            at += 2 + struct.unpack_from(">H", frame, at + 2)[0]
-    except (struct.error, IndexError):
-        raise ValueError("it is truncated, or its image has no head") from None
-    # JPEG, JPEG-LS and JPEG 2000 all end so, and have no such bytes among their pixels; a thumbnail in the head does.
-    if frame.find(b"\xff\xd9", at) < 0:
-        raise ValueError("it is truncated: its image has no end mark")
-    return bits
-
-
-def _check_image(ds: Dataset, rows: int, columns: int, samples: int) -> None:
-    if max(rows, 0) * columns * samples > ds.Rows * ds.Columns * ds.SamplesPerPixel:
+        image = read_picture_header(frame)
+    except ValueError:
+        raise ValueError("it is truncated: its image has no head or no end mark") from None
+    if image.rows * image.columns * image.samples > ds.Rows * ds.Columns * ds.SamplesPerPixel:
         said = f"{ds.Columns} x {ds.Rows} x {ds.SamplesPerPixel}"
-        raise ValueError(f"its image has {columns} x {rows} x {samples} values, its tags say {said}")
+        raise ValueError(f"its image has {image.columns} x {image.rows} x {image.samples} values, its tags say {said}")
+    return image.bits
 
 
 def _correct_bits(ds: Dataset) -> list[str]:

@@ -22,10 +22,10 @@ MAX_PIXELS = 64_000_000
 MAX_BYTES = 8 * MAX_PIXELS  # of a file: four channels of 16 bits, uncompressed
 HEAD = 512  # bytes that kind_of, is_dicom and looks_like_image want to see
 _GROUPS = (b"\x02\x00", b"\x08\x00")  # with one of these a DICOM file without a preamble begins
-# JPEG's start-of-frame markers: 0xC0-0xCF without DHT, JPG and DAC.
-_SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-# What has a length: not stuffed zeros, TEM, restarts and SOI; bytes of 0xFF may fill up before a marker.
-_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
+# Start-of-frame markers: JPEG's 0xC0-0xCF without DHT, JPG and DAC; and JPEG-LS's.
+_SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
+# What has a length, and EOI: neither what stands in a scan, of JPEG or of JPEG-LS, nor restarts, SOI and fill bytes.
+_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")
 _MOST_PARTS = 1_000_000  # chunks, blocks or segments; a film of 64 megapixels as a GIF has some 200,000
 _MOST_PAGES = 100  # of a TIFF that are looked at
 _TAGS = {  # of a TIFF's page
@@ -71,6 +71,7 @@ class Header:
         pictures: how many films are in the file; a TIFF's reduced copies are not counted.
         page: which of a TIFF's pages the film is.
         pixel: bytes of a pixel while it is decoded.
+        samples, bits: of a JPEG's or JPEG 2000's pixel, and of a sample.
     """
 
     rows: int
@@ -79,6 +80,8 @@ class Header:
     pictures: int = 1
     page: int = 0
     pixel: int = 4
+    samples: int = 1
+    bits: int = 8
 
 
 def kind_of(head: bytes) -> str | None:
@@ -177,7 +180,7 @@ def _png(data: bytes) -> Header:
 
 def _jpeg(data: bytes) -> Header:
     at, orientation = 2, 1
-    frame: tuple[int, int, int] | None = None  # rows, columns, samples; the first counts
+    frame: tuple[int, int, int, int] | None = None  # bits, rows, columns, samples; the first counts
     for _ in _parts():
         found = _MARKER.search(data, at)  # behind a scan, too, which has no length
         if not found:
@@ -187,14 +190,14 @@ def _jpeg(data: bytes) -> Header:
             break
         length = _number(data, at, 2)
         if marker in _SOF:
-            frame = frame or struct.unpack_from(">HHB", data, at + 3)
+            frame = frame or struct.unpack_from(">BHHB", data, at + 2)
         elif marker == 0xE1 and data[at + 2 : at + 8] == b"Exif\0\0":
             orientation = _exif(data[at + 8 : at + length])
         at += length
     if frame is None:
         raise IndexError
-    rows, columns, samples = frame
-    return Header(rows, columns, orientation, pixel=1 if samples == 1 else 3)
+    bits, rows, columns, samples = frame
+    return Header(rows, columns, orientation, pixel=1 if samples == 1 else 3, samples=samples, bits=bits)
 
 
 def _tiff(data: bytes) -> Header:
@@ -326,7 +329,7 @@ def _jp2(data: bytes) -> Header:
 
 def _j2k(data: bytes, at: int = 0) -> Header:
     right, bottom, left, top = struct.unpack_from(">IIII", data, at + 8)
-    channels = _number(data, at + 40, 2)
+    channels, depth = struct.unpack_from(">HB", data, at + 40)
     if channels > 4:
         raise ValueError(f"it declares {channels} channels: no film")
     at += 2
@@ -340,7 +343,9 @@ def _j2k(data: bytes, at: int = 0) -> Header:
                 raise IndexError
         else:
             at += 2 + _number(data, at + 2, 2)
-    return Header(bottom - top, right - left, pixel=4 * channels)  # OpenJPEG has whole numbers of 32 bits
+    bits = (depth & 0x7F) + 1
+    # OpenJPEG has whole numbers of 32 bits.
+    return Header(bottom - top, right - left, pixel=4 * channels, samples=channels, bits=bits)
 
 
 def _nifti(data: bytes) -> Header:
