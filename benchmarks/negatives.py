@@ -15,6 +15,7 @@ import numpy as np
 
 from benchmarks.common import make_parser
 
+SIDE = 128  # px of what is drawn
 Draw = Callable[[np.random.Generator], np.ndarray]
 # By file: of skimage.data, of sklearn.datasets.images (china, flower) and of matplotlib's sample data (grace_hopper).
 PHOTOGRAPHS = {
@@ -119,18 +120,18 @@ def phases_scrambled(rng: np.random.Generator, film: np.ndarray) -> np.ndarray:
     return _eight_bits(np.fft.irfft2(np.abs(np.fft.rfft2(film)) * noise / np.abs(noise), film.shape))
 
 
-def clouds(rng: np.random.Generator, size: int = 128) -> np.ndarray:
+def clouds(rng: np.random.Generator) -> np.ndarray:
     """Noise whose amplitude falls with frequency to a power of 0 (white) to 2 (smooth)."""
-    distance = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None]) + 1 / size
-    white = np.fft.rfft2(rng.normal(size=(size, size)))
-    return _eight_bits(np.fft.irfft2(white * distance ** -rng.uniform(0, 2), (size, size)))
+    distance = np.hypot(np.fft.fftfreq(SIDE)[:, None], np.fft.rfftfreq(SIDE)[None]) + 1 / SIDE
+    white = np.fft.rfft2(rng.normal(size=(SIDE, SIDE)))
+    return _eight_bits(np.fft.irfft2(white * distance ** -rng.uniform(0, 2), (SIDE, SIDE)))
 
 
-def gradient(rng: np.random.Generator, size: int = 128) -> np.ndarray:
+def gradient(rng: np.random.Generator) -> np.ndarray:
     """A linear or a round slope of gray with a little noise."""
-    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j] - rng.uniform(-0.7, 0.7, (2, 1, 1))
+    y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j] - rng.uniform(-0.7, 0.7, (2, 1, 1))
     slope = np.hypot(x, y) if rng.random() < 0.5 else x * rng.normal() + y * rng.normal()
-    return _eight_bits(slope * rng.choice((-1, 1)) + rng.normal(size=(size, size)) * rng.uniform(0, 0.2))
+    return _eight_bits(slope * rng.choice((-1, 1)) + rng.normal(size=(SIDE, SIDE)) * rng.uniform(0, 0.2))
 
 
 def page(rng: np.random.Generator, size: int = 256) -> np.ndarray:
@@ -146,11 +147,11 @@ def page(rng: np.random.Generator, size: int = 256) -> np.ndarray:
     return picture if rng.random() < 0.7 else 255 - picture
 
 
-def shapes(rng: np.random.Generator, size: int = 128) -> np.ndarray:
+def shapes(rng: np.random.Generator) -> np.ndarray:
     """One to nine filled ellipses or boxes of any gray, blurred or sharp."""
-    picture = np.full((size, size), int(rng.integers(256)), np.uint8)
+    picture = np.full((SIDE, SIDE), int(rng.integers(256)), np.uint8)
     for _ in range(int(rng.integers(1, 10))):
-        centre, axes = rng.integers(0, size, 2).tolist(), rng.integers(4, size // 2, 2).tolist()
+        centre, axes = rng.integers(0, SIDE, 2).tolist(), rng.integers(4, SIDE // 2, 2).tolist()
         if rng.random() < 0.6:
             cv2.ellipse(picture, centre, axes, float(rng.uniform(0, 180)), 0, 360, int(rng.integers(256)), -1)
         else:
@@ -179,9 +180,9 @@ def chart(rng: np.random.Generator) -> np.ndarray:
     return cv2.cvtColor(np.asarray(canvas.buffer_rgba())[..., :3], cv2.COLOR_RGB2GRAY)
 
 
-def stripes(rng: np.random.Generator, size: int = 128) -> np.ndarray:
+def stripes(rng: np.random.Generator) -> np.ndarray:
     """Waves across waves: gratings, chequers, moiré."""
-    y, x = np.mgrid[0 : 1 : size * 1j, 0 : 1 : size * 1j]
+    y, x = np.mgrid[0 : 1 : SIDE * 1j, 0 : 1 : SIDE * 1j]
     angles = rng.uniform(0, np.pi, int(rng.integers(1, 4)))
     waves = [np.sin(rng.uniform(6, 120) * (x * np.cos(a) + y * np.sin(a))) for a in angles]
     return _eight_bits(np.prod(waves, 0) if rng.random() < 0.5 else np.sum(waves, 0))

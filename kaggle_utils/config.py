@@ -100,7 +100,7 @@ class TrainConfig:
     )
     epoch_films: int = setting(0, "radiographs per epoch, if there are so many; 0 is all", within=(0, 1e9))
     films: int = setting(0, "train on this many radiographs, drawn by the seed; 0 is all", within=(0, 1e9))
-    size: int = setting(384, "px, side of the square the network sees", within=(16, 4096))
+    size: int = setting(384, "px, side of the square the network sees", within=SIDES)
     augment: str = setting(
         "light",
         "how radiographs are varied in training, see augment.augmentation",
@@ -324,21 +324,15 @@ Rule = tuple[str, Callable[[object], bool]]  # in words, and whether a value kee
 
 
 def _whole(least: int, most: int) -> Rule:
-    return (
-        f"a whole number from {least} to {most}",
-        lambda v: isinstance(v, int) and not isinstance(v, bool) and least <= v <= most,
-    )
+    return (f"a whole number from {least} to {most}", lambda v: type(v) is int and least <= v <= most)
 
 
 def _number(least: float, most: float) -> Rule:
-    return (
-        f"a number from {least:g} to {most:g}",
-        lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and least <= v <= most,
-    )
+    return (f"a number from {least:g} to {most:g}", lambda v: type(v) in (int, float) and least <= v <= most)
 
 
 def _one_of(*choices: object) -> Rule:
-    return f"one of {', '.join(map(repr, choices))}", lambda v: type(v) in set(map(type, choices)) and v in choices
+    return f"one of {', '.join(map(repr, choices))}", lambda v: type(v) is type(choices[0]) and v in choices
 
 
 def _names(least: int) -> Rule:
@@ -354,19 +348,19 @@ def _names(least: int) -> Rule:
 
 
 def _a(kind: type, name: str) -> Rule:
-    return name, lambda v: isinstance(v, kind) and not isinstance(v, bool)
+    return name, lambda v: type(v) is kind
 
 
-_UNET = {
-    "base_channels": _whole(1, 1024),
-    "depth": _whole(1, 8),
-    "patch": _whole(1, 16),
+def _as_set(name: str) -> Rule:
+    """What a whole number or a choice of :class:`TrainConfig` can be."""
+    (about,) = (f.metadata for f in fields(TrainConfig) if f.name == name)
+    return _one_of(*about["choices"]) if about["choices"] else _whole(*about["within"])
+
+
+_UNET = {name: _as_set(name) for name in ("base_channels", "depth", "patch", "norm", "up", "conv")} | {
     "in_channels": _whole(1, 64),
     "classes": _whole(1, 64),
     "dims": _one_of(2, 3),
-    "norm": _one_of("batch", "group", "instance"),
-    "up": _one_of("bilinear", "transposed"),
-    "conv": _one_of("plain", "separable"),
 }
 _CLASSIFIER = {"first": _whole(0, 6), "members": _whole(1, 1)}
 _SEGMENTER = {

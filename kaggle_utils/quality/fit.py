@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..config import CONVENTIONS
 from ..image import resize_image, resize_mask
-from ..metrics import confusion, overlap
+from ..metrics import dice
 from .damages import DAMAGES, DRAWN, STRENGTHS, damaged, draw
 from .estimate import OK, REASONS, SIDE, choose_fit, judge, observe
 
@@ -143,14 +143,14 @@ def observed_one(item: Item, prob: np.ndarray, segmenter) -> dict[str, Any]:
     """A row of :func:`observed` from what the network said, ``float32 (size, size)``."""
     mask = segmenter.finish(prob, (SIDE, SIDE))
     found = observe(prob, mask, segmenter.threshold)
-    dice = overlap(confusion(mask, resize_mask(item.truth, SIDE)))["dice"]
+    score = dice(mask, resize_mask(item.truth, SIDE))
     # To find no lung where there is none is right, but gives no mask to use.
     return {
         "name": item.name,
         "source": item.source,
         "damage": item.damage,
         "strength": item.strength,
-        "dice": dice if item.truth.any() else 0.0,
+        "dice": score if item.truth.any() else 0.0,
         **(found or dict.fromkeys(REASONS, np.nan)),
         "found": found is not None,
     }

@@ -148,7 +148,7 @@ class AppearanceModel:
             tb: share of tuberculosis, 0…1.
             acquire: with position, exposure, grain, borders and letters as in practice, or as the model draws it.
         """
-        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index])))
+        rng = np.random.default_rng([seed, index])
         label = int(rng.random() < tb)
         shape, code = self._draw(label, rng)
         # The patient is placed before the film is drawn: moving a finished one would blur it.
@@ -354,7 +354,7 @@ def _write_shenzhen(folder: Path, name: str, film: SyntheticFilm, patient: dict[
 
 
 def _patient(seed: int, index: int, tb: int) -> dict[str, Any]:
-    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index, 1])))
+    rng = np.random.default_rng([seed, index, 1])
     return {
         "sex": "female" if rng.random() < 0.4 else "male",
         "age": int(np.clip(rng.normal(42, 15), 16, 89)),

@@ -30,7 +30,7 @@ from ..data import LungDataset, make_loader, read_manifest
 from ..files import write_bytes
 from ..hardware import gpu_names
 from ..image import read_mask, resize_mask, resize_prob
-from ..metrics import confusion, overlap
+from ..metrics import dice
 from ..model import count_parameters
 from ..splits import SYNTHETIC
 from ..trainer import Trainer, make_trainer
@@ -178,8 +178,7 @@ def dice_at_256(trainer: Trainer, frame: pd.DataFrame) -> float | None:
     scores = []
     for prob, path in zip(probs, frame["mask"], strict=True):
         pred = (resize_prob(prob, 256) > 0.5).astype(np.uint8)
-        truth = resize_mask(read_mask(path), 256)
-        scores.append(overlap(confusion(pred, truth))["dice"])
+        scores.append(dice(pred, resize_mask(read_mask(path), 256)))
     return float(np.mean(scores))
 
 
