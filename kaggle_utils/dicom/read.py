@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..pictures.complaints import DAMAGED, complaint_in
+from ..pictures.complaints import DAMAGED, SECONDS, complaint_in, run_apart
 from ..pictures.header import check_size, read_picture_header
 from .tags import INSTALL, NotAFilm, has_pixels, import_pydicom, read_pixels, read_tags
 from .windows import joined, listed, show
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from pydicom import Dataset
     from pydicom.uid import UID
 
-DECODE_SECONDS = 120  # a 20-megapixel film takes 1-3 s; a machine may be busy
 # Address space of the process that decodes: of its libraries, and of each value, of which openjpeg has 4 bytes in
 # several copies.
 DECODE_BYTES, DECODE_BYTES_EACH = 1 << 30, 24
@@ -262,19 +261,10 @@ def _decode_apart(data: bytes, notes: list[str]) -> np.ndarray:
 
     What its decoder complains of becomes a note.
     """
-    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
-    # With many cores the stacks of unused threads would be a good part of the address space.
-    env = {**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "kaggle_utils.dicom.read"],
-            input=data,
-            capture_output=True,
-            env=env,
-            timeout=DECODE_SECONDS,
-        )
+    try:  # with many cores the stacks of unused threads would be a good part of the address space
+        done = run_apart("-m", "kaggle_utils.dicom.read", data=data, OMP_NUM_THREADS="1")
     except subprocess.TimeoutExpired:
-        raise ValueError(f"its image was not decoded in {DECODE_SECONDS} s") from None
+        raise ValueError(f"its image was not decoded in {SECONDS} s") from None
     if done.returncode in (1, 2) and done.stdout:
         kind = NotAFilm if done.returncode == 2 else ValueError
         raise kind(done.stdout.decode(errors="replace"))

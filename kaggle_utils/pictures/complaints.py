@@ -29,19 +29,30 @@ data = numpy.frombuffer(sys.stdin.buffer.read(), numpy.uint8)
 cv2.imdecodemulti(data, cv2.IMREAD_UNCHANGED, range=(page, page + 1))"""
 
 
+def run_apart(*words: str, data: bytes, **variables: str) -> subprocess.CompletedProcess[bytes]:
+    """Python with this package in a process of its own.
+
+    Args:
+        words: of its command line.
+        data: that it gets on stdin.
+        variables: of its environment, besides this process's.
+
+    Raises:
+        subprocess.TimeoutExpired: it took more than ``SECONDS``.
+    """
+    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    env = {**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1", **variables}
+    return subprocess.run([sys.executable, *words], input=data, capture_output=True, timeout=SECONDS, env=env)
+
+
 def complaint_alone(data: bytes, page: int = 0) -> str:
     """What OpenCV's decoder says of damage to a JPEG's or TIFF's page, in a process of its own; empty where it's
     content.
 
     That takes a good part of a second: it's for a file that may be damaged.
     """
-    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
-    # OpenCV tells of libtiff's errors where its log is open.
-    env = {**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1", "OPENCV_LOG_LEVEL": "DEBUG"}
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", _DECODE, str(page)], input=data, capture_output=True, timeout=SECONDS, env=env
-        )
+    try:  # OpenCV tells of libtiff's errors where its log is open
+        done = run_apart("-c", _DECODE, str(page), data=data, OPENCV_LOG_LEVEL="DEBUG")
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return complaint_in(done.stderr)

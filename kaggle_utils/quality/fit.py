@@ -158,7 +158,7 @@ def observed_one(item: Item, prob: np.ndarray, segmenter) -> dict[str, Any]:
 
 def regress(table: pd.DataFrame) -> dict[str, Any]:
     """Ridge regression of the logit of Dice on the features, none of which may raise it, over rows with a mask."""
-    from scipy.optimize import lsq_linear
+    from sklearn.linear_model import Ridge
 
     table = table[table["found"]]
     x = table[[*REASONS]]
@@ -166,17 +166,10 @@ def regress(table: pd.DataFrame) -> dict[str, Any]:
     usual = x[table["damage"] == "none"].median().fillna(0).to_numpy()
     scale = x.std(ddof=0).fillna(0).to_numpy() + 1e-9
     z = np.nan_to_num((x.to_numpy() - usual) / scale)
-    y = _logit(table["dice"].to_numpy())
-    # The penalty is one more row per weight, with the value 0; the bias has none, and may have any sign.
-    count = len(REASONS)
-    penalty = np.c_[np.zeros(count), np.sqrt(RIDGE) * np.eye(count)]
-    rows = np.r_[np.c_[np.ones(len(z)), -z], penalty]
-    values = np.r_[y, np.zeros(count)]
-    bounds = np.r_[-np.inf, np.zeros(count)], np.full(count + 1, np.inf)
-    bias, *weights = lsq_linear(rows, values, bounds).x
-    pairs = np.c_[usual, weights / scale]
+    line = Ridge(RIDGE, positive=True, tol=1e-8).fit(-z, _logit(table["dice"].to_numpy()))
+    pairs = np.c_[usual, line.coef_ / scale]
     return {
-        "bias": round(float(bias), 4),
+        "bias": round(float(line.intercept_), 4),
         "features": {name: [round(float(number), 4) for number in pair] for name, pair in zip(REASONS, pairs)},
     }
 

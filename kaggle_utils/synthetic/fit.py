@@ -320,18 +320,12 @@ def fingerprints(images: Sequence[np.ndarray], masks: Sequence[np.ndarray], fram
 
 def pca(data: np.ndarray, count: int) -> dict[str, np.ndarray]:
     """Principal modes of ``data (N, …)``: ``mean (D,)``, orthonormal ``modes (K, D)`` and ``scores (N, K)``."""
-    rows = data.reshape(len(data), -1)
-    mean = rows.mean(0)
-    rows = rows - mean
-    count = min(count, len(rows) - 1)
-    wide = rows.shape[1] > len(rows)
-    square = rows @ rows.T if wide else rows.T @ rows  # the smaller one: both have the same eigenvalues
-    values, vectors = np.linalg.eigh(square.astype(np.float64))
-    modes = vectors[:, ::-1][:, :count].T
-    if wide:
-        modes = modes / np.sqrt(np.maximum(values[::-1][:count, None], 1e-12)) @ rows
-    modes = modes.astype(np.float32)
-    return {"mean": mean, "modes": modes, "scores": rows @ modes.T}
+    from sklearn.decomposition import PCA  # here alone: to draw films takes none
+
+    rows = data.reshape(len(data), -1).astype(np.float32)
+    model = PCA(min(count, len(rows) - 1, rows.shape[1]), svd_solver="full")
+    scores = model.fit_transform(rows)
+    return {"mean": model.mean_, "modes": model.components_, "scores": scores}
 
 
 def window_fade() -> np.ndarray:
