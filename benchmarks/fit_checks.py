@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.decomposition import PCA
 from torch import nn
 from tqdm import tqdm
 
@@ -29,6 +30,7 @@ from kaggle_utils.synthetic import AppearanceModel
 
 ADULTS, CHILDREN = ("montgomery", "shenzhen"), "kermany"
 OF_A_GROUP, OTHERS = 12, 18  # pictures of a step: films of adults, of children and drawn ones, and what is none
+SHARE = 0.98  # of the variance of shapes
 BORDERS = (cv2.BORDER_CONSTANT, cv2.BORDER_CONSTANT, cv2.BORDER_REPLICATE)
 
 
@@ -77,16 +79,14 @@ def make_network() -> nn.Sequential:
     )
 
 
-def fit_network(
-    groups: Sequence[list[np.ndarray]], others: Iterator[np.ndarray], *, steps: int, seed: int = 0
-) -> nn.Sequential:
+def fit_network(groups: Sequence[list[np.ndarray]], others: Iterator[np.ndarray], *, steps: int) -> nn.Sequential:
     """Cross entropy over the 16 views of a picture and "none", whose log odds are 0 by definition.
 
     The first view is a film's right one, "none" a negative's. As all views pass through the same network, a turned film
     or a negative film need not be learned. A step draws as many films from each group, however large it is.
     """
-    torch.manual_seed(seed)
-    rng, network = np.random.default_rng(seed), make_network()
+    torch.manual_seed(0)
+    rng, network = np.random.default_rng(0), make_network()
     bank = [thumbnail(next(others)) for _ in range(4 * steps)]
     optimiser = torch.optim.AdamW(network.parameters(), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, steps)
@@ -105,15 +105,14 @@ def fit_network(
     return network.eval()
 
 
-def fit_shapes(masks: list[np.ndarray], *, share: float = 0.98) -> dict[str, np.ndarray]:
-    """Principal modes of masks' landmarks that hold this share of their variance, see ``checks.shape_distance``."""
+def fit_shapes(masks: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """Principal modes of masks' landmarks that hold ``SHARE`` of their variance, see ``checks.shape_distance``."""
     points = [landmarks(resize_mask(mask, OUTLINE)) for mask in masks]
     x = np.stack([p.ravel() for p in points if p is not None])
-    mean = x.mean(0)
-    _, singular, modes = np.linalg.svd(x - mean, full_matrices=False)
-    variance = singular**2 / len(x)
-    count = int(np.searchsorted(variance.cumsum() / variance.sum(), share)) + 1
-    return {"mean": mean, "modes": modes[:count], "sd": np.sqrt(variance[:count]), "rest": variance[count:].sum()}
+    modes = PCA(SHARE, svd_solver="full").fit(x)
+    variance = modes.singular_values_**2 / len(x)
+    rest = x.var(0).sum() - variance.sum()
+    return {"mean": modes.mean_, "modes": modes.components_, "sd": np.sqrt(variance), "rest": rest}
 
 
 def evenly(frame: pd.DataFrame) -> pd.DataFrame:

@@ -21,11 +21,12 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import roc_auc_score
 
-from benchmarks import common
+from benchmarks import common, negatives
 from kaggle_utils.augment.artefacts import draw_one
 from kaggle_utils.config import CONVENTIONS
 from kaggle_utils.data import read_manifest
@@ -33,10 +34,9 @@ from kaggle_utils.image import read_image, read_mask
 from kaggle_utils.infer import DEFAULT_WEIGHTS, LungSegmenter
 from kaggle_utils.model import update_header
 from kaggle_utils.quality import why_no_estimate
-from kaggle_utils.quality.damages import DAMAGES, DRAWN
+from kaggle_utils.quality.damages import DAMAGES
 from kaggle_utils.quality.estimate import OK, REJECT
 from kaggle_utils.quality.fit import (
-    FIT_KINDS,
     Item,
     by_convention,
     drawn,
@@ -52,7 +52,7 @@ from kaggle_utils.splits import excluded_masks
 from kaggle_utils.training import MOST_OF_A_SET
 
 RESULT = common.RESULTS / "quality.json"
-TEST_KINDS, PICTURES = DRAWN[len(FIT_KINDS) :], 12  # of no film, and how many of each
+TEST_KINDS, PICTURES = ("page", "shapes", "chart"), 12  # of no film, and how many of each
 
 
 def films(frame: pd.DataFrame, copies: int, artefact: str = "") -> list[Item]:
@@ -66,12 +66,15 @@ def films(frame: pd.DataFrame, copies: int, artefact: str = "") -> list[Item]:
     return with_copies(items, copies)
 
 
-def bundled() -> list[Item]:
-    """The photographs, micrographs, textures and drawings that come with scikit-image."""
+def pictures() -> list[Item]:
+    """The photographs, micrographs, textures and drawings that come with scikit-image, and drawn pictures."""
     import skimage.data
 
     paths = sorted(path for path in Path(skimage.data.__file__).parent.iterdir() if path.suffix in (".png", ".jpg"))
-    return [no_film(path.stem, "scikit-image", read_image(path)) for path in paths]
+    found, rng = [no_film(path.stem, "scikit-image", read_image(path)) for path in paths], np.random.default_rng(0)
+    for kind in TEST_KINDS:
+        found += [no_film(f"{kind} {n}", kind, negatives.draw(kind, rng, "test", [])) for n in range(PICTURES)]
+    return found
 
 
 def measured(table: pd.DataFrame) -> dict:
@@ -108,7 +111,7 @@ def fit(data: Path, segmenter: LungSegmenter) -> dict:
     """Fits the estimate and writes it into the shipped weights' header; returns what cross-validation says of it."""
     frame = common.films_of(data, "val", segmenter.header["sources"])
     frame = frame.sample(frac=1, random_state=0).groupby("source").head(MOST_OF_A_SET).sort_values("name")
-    table = observed([*films(frame, len(DAMAGES)), *drawn(FIT_KINDS, PICTURES)], segmenter)
+    table = observed([*films(frame, len(DAMAGES)), *drawn(PICTURES)], segmenter)
     quality = by_convention(table, measured_fit) | {"command": "python -m benchmarks.quality fit"}
     segmenter.header["quality"] = quality
     update_header(DEFAULT_WEIGHTS, quality=quality)
@@ -129,16 +132,16 @@ def test(data: Path, segmenter: LungSegmenter) -> dict:
         films(lists, 3),
         films(read_manifest(data).query("source == 'jsrt' and mask != ''"), 2),
         films(adults, 3, artefact="gas"),
-        bundled() + drawn(TEST_KINDS, PICTURES),
+        pictures(),
     )
     quality = segmenter.header["quality"]
-    own, jsrt, gas, pictures = (judged(observed(those, segmenter), quality) for those in items)
+    own, jsrt, gas, others = (judged(observed(those, segmenter), quality) for those in items)
     tables = {"test lists": own, "JSRT, foreign": jsrt}
     result = {f"{name}, {state}": found for name, rows in tables.items() for state, found in by_state(rows).items()}
     every = pd.concat(tables.values())
     result["by damage"] = {kind: measured(rows) for kind, rows in every.groupby("damage", sort=False)}
     result["by set"] = by_set(pd.concat([every, gas.assign(source="gas")]))
-    return result | {"pictures that are no films": no_films(pictures)}
+    return result | {"pictures that are no films": no_films(others)}
 
 
 def run(data: Path, segmenter: LungSegmenter) -> dict:

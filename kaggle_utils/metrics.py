@@ -94,9 +94,9 @@ def surface_distances(
     }
 
 
-def score(pred: np.ndarray, truth: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -> dict[str, float]:
-    """All scores of one film: :func:`overlap` and :func:`surface_distances`."""
-    return {**overlap(confusion(pred, truth)), **surface_distances(pred, truth, spacing)}
+def score(pred: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """All scores of one film: :func:`overlap` and :func:`surface_distances`, in px."""
+    return {**overlap(confusion(pred, truth)), **surface_distances(pred, truth)}
 
 
 def summarise(scores: pd.DataFrame, by: list[str]) -> pd.DataFrame:

@@ -427,6 +427,5 @@ def _two_lungs():
 
 def test_a_row_has_every_film_and_its_outlines():
     drawn, ax = AppearanceModel.load().sample(3, 1, size=64), Figure().subplots()
-    plot.draw_row(drawn, ax)
-    plot.draw_outlines(drawn, ax)
-    assert ax.images[0].get_array().shape == (64, 192) and len(ax.lines) == 6
+    plot.draw_side_by_side([(film.image, (film.right, film.left)) for film in drawn], ax)
+    assert [image.get_array().shape for image in ax.images] == [(64, 64)] * 3 and len(ax.collections) == 6

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,7 +13,7 @@ from matplotlib.patheffects import withStroke
 from ..infer import LungSegmenter, Segmented, segment_films
 from ..quality import SIDES, measure, split_lungs
 from ..sets import EXAMPLES
-from ..synthetic import AppearanceModel, SyntheticFilm
+from ..synthetic import AppearanceModel
 from .benchmarks import draw_pareto, draw_time_to_dice
 from .robustness import draw_robustness
 from .style import LEFT, RIGHT, arrow, styled
@@ -23,6 +23,7 @@ from .tuning import draw_impossible
 from .unet import draw_unet
 
 _HALO = [withStroke(linewidth=3, foreground="black")]  # a line on a film is seen on white too
+ROW = 384  # px, the height of radiographs side by side
 CHILDREN = [
     "NORMAL2-IM-0672-0001",
     "person498_bacteria_2101",
@@ -45,22 +46,22 @@ def draw_masks() -> Figure:
     segmenter = LungSegmenter(device="cpu")
     figure, axes = plt.subplots(2, 1, figsize=(11.2, 4.5))
     for ax, (title, films) in zip(axes, rows.items(), strict=True):
-        draw_found([found for found in segment_films(films, segmenter) if isinstance(found, Segmented)], ax)
+        found = [found for found in segment_films(films, segmenter) if isinstance(found, Segmented)]
+        draw_side_by_side([(one.film.image, one.lungs) for one in found], ax)
         ax.set_title(title, loc="left", fontsize=12)
     return figure
 
 
-def draw_found(found: list[Segmented], ax: Axes, height: int = 384) -> None:
-    """Draws radiographs side by side, px high, with the outlines of the patient's right and left lung."""
+def draw_side_by_side(films: Sequence[tuple[np.ndarray, Sequence[np.ndarray]]], ax: Axes) -> None:
+    """Draws radiographs in a row, each with the outlines of the patient's right and left lung, if they are given."""
     left = 0
-    for one in found:
-        width = round(one.mask.shape[1] * height / one.mask.shape[0])
-        place = (left, left + width, height, 0)
-        ax.imshow(one.film.image, cmap="gray", vmin=0, vmax=255, extent=place, interpolation="antialiased")
-        for lung, colour in zip(one.lungs, (RIGHT, LEFT), strict=True):
+    for image, lungs in films:
+        place = (left, left + round(image.shape[1] * ROW / image.shape[0]), ROW, 0)
+        ax.imshow(image, cmap="gray", vmin=0, vmax=255, extent=place, interpolation="antialiased")
+        for lung, colour in zip(lungs, (RIGHT, LEFT)):
             ax.contour(lung, levels=[0.5], colors=[colour], linewidths=1.3, extent=place, origin="upper")
-        left += width + 4
-    ax.set(xlim=(0, left - 4), ylim=(height, 0), aspect="equal")
+        left = place[1] + 4
+    ax.set(xlim=(0, left - 4), ylim=(ROW, 0), aspect="equal")
     ax.set_axis_off()
 
 
@@ -71,26 +72,10 @@ def draw_synthetic() -> Figure:
     figure, axes = plt.subplots(4, 1, figsize=(11.2, 6.6))
     for label, tb, plain, outlined in (("normal", 0, *axes[:2]), ("tuberculosis", 1, *axes[2:])):
         films = model.sample(7, seed=5 + tb, tb=tb)
-        draw_row(films, plain)
-        draw_row(films, outlined)
-        draw_outlines(films, outlined)
+        draw_side_by_side([(film.image, ()) for film in films], plain)
+        draw_side_by_side([(film.image, (film.right, film.left)) for film in films], outlined)
         plain.set_title(f"{label}: synthetic radiographs, below them with their lungs", loc="left")
     return figure
-
-
-def draw_row(films: list[SyntheticFilm], ax: Axes) -> None:
-    """Draws films of one size side by side."""
-    ax.imshow(np.hstack([film.image for film in films]), cmap="gray", vmin=0, vmax=255, interpolation="antialiased")
-    ax.set_axis_off()
-
-
-def draw_outlines(films: list[SyntheticFilm], ax: Axes) -> None:
-    """Outlines the patient's right and left lung in each film of :func:`draw_row`."""
-    for k, film in enumerate(films):
-        size = len(film.image)
-        for line, colour in zip(film.outline, (RIGHT, LEFT), strict=True):
-            x, y = np.vstack([line, line[:1]]).T * size - 0.5
-            ax.plot(x + k * size, y, color=colour, linewidth=0.9)
 
 
 @styled

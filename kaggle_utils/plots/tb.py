@@ -29,19 +29,18 @@ VARIANTS = {
 }
 
 
-def read_tb(results: str | Path, trained_on: str = "both", standardised: str = "training") -> pd.DataFrame:
-    """The test films of the classifiers that were trained on these sets.
+def read_tb(results: str | Path, trained_on: str = "both") -> pd.DataFrame:
+    """The test films of the classifiers that were trained on these sets, standardised by the training films.
 
     Args:
         results: folder with ``tb_films.csv``.
         trained_on: both, or one set.
-        standardised: by the training films, or by the tested hospital's own.
 
     Raises:
         FileNotFoundError: the benchmark was not run.
     """
     films = read_result(results, "tb_films.csv", "benchmarks.tb")
-    return films[(films["trained_on"] == trained_on) & (films["standardised"] == standardised)]
+    return films[(films["trained_on"] == trained_on) & (films["standardised"] == "training")]
 
 
 def draw_tb_arms(results: str | Path = RESULTS) -> Figure:

@@ -17,7 +17,7 @@ from ..image import resize_image, resize_mask
 
 Moved = tuple[np.ndarray, np.ndarray]  # film and truth
 STRENGTHS = range(1, 6)
-DRAWN = ("noise", "gradient", "clouds", "stripes", "discs", "text", "rectangles", "rings", "mirrored clouds")
+DRAWN = ("noise", "gradient", "clouds", "stripes", "discs")
 
 
 @dataclass(frozen=True)
@@ -58,30 +58,14 @@ def draw(kind: str, rng: np.random.Generator, side: int = 256) -> np.ndarray:
     if kind == "gradient":
         angle = rng.uniform(0, 2 * np.pi)
         return _stretched(np.cos(angle) * x + np.sin(angle) * y + rng.uniform(0, 2) * x * y)
-    if kind.endswith("clouds"):
-        clouds = cv2.GaussianBlur(rng.standard_normal((side, side)), (0, 0), rng.uniform(5, 40))
-        if kind.startswith("mirrored"):
-            clouds = clouds + clouds[:, ::-1]
-        return _stretched(clouds)
+    if kind == "clouds":
+        return _stretched(cv2.GaussianBlur(rng.standard_normal((side, side)), (0, 0), rng.uniform(5, 40)))
     if kind == "stripes":
         return _stretched(np.sin(rng.uniform(3, 40) * x + rng.uniform(3, 40) * y))
-    if kind == "rings":
-        return _stretched(np.cos(rng.uniform(5, 40) * np.hypot(x - rng.uniform(-1, 1), y - rng.uniform(-1, 1))))
-    return _draw_shapes(kind, np.full((side, side), background, np.uint8), rng)
-
-
-def _draw_shapes(kind: str, canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Discs, rectangles or words, 3 to 19 of them."""
-    side = len(canvas)
+    canvas = np.full((side, side), background, np.uint8)
     for _ in range(rng.integers(3, 20)):
         at, size, gray = rng.integers(0, side, 2).tolist(), int(rng.integers(8, side // 3)), int(rng.integers(256))
-        if kind == "discs":
-            cv2.circle(canvas, at, size, gray, -1)
-        elif kind == "rectangles":
-            cv2.rectangle(canvas, at, [at[0] + size, at[1] + int(rng.integers(8, side // 2))], gray, -1)
-        else:
-            word = "".join(map(chr, rng.integers(65, 91, 6)))
-            cv2.putText(canvas, word, at, cv2.FONT_HERSHEY_SIMPLEX, rng.uniform(0.5, 3), gray, 2)
+        cv2.circle(canvas, at, size, gray, -1)
     return canvas
 
 

@@ -23,7 +23,7 @@ from .damages import DAMAGES, DRAWN, STRENGTHS, damaged, draw
 from .estimate import OK, REASONS, SIDE, choose_fit, judge, observe
 
 FEWEST, MOST, COPIES = 8, 48, 3  # films to fit by, and damaged copies of each
-FIT_KINDS, PICTURES = DRAWN[:5], 4  # of no film, and how many of each
+PICTURES = 4  # of no film, of each kind
 RIDGE, FOLDS, BATCH = 3.0, 7, 8
 LOGIT = (0.01, 0.995)  # Dice is held within these before its logit is taken
 GOOD_FLAGGED = 0.025  # share of good masks that may be flagged, of films that a fit has not seen
@@ -56,7 +56,7 @@ def fit_quality(films: Iterable[Item], segmenter) -> dict[str, Any]:
         estimate. Of a network that learned several conventions all that of each, under ``conventions``.
     """
     films = list(islice(films, MOST))
-    table = observed([*with_copies(films, COPIES), *drawn(FIT_KINDS, PICTURES)], segmenter)
+    table = observed([*with_copies(films, COPIES), *drawn(PICTURES)], segmenter)
     return by_convention(table, measured_fit)
 
 
@@ -110,11 +110,11 @@ def with_copies(films: Sequence[Item], copies: int) -> list[Item]:
     return found
 
 
-def drawn(kinds: Sequence[str], n: int) -> list[Item]:
-    """Pictures of no chest, ``n`` of each kind."""
+def drawn(n: int) -> list[Item]:
+    """Pictures of no chest, ``n`` of each kind of :data:`quality.damages.DRAWN`."""
     return [
         no_film(f"{kind} {seed}", kind, draw(kind, np.random.default_rng([seed, *kind.encode()])))
-        for kind in kinds
+        for kind in DRAWN
         for seed in range(n)
     ]
 
