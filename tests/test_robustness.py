@@ -156,6 +156,14 @@ def test_figure_has_a_panel_a_damage_and_a_curve_a_network(tmp_path):
     assert figure.axes[5].get_xticklabels()[5].get_text() == "45"
 
 
+def test_figure_of_the_worst_has_a_row_a_damage_and_a_point_a_network(tmp_path):
+    made_up(tmp_path / "robustness.csv")
+    (ax,) = plot_robustness.draw_worst_damage(tmp_path).axes
+    assert sorted(label.get_text() for label in ax.get_yticklabels()) == sorted(DAMAGES)
+    points = [collection.get_offsets()[:, 0] for collection in ax.collections if len(collection.get_offsets()) > 1]
+    np.testing.assert_allclose(points, [[0.48] * len(DAMAGES), [0.4] * len(DAMAGES)])
+
+
 def test_films_of_all_sets_count_alike(tmp_path):
     table = pd.DataFrame(
         {"network": "shipped", "damage": "none", "strength": 0, "value": None, "n": [1, 3], "dice": [0.5, 0.9]}

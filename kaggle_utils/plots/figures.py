@@ -15,7 +15,7 @@ from ..quality import SIDES, measure, split_lungs
 from ..sets import EXAMPLES
 from ..synthetic import AppearanceModel
 from .benchmarks import draw_pareto, draw_time_to_dice
-from .robustness import draw_robustness
+from .robustness import draw_robustness, draw_worst_damage
 from .style import LEFT, RIGHT, arrow, styled
 from .tb import CHARTS as TB_CHARTS
 from .tuning import CHARTS as TUNING_CHARTS
@@ -141,6 +141,7 @@ PICTURES: dict[str, Callable[[], Figure]] = {
 CHARTS: dict[str, Callable[..., Figure]] = {  # of the results folder
     "pareto.png": draw_pareto,
     "robustness.png": draw_robustness,
+    "robustness_worst.png": draw_worst_damage,
     "time_to_dice.png": draw_time_to_dice,
     **TB_CHARTS,
     **TUNING_CHARTS,

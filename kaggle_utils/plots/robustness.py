@@ -1,4 +1,4 @@
-"""How Dice falls as films get worse: a panel per kind of damage, from the table of ``benchmarks/robustness.py``."""
+"""How Dice falls as films get worse, by kind of damage, from the table of ``benchmarks/robustness.py``."""
 
 from __future__ import annotations
 
@@ -44,6 +44,28 @@ def draw_robustness(results: str | Path = RESULTS) -> Figure:
     for ax in axes[:, 0]:
         ax.set_ylabel("Dice at 256 px")
     figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=10)
+    return figure
+
+
+@styled
+def draw_worst_damage(results: str | Path = RESULTS) -> Figure:
+    """Makes ``images/robustness_worst.png``: the same at the highest strength of each damage, worst first.
+
+    Args and Raises: as :func:`draw_robustness`.
+    """
+    scores = pooled(read_result(results, "robustness.csv", "benchmarks.robustness"))
+    worst = scores[scores["strength"] == scores["strength"].max()].pivot(
+        index="damage", columns="network", values="dice"
+    )
+    worst = worst.sort_values("shipped", ascending=False)  # the last row is drawn on top
+    figure, ax = plt.subplots(figsize=(7.5, 4.2))
+    ax.hlines(worst.index, worst.min(axis=1), worst.max(axis=1), color="0.8", zorder=0)
+    for network, (label, colour, marker) in NETWORKS.items():
+        ax.scatter(worst[network], worst.index, color=colour, marker=marker, label=label)
+    untouched = scores.loc[(scores["strength"] == 0) & (scores["network"] == "shipped"), "dice"].iloc[0]
+    ax.axvline(untouched, color="0.6", linewidth=1, linestyle="--")
+    ax.set(xlabel="Dice at 256 px, at the highest strength; dashed: untouched", xlim=(0, 1))
+    ax.legend(loc="lower left", fontsize=10)
     return figure
 
 
