@@ -49,6 +49,7 @@ REVEAL = "reveal.js-6.0.2", "JYIg5D9aoxoaLeb84O+OvAwsKWdIavVgEDScxtYEXFCT6t6TQrh
 # The last MathJax with all its glyphs in one file; version 4 asks a server for the rarer ones.
 MATHJAX = "mathjax-3.2.2", "Bt+SSVU8eBG27zChVewOicYs7Xsdt40qm4+UpHyX7k0/O9NliPc+x77k1/FEsPsjKPZGJvtRZM1vO+geW0OhGw=="
 
+LETTERS = 1.3  # times as large in a chart on a slide: 9 points are 18 px of 1280 there
 HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*$", re.MULTILINE)
 NOTES = re.compile(r"^Notes, ([\d.]+) min: ", re.MULTILINE)
 LOADS = re.compile(
@@ -290,9 +291,12 @@ def to_html(notebook: NotebookNode, path: Path) -> str:
 def embedded(source: str, notebook: Path) -> str:
     """A picture beside a notebook as a ``data:`` address: nbconvert's ``embed_images`` finds none in ``../images``.
 
-    ``NOTEBOOK.ipynb#3`` is the third figure of a notebook, ``RECORDING.webp#last`` the last picture of a moving one.
+    ``NOTEBOOK.ipynb#3`` is the third figure of a notebook, ``RECORDING.webp#last`` the last picture of a moving one,
+    ``CHART.png#large`` a chart of the same results whose letters can be read from the last row.
     """
     file, _, place = unquote(source).partition("#")
+    if place == "large":
+        return f"data:image/png;base64,{base64.b64encode(draw_large(Path(file).name)).decode()}"
     if place == "last":
         return f"data:image/png;base64,{base64.b64encode(last_of(notebook.parent / file)).decode()}"
     if file.endswith(".ipynb") and place.isdecimal():
@@ -304,6 +308,23 @@ def embedded(source: str, notebook: Path) -> str:
             "name a picture on the disk, or give the cell the slide_type skip"
         )
     return f"data:{kind};base64,{base64.b64encode(picture.read_bytes()).decode()}"
+
+
+def draw_large(name: str) -> bytes:
+    """A figure of ``images/`` drawn for a slide, as a PNG: its letters are larger, its lines are not."""
+    from matplotlib.text import Text
+
+    from kaggle_utils.plots import CHARTS, PICTURES
+
+    figure = {**PICTURES, **CHARTS}[name]()
+    for text in figure.findobj(Text):
+        text.set_fontsize(LETTERS * text.get_fontsize())
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):  # labels that are made when the figure is drawn
+            axis.set_tick_params(labelsize=max((label.get_fontsize() for label in axis.get_ticklabels()), default=10))
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=160, bbox_inches="tight")
+    return png.getvalue()
 
 
 def last_of(recording: Path) -> bytes:

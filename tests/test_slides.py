@@ -19,6 +19,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
+from kaggle_utils.plots import CHARTS
 from slides import make
 from slides.make import CACHE, MATHJAX, REVEAL, embedded, fetch, make_deck, split, to_html
 
@@ -477,3 +478,13 @@ def test_a_slide_shows_a_page_where_it_is_built_and_served_and_else_its_picture(
                 assert page.frame_locator("iframe").locator("p").inner_text(timeout=60_000) == "the page"
             assert page.locator("iframe").count() == built and page.locator(".slides img").count() == (not built)
         server.shutdown()
+
+
+def test_a_chart_of_the_talk_has_larger_letters(monkeypatch, tmp_path):
+    figure, ax = plt.subplots()
+    ax.set(xlabel="share", title="a title")
+    plt.close(figure)
+    monkeypatch.setitem(CHARTS, "pareto.png", lambda: figure)
+    assert embedded("../images/pareto.png#large", tmp_path / "talk.md").startswith("data:image/png;base64,")
+    sizes = [ax.xaxis.label, ax.title, *ax.get_xticklabels()]
+    assert [text.get_fontsize() for text in sizes] == pytest.approx([13, 15.6, *[13] * (len(sizes) - 2)])

@@ -114,7 +114,7 @@ def draw_bugs(results: str | Path = RESULTS) -> Figure:
         xlabel=f"Dice at {size} px after {table['epoch'].max()} epochs", xlim=(-0.03, 1.25), xticks=np.linspace(0, 1, 6)
     )
     rows.invert_yaxis()
-    rows.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    figure.legend(*rows.get_legend_handles_labels(), loc="outside upper left", ncols=2)
     shown = {"no mistake": "0.6", "scrambled pairs": GREEN, "logits in Dice": ORANGE}
     some = table[table["run"].isin(shown)]
     sns.lineplot(some, x="epoch", y="val_dice", hue="run", palette=shown, errorbar=RANGE, ax=curves)
