@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from kaggle_utils.files import write_bytes
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd  # not for all: some measure how little memory they need
     from torch import nn
 
@@ -115,6 +116,16 @@ def draw_set(folder: Path) -> Path:
     write_raw(folder / "raw", n=160, seed=0)
     prepare(folder / "raw", folder / "segmentation")
     return folder / "segmentation"
+
+
+def grainy(film: np.ndarray, px: int, seed: int = 0) -> np.ndarray:
+    """A radiograph ``uint8 (H, W)`` enlarged to a square, with the grain of a digitised film."""
+    import numpy as np
+
+    from kaggle_utils.image import resize_image
+
+    grain = np.random.default_rng(seed).normal(0, 1.2, (px, px))
+    return (resize_image(film, px) + grain).clip(0, 255).astype(np.uint8)
 
 
 def validation_dice(data: Path, segmenter: LungSegmenter, size: int) -> pd.Series:

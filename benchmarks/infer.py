@@ -27,9 +27,9 @@ from benchmarks.common import (
     RESULTS,
     draw_set,
     films_of,
+    grainy,
     machine,
     make_parser,
-    median,
     need,
     peer,
     seconds,
@@ -38,7 +38,7 @@ from benchmarks.common import (
 )
 from kaggle_utils.data import LungDataset
 from kaggle_utils.export import open_graph, to_onnx
-from kaggle_utils.image import read_image, resize_image, write_image
+from kaggle_utils.image import read_image, write_image
 from kaggle_utils.infer import DEFAULT_WEIGHTS, LungSegmenter
 from kaggle_utils.model import count_parameters, fold_norm, load_weights
 from kaggle_utils.synthetic import AppearanceModel
@@ -46,6 +46,7 @@ from kaggle_utils.synthetic import AppearanceModel
 sys.modules.setdefault("openvino_telemetry", None)  # else OpenVINO and NNCF report to the vendor over the network
 
 LIMIT_S, SHARE_S = 3.0, 0.3  # of a batch, by what one film took; of a job in a round
+JOB = ["network", "runtime", "what", "px", "films"]
 Run = Callable[[torch.Tensor], torch.Tensor]  # normalised films (B, 1, H, W) to logits
 
 
@@ -136,17 +137,14 @@ def measure(job: Callable[[], object]) -> list[float]:
 def write_pngs(folder: Path) -> dict[int, Path]:
     """Side in px to a synthetic radiograph of that size; the large one with the grain of a digitised film."""
     film = AppearanceModel.load().sample(1, seed=0, size=512)[0].image
-    large = resize_image(film, 3000) + np.random.default_rng(0).normal(0, 1.2, (3000, 3000))
     pngs = {512: folder / "512.png", 3000: folder / "3000.png"}
     write_image(pngs[512], film)
-    write_image(pngs[3000], large.clip(0, 255).astype(np.uint8))
+    write_image(pngs[3000], grainy(film, 3000))
     return pngs
 
 
-def time_all(
-    runs: dict[tuple[str, str], Run], pngs: dict[int, Path], rounds: int
-) -> dict[tuple[str, str, str, int, int], list[float]]:
-    """Seconds per call of every job of every network, in turn, in as many rounds, after one that warms up.
+def time_all(runs: dict[tuple[str, str], Run], pngs: dict[int, Path], rounds: int) -> pd.DataFrame:
+    """Milliseconds per film of every job of every network, in turn, in as many rounds, after one that warms up.
 
     Args:
         runs: by network and runtime.
@@ -154,15 +152,17 @@ def time_all(
         rounds: that count.
     """
     todo = {(*key, *what): job for key, run in runs.items() for what, job in jobs(key[1], run, pngs).items()}
-    times: dict[tuple[str, str, str, int, int], list[float]] = {}
+    alone: dict[tuple, float] = {}  # seconds of one film
+    rows = []
     for turn in tqdm(range(rounds + 1), desc="rounds", disable=None):
-        for key, job in todo.items():
-            films = key[-1]
-            alone = min(times.get((*key[:-1], 1), [0]))
-            if films == 1 or alone * films < LIMIT_S:
-                before = times[key] if turn > 1 else []
-                times[key] = before + measure(job)
-    return times
+        for (*key, films), job in todo.items():
+            if films == 1 or alone[tuple(key)] * films < LIMIT_S:
+                times = measure(job)
+                alone[tuple(key)] = min(times)
+                if turn:
+                    rows += [(*key, films, 1000 * each / films) for each in times]
+    calls = pd.DataFrame(rows, columns=[*JOB, "ms"]).groupby(JOB, sort=False)["ms"]
+    return calls.agg(median_ms="median", min_ms="min", calls="size").round(2).reset_index()
 
 
 def main() -> None:
@@ -184,29 +184,12 @@ def main() -> None:
             for key, run in runs.items()
             if key[0] == "this project"
         }
-        times = time_all(runs, pngs, args.rounds)
-    rows = [
-        {
-            "network": network,
-            "runtime": runtime,
-            "parameters": count_parameters(models[network]),
-            "what": what,
-            "px": px,
-            "films": films,
-            "median_ms": median([1000 * each / films for each in found], 2),
-            "min_ms": round(1000 * min(found) / films, 2),
-            "calls": len(found),
-            "validation_dice": round(dice.get((network, runtime), np.nan), 5),
-        }
-        for (network, runtime, what, px, films), found in times.items()
-    ]
-    table = pd.DataFrame(rows).assign(machine=machine("torch", "onnxruntime", "openvino", "nncf", "monai"))
-    write_table(RESULTS / "bench_infer.csv", table)
-    print(table.pivot(index=["network", "runtime"], columns=["what", "px", "films"], values="median_ms").to_string())
-    print("validation Dice: " + ", ".join(f"{runtime} {value:.4f}" for (_, runtime), value in dice.items()))
-    lost = dice["this project", "PyTorch float32"] - dice["this project", "OpenVINO int8"]
-    verdict = "it may be recommended" if lost <= 0.001 else "more than 0.001, too much"
-    print(f"int8 loses {lost:.4f} of float32's Dice: {verdict}")
+        table = time_all(runs, pngs, args.rounds)
+    parameters = {name: count_parameters(model) for name, model in models.items()}
+    table.insert(2, "parameters", table["network"].map(parameters))
+    table["validation_dice"] = [round(dice.get(key, np.nan), 5) for key in zip(table["network"], table["runtime"])]
+    packages = machine("torch", "onnxruntime", "openvino", "nncf", "monai")
+    write_table(RESULTS / "bench_infer.csv", table.assign(machine=packages))
 
 
 if __name__ == "__main__":

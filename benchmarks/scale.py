@@ -27,8 +27,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.common import RESULTS, machine, make_parser, need
-from kaggle_utils.image import resize_image, write_image
+from benchmarks.common import RESULTS, grainy, machine, make_parser, need
+from kaggle_utils.image import write_image
 from kaggle_utils.model import UNet, save_weights
 from kaggle_utils.scale import cluster
 from kaggle_utils.synthetic import AppearanceModel
@@ -100,12 +100,9 @@ def run(films: Path, out: Path, workers: int, shard: int, weights: Path | None =
 
 def write_films(folder: Path, n: int, px: int) -> float:
     """Films of one size; returns their mean size in MB."""
-    rng = np.random.default_rng(0)
-    grain = rng.normal(0, 1.2, (px, px)).astype(np.float32)
     folder.mkdir(parents=True)
     for k, film in enumerate(AppearanceModel.load().sample(n, seed=0, size=min(px, 512))):
-        large = resize_image(film.image, px) + np.roll(grain, 37 * k, axis=1)
-        write_image(folder / f"{k:05d}.png", large.clip(0, 255).astype(np.uint8))
+        write_image(folder / f"{k:05d}.png", grainy(film.image, px, k))
     return sum(path.stat().st_size for path in folder.iterdir()) / n / 1e6
 
 
