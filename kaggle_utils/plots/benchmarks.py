@@ -59,7 +59,8 @@ def _label_end(ax: Axes, last: pd.Series, label: str, colour: str, y: float, uni
 
 @styled
 def draw_pareto(results: str | Path = RESULTS) -> Figure:
-    """Makes ``images/pareto.png``: validation Dice against milliseconds per film; areas are networks' parameters.
+    """Makes ``images/pareto.png``: validation Dice against milliseconds per film; areas are networks' parameters, and
+    those that no faster one matches have their names.
 
     Args:
         results: folder with ``pareto.csv``.
@@ -74,16 +75,12 @@ def draw_pareto(results: str | Path = RESULTS) -> Figure:
     for colour, (size, rows) in zip(COLOURS, frame.groupby("size")):
         area = rows["parameters"] / 8e3
         ax.scatter(rows["ms"], rows["val_dice"], area, color=colour, alpha=0.6, label=f"{size} px")
-    for k, row in enumerate(frame.itertuples()):
+    for row in front.itertuples():
         label = f"p{row.patch} w{row.base_channels} d{row.depth}"
-        if row.conv == "separable":
-            label += " separable"
-        above_or_below = (0, -13 if k % 2 == 0 else 9)
-        note(ax, label, (row.ms, row.val_dice), above_or_below, fontsize=9, ha="center")
+        note(ax, label, (row.ms, row.val_dice), (3, 9), ha="center")
     log_axis(ax, [5, 7, 10, 15, 20])
-    ax.set(xlabel="milliseconds per film, PyTorch", ylabel="validation Dice")
-    error = frame["standard_error"].median()
-    said = f"p patch, w width, d depth; area: parameters; standard error of a Dice {error:.4f}, of a difference less"
-    ax.set_title(said, loc="left")
+    error = f"standard error {frame['standard_error'].median():.4f}"
+    ax.set(xlabel="milliseconds per film, PyTorch", ylabel=f"validation Dice, {error}")
+    ax.set_title("p patch, w width, d depth; area: parameters", loc="left")
     ax.legend(loc="lower right", markerscale=0.5)
     return figure
