@@ -55,6 +55,7 @@ def deep() -> np.ndarray:
 
 
 def large(folder: Path) -> None:
+    """Films of 64 megapixels in seven formats, one with four channels of 16 bits."""
     gray = film()
     sixteen = gray.astype(np.uint16) * 64
     pictures = {
@@ -71,21 +72,25 @@ def large(folder: Path) -> None:
 
 
 def eight_large(folder: Path) -> None:
+    """Eight films of 64 megapixels."""
     copies(folder, ".png", encode_image(film(), ".png"))
 
 
 def bombs(folder: Path) -> None:
+    """Eight PNGs of 1.5 MB or less that are 64 megapixels with four channels of 16 bits."""
     pixels = np.zeros((SIDE, SIDE, 4), np.uint16)
     pixels[::50] = 3000
     copies(folder, ".png", cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 9])[1].tobytes())
 
 
 def packed_bombs(folder: Path) -> None:
+    """Eight gzip files with a bomb in them, and eight of 1 GB of zeros."""
     copies(folder, ".png.gz", gzip.compress(encode_image(np.zeros((SIDE, SIDE), np.uint8), ".png"), 9))
     copies(folder, ".gz", gzip.compress(bytes(1 << 30), 1))
 
 
 def montgomery(folder: Path) -> None:
+    """24 films of 20 megapixels."""
     copies(folder, ".png", encode_image(film(4500), ".png"), count=24)
 
 
@@ -98,16 +103,19 @@ def dicom(image: np.ndarray, syntax: str = "ExplicitVRLittleEndian", **options) 
 
 
 def dicom_native(folder: Path) -> None:
+    """Two DICOM films of 64 megapixels and 14 bits."""
     tags = {"StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.4", "PatientOrientation": ["L", "F"]}
     copies(folder, ".dcm", dicom(deep(), bits=14, **tags), count=2)
 
 
 def dicom_compressed(folder: Path) -> None:
+    """Two such films as JPEG 2000 and two as RLE."""
     copies(folder, ".j2k.dcm", dicom(deep(), "JPEG2000Lossless", bits=14), count=2)
     copies(folder, ".rle.dcm", dicom(deep(), "RLELossless", bits=14), count=2)
 
 
 def dicom_hostile(folder: Path) -> None:
+    """48 DICOM files with endless, nested or huge elements and images."""
     small = film(512)
     explicit, implicit = dicom(small), dicom(small, "ImplicitVRLittleEndian")
 
@@ -134,6 +142,7 @@ def dicom_hostile(folder: Path) -> None:
 
 
 def sparse(folder: Path) -> None:
+    """40 files of 500 MB that are nearly all holes."""
     data, size = dicom(film(512)), 500_000_000
     at = data.index(b"\xe0\x7f\x10\0")
     for n in range(8):
@@ -151,6 +160,7 @@ def sparse(folder: Path) -> None:
 
 
 def tiny(folder: Path) -> None:
+    """10,000 films of 64 px."""
     copies(folder, ".png", encode_image(film(64), ".png"), count=10_000)
 
 
@@ -162,17 +172,20 @@ def copies(folder: Path, suffix: str, data: bytes, *, count: int = 8) -> None:
         os.link(first, folder / f"{n}{suffix}")
 
 
-CASES: dict[str, tuple[str, Callable[[Path], None]]] = {
-    "large": ("films of 64 megapixels in seven formats, one with four channels of 16 bits", large),
-    "eight_large": ("eight films of 64 megapixels", eight_large),
-    "bombs": ("eight PNGs of 1.5 MB or less that are 64 megapixels with four channels of 16 bits", bombs),
-    "packed_bombs": ("eight gzip files with a bomb in them, and eight of 1 GB of zeros", packed_bombs),
-    "montgomery": ("24 films of 20 megapixels", montgomery),
-    "dicom_native": ("two DICOM films of 64 megapixels and 14 bits", dicom_native),
-    "dicom_compressed": ("two such films as JPEG 2000 and two as RLE", dicom_compressed),
-    "dicom_hostile": ("48 DICOM files with endless, nested or huge elements and images", dicom_hostile),
-    "sparse": ("40 files of 500 MB that are nearly all holes", sparse),
-    "tiny": ("10,000 films of 64 px", tiny),
+CASES: dict[str, Callable[[Path], None]] = {
+    case.__name__: case
+    for case in (
+        large,
+        eight_large,
+        bombs,
+        packed_bombs,
+        montgomery,
+        dicom_native,
+        dicom_compressed,
+        dicom_hostile,
+        sparse,
+        tiny,
+    )
 }
 
 
@@ -202,11 +215,10 @@ def _resident(process: psutil.Process) -> int:
 
 def measure(case: str) -> dict[str, object]:
     """What one case takes: its peak, the films that got a mask, and the files."""
-    what, write = CASES[case]
     with tempfile.TemporaryDirectory() as folder:
         films, out = Path(folder, "films"), Path(folder, "out")
         films.mkdir()
-        write(films)
+        CASES[case](films)
         begun = time.perf_counter()
         command = [sys.executable, "-m", "kaggle_utils", "predict", str(films), "--out", str(out), "--device", "cpu"]
         megabytes, status, said = peak([*command, "--force", "--format", "png", "coco", "dicom-seg"])
@@ -214,7 +226,7 @@ def measure(case: str) -> dict[str, object]:
         if status not in (0, 1, 3) or "Traceback" in said:
             raise SystemExit(f"{case}: status {status}: {said}")
         found = {
-            "files": what,
+            "files": CASES[case].__doc__,
             "count": len(os.listdir(films)),
             "masks": len(os.listdir(out / "masks")),
             "peak_mb": round(megabytes),
