@@ -61,7 +61,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     found = found.round(4).reset_index()
     values = [DAMAGES[row.damage].values[row.strength - 1] if row.strength else None for row in found.itertuples()]
     found.insert(4, "value", values)
-    found.insert(5, "unit", [DAMAGES[kind].about if kind in DAMAGES else "" for kind in found["damage"]])
+    found.insert(5, "unit", [DAMAGES[kind].unit if kind in DAMAGES else "" for kind in found["damage"]])
     return found
 
 

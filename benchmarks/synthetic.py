@@ -61,18 +61,12 @@ def trained(name: str, data: list[Path], steps: int, *, films: int = 0) -> Path:
 def tested(weights: Path, data: Path) -> dict[str, dict]:
     """Dice at 256 px on the published Montgomery and Shenzhen test lists and on all of JSRT."""
     table = summarise(evaluate(data, LungSegmenter(weights), sizes=[256]), ["source", "protocol"])
-    table = table[(table["protocol"] == "all") | (table["source"] != "jsrt")]
-    return {row.source: _row(row) for row in table.itertuples()}
+    return by_set(table[(table["protocol"] == "all") == (table["source"] == "jsrt")])
 
 
-def _row(row) -> dict[str, object]:
-    return {
-        "n": row.n,
-        "dice": round(row.dice, 4),
-        "interval": [round(row.low, 4), round(row.high, 4)],
-        "worst": round(row.worst, 4),
-        "hd95_px": round(row.hd95, 2),
-    }
+def by_set(table: pd.DataFrame) -> dict[str, dict]:
+    """Of a summary: n, Dice with its interval, the worst film's, and HD95 in px of each set."""
+    return table.set_index("source")[["n", "dice", "low", "high", "worst", "hd95"]].round(4).to_dict("index")
 
 
 def count(data: list[Path]) -> int:
@@ -118,7 +112,7 @@ def modes(data: Path, steps: int) -> dict:
 def transfer(data: Path, steps: int) -> dict:
     segmenter, drawn = LungSegmenter(trained("real", [data], steps)), samples(400, seed=2, name="unseen")
     table = pd.concat([evaluate(drawn, segmenter, split=split, sizes=[256]) for split in ("train", "val", "test")])
-    return {row.source: _row(row) for row in summarise(table, ["source"]).itertuples()}
+    return by_set(summarise(table, ["source"]))
 
 
 STUDIES = {function.__name__: function for function in (privacy, alone, mixed, number, modes, transfer)}

@@ -9,21 +9,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..quality.damages import DAMAGES
 from .style import BLUE, ORANGE, RESULTS, read_result, styled
 
 NETWORKS = {"shipped": ("shipped weights", BLUE, "o"), "before": ("before: adults alone", ORANGE, "s")}
-UNITS = {
-    "gamma": "exponent, or 1/it",
-    "contrast": "times as steep, clipped",
-    "noise": "sd, gray levels",
-    "blur": "sd, share of side",
-    "JPEG": "quality",
-    "rotation": "degrees",
-    "crop": "share of sides lost",
-    "occlusion": "share hidden",
-    "inversion": "share of grays inverted",
-    "down-sampling": "px a side",
-}
 
 
 @styled
@@ -88,4 +77,4 @@ def _draw_damage(rows: pd.DataFrame, kind: str, ax: Axes) -> None:
     ax.tick_params(labelsize=8)
     ax.grid(axis="y", color="0.9")
     ax.set_title(kind, fontsize=10)
-    ax.set_xlabel(UNITS[kind], fontsize=9)
+    ax.set_xlabel(DAMAGES[kind].unit, fontsize=9)

@@ -22,9 +22,9 @@ DRAWN = ("noise", "gradient", "clouds", "stripes", "discs")
 
 @dataclass(frozen=True)
 class Damage:
-    """One kind of damage: what its five strengths are, and what does it to a film and its truth."""
+    """One kind of damage: the unit of its five strengths, these, and what does it to a film and its truth."""
 
-    about: str
+    unit: str
     values: tuple[float, ...]
     apply: Callable[[np.ndarray, np.ndarray, float, np.random.Generator], Moved]
 
@@ -137,18 +137,14 @@ def _stretched(values: np.ndarray) -> np.ndarray:
 
 
 DAMAGES = {
-    "gamma": Damage("exponent, or one over it for half of the films", (1.5, 2, 3, 4, 6), _gamma),
-    "contrast": Damage("times as steep about the mean gray, black and white cut off", (1.5, 2, 3, 5, 10), _contrast),
-    "noise": Damage("Gaussian, standard deviation in gray levels of 255", (10, 20, 40, 60, 90), _noise),
-    "blur": Damage("Gaussian, standard deviation as a share of the side", (0.004, 0.008, 0.015, 0.025, 0.04), _blur),
+    "gamma": Damage("exponent, or 1/it", (1.5, 2, 3, 4, 6), _gamma),
+    "contrast": Damage("times as steep, clipped", (1.5, 2, 3, 5, 10), _contrast),
+    "noise": Damage("sd, gray levels", (10, 20, 40, 60, 90), _noise),
+    "blur": Damage("sd, share of side", (0.004, 0.008, 0.015, 0.025, 0.04), _blur),
     "JPEG": Damage("quality", (40, 20, 10, 5, 2), _jpeg),
-    "rotation": Damage("degrees, either way", (5, 10, 20, 30, 45), _rotation),
-    "crop": Damage("share of each side lost, anywhere", (0.1, 0.2, 0.3, 0.4, 0.5), _crop),
-    "occlusion": Damage(
-        "share of the film behind a black or white plate, anywhere", (0.02, 0.05, 0.1, 0.2, 0.3), _occlusion
-    ),
-    "inversion": Damage(
-        "share of the gray scale turned over from white on; 1 is the negative", (0.2, 0.4, 0.6, 0.8, 1), _inversion
-    ),
-    "down-sampling": Damage("side in px before it is enlarged again", (128, 64, 48, 32, 16), _downsampling),
+    "rotation": Damage("degrees", (5, 10, 20, 30, 45), _rotation),
+    "crop": Damage("share of sides lost", (0.1, 0.2, 0.3, 0.4, 0.5), _crop),
+    "occlusion": Damage("share hidden", (0.02, 0.05, 0.1, 0.2, 0.3), _occlusion),
+    "inversion": Damage("share of grays inverted", (0.2, 0.4, 0.6, 0.8, 1), _inversion),
+    "down-sampling": Damage("px a side", (128, 64, 48, 32, 16), _downsampling),
 }
