@@ -3,17 +3,18 @@
     python -m benchmarks.gpu --pack PACK --data segmentation      (once, anywhere: the films in one file of ≤ 40 MiB)
     python -m benchmarks.gpu --data PACK --out results/gpu/NAME.json
 
-Each part has a share of the time, and is written when it ends: a stopped run keeps what it has, and what fails is told
-in its place. The pack holds the training and validation films of Montgomery and Shenzhen, never those of the tests. It
-is no part of the repository, whose licence lets no film in. ``--device cpu --quick`` tries every part in seconds.
+Each part has a share of the time, and what it finds is written as it comes: a stopped run keeps what it has, and what
+fails is told in its place. The pack holds the training and validation films of Montgomery and Shenzhen, never those of
+the tests. It is no part of the repository, whose licence lets no film in. ``--device cpu --quick`` tries every part in
+seconds.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -29,7 +30,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.common import ROOT, add_json, command, machine, make_parser, read_json
+from benchmarks.common import ROOT, add_json, command, machine, make_parser, read_json, write_json
 from kaggle_utils.config import TrainConfig
 from kaggle_utils.data import LungDataset, make_sampler, read_manifest
 from kaggle_utils.hardware import choose_device, choose_precision, processors
@@ -51,6 +52,7 @@ class Bench:
 
     data: Path  # the prepared set, unpacked
     folder: Path  # for runs
+    out: Path  # of the results
     device: torch.device
     quick: bool
 
@@ -59,6 +61,16 @@ class Bench:
         """The default recipe on this device."""
         config = TrainConfig(device=str(self.device), augment_on="device", sources=SOURCES)
         return replace(config, size=32, base_channels=2, depth=2, epochs=1) if self.quick else config
+
+    def keep(self, part: str, result: dict[str, Any]) -> None:
+        """Writes what a part has found so far."""
+        write_json(self.out, read_json(self.out) | {part: result})
+
+    def free(self) -> None:
+        """Gives back what PyTorch keeps of the device's memory: other processes, or larger batches, need it."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def wait(self) -> None:
         """Until the device has done what it was told."""
@@ -94,10 +106,17 @@ def pack(data: Path, out: Path) -> None:
         raise ValueError(f"{out} has {size / 2**20:.0f} MiB, more than 40: prepare the films at a smaller size")
 
 
-def unpack(file: Path, folder: Path) -> Path:
-    """The prepared set of a pack, its films as PNG again."""
-    with zipfile.ZipFile(file) as archive:
-        archive.extractall(folder)
+def unpack(data: Path, folder: Path) -> Path:
+    """The prepared set of a pack, its films as PNG again; or of a folder with one, which Kaggle may have unpacked."""
+    if manifest := next(data.rglob("manifest.csv"), None):
+        if not any(manifest.parent.glob("*/image/*.webp")):
+            return manifest.parent
+        shutil.copytree(manifest.parent, folder)
+    elif file := data if data.is_file() else next(data.rglob("*.zip"), None):
+        with zipfile.ZipFile(file) as archive:
+            archive.extractall(folder)
+    else:
+        raise SystemExit(f"{data}: neither a pack (--pack makes one) nor a prepared set")
     for path in folder.glob("*/image/*.webp"):
         cv2.imwrite(str(path.with_suffix(".png")), cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))
         path.unlink()
@@ -143,21 +162,22 @@ def agreement(bench: Bench) -> dict[str, Any]:
     }
 
 
-def speeds(bench: Bench, modes: tuple[str, ...] = ("eager", "graph"), seconds: float = 150) -> dict[str, Any]:
+def speeds(bench: Bench) -> dict[str, Any]:
     """Training images/s by size, batch, precision and mode; share of the time that films take."""
-    own, end = choose_precision(bench.device), bench.limit(seconds)
-    rows = []
+    own, end = choose_precision(bench.device), bench.limit(150)
+    rows: list[dict[str, Any]] = []
     for size in (32,) if bench.quick else (384, 256, 512):
         frame = read_manifest(bench.data).query("split == 'train'")
         films = LungDataset(frame, size)
         for batch in (4,) if bench.quick else (8, 32, 128, 256):
             others = ("fp32", "bf16", "fp16") if batch == 32 else ()
             for precision in dict.fromkeys((own, *others)):
-                for mode in modes if precision == own else ("eager",):
+                for mode in ("eager", "graph") if precision == own else ("eager",):
                     if time.perf_counter() > end:
                         return {"rows": rows, "cut": "the time was up"}
                     settings = {"size": size, "batch_size": batch, "precision": precision}
                     rows.append({**settings, "mode": mode, **_speed(bench, films, settings, mode)})
+                    bench.keep("speeds", {"rows": rows})
     return {"rows": rows}
 
 
@@ -173,8 +193,9 @@ def compiled(bench: Bench) -> dict[str, Any]:
 
 
 def _speed(bench: Bench, films: LungDataset, settings: dict[str, Any], mode: str) -> dict[str, Any]:
-    """Steps for a second or so, with films and again with one batch; out of memory is a result too."""
+    """Steps for a second or so, with films and again with one batch; what can't be done is a result too."""
     config = replace(bench.config, **settings, graph=mode == "graph", compile=mode == "compile")
+    bench.free()
     bench.peak_mib()
     try:
         sampler = make_sampler(films, config.batch_size, shuffle=True)
@@ -186,13 +207,17 @@ def _speed(bench: Bench, films: LungDataset, settings: dict[str, Any], mode: str
             trainer._train_step(next(batches))
         one = next(batches)
         fed, still = _rate(bench, trainer, lambda: next(batches)), _rate(bench, trainer, lambda: one)
-    except torch.OutOfMemoryError:
-        return {"images_per_s": None, "why_not": "out of memory"}
+    except RuntimeError as error:  # out of memory, a format that the card lacks
+        return {"images_per_s": None, "why_not": _said(error)}
     return {
         "images_per_s": round(fed, 1),
         "data_share": round(max(0.0, 1 - fed / still), 3),
         "peak_mib": bench.peak_mib(),
     }
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _whole_batches(loader: DeviceLoader) -> Iterator[dict]:
@@ -221,24 +246,28 @@ def _rate(bench: Bench, trainer: Trainer, batch: Callable[[], dict]) -> float:
 def classic(bench: Bench) -> dict[str, Any]:
     """The 31M-parameter U-Net of the paper's widths at 572 px; NVIDIA's UNet_Medical on an A100: 119 images/s."""
     size, width = (32, 4) if bench.quick else (572, 64)
-    rows = []
+    about = {"size": size, "parameters": count_parameters(UNet(base_channels=width, up="transposed"))}
+    about["precision"] = choose_precision(bench.device)
+    rows: list[dict[str, Any]] = []
     for batch in (2,) if bench.quick else (1, 8):
         config = replace(bench.config, size=size, batch_size=batch)
-        model = UNet(base_channels=width, up="transposed")
+        bench.free()
+        bench.peak_mib()
         films = {
             "image": torch.randn(batch, 1, size, size, device=bench.device),
             "mask": (torch.rand(batch, 1, size, size, device=bench.device) < 0.25).float(),
             "name": ["noise"] * batch,
             "source": [SOURCES[0]] * batch,
         }
+        model = UNet(base_channels=width, up="transposed")
         trainer = Trainer(model, make_loss(config.loss), [films], [films], config)  # type: ignore[arg-type]
         trainer.model.train()
         for _ in range(3):
             trainer._train_step(films)
-        bench.peak_mib()
         rate = _rate(bench, trainer, lambda films=films: films)  # type: ignore[misc]
         rows.append({"batch_size": batch, "images_per_s": round(rate, 1), "peak_mib": bench.peak_mib()})
-    return {"size": size, "parameters": count_parameters(model), "precision": trainer.precision, "rows": rows}
+        bench.keep("classic", about | {"rows": rows})
+    return about | {"rows": rows}
 
 
 def inference(bench: Bench) -> dict[str, Any]:
@@ -281,6 +310,7 @@ def time_to_dice(bench: Bench) -> dict[str, Any]:
         history = trainer.fit(on_epoch)
         run = {"seed": seed, "loading_s": round(loading, 2), "seconds": reached, "epochs": len(history)}
         runs.append(run | {"best_val_dice": round(history["val_dice"].max(), 5)})
+        bench.keep("time_to_dice", {"targets": TARGETS, "runs": runs})
         if time.perf_counter() > end:
             break
     return {"targets": TARGETS, "runs": runs, "peak_mib": bench.peak_mib()}
@@ -297,53 +327,65 @@ def by_source(trainer: Trainer) -> dict[str, float]:
     return {"pooled": table["dice"].mean(), **table.groupby("source")["dice"].mean()}
 
 
-def _train(bench: Bench, out: str, *options: str, processes: int = 1) -> subprocess.Popen:
+def _start(bench: Bench, out: str, *options: str, processes: int = 1) -> subprocess.Popen:
+    """A training by the command, its words in a log beside its folder."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] * (processes > 1)
-    config = replace(
-        bench.config, epochs=3 if bench.quick else 12, size=32 if bench.quick else 256, augment_on="device"
-    )
+    config = replace(bench.config, device=bench.device.type, epochs=3 if bench.quick else 12)
+    config = config if bench.quick else replace(config, size=256)
     words = [*config.options, "--data", str(bench.data), "--out", str(bench.folder / out), *options]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [sys.executable, *launcher, "-m", "kaggle_utils", "train", *words], env=environment, stderr=subprocess.DEVNULL
-    )
+    command = [sys.executable, *launcher, "-m", "kaggle_utils", "train", *words]
+    with (bench.folder / f"{out}.log").open("w") as log:
+        return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=log, stderr=log)
+
+
+def _end(bench: Bench, run: subprocess.Popen, out: str, seconds: float) -> None:
+    """Waits for a training, so long at most.
+
+    Raises:
+        RuntimeError: it failed, or was ended as it took longer; the message has its last line.
+    """
+    try:
+        status: object = run.wait(seconds)
+    except subprocess.TimeoutExpired:
+        run.terminate()  # torchrun ends its processes
+        run.wait(30)
+        status = f"not at its end after {seconds:.0f} s"
+    if status:
+        lines = (bench.folder / f"{out}.log").read_text().split("\n")
+        said = next((line for line in reversed(lines) if line.startswith("unet-lung")), lines[-1])
+        raise RuntimeError(f"{status}: {said}")
 
 
 def resume(bench: Bench) -> dict[str, Any]:
     """Kills a run after its first checkpoint and goes on with it."""
-    last, end = bench.folder / "killed" / "last.pt", time.perf_counter() + 60
-    run = _train(bench, "killed")
+    last = bench.folder / "killed" / "last.pt"
+    run, end = _start(bench, "killed"), time.perf_counter() + 60
     while not last.exists() and run.poll() is None and time.perf_counter() < end:
         time.sleep(0.02)
-    os.kill(run.pid, signal.SIGKILL) if run.poll() is None else None
+    if run.poll():
+        _end(bench, run, "killed", 1)
+    run.kill()
     run.wait()
     before = len(read_checkpoint(last)["history"])
-    status = _train(bench, "killed", "--resume").wait(120)
+    _end(bench, _start(bench, "killed", "--resume"), "killed", 60)
     history = read_checkpoint(last)["history"]
-    return {
-        "epochs_before": before,
-        "epochs": len(history),
-        "exit": status,
-        "val_dice": round(history[-1]["val_dice"], 4),
-    }
+    return {"epochs_before": before, "epochs": len(history), "val_dice": round(history[-1]["val_dice"], 4)}
 
 
 def processes(bench: Bench) -> dict[str, Any]:
     """Images/s of two processes beside one, by nccl on two cards; on a CPU by gloo, to try it."""
     if bench.device.type == "cuda" and torch.cuda.device_count() < 2:
         return {"skipped": "one card"}
-    found = {}
-    for count, batch in ((1, 16), (2, 16), (2, 32)):
+    found: dict[str, Any] = {}
+    for count, batch in ((1, 16), (2, 16)) if bench.quick else ((1, 16), (2, 16), (2, 8)):  # radiographs of each
         name = f"{count} of batch {batch}"
-        bench_all = replace(bench, device=torch.device(bench.device.type))
-        status = _train(bench_all, name.replace(" ", "_"), "--batch-size", str(batch), processes=count).wait(90)
-        if status:
-            found[name] = {"exit": status}
-            continue
-        history = pd.read_csv(bench.folder / name.replace(" ", "_") / "history.csv")
-        found[name] = {"images_per_s": round(history["images_per_s"].median(), 1)}
-        if bench.quick and count == 2:
-            break
+        try:
+            _end(bench, _start(bench, name, "--batch-size", str(batch), processes=count), name, 60)
+            history = pd.read_csv(bench.folder / name / "history.csv")
+            found[name] = {"images_per_s": round(history["images_per_s"].median(), 1)}
+        except RuntimeError as error:
+            found[name] = {"failed": _said(error)}
+        bench.keep("processes", found)
     return found
 
 
@@ -362,12 +404,12 @@ PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {  # the most wanted first
 
 def main() -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="the pack, or a prepared folder")
+    parser.add_argument("--data", type=Path, required=True, help="the pack, a folder with it, or a prepared one")
     parser.add_argument("--out", type=Path, help="JSON to write; parts that are there are measured again")
     parser.add_argument("--pack", type=Path, help="write the pack of the prepared folder, and measure nothing")
     parser.add_argument("--device", default="cuda", help="cuda, or cpu to try it")
     parser.add_argument("--only", nargs="+", choices=PARTS, help="these parts")
-    parser.add_argument("--minutes", type=float, default=9, help="after which no part is begun")
+    parser.add_argument("--minutes", type=float, default=8, help="after which no part is begun")
     parser.add_argument("--quick", action="store_true", help="tiny networks, in seconds: whether all parts work")
     args = parser.parse_args()
     if args.pack:
@@ -378,18 +420,19 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp())
     args.out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        data = args.data if args.data.is_dir() else unpack(args.data, folder / "set")
-        bench = Bench(data, folder, device, args.quick)
+        bench = Bench(unpack(args.data, folder / "set"), folder, args.out, device, args.quick)
         for name in args.only or PARTS:
             if time.perf_counter() - start > 60 * args.minutes:
                 add_json(args.out, name, {"skipped": "the minutes were up"})
                 continue
             begun = time.perf_counter()
+            bench.keep(name, {})
             try:
                 result = PARTS[name](bench)
             except Exception as error:  # one part's failure is a result: the card may be lent for minutes only
-                result = {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+                result = read_json(args.out)[name] | {"failed": _said(error)}
             add_json(args.out, name, result | {"took_s": round(time.perf_counter() - begun, 1)})
+            bench.free()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(json.dumps(sorted(read_json(args.out))))

@@ -83,7 +83,7 @@ def server(tmp_path_factory):
     shutil.copytree(HOME, clone / kaggle.HOME)
     for name in NAMES:
         (clone / "notebooks" / f"{name}.ipynb").write_text(json.dumps(NOTEBOOK))
-    for name in ("kaggle_utils", "results", "LICENSE"):
+    for name in ("kaggle_utils", "benchmarks", "results", "LICENSE"):
         (clone / name).symlink_to(ROOT / name)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment(tmp_path_factory.mktemp("fence"), server).items():
@@ -272,7 +272,7 @@ def test_published_code_is_found_as_notebooks_look_for_it(journey, server, tmp_p
     assert {
         f"kaggle_utils/{name}"
         for name in ("__main__.py", "weights/lungs.safetensors", "assets/appearance.npz", "splits/flagged_masks.csv")
-    } | {"results/protocols.csv"} <= shipped
+    } | {"results/protocols.csv", "benchmarks/gpu.py"} <= shipped
     assert (package / "trainer.py").read_bytes() == (ROOT / "kaggle_utils" / "trainer.py").read_bytes()
     assert not [name for name in shipped if "__pycache__" in name]
 

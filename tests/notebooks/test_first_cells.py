@@ -8,12 +8,14 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
+import torch
 from test_notebooks import CLONE, NOTEBOOKS, code_cells, run_notebooks
 
-SHIPPED = ("kaggle_utils", "results", "LICENSE")  # what `kaggle publish` puts into the dataset
+SHIPPED = ("kaggle_utils", "benchmarks", "results", "LICENSE")  # what `kaggle publish` puts into the dataset
 SAYS = """
 import kaggle_utils
 from kaggle_utils.plots import RESULTS
@@ -136,3 +138,26 @@ def test_an_attached_wheel_is_installed_with_its_results(mount, wheel, new_pytho
 def test_with_the_internet_on_it_comes_from_the_repository(clone, new_python, tmp_path):
     found = begin(new_python, tmp_path / "kaggle", tmp_path / "kaggle" / "working", f"git+file://{clone}")
     assert all(path.is_relative_to(tmp_path / "new") and path.is_file() for path in found)
+
+
+def test_the_second_notebook_measures_a_card_where_all_is_there_and_says_what_is_missing(tmp_path, monkeypatch, capsys):
+    (source,) = (cell.source for cell in code_cells(NOTEBOOKS[1]) if "benchmarks.gpu" in cell.source)
+    source, ran = source.replace("/kaggle/input", str(tmp_path)), []
+    here = {
+        "Path": Path,
+        "torch": SimpleNamespace(cuda=torch.cuda),
+        "sys": sys,
+        "place": SimpleNamespace(work=tmp_path),
+    }
+    here["subprocess"] = SimpleNamespace(run=lambda command, **options: ran.append((command, options["cwd"])))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    exec(source, here)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    exec(source, here)
+    said = capsys.readouterr().out.splitlines()
+    assert "want of a GPU;" in said[0] and "want of the dataset unet-lung-pack;" in said[1] and not ran
+    (tmp_path / "datasets" / "somebody" / "unet-lung-pack").mkdir(parents=True)
+    exec(source, here)
+    ((command, folder),) = ran
+    assert command[1:3] == ["-m", "benchmarks.gpu"] and Path(command[4]).name == "unet-lung-pack"
+    assert (folder / "benchmarks" / "gpu.py").is_file() and command[-1] == str(tmp_path / "gpu.json")
