@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 import pandas as pd
 
 from benchmarks.common import RESULTS, read_json
@@ -371,6 +373,23 @@ def speedrun() -> list[list[object]]:
     return rows if records else []
 
 
+def cards() -> list[list[object]]:
+    """What benchmarks/gpu.py has measured, a row per card; nothing before the first one."""
+    rows: list[list[object]] = [
+        ["card", "training at 256 px, images/s", "at 384 px", "31M U-Net at 572 px", "masks/s", "seconds to 0.95"]
+    ]
+    for found in map(read_json, sorted((RESULTS / "gpu").glob("*.json"))):
+        speeds, classic = (found.get(part, {}).get("rows", []) for part in ("speeds", "classic"))
+        masks = found.get("inference", {}).get("images_per_s", {}).values()
+        seconds = [run["seconds"]["pooled"] for run in found.get("time_to_dice", {}).get("runs", [])]
+        rates = [[row["images_per_s"] for row in speeds if row["size"] == size] for size in (256, 384)]
+        rates += [[row["images_per_s"] for row in classic], masks]
+        best = [f"{max(filter(None, some)):.0f}" if any(some) else "" for some in rates]
+        reached = f"{median(seconds):.1f}" if seconds and None not in seconds else ""
+        rows.append([f"{found['card']['card']}, {found['card']['precision']}", *best, reached])
+    return rows if len(rows) > 1 else []
+
+
 def pareto() -> list[list[object]]:
     rows: list[list[object]] = [["width", "depth", "patch, px", "convolutions", "size, px", "parameters", "ms", "Dice"]]
     for one in pd.read_csv(RESULTS / "pareto.csv").sort_values("ms").itertuples():
@@ -420,7 +439,7 @@ TABLES = {
     table.__name__: table
     for table in (
         *(reaches, protocols, distances, groups, worse, artefacts, gains, sets, average, refusals, others, flags, tb),
-        *(screening, scale, speedrun, time_to_dice, pareto, speed, training, synthetic, synthetic_number),
+        *(screening, scale, speedrun, cards, time_to_dice, pareto, speed, training, synthetic, synthetic_number),
         *(synthetic_modes,),
     )
 }

@@ -60,7 +60,7 @@ def test_every_row_is_of_a_page():
 
 
 def test_pages_are_what_results_say():
-    assert sum(len(MARK.findall(text)) for text in TEXTS.values()) >= len(TABLES) == 23
+    assert sum(len(MARK.findall(text)) for text in TEXTS.values()) >= len(TABLES) == 24
     assert {found[1] for text in TEXTS.values() for found in MARK.findall(text)} == set(TABLES)
     stale = [name for name, text in renew(TEXTS, ROWS)[0].items() if text != TEXTS[name]]
     assert not stale, "run `python -m benchmarks.readme`, and read the sentences around what it prints"
@@ -125,6 +125,25 @@ def test_records_of_the_speedrun_are_a_table_and_what_is_none_is_not(tmp_path, m
     _, _, *rows = fill(page).split("\n\n")[0].splitlines()[1:]
     first = "| **19.0** | 0.9512 | 0.9501 | 900 | two cores | Muon |"
     assert rows == [first, first.replace("19.0", "21.0").replace("Muon", "first")]
+
+
+def test_measured_cards_are_a_table_with_what_they_lack_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.tables.RESULTS", tmp_path)
+    page = "<!-- table cards: python -m benchmarks.readme -->\n\nMore"
+    assert fill(page) == page
+    rates = [(256, 90.2), (256, 120.4), (256, None), (384, 50.0)]
+    t4 = {
+        "card": {"card": "T4", "precision": "fp16"},
+        "speeds": {"rows": [{"size": size, "images_per_s": rate} for size, rate in rates], "failed": "in the end"},
+        "classic": {"rows": [{"images_per_s": 19.6}]},
+        "inference": {"images_per_s": {"batch 1": 100.0, "batch 8": 300.2}},
+        "time_to_dice": {"runs": [{"seconds": {"pooled": seconds}} for seconds in (9.0, 8.0, 10.0)]},
+    }
+    (tmp_path / "gpu").mkdir()
+    (tmp_path / "gpu" / "a.json").write_text(json.dumps(t4))
+    (tmp_path / "gpu" / "b.json").write_text(json.dumps({"card": t4["card"], "inference": {"failed": "no kernel"}}))
+    _, _, _, whole, part = fill(page).split("\n\n")[0].splitlines()
+    assert whole == "| T4, fp16 | 120 | 50 | 20 | 300 | 9.0 |" and part == "| T4, fp16 | | | | | |"
 
 
 def test_the_address_is_that_of_pyproject():
