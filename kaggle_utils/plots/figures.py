@@ -116,7 +116,7 @@ def draw_measured(image: np.ndarray, mask: np.ndarray, ax: Axes) -> None:
     midline = [found["midline_column"] + lean, found["midline_column"] - lean]
     ax.plot(midline, [0, height], color="white", linewidth=1.2, path_effects=_HALO)
     ax.set_title(
-        f"left/right area {found['left_right_ratio']:.2f}, symmetry {found['symmetry']:.2f}, "
+        f"left/right area {found['left_right_ratio']:.2f}, symmetry {found['symmetry']:.2f},\n"
         f"tilt {found['tilt_deg']:+.1f}°, lung share {found['lung_share']:.2f}"
     )
     ax.set(xlim=(0, width - 1), ylim=(height - 1, 0))

@@ -19,10 +19,10 @@ from .style import BLUE, GREEN, RED, arrow, styled
 GRAY = "0.55"
 HEAD: dict[str, Any] = {"head": "-|>", "lw": 1.2}
 ENTRANCE = 2.1  # where the first block is
-LEGEND = (
-    ("two 3×3 convolutions, each normalised, ReLU", BLUE),
-    ("2×2 max pooling: half the resolution", RED),
-    ("up: twice the resolution", GREEN),
+LEGEND = (  # and where each begins
+    (0, "two 3×3 convolutions, each normalised, ReLU", BLUE),
+    (5.1, "2×2 max pooling: half the resolution", RED),
+    (9.5, "up: twice the resolution", GREEN),
 )
 
 
@@ -59,21 +59,21 @@ def draw_unet() -> Figure:
     segmenter = LungSegmenter(device="cpu")
     film = AppearanceModel.load().sample(1, seed=5, size=segmenter.size)[0].image
     model = load_weights(segmenter.path)
-    figure, ax = plt.subplots(figsize=(11, 5.2))
+    figure, ax = plt.subplots(figsize=(11, 5.6))
     right, bottom = _draw_network(ax, *block_shapes(model, segmenter.size))
     _draw_film(ax, 0.55, film, f"film, {segmenter.size} px")
     _draw_film(ax, right + 1.6, segmenter.probabilities([film])[0], "probability of lung")
     arrow(ax, (1.2, 0), (ENTRANCE - 0.35, 0), "black", **HEAD)
     arrow(ax, (right + 0.35, 0), (right + 0.95, 0), "black", **HEAD)
-    for k, (text, colour) in enumerate(LEGEND):
-        ax.text(0, bottom + 0.75 - 0.3 * k, f"■ {text}", color=colour, fontsize=9)
+    for x, text, colour in LEGEND:
+        ax.text(x, bottom - 0.6, f"■ {text}", color=colour, fontsize=9)
     patch = model.architecture["patch"]
     said = (
         f"{count_parameters(model) / 1e6:.2f}M parameters. Patches of {patch}×{patch} px enter as channels and leave "
-        f"as pixels; an output for each of {', '.join(segmenter.heads)}."
+        f"as pixels;\nan output for each of {', '.join(segmenter.heads)}."
     )
-    ax.text(0, bottom - 0.5, said, fontsize=9)
-    ax.set(xlim=(-0.1, right + 2.3), ylim=(bottom - 0.7, 0.95), aspect="equal")
+    ax.text(0, bottom - 0.8, said, fontsize=9, va="top")
+    ax.set(xlim=(-0.1, right + 2.3), ylim=(bottom - 1.4, 0.95), aspect="equal")
     ax.set_axis_off()
     return figure
 
