@@ -29,28 +29,29 @@ REACHES = [
     ("jsrt", "montgomery", "all", "Montgomery, after JSRT alone", "HybridGNet .954"),
     ("jsrt", "shenzhen", "all", "Shenzhen, after JSRT alone", "HybridGNet .935"),
 ]
-# Trained on, tested on, which films of it, and what bob.ip.binseg reports (¹ HybridGNet's notebooks, ² nnU-Net).
+# Trained on, tested on, which films of it, and what bob.ip.binseg, HybridGNet and nnU-Net report.
 PROTOCOLS = [
-    ("all", "montgomery", "test", ".982, ² .982"),
-    ("all", "shenzhen", "test", ".955"),
-    ("all", "shenzhen", "clean", "² .969"),
-    ("all", "jsrt", "all", ".973, one set alone"),
-    ("all", "kermany", "test", ""),
-    ("kermany", "kermany", "test", ""),
-    ("montgomery", "montgomery", "test", ".982"),
-    ("montgomery", "shenzhen", "test", ".942"),
-    ("montgomery", "jsrt", "test", ".973"),
-    ("montgomery", "jsrt", "all", ""),
-    ("shenzhen", "shenzhen", "test", ".955"),
-    ("shenzhen", "montgomery", "test", ".964"),
-    ("shenzhen", "jsrt", "test", ".967"),
-    ("shenzhen", "jsrt", "all", ""),
-    ("jsrt", "jsrt", "test", ".982"),
-    ("jsrt", "montgomery", "test", ".970"),
-    ("jsrt", "montgomery", "all", ".954 ¹"),
-    ("jsrt", "shenzhen", "test", ".945"),
-    ("jsrt", "shenzhen", "all", ".935 ¹"),
+    ("all", "montgomery", "test", ".982", "", ".982"),
+    ("all", "shenzhen", "test", ".955", "", ""),
+    ("all", "shenzhen", "clean", "", "", ".969"),
+    ("all", "jsrt", "all", ".973 ³", "", ""),
+    ("all", "kermany", "test", "", "", ""),
+    ("kermany", "kermany", "test", "", "", ""),
+    ("montgomery", "montgomery", "test", ".982", "", ""),
+    ("montgomery", "shenzhen", "test", ".942", "", ""),
+    ("montgomery", "jsrt", "test", ".973", "", ""),
+    ("montgomery", "jsrt", "all", "", "", ""),
+    ("shenzhen", "shenzhen", "test", ".955", "", ""),
+    ("shenzhen", "montgomery", "test", ".964", "", ""),
+    ("shenzhen", "jsrt", "test", ".967", "", ""),
+    ("shenzhen", "jsrt", "all", "", "", ""),
+    ("jsrt", "jsrt", "test", ".982", "", ""),
+    ("jsrt", "montgomery", "test", ".970", "", ""),
+    ("jsrt", "montgomery", "all", "", ".954", ""),
+    ("jsrt", "shenzhen", "test", ".945", "", ""),
+    ("jsrt", "shenzhen", "all", "", ".935", ""),
 ]
+PEERS = ("bob.ip.binseg", "HybridGNet ¹", "nnU-Net ²")
 # Trained on, tested on, how the page calls them, and what bob.med.tb reports: from scratch, from ImageNet's weights.
 TB = [
     ("both", "montgomery", "both", "Montgomery test", ".870", ".948"),
@@ -110,17 +111,17 @@ def reaches() -> list[list[object]]:
 
 def protocols() -> list[list[object]]:
     summary = _summary()
-    rows: list[list[object]] = [["trained on", "tested on", "n", "Dice", "95 % interval", "peers"]]
-    for trained, source, protocol, peer in PROTOCOLS:
+    rows: list[list[object]] = [["trained on", "tested on", "n", "Dice", "95 % interval", *PEERS]]
+    for trained, source, protocol, *peers in PROTOCOLS:
         one = summary.loc[(trained, source, protocol, 256)]
-        rows.append([*_names(trained, source, protocol), int(one.n), f"**{one.dice:.4f}**", _interval(one), peer])
+        rows.append([*_names(trained, source, protocol), int(one.n), f"**{one.dice:.4f}**", _interval(one), *peers])
     return rows
 
 
 def distances() -> list[list[object]]:
     summary = _summary()
     rows: list[list[object]] = [["trained on", "tested on", "sd", "worst", "HD95, px", "ASSD, px", "Dice, copy's size"]]
-    for trained, source, protocol, _ in PROTOCOLS:
+    for trained, source, protocol, *_ in PROTOCOLS:
         at_256, own = (summary.loc[(trained, source, protocol, size)] for size in (256, 0))
         found = (f"{at_256.sd:.4f}", f"{at_256.worst:.4f}", f"{at_256.hd95:.2f}", f"{at_256.assd:.2f}")
         rows.append([*_names(trained, source, protocol), *found, f"{own.dice:.4f}"])
@@ -224,15 +225,7 @@ def _dice_by_set(head: str, table: pd.DataFrame) -> list[list[object]]:
 def refusals() -> list[list[object]]:
     """What the checks before and after segmentation did with radiographs."""
     found = read_json(RESULTS / "checks.json")
-    heads = [
-        "",
-        "radiographs",
-        "refused",
-        "put right in 8 positions",
-        "taken otherwise",
-        "refused of these",
-        "turned wrongly",
-    ]
+    heads = ["", "radiographs", "refused", "put right", "distorted", "of these refused", "of these turned wrongly"]
     rows: list[list[object]] = [heads]
     for name, key in CHECKED.items():
         whole, other = found[key]["untouched"], found[key]["taken otherwise"]
@@ -260,12 +253,12 @@ def flags() -> list[list[object]]:
     """How many poor and good masks the estimate of quality flags, whole and damaged radiographs together."""
     found = read_json(RESULTS / "quality.json")["test"]["by set"]
     rows: list[list[object]] = [
-        ["radiographs, whole and damaged", "n", "masks below 0.90", "flagged", "good ones flagged", "AUC"]
+        ["radiographs, whole and damaged", "n", "masks below 0.90", "of these flagged", "good ones flagged", "AUC"]
     ]
     for name, source in FLAGGED.items():
         one = found[source]["both"]
         shares = (_percent(one[key]) for key in ("poor_flagged", "good_flagged"))
-        rows.append([name, one["n"], one["poor"], *shares, f"{one['auc']:.3f}"])
+        rows.append([name, f"{one['n']:,}", one["poor"], *shares, f"{one['auc']:.3f}"])
     return rows
 
 
@@ -276,7 +269,7 @@ def _percent(share: float) -> str:
 def tb() -> list[list[object]]:
     results = pd.read_csv(RESULTS / "tb_table.csv").set_index(["trained_on", "tested_on", "variant", "standardised"])
     controls = ("whole", "box", "blanked", "thumbnail")
-    head = ["trained on", "tested on", "n", "lungs alone", "95 % interval", "by the hospital's films"]
+    head = ["trained on", "tested on", "n", "lungs alone", "95 % interval", "standardised there"]
     rows: list[list[object]] = [[*head, "whole", "box", "blanked out", "16 × 16 px", "peer", "ImageNet"]]
     for trained_on, tested, *names, scratch, imagenet in TB:
         lungs = results.loc[(trained_on, tested, "lungs", "training")]

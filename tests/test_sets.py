@@ -338,8 +338,8 @@ def test_the_walk_through_for_own_sets_runs_as_it_stands(tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     exec(python)
     for line in "".join(shells).splitlines():
-        assert line.startswith("python -m kaggle_utils ")
-        assert main(shlex.split(line.removeprefix("python -m kaggle_utils "))) == 0, capfd.readouterr().err
+        assert line.startswith("unet-lung ")
+        assert main(shlex.split(line.removeprefix("unet-lung "))) == 0, capfd.readouterr().err
     assert len(pd.read_csv("mine/lungs/predictions.csv")) == 24 and len(list(Path("mine/lungs/masks").iterdir())) == 24
 
 
