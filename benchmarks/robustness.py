@@ -22,8 +22,7 @@ from benchmarks.common import RESULTS, films_of, make_parser
 from kaggle_utils.config import TrainConfig
 from kaggle_utils.infer import LungSegmenter
 from kaggle_utils.quality.damages import DAMAGES, STRENGTHS, damaged
-from kaggle_utils.quality.estimate import OK
-from kaggle_utils.tuning.artefacts import changed_scores
+from kaggle_utils.tuning.artefacts import changed_scores, summarise_changes
 
 SETTINGS = [("none", 0), *((kind, strength) for kind in DAMAGES for strength in STRENGTHS)]
 
@@ -48,17 +47,8 @@ def scores(
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Films together: n, mean Dice with sd, 5th percentile and worst, and the share of films below 0.90."""
-    by = table.groupby(["network", "source", "damage", "strength"], sort=False)["dice"]
-    found = by.agg(
-        n="size",
-        dice="mean",
-        sd="std",
-        p5=lambda dice: dice.quantile(0.05),
-        worst="min",
-        **{"share_below_0.90": lambda dice: (dice < OK).mean()},
-    )
-    found = found.round(4).reset_index()
+    """Films together, see ``summarise_changes``, with what each strength is."""
+    found = summarise_changes(table, ["network", "source", "damage", "strength"])
     values = [DAMAGES[row.damage].values[row.strength - 1] if row.strength else None for row in found.itertuples()]
     found.insert(4, "value", values)
     found.insert(5, "unit", [DAMAGES[kind].unit if kind in DAMAGES else "" for kind in found["damage"]])

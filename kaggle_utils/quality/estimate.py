@@ -103,9 +103,7 @@ def why_no_estimate(fit: Mapping[str, Any] | None) -> str:
 
 def check_fit(fit: object) -> None:
     """Raises ValueError, in a few words, if ``quality`` in a header is not of :func:`quality.fit.fit_quality`."""
-    if not isinstance(fit, dict):
-        raise ValueError(f"quality is an estimate's coefficients, not {fit!r:.60}")
-    fits = fit.get("conventions", {"": fit})
+    fits = fit.get("conventions", {"": fit}) if isinstance(fit, dict) else {"": fit}
     if not isinstance(fits, dict) or not fits:
         raise ValueError(f"conventions of quality are estimates by their names, not {fits!r:.60}")
     for each in fits.values():

@@ -161,6 +161,18 @@ def changed_scores(
 
 def summarise_artefacts(scores: pd.DataFrame) -> pd.DataFrame:
     """A row per set and artefact: n, mean Dice, the worst, and the share of films below 0.90."""
-    by = scores.assign(poor=scores["dice"] < OK).groupby(["source", "artefact"], sort=False)
-    found = by.agg(n=("dice", "size"), dice=("dice", "mean"), worst=("dice", "min"), poor=("poor", "mean"))
-    return found.round(4).reset_index().rename(columns={"poor": "share_below_0.90"})
+    by = ["source", "artefact"]
+    return summarise_changes(scores, by)[[*by, *SCORES]]
+
+
+def summarise_changes(scores: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """A row per group of films: n, mean Dice with sd, 5th percentile and worst, and the share of films below 0.90."""
+    found = scores.groupby(by, sort=False)["dice"].agg(
+        n="size",
+        dice="mean",
+        sd="std",
+        p5=lambda dice: dice.quantile(0.05),
+        worst="min",
+        **{"share_below_0.90": lambda dice: (dice < OK).mean()},
+    )
+    return found.round(4).reset_index()
