@@ -110,12 +110,9 @@ def films_of(data: Path, split: str, sources: Sequence[str] = ("montgomery", "sh
 
 def draw_set(folder: Path) -> Path:
     """A prepared set of synthetic radiographs, to train or to score on."""
-    from kaggle_utils.prep import prepare
-    from kaggle_utils.synthetic import write_raw
+    from kaggle_utils.synthetic import write_prepared
 
-    write_raw(folder / "raw", n=160, seed=0)
-    prepare(folder / "raw", folder / "segmentation")
-    return folder / "segmentation"
+    return write_prepared(folder, n=160, seed=0)
 
 
 def grainy(film: np.ndarray, px: int, seed: int = 0) -> np.ndarray:

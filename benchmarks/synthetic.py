@@ -25,8 +25,7 @@ from kaggle_utils.data import read_manifest
 from kaggle_utils.infer import LungSegmenter
 from kaggle_utils.metrics import summarise
 from kaggle_utils.predictions import evaluate
-from kaggle_utils.prep import prepare
-from kaggle_utils.synthetic import ASSET, AppearanceModel, fit_prepared, write_raw
+from kaggle_utils.synthetic import ASSET, AppearanceModel, fit_prepared, write_prepared
 from kaggle_utils.synthetic.fit import FitConfig
 from kaggle_utils.synthetic.model import check_privacy
 from kaggle_utils.trainer import train
@@ -38,11 +37,7 @@ SAMPLES = 1600  # drawn; one in ten has no mask, 50 go to the test and a fifth o
 def samples(n: int = SAMPLES, *, seed: int = 1, model: AppearanceModel | None = None, name: str = "samples") -> Path:
     """A prepared set of samples, made once; seed 0 is the one that `make run` trains on."""
     asset = hashlib.sha256(ASSET.read_bytes()).hexdigest()[:8]
-    folder = FOLDER / f"{name}_{n}_{seed}_{asset}"
-    if not (folder / "segmentation/manifest.csv").exists():
-        write_raw(folder / "raw", n=n, seed=seed, model=model, size=256)
-        prepare(folder / "raw", folder / "segmentation", size=256)
-    return folder / "segmentation"
+    return write_prepared(FOLDER / f"{name}_{n}_{seed}_{asset}", n, seed, model=model, size=256)
 
 
 def trained(name: str, data: list[Path], steps: int, *, films: int = 0) -> Path:

@@ -5,6 +5,6 @@
 - ``fit``: fits the model to films with lung masks
 """
 
-from .model import ASSET, AppearanceModel, SyntheticFilm, fit_prepared, write_raw
+from .model import ASSET, AppearanceModel, SyntheticFilm, fit_prepared, write_prepared, write_raw
 
-__all__ = ["ASSET", "AppearanceModel", "SyntheticFilm", "fit_prepared", "write_raw"]
+__all__ = ["ASSET", "AppearanceModel", "SyntheticFilm", "fit_prepared", "write_prepared", "write_raw"]

@@ -305,6 +305,23 @@ def check_replaceable(path: str | Path) -> None:
             raise ValueError(message) from None
 
 
+def write_prepared(folder: Path, n: int, seed: int, *, model: AppearanceModel | None = None, size: int = 512) -> Path:
+    """Draws and prepares a set below a folder, if it is not there; nine films in ten have a mask. Returns its folder.
+
+    Args:
+        folder: gets ``raw`` and ``segmentation``.
+        n, seed, model: see :func:`write_raw`.
+        size: px a side, as drawn and as prepared.
+    """
+    from ..prep import prepare
+
+    data = folder / "segmentation"
+    if not (data / "manifest.csv").exists():
+        write_raw(folder / "raw", n, seed, model=model, size=size)
+        prepare(folder / "raw", data, size=size)
+    return data
+
+
 def write_raw(out: str | Path, n: int, seed: int, *, model: AppearanceModel | None = None, size: int = 512) -> None:
     """Writes samples in the raw layouts of Montgomery and Shenzhen, so that preparation has its usual work to do.
 

@@ -20,8 +20,7 @@ from torch.utils.data import DataLoader
 from ..config import TrainConfig
 from ..data import EpochSampler, LungDataset, read_manifest
 from ..files import LOCK, locked
-from ..prep import prepare
-from ..synthetic import write_raw
+from ..synthetic import write_prepared
 from ..trainer import Trainer
 from .mistakes import MISTAKES, TenfoldDice, swap_loss
 from .search import search
@@ -50,10 +49,7 @@ def synthetic_films(n: int = 520, size: int = 256) -> Path:
     """
     folder = CACHE / "built_in"
     with locked(folder / LOCK, folder, wait=True):
-        if not (folder / "segmentation/manifest.csv").exists():
-            write_raw(folder / "raw", n, seed=1, size=size)  # `make run` draws with seed 0
-            prepare(folder / "raw", folder / "segmentation", size=size)
-    return folder / "segmentation"
+        return write_prepared(folder, n, seed=1, size=size)  # `make run` draws with seed 0
 
 
 class FixedEpochSampler(EpochSampler):
