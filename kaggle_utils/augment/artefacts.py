@@ -13,6 +13,10 @@ import cv2
 import numpy as np
 
 Draw = Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
+# Ranges of what a GPU computes for a batch too (augment.batched).
+GRAIN, COARSE = (3, 25), 0.4  # gray levels, standard deviation; the chance of coarse grain
+SOFTNESS = (0.0015, 0.010)  # of the width, standard deviation
+STEEPNESS, LEVEL = (1.3, 4), 25  # of a window's slope; gray levels up or down
 _LETTERS = list("ABDEHILNOPRSTUXZ0123456789:/ ")
 
 
@@ -120,21 +124,21 @@ def collimation(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -
 
 def noise(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Up to 25 gray levels (standard deviation) of noise, fine or coarse."""
-    grain = rng.normal(0, rng.uniform(3, 25), image.shape).astype(np.float32)
-    if rng.random() < 0.4:
+    grain = rng.normal(0, rng.uniform(*GRAIN), image.shape).astype(np.float32)
+    if rng.random() < COARSE:
         grain = cv2.GaussianBlur(grain, (0, 0), 1) * 2.5
     return _to_gray(image + grain)
 
 
 def blur(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A soft film: up to a hundredth of its width."""
-    return cv2.GaussianBlur(image, (0, 0), rng.uniform(0.0015, 0.010) * image.shape[1])
+    return cv2.GaussianBlur(image, (0, 0), rng.uniform(*SOFTNESS) * image.shape[1])
 
 
 def window(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A gray window too narrow for the film: steeper about the mean by up to four, black and white cut off."""
-    steepness, middle = np.exp(rng.uniform(np.log(1.3), np.log(4))), image.mean()
-    return _to_gray((image - middle) * steepness + middle + rng.uniform(-25, 25))
+    steepness, middle = np.exp(rng.uniform(*np.log(STEEPNESS))), image.mean()
+    return _to_gray((image - middle) * steepness + middle + rng.uniform(-LEVEL, LEVEL))
 
 
 ARTEFACTS: dict[str, tuple[Draw, float]] = {  # and the chance of each

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .artefacts import ARTEFACTS
+from .artefacts import ARTEFACTS, COARSE, GRAIN, LEVEL, SOFTNESS, STEEPNESS
+from .presets import BENT, FAR, GAMMA, LARGE, MOVED, NOISE, NOISY, SMALL
 
 BATCHED = ("none", "light", "clinic")
 DRAWN = ("gas", "devices", "text", "collimation")  # of the artefacts; the others are computed here
 _NUMBERS = 24  # uniform ones a film and epoch, a column for each use below
-_FILM_BLUR = 0.010  # of the film's width, the largest standard deviation
 
 
 def draw_changes(preset: str, uniform: np.ndarray) -> dict[str, np.ndarray]:
@@ -38,9 +38,9 @@ def draw_changes(preset: str, uniform: np.ndarray) -> dict[str, np.ndarray]:
         gray window.
     """
     u = uniform.T
-    far = (u[0] < 2 / 9) & (preset == "clinic")
-    moved = u[1] < (0.8 if preset == "clinic" else 0.7)
-    scale, shift, turn = (np.where(far, wide, small) for wide, small in ((0.25, 0.1), (0.1, 0.05), (35, 7)))
+    far = (u[0] < FAR) & (preset == "clinic")
+    moved = u[1] < MOVED.get(preset, 0)
+    scale, shift, turn = (np.where(far, wide, small) for wide, small in zip(LARGE, SMALL))
 
     def within(column: int, reach: np.ndarray) -> np.ndarray:
         return np.where(moved, (2 * u[column] - 1) * reach, 0)
@@ -58,18 +58,18 @@ def draw_changes(preset: str, uniform: np.ndarray) -> dict[str, np.ndarray]:
             [2 * within(5, shift), 2 * within(6, shift)],
             mirrored=u[7] < 0.5,
         ),
-        "gamma": chosen(8, 0.5, 0.6, 1.7, 1),
-        "noise": chosen(10, 0.3, 0.01 * 255, 0.05 * 255),
+        "gamma": chosen(8, BENT, GAMMA[0] / 100, GAMMA[1] / 100, 1),
+        "noise": chosen(10, NOISY, NOISE[0] * 255, NOISE[1] * 255),
         "spot": uniform[:, 12:14],
     }
     if preset == "clinic":
-        steepness = chosen(19, ARTEFACTS["window"][1], math.log(1.3), math.log(4))
+        steepness = chosen(19, ARTEFACTS["window"][1], *np.log(STEEPNESS))
         changes |= {
-            "grain": chosen(14, ARTEFACTS["noise"][1], 3, 25),
-            "coarse": u[16] < 0.4,
-            "blur": chosen(17, ARTEFACTS["blur"][1], 0.0015, _FILM_BLUR),
+            "grain": chosen(14, ARTEFACTS["noise"][1], *GRAIN),
+            "coarse": u[16] < COARSE,
+            "blur": chosen(17, ARTEFACTS["blur"][1], *SOFTNESS),
             "steepness": np.exp(steepness),
-            "level": np.where(steepness > 0, 50 * u[21] - 25, 0),
+            "level": np.where(steepness > 0, LEVEL * (2 * u[21] - 1), 0),
             "grain_spot": uniform[:, 22:24],
         }
     return {name: np.asarray(values, np.float32) for name, values in changes.items()}
@@ -130,7 +130,7 @@ class BatchedAugmentation:
         if self.preset == "clinic":
             grain = self._noise(changes["grain_spot"], changes["coarse"])
             gray = (gray + by_film["grain"] * grain).clamp(0, 255)
-            gray = _blur(gray, changes["blur"] * self.size, math.ceil(3 * _FILM_BLUR * self.size))
+            gray = _blur(gray, changes["blur"] * self.size, math.ceil(3 * SOFTNESS[1] * self.size))
             middle = gray.mean((2, 3), keepdim=True)
             gray = ((gray - middle) * by_film["steepness"] + middle + by_film["level"]).clamp(0, 255)
         gray, truth = self._moved(gray, truth, changes["affine"])

@@ -13,6 +13,12 @@ from .artefacts import draw_artefacts
 if TYPE_CHECKING:
     import albumentations as A
 
+# What light and clinic draw, which a GPU computes for a batch too (augment.batched).
+SMALL, LARGE = (0.1, 0.05, 7), (0.25, 0.1, 35)  # scale and shift, in shares, and turn, in degrees, of an affine
+MOVED, FAR = {"light": 0.7, "clinic": 0.8}, 2 / 9  # the chance of an affine; of clinic's, of a large one
+GAMMA, BENT = (60, 170), 0.5  # percent; the chance
+NOISE, NOISY = (0.01, 0.05), 0.3  # of the gray scale, standard deviation; the chance
+
 
 def augmentation(preset: str, without: str = "") -> A.Compose:
     """The joint augmentation of a film and its mask; the only function that knows albumentations.
@@ -57,9 +63,9 @@ def augmentation(preset: str, without: str = "") -> A.Compose:
         def apply(self, img: np.ndarray, drawn: np.ndarray, **params: Any) -> np.ndarray:
             return drawn
 
-    level = affine(0.1, 0.05, 7, 0.7)
-    tilted = A.OneOf([affine(0.1, 0.05, 7, 0.7), affine(0.25, 0.1, 35, 0.2)], p=0.8)  # one of the two, 7 to 2
-    detector = [A.RandomGamma((60, 170), p=0.5), A.GaussNoise(std_range=(0.01, 0.05), p=0.3)]
+    level = affine(*SMALL, MOVED["light"])
+    tilted = A.OneOf([affine(*SMALL, 1 - FAR), affine(*LARGE, FAR)], p=MOVED["clinic"])
+    detector = [A.RandomGamma(GAMMA, p=BENT), A.GaussNoise(std_range=NOISE, p=NOISY)]
     steps = {
         "none": [],
         "light": [A.HorizontalFlip(p=0.5), level, *detector],
