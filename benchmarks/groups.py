@@ -15,7 +15,7 @@ import pandas as pd
 from benchmarks.common import RESULTS, make_parser, write_table
 from kaggle_utils.data import read_manifest
 from kaggle_utils.metrics import summarise
-from kaggle_utils.quality.estimate import OK
+from kaggle_utils.quality.flags import OK
 from kaggle_utils.tables import read_csv
 from kaggle_utils.tuning.protocol import other_convention
 

@@ -35,7 +35,6 @@ from kaggle_utils.infer import DEFAULT_WEIGHTS, LungSegmenter
 from kaggle_utils.model import update_header
 from kaggle_utils.quality import why_no_estimate
 from kaggle_utils.quality.damages import DAMAGES
-from kaggle_utils.quality.estimate import OK, REJECT
 from kaggle_utils.quality.fit import (
     Item,
     by_convention,
@@ -48,6 +47,7 @@ from kaggle_utils.quality.fit import (
     out_of_fold,
     with_copies,
 )
+from kaggle_utils.quality.flags import OK, REJECT
 from kaggle_utils.splits import excluded_masks
 from kaggle_utils.training import MOST_OF_A_SET
 

@@ -32,7 +32,8 @@ from kaggle_utils.page import uploads as app_uploads
 from kaggle_utils.page.app import CAUTION, MAX_UPLOAD, serve
 from kaggle_utils.page.examples import CHILDREN, SOURCE, SYNTHETIC, make_examples
 from kaggle_utils.page.report import choice, report
-from kaggle_utils.page.words import LEFT, RIGHT, plain
+from kaggle_utils.page.words import plain
+from kaggle_utils.pictures.overlay import LEFT, RIGHT
 from kaggle_utils.quality.measurements import measure
 from kaggle_utils.synthetic.model import AppearanceModel
 from kaggle_utils.tb.screening import TBScreener

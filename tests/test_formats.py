@@ -28,7 +28,7 @@ from kaggle_utils.infer import LungSegmenter
 from kaggle_utils.metrics import confusion, overlap
 from kaggle_utils.model import UNet, save_weights
 from kaggle_utils.predictions import FORMATS, check_formats, predict
-from kaggle_utils.quality.estimate import REASONS
+from kaggle_utils.quality.flags import REASONS
 from kaggle_utils.quality.measurements import split_lungs
 from kaggle_utils.synthetic.model import AppearanceModel
 

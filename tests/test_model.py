@@ -16,7 +16,7 @@ from kaggle_utils import model as models
 from kaggle_utils.infer import LungSegmenter
 from kaggle_utils.metrics import score
 from kaggle_utils.model import UNet, count_parameters, fold_norm, load_weights, read_header, save_weights, update_header
-from kaggle_utils.quality.estimate import REASONS
+from kaggle_utils.quality.flags import REASONS
 from kaggle_utils.synthetic import AppearanceModel
 
 NORMS, UPS = ("batch", "group", "instance"), ("bilinear", "transposed")

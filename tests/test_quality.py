@@ -16,10 +16,11 @@ from kaggle_utils.image import resize_image, resize_mask, write_image
 from kaggle_utils.infer import DEFAULT_WEIGHTS, LungSegmenter, finish_mask
 from kaggle_utils.model import UNet, read_header, save_weights
 from kaggle_utils.predictions import predict
-from kaggle_utils.quality import estimate as quality
 from kaggle_utils.quality import fit as quality_fit
+from kaggle_utils.quality import flags as quality
 from kaggle_utils.quality.damages import DRAWN, damaged, draw
-from kaggle_utils.quality.estimate import (
+from kaggle_utils.quality.fit import GOOD_FLAGGED, Item, by_convention, fit_quality, levelled, regress
+from kaggle_utils.quality.flags import (
     REASONS,
     Quality,
     check_fit,
@@ -29,7 +30,6 @@ from kaggle_utils.quality.estimate import (
     observe,
     why_no_estimate,
 )
-from kaggle_utils.quality.fit import GOOD_FLAGGED, Item, by_convention, fit_quality, levelled, regress
 from kaggle_utils.synthetic.model import AppearanceModel
 
 SHIPPED = choose_fit(read_header(DEFAULT_WEIGHTS)["quality"], "lung-field")
@@ -90,7 +90,7 @@ def test_shape_model_is_written_with_the_built_in_films_model(monkeypatch, tmp_p
     model, asset = AppearanceModel.load(), tmp_path / "appearance.npz"
     monkeypatch.setattr("kaggle_utils.synthetic.fit_prepared", lambda data: model)
     monkeypatch.setattr("kaggle_utils.synthetic.ASSET", asset)
-    monkeypatch.setattr("kaggle_utils.quality.estimate.SHAPE", tmp_path / "shape.npz")
+    monkeypatch.setattr("kaggle_utils.quality.flags.SHAPE", tmp_path / "shape.npz")
     write_prepared(tmp_path / "set", {"train": 1})
     assert main(["fit-synth", "--data", str(tmp_path / "set"), "--out", str(tmp_path / "other.npz")]) == 0
     assert not (tmp_path / "shape.npz").exists()

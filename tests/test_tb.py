@@ -23,7 +23,7 @@ from kaggle_utils.image import read_film, write_image
 from kaggle_utils.infer import DEFAULT_WEIGHTS, CheckedFilm, LungSegmenter, Segmented, Unsegmented
 from kaggle_utils.model import UNet, load_weights, read_header, save_weights
 from kaggle_utils.quality import check_film
-from kaggle_utils.quality.estimate import Quality
+from kaggle_utils.quality.flags import Quality
 from kaggle_utils.synthetic.model import AppearanceModel
 from kaggle_utils.tb.data import (
     THIRDS,

@@ -25,7 +25,7 @@ from kaggle_utils.hardware import PRECISIONS
 from kaggle_utils.image import read_mask, write_mask
 from kaggle_utils.loss import LOSSES, make_loss
 from kaggle_utils.model import UNet, count_parameters, load_weights, read_header, update_header
-from kaggle_utils.quality.estimate import REASONS
+from kaggle_utils.quality.flags import REASONS
 from kaggle_utils.scale.shards import write_shards
 from kaggle_utils.splits import flagged_masks, published_split
 from kaggle_utils.trainer import TrainConfig, Trainer, check_batch

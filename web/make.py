@@ -34,8 +34,9 @@ from kaggle_utils.model import read_header
 from kaggle_utils.page.app import CAUTION
 from kaggle_utils.page.examples import SOURCE, make_examples
 from kaggle_utils.page.report import BOTH, CHOICES, IN_MM, IN_PX, OUTLINED, POINTS
-from kaggle_utils.page.words import FLAGS, LEFT, PLAIN, RIGHT
+from kaggle_utils.page.words import FLAGS, PLAIN
 from kaggle_utils.pictures.header import MAX_BYTES, MAX_PIXELS
+from kaggle_utils.pictures.overlay import LEFT, RIGHT
 from kaggle_utils.quality import checks, choose_fit, estimate, measurements, outline, why_no_estimate
 
 HERE = Path(__file__).resolve().parent

@@ -19,11 +19,11 @@ import pandas as pd
 
 from ..image import encode_image, resize_image, resize_mask
 from ..infer import LungSegmenter, Result, Segmented, Unsegmented, read_checked, segment
-from ..pictures.overlay import draw_outlines
+from ..pictures.overlay import LEFT, RIGHT, draw_outlines
 from ..quality import MEASUREMENTS, SIDES, measure, split_lungs
 from ..tables import to_csv
 from ..tb import CLEAR, NO_FIELDS, PRESUMPTIVE, TBScreener, draw_heat, why_not
-from .words import FLAGS, LEFT, RIGHT, plain
+from .words import FLAGS, plain
 
 SHOWN = 1024  # px, the longer side of the picture in a report; the mask has the film's own size
 CHOICES = {"lung-field": "Lung fields", "with-heart": "With the heart"}

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import re
 
-RIGHT, LEFT = (
-    "#E69F00",
-    "#56B4E9",
-)  # the patient's lungs, in Okabe and Ito's colours, which colour-blind readers tell apart
 FLAGS = {  # by Quality.flag
     "ok": "looks right",
     "check": "look at it before you use it",

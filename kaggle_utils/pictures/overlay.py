@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import cv2
 import numpy as np
 
-COLOUR = "#E69F00"  # Okabe and Ito's orange, which colour-blind readers see too
+RIGHT, LEFT = ("#E69F00", "#56B4E9")  # the patient's lungs, in colours (Okabe and Ito's) that everybody tells apart
+COLOUR = RIGHT  # a mask of both
 
 
 def draw_overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:

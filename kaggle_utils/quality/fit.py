@@ -1,4 +1,4 @@
-"""Fits the estimate of a mask's Dice (:mod:`quality.estimate`) to weights: on films, damaged copies, other pictures.
+"""Fits the estimate of a mask's Dice (:mod:`quality.flags`) to weights: on films, damaged copies, other pictures.
 
 An estimate belongs to the weights that it was fitted to, and lies in their header: :func:`trainer.train` ends with it.
 The true Dice is taken at 256 px, films by their own set's head. A network that learned both conventions has a fit for
@@ -20,7 +20,7 @@ from ..config import CONVENTIONS
 from ..image import resize_image, resize_mask
 from ..metrics import dice
 from .damages import DAMAGES, DRAWN, STRENGTHS, damaged, draw
-from .estimate import OK, REASONS, SIDE, choose_fit, judge, observe
+from .flags import OK, REASONS, SIDE, choose_fit, judge, observe
 
 FEWEST, MOST, COPIES = 8, 48, 3  # films to fit by, and damaged copies of each
 PICTURES = 4  # of no film, of each kind
@@ -50,7 +50,7 @@ def fit_quality(films: Iterable[Item], segmenter) -> dict[str, Any]:
         segmenter: the trained network, a :class:`infer.LungSegmenter`.
 
     Returns:
-        ``bias`` and ``features`` as :func:`quality.estimate.judge` takes them; how many ``films`` and ``masks`` it was
+        ``bias`` and ``features`` as :func:`quality.flags.judge` takes them; how many ``films`` and ``masks`` it was
         fitted on; and of those films, judged by fits to the others, ``spearman`` (rank correlation with the true Dice)
         and ``mean_error``, and ``mean_error_untouched`` without the damaged copies. Or ``why_not``, where there is no
         estimate. Of a network that learned several conventions all that of each, under ``conventions``.
@@ -125,7 +125,7 @@ def no_film(name: str, kind: str, image: np.ndarray) -> Item:
 
 
 def observed(items: Sequence[Item], segmenter) -> pd.DataFrame:
-    """One row per picture: name, source, damage, strength, dice, the features of :func:`quality.estimate.observe`, and
+    """One row per picture: name, source, damage, strength, dice, the features of :func:`quality.flags.observe`, and
     found.
 
     ``found`` says whether there was any lung in the mask.
@@ -189,7 +189,7 @@ def levelled(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def judged(table: pd.DataFrame, fit: dict[str, Any]) -> pd.DataFrame:
-    """The table of :func:`observed` with estimate and flag as :func:`quality.estimate.judge` gives them."""
+    """The table of :func:`observed` with estimate and flag as :func:`quality.flags.judge` gives them."""
     found = [
         judge(row if row["found"] else None, choose_fit(fit, CONVENTIONS.get(row["source"])))
         for row in table.to_dict("records")

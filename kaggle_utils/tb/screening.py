@@ -179,7 +179,7 @@ def screen(patterns: Iterable[str | Path], out: str | Path, screener: TBScreener
     Returns:
         The table: name, path, probability (missing where none is given), label (``presumptive`` tuberculosis from
         the operating point on, else ``not presumptive``; empty without a probability), quality and flag of the mask
-        (see :mod:`quality.estimate`; what it rejects gets no probability), reason why there is none, notes (what
+        (see :mod:`quality.flags`; what it rejects gets no probability), reason why there is none, notes (what
         reading and the checks found and did), overlay.
 
     Raises:

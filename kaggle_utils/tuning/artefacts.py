@@ -27,7 +27,7 @@ from ..image import read_image, read_mask, resize_mask
 from ..infer import LungSegmenter
 from ..metrics import dice
 from ..quality.damages import damaged
-from ..quality.estimate import OK
+from ..quality.flags import OK
 from ..trainer import Trainer, make_trainer
 from .study import Plan, Run, do_missing, films_of, fingerprint
 

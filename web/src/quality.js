@@ -1,4 +1,4 @@
-// An estimate of a mask's Dice, a flag and reasons: `quality/estimate.py`.
+// An estimate of a mask's Dice, a flag and reasons: `quality/flags.py`.
 import { map, count } from "./raster.js";
 import { resize } from "./resize.js";
 import { alignedDistance } from "./shape.js";

@@ -1,5 +1,5 @@
 // Lung outlines as landmarks between anatomical corners, and how far they are from the training masks' ones:
-// `quality/outline.py` and the shape models of `quality/checks.py` and `quality/estimate.py`.
+// `quality/outline.py` and the shape models of `quality/checks.py` and `quality/flags.py`.
 import { raster, map, above, crop } from "./raster.js";
 import { linear } from "./resize.js";
 import { findRegions, twoLargest, findOutlines, maskOf, boundingBox } from "./regions.js";
