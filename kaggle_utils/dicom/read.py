@@ -19,7 +19,7 @@ import numpy as np
 from ..pictures.complaints import DAMAGED, SECONDS, complaint_in, run_apart
 from ..pictures.header import check_size, read_picture_header
 from .tags import INSTALL, NotAFilm, has_pixels, import_pydicom, read_pixels, read_tags
-from .windows import joined, listed, show
+from .windows import EDGES, joined, listed, show
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -34,6 +34,30 @@ NOT_FILMS = ("CT", "MR", "PT", "NM", "US")
 # The patient's, calibrated; the detector's, magnified by a few per cent; the film scanner's.
 _SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 _REQUIRED = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation", "SamplesPerPixel")
+_TAGS = (  # that are read, besides the pixels
+    *_REQUIRED,
+    *_SPACINGS,
+    "SOPClassUID",
+    "Modality",
+    "NumberOfFrames",
+    "HighBit",
+    "PlanarConfiguration",
+    "PhotometricInterpretation",
+    "PatientAge",
+    "PatientOrientation",
+    "ViewPosition",
+    "BurnedInAnnotation",
+    "ModalityLUTSequence",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "VOILUTSequence",
+    "WindowCenter",
+    "WindowWidth",
+    "VOILUTFunction",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    *(f"{name}{part}" for name in ("Shutter", "Collimator") for part in ("Shape", *(f"{edge}Edge" for edge in EDGES))),
+)
 
 
 @dataclass(frozen=True)
@@ -148,7 +172,7 @@ def dicom_bytes(head: bytes, finished: int) -> int | None:
 
 def _parse(data: bytes) -> Dataset:
     """The elements of a film, its pixels among them, checked."""
-    ds, file = read_tags(data)
+    ds, file = read_tags(data, _TAGS)
     _check(ds, has_pixels(ds, file))
     read_pixels(ds, file)
     return ds

@@ -18,41 +18,6 @@ if TYPE_CHECKING:
     from pydicom.tag import BaseTag
 
 INSTALL = "pip install pydicom python-gdcm"
-TAGS = (
-    "SOPClassUID",
-    "Modality",
-    "NumberOfFrames",
-    "Rows",
-    "Columns",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "SamplesPerPixel",
-    "PlanarConfiguration",
-    "PhotometricInterpretation",
-    "PixelSpacing",
-    "ImagerPixelSpacing",
-    "NominalScannedPixelSpacing",
-    "PatientAge",
-    "PatientOrientation",
-    "ViewPosition",
-    "BurnedInAnnotation",
-    "ModalityLUTSequence",
-    "RescaleSlope",
-    "RescaleIntercept",
-    "VOILUTSequence",
-    "WindowCenter",
-    "WindowWidth",
-    "VOILUTFunction",
-    "PixelPaddingValue",
-    "PixelPaddingRangeLimit",
-    *(
-        f"{name}{part}"
-        for name in ("Shutter", "Collimator")
-        for part in ("Shape", "UpperHorizontalEdge", "LowerHorizontalEdge", "LeftVerticalEdge", "RightVerticalEdge")
-    ),
-)
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _CHARACTER_SET, _PIXELS = 0x00080005, (0x7FE00010, 0x7FE00009, 0x7FE00008)  # of whole numbers; the others of fractions
 _UNDEFINED = 0xFFFFFFFF  # as a length
@@ -121,7 +86,7 @@ def import_pydicom() -> ModuleType:
     return pydicom
 
 
-def read_tags(data: bytes, names: Iterable[str] = TAGS) -> tuple[Dataset, DicomFile]:
+def read_tags(data: bytes, names: Iterable[str]) -> tuple[Dataset, DicomFile]:
     """Some elements of a file, those of its head and its SpecificCharacterSet, as pydicom reads them.
 
     Args:

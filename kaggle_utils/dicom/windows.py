@@ -23,7 +23,7 @@ LEAST_FILM = 1 / 20  # of the pixels: padding leaves more of a film
 MOST_LUTS = 8  # of a kind that are tried
 _JUDGED = 100_000  # pixels by which a LUT is judged
 _MOST_TABLE = 2 * (2 << 16)  # bytes: twice what 65,536 entries need
-_EDGES = ("UpperHorizontal", "LowerHorizontal", "LeftVertical", "RightVertical")
+EDGES = ("UpperHorizontal", "LowerHorizontal", "LeftVertical", "RightVertical")
 _STRIP = 512  # rows: NumPy turns an index into 8 bytes per pixel
 
 Lut = tuple[str, Callable[[np.ndarray], np.ndarray]]  # its name in notes, and what it does with levels
@@ -216,7 +216,7 @@ def _padding(levels: np.ndarray, sample: np.ndarray, ds: Dataset, notes: list[st
 def _inside(stored: np.ndarray, ds: Dataset, notes: list[str]) -> np.ndarray:
     """The part within a rectangular shutter or collimator; all of it where the tags name none, or next to nothing."""
     for name in ("Shutter", "Collimator"):
-        edges = [value for edge in _EDGES for value in listed(ds, f"{name}{edge}Edge")]
+        edges = [value for edge in EDGES for value in listed(ds, f"{name}{edge}Edge")]
         numbers = len(edges) == 4 and all(isinstance(edge, int) for edge in edges)
         if numbers and "RECTANGULAR" in listed(ds, f"{name}Shape"):
             top, bottom, left, right = edges
