@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -319,6 +320,19 @@ def test_shares_together_are_each_batch_and_all_processes_take_as_many_steps(mon
         for step, films in enumerate(steps):
             films += filter(None, keys[step * own : (step + 1) * own])
     assert [sorted(films) for films in steps] == [sorted(order[start : start + batch]) for start in range(0, n, batch)]
+
+
+def test_statistics_of_gpus_are_neither_sent_around_nor_averaged_again(monkeypatch):
+    """SyncBatchNorm has made them equal: a broadcast or a mean would cost each step a wait."""
+    be_process(monkeypatch, 0, 2)
+    buffer = SimpleNamespace(is_floating_point=lambda: True, is_cuda=True)
+    distributed.average_statistics(SimpleNamespace(buffers=lambda: [buffer]))  # without a process group
+    asked = []
+    monkeypatch.setattr(distributed, "DistributedDataParallel", lambda model, **options: asked.append(options))
+    distributed.average_gradients(torch.nn.BatchNorm2d(1))
+    assert asked == [{"broadcast_buffers": False}]
+    model = torch.nn.Sequential(torch.nn.BatchNorm2d(1))
+    assert isinstance(distributed.share_statistics(model, torch.device("cuda"))[0], torch.nn.SyncBatchNorm)
 
 
 # --- one process -----------------------------------------------------------------------------------------------------
