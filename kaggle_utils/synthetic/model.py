@@ -345,35 +345,24 @@ def write_raw(out: str | Path, n: int, seed: int, *, model: AppearanceModel | No
     for folder in (*map(montgomery.joinpath, made), shenzhen / made[0], shenzhen / made[-1], masks):
         folder.mkdir(parents=True, exist_ok=True)
     for index, film in enumerate(tqdm(model.stream(n, seed, size=size), total=n, desc="synth", disable=None)):
-        patient = _patient(seed, index, film.tb)
+        sex, age, finding = _patient(seed, index, film.tb)
         number = f"{9001 + index}_{film.tb}"
         if index % 3 == 0:
-            _write_montgomery(montgomery, f"MCUCXR_{number}", film, patient)
-            continue
-        _write_shenzhen(shenzhen, f"CHNCXR_{number}", film, patient)
-        if index % 21 not in (4, 14):  # two of the 14 Shenzhen films in 21
-            image.write_mask(masks / f"CHNCXR_{number}_mask.png", film.mask)
+            folder, name = montgomery, f"MCUCXR_{number}"
+            text = f"Patient's Sex: {sex[0].upper()}\nPatient's Age: {age:03d}Y\n{finding}\n"
+            image.write_mask(folder / "ManualMask/leftMask" / f"{name}.png", film.left)
+            image.write_mask(folder / "ManualMask/rightMask" / f"{name}.png", film.right)
+        else:
+            folder, name, text = shenzhen, f"CHNCXR_{number}", f"{sex} {age}yrs\n{finding}\n"
+            if index % 21 not in (4, 14):  # two of the 14 Shenzhen films in 21
+                image.write_mask(masks / f"{name}_mask.png", film.mask)
+        image.write_image(folder / "CXR_png" / f"{name}.png", film.image)
+        image.write_bytes(folder / "ClinicalReadings" / f"{name}.txt", text.encode())
 
 
-def _write_montgomery(folder: Path, name: str, film: SyntheticFilm, patient: dict[str, Any]) -> None:
-    image.write_image(folder / "CXR_png" / f"{name}.png", film.image)
-    image.write_mask(folder / "ManualMask/leftMask" / f"{name}.png", film.left)
-    image.write_mask(folder / "ManualMask/rightMask" / f"{name}.png", film.right)
-    sex = patient["sex"][0].upper()
-    text = f"Patient's Sex: {sex}\nPatient's Age: {patient['age']:03d}Y\n{patient['finding']}\n"
-    image.write_bytes(folder / "ClinicalReadings" / f"{name}.txt", text.encode())
-
-
-def _write_shenzhen(folder: Path, name: str, film: SyntheticFilm, patient: dict[str, Any]) -> None:
-    image.write_image(folder / "CXR_png" / f"{name}.png", film.image)
-    text = f"{patient['sex']} {patient['age']}yrs\n{patient['finding']}\n"
-    image.write_bytes(folder / "ClinicalReadings" / f"{name}.txt", text.encode())
-
-
-def _patient(seed: int, index: int, tb: int) -> dict[str, Any]:
+def _patient(seed: int, index: int, tb: int) -> tuple[str, int, str]:
+    """Sex, age in years and finding."""
     rng = np.random.default_rng([seed, index, 1])
-    return {
-        "sex": "female" if rng.random() < 0.4 else "male",
-        "age": int(np.clip(rng.normal(42, 15), 16, 89)),
-        "finding": "bilateral pulmonary tuberculosis" if tb else "normal",
-    }
+    sex = "female" if rng.random() < 0.4 else "male"
+    age = int(np.clip(rng.normal(42, 15), 16, 89))
+    return sex, age, "bilateral pulmonary tuberculosis" if tb else "normal"
