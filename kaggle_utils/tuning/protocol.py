@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -28,7 +27,6 @@ PROTOCOLS = {  # name: the sets whose training lists are trained on; external fi
 }
 WHOLE = ("montgomery", "shenzhen", "jsrt")  # where external; Kermany's 4,192 films are tested by their list alone
 GROUPS = ["trained_on", "source", "protocol", "size"]
-ORIGIN = ["trained_on", "trained_by", "commit"]
 
 
 def run_protocol(
@@ -83,11 +81,12 @@ def run_protocol(
         raise ValueError(f"{weights}: trained on {', '.join(sources)}, {name} is on {', '.join(PROTOCOLS[name])}")
     scores = evaluate(data, segmenter, sizes=(256, 1024), raw=raw, whole=WHOLE)
     scores.insert(0, "trained_on", name)
+    scores, header = scores.round(5), segmenter.header
+    summary = _summarise(scores).assign(trained_by=header.get("command", ""), commit=header.get("commit", ""))
     with locked(Path(results) / f".protocols{LOCK}", results, wait=True):  # which other protocols' runs share
-        scores = _replace(tables[0], scores.round(5))
-        summary = _summarise(scores).merge(_origins(tables[1], name, segmenter.header), how="left")
-        write_bytes(tables[1], to_csv(summary))
-    return summary[summary["trained_on"] == name]
+        _replace(tables[0], scores, [*GROUPS, "name"])
+        _replace(tables[1], summary, GROUPS)
+    return summary
 
 
 def _train(name: str, data: str | Path, out: str | Path, steps: int, config: TrainConfig) -> None:
@@ -100,14 +99,12 @@ def _train(name: str, data: str | Path, out: str | Path, steps: int, config: Tra
     train(data, out, replace(config, sources=sources, shares=shares, epochs=epochs), resume=True)
 
 
-def _replace(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
-    """The file's rows with those of this protocol exchanged for new ones, in a stable order."""
+def _replace(path: Path, rows: pd.DataFrame, order: list[str]) -> None:
+    """Exchanges this protocol's rows of a file for new ones, in a stable order."""
     path.parent.mkdir(parents=True, exist_ok=True)
     old = read_csv(path) if path.exists() else rows.head(0)
-    table = pd.concat([old[~old["trained_on"].isin(rows["trained_on"])], rows], ignore_index=True)
-    table = table.sort_values([*GROUPS, "name"], ignore_index=True)
-    write_bytes(path, to_csv(table))
-    return table
+    table = pd.concat([old[~old["trained_on"].isin(rows["trained_on"])], rows])
+    write_bytes(path, to_csv(table.sort_values(order)))
 
 
 def _summarise(scores: pd.DataFrame) -> pd.DataFrame:
@@ -127,11 +124,3 @@ def other_convention(trained_on: str, source: str) -> str:
     learned = CONVENTIONS[source if source in sources else sources[0]]
     drawn = CONVENTIONS.get(source, learned)
     return "" if learned == drawn else f"{learned} for {drawn}"
-
-
-def _origins(summary: Path, name: str, header: dict[str, Any]) -> pd.DataFrame:
-    """How each network was trained: this one by its header, the others as the summary said before."""
-    old = read_csv(summary).reindex(columns=ORIGIN) if summary.exists() else pd.DataFrame(columns=ORIGIN)
-    old = old[old["trained_on"] != name].drop_duplicates("trained_on")
-    own = {"trained_on": name, "trained_by": header.get("command", ""), "commit": header.get("commit", "")}
-    return pd.concat([old, pd.DataFrame([own])])
