@@ -26,17 +26,6 @@ TONES = (0.10, 0.35, 0.75)  # relative density of: the darkest 2 %, the median o
 WINDOW, STEP = 64, 32  # px; windows overlap by half, so that their fades add up to one
 FLOW_NODES = 33
 MAX_SHARE = 0.2  # a window's mode with more of its squared scores in one film is that film's detail, and left out
-# Shenzhen masks that take in the heart or the stomach, or are crude: seen by eye, not by the spread of the outline.
-# The asset was fitted without these; training leaves out those of splits/flagged_masks.csv.
-# fmt: off
-LOOSE_MASKS = (
-    "CHNCXR_0513_1", "CHNCXR_0297_0", "CHNCXR_0511_1", "CHNCXR_0339_1", "CHNCXR_0294_0", "CHNCXR_0295_0",
-    "CHNCXR_0059_0", "CHNCXR_0178_0", "CHNCXR_0635_1", "CHNCXR_0002_0", "CHNCXR_0243_0", "CHNCXR_0253_0",
-    "CHNCXR_0028_0", "CHNCXR_0242_0", "CHNCXR_0020_0", "CHNCXR_0289_0", "CHNCXR_0292_0", "CHNCXR_0475_1",
-    "CHNCXR_0281_0", "CHNCXR_0361_1", "CHNCXR_0043_0", "CHNCXR_0622_1", "CHNCXR_0155_0", "CHNCXR_0610_1",
-    "CHNCXR_0522_1",
-)
-# fmt: on
 
 
 @dataclass(frozen=True)

@@ -237,13 +237,13 @@ def fit_prepared(root: str | Path, config: FitConfig | None = None) -> Appearanc
 
 def _training_films(root: str | Path) -> pd.DataFrame:
     """Rows of the manifest, with the pixels of image and mask."""
-    from ..splits import published_split
+    from ..splits import loose_masks, published_split
     from ..tables import read_csv
 
     table = read_csv(manifest_path(root))
     # By the published lists, whatever the set's own split: no film of a validation or test list may get in.
     table = table[(published_split(table) == "train") & table["source"].isin(["montgomery", "shenzhen"])]
-    table = table[~table["name"].isin(appearance.LOOSE_MASKS)].sort_values("name")
+    table = table[~table["name"].isin(loose_masks()["name"])].sort_values("name")
     images, masks = [], []
     for split, name in zip(table["split"], tqdm(table["name"], desc="read", disable=None), strict=True):
         images.append(image.read_image(Path(root, split, "image", f"{name}.png")))
