@@ -141,7 +141,7 @@ def draw_augmentation(results: str | Path = RESULTS) -> Figure:
     curves.xaxis.set_major_locator(MaxNLocator(integer=True))
     last = read_ends(results, "augmentation", "longer")
     for ax, (score, label) in zip(ends, scores.items()):
-        sns.stripplot(last, x="epochs", y=score, **augment, dodge=True, legend=False, ax=ax)
+        sns.stripplot(last, x="epochs", y=score, **augment, dodge=True, jitter=False, legend=False, ax=ax)
         ax.set_ylabel(label)
     return figure
 
