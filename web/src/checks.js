@@ -1,6 +1,7 @@
 // Is this a frontal chest film, which way up, and do the lungs found in it look like lungs? `quality/checks.py`.
-import { raster, map, mirror, turn, sampled, any } from "./raster.js";
+import { raster, map, mirror, turn, sampled } from "./raster.js";
 import { area } from "./resize.js";
+import { runsOf } from "./regions.js";
 import { shapeDistance } from "./shape.js";
 
 export const UPRIGHT = { mirrored: false, quarters: 0 };
@@ -146,7 +147,7 @@ function logSum(values) {
 
 /** What is strange about the lungs found in an upright film: none, cut by the frame, not two, or of an unusual shape. */
 export function checkLungs(mask, points, { cut, unusual, words }, model) {
-  if (!any(mask)) return [words.noLung];
+  if (!runsOf(mask).length) return [words.noLung];
   const { width, height } = mask, at = (x, y) => mask.data[y * width + x], notes = [];
   const edges = {
     top: [width, (i) => at(i, 0)],

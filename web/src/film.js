@@ -1,7 +1,7 @@
 // From a file's bytes to its masks: read, checked, segmented, judged, measured. `infer.segment_films` for one film.
-import { above, count } from "./raster.js";
-import { resize, resizeMask } from "./resize.js";
-import { cleanMask, findOutlines } from "./regions.js";
+import { above } from "./raster.js";
+import { resize, resizeMask, runsAbove } from "./resize.js";
+import { runsOf, cleanMask, count, findOutlines } from "./regions.js";
 import { checkFilm, checkLungs, undo } from "./checks.js";
 import { landmarks } from "./shape.js";
 import { estimateQuality } from "./quality.js";
@@ -38,7 +38,7 @@ export async function* segmentFilm(name, bytes, age, first, networks, model) {
 
 function judge(prob, checked, { spacing, age, notes, fit }, model) {
   const { width, height } = checked.image;
-  const mask = cleanMask(above(resize(prob, width, height), model.threshold));
+  const mask = cleanMask(lungRuns(prob, width, height, model.threshold), { width, height });
   const side = model.estimate.side, small = resizeMask(mask, side, side), points = landmarks(small, model.shape.parts);
   const strange = checkLungs(mask, points, model.checks, model.lungShape);
   if (checked.doubtful && strange.length) return { error: `refused: ${model.checks.words.noChest}`, notes: [...notes, ...strange] };
@@ -53,4 +53,10 @@ function judge(prob, checked, { spacing, age, notes, fit }, model) {
     mask: undo(mask, checked.lie),
     outlines: { right: findOutlines(lungs[0]), left: findOutlines(lungs[1]) },
   };
+}
+
+/** The runs of lung of a film, from the probabilities at the network's size. */
+function lungRuns(prob, width, height, threshold) {
+  const grows = width >= prob.width && height >= prob.height;
+  return grows ? runsAbove(prob, width, height, threshold) : runsOf(above(resize(prob, width, height), threshold));
 }

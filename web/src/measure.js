@@ -1,7 +1,7 @@
 // Measurements of a lung mask, and which lung is which: `quality/measurements.py`.
-import { raster, map, any, count, crop } from "./raster.js";
+import { map, crop } from "./raster.js";
 import { coarse } from "./resize.js";
-import { runsOf, paint, findRegions, fillHoles, traceOutline, findOutlines, areaWithin, boundingBox } from "./regions.js";
+import { runsOf, count, findRegions, fillHoles, maskOf, traceOutline, findOutlines, areaWithin, boundingBox } from "./regions.js";
 
 const DUST = 0.02, SEAM_ROWS = 128, SEAM_ERROR = 1 / 64, LONE_CUT = 0.25, LONE_WIDTH = 0.8, MIDLINE_SIDE = 160;
 
@@ -23,26 +23,32 @@ export function measure(mask, spacing, lungs = splitLungs(mask)) {
 
 /** The patient's right and left lung of an upright mask: of what is no dust, the parts before and beyond a seam. */
 export function splitLungs(mask) {
-  const { width, height } = mask, whole = fillHoles(mask), { runs, firsts } = findRegions(whole, true);
-  const lines = firsts.map((first) => (first < 0 ? null : traceOutline(whole, first)));
-  const areas = lines.map((line) => (line ? areaWithin(line) : -1)), most = Math.max(...areas);
-  const isLung = areas.map((found) => found >= 0 && found >= DUST * most), labels = raster(width, height, new Uint16Array(width * height));
-  for (const run of runs) if (isLung[run.label]) paint(labels, run, run.label);
-  const kept = runsOf(mask).flatMap((run) => ({ ...run, label: labels.data[run.row * width + run.start] })).filter(({ label }) => label);
-  const both = raster(width, height), right = raster(width, height), left = raster(width, height);
-  for (const run of kept) paint(both, run);
-  const box = boundingBox(both);
-  if (!box) return [right, left];
+  const whole = fillHoles(mask), { labels, firsts } = findRegions(runsOf(whole), true);
+  const lines = firsts.map((first) => first && traceOutline(whole, first));
+  const areas = lines.map((line) => (line ? areaWithin(line) : -1)), least = DUST * Math.max(...areas);
+  const regions = labelsWithin(runsOf(mask), runsOf(whole), labels), isKept = regions.map((label) => areas[label] >= least);
+  const both = maskOf(mask, runsOf(mask).filter((_, n) => isKept[n])), none = maskOf(mask, []), box = boundingBox(both);
+  if (!box) return [none, none];
   const seam = findSeam(both, box);
-  if (!seam) return 2 * box.x + box.width <= width ? [both, left] : [right, both];
-  const sides = lines.map((line, label) => (isLung[label] ? sideOf(line, seam, height * SEAM_ERROR) : ""));
-  for (const run of kept) {
-    const edge = Math.min(Math.max(Math.ceil(seam[run.row]), run.start), run.end); // the right lung's columns lie before it
-    const cut = { right: run.end, left: run.start, both: edge }[sides[run.label]];
-    paint(right, { ...run, end: cut });
-    paint(left, { ...run, start: cut });
+  if (!seam) return 2 * box.x + box.width <= mask.width ? [both, none] : [none, both];
+  const sides = lines.map((line) => line && sideOf(line, seam, mask.height * SEAM_ERROR)), right = [], left = [];
+  for (const [n, { row, start, end }] of runsOf(mask).entries()) {
+    if (!isKept[n]) continue;
+    const edge = Math.min(Math.max(Math.ceil(seam[row]), start), end); // the right lung's columns lie before it
+    const cut = { right: end, left: start, both: edge }[sides[regions[n]]];
+    if (start < cut) right.push({ row, start, end: cut });
+    if (cut < end) left.push({ row, start: cut, end });
   }
-  return [right, left];
+  return [maskOf(mask, right), maskOf(mask, left)];
+}
+
+/** The labels of runs, each of which lies within a run that has one. */
+function labelsWithin(runs, whole, labels) {
+  let n = 0;
+  return runs.map(({ row, end }) => {
+    while (whole[n].row < row || whole[n].end < end) n++;
+    return labels[n];
+  });
 }
 
 /** The side of the seam on which an outline lies: right, left, or both. */
@@ -61,7 +67,7 @@ function sideOf(line, seam, near) {
 /** Column of the seam between the lungs in each row; null where the mask is a lone lung. */
 function findSeam(mask, { x, y, width, height }) {
   const columns = Math.max(2, Math.round((width * SEAM_ROWS) / height));
-  const small = coarse(crop(mask, { x, y, width, height }), columns, SEAM_ROWS), sums = new Float64Array(columns);
+  const small = coarse(mask, { x, y, width, height }, columns, SEAM_ROWS), sums = new Float64Array(columns);
   small.data.forEach((value, at) => (sums[at % columns] += value));
   const [right, left] = twoMeans(sums), first = Math.floor(right), end = Math.min(Math.floor(left) + 2, columns);
   const band = crop(small, { x: first, y: 0, width: end - first, height: SEAM_ROWS }), soft = boxBlur(band);
@@ -142,11 +148,11 @@ function measureLung(lung, isLeft, spacing) {
   };
 }
 
-function apexColumn(lung, { x, y, width, height }) {
-  const top = crop(lung, { x, y, width, height: Math.max(1, Math.round(height / 100)) });
-  let sum = 0;
-  top.data.forEach((value, at) => (sum += value * (at % width)));
-  return x + sum / count(top);
+/** Mean column of the lung's highest hundredth. */
+function apexColumn(lung, { y, height }) {
+  const end = y + Math.max(1, Math.round(height / 100)), top = runsOf(lung).filter(({ row }) => row < end);
+  const pixels = top.reduce((sum, { start, end }) => sum + end - start, 0);
+  return top.reduce((sum, { start, end }) => sum + ((start + end - 1) / 2) * (end - start), 0) / pixels;
 }
 
 /** The outline's pixel furthest down and outwards, at 45°; of those the first one as OpenCV follows outlines. */
@@ -163,35 +169,42 @@ function costophrenic(lung, isLeft, aspect) {
 /** The line about which two lungs are most like each other's mirror image; NaN if a lung is empty. */
 function findMidline(right, left, spacing) {
   const unknown = { symmetry: NaN, tilt_deg: NaN, midline_column: NaN };
-  if (!any(right) || !any(left)) return unknown;
-  const both = map(right, (value, at) => value | left.data[at]), { x, y, width, height } = boundingBox(both);
-  const scale = [height * (spacing?.[0] ?? 1), width * (spacing?.[1] ?? 1)], longer = Math.max(...scale);
+  if (!runsOf(right).length || !runsOf(left).length) return unknown;
+  const both = maskOf(right, [...runsOf(right), ...runsOf(left)].sort((a, b) => a.row - b.row || a.start - b.start)), box = boundingBox(both);
+  const scale = [box.height * (spacing?.[0] ?? 1), box.width * (spacing?.[1] ?? 1)], longer = Math.max(...scale);
   const [rows, columns] = scale.map((side) => Math.max(1, Math.round((side * MIDLINE_SIDE) / longer)));
-  const pair = coarse(crop(both, { x, y, width, height }), columns, rows), total = pair.data.reduce((a, b) => a + b, 0);
+  const pair = coarse(both, box, columns, rows), total = pair.data.reduce((a, b) => a + b, 0);
   if (!total) return unknown;
-  const { at, least } = minimise((line) => unlike(line, pair, total), [[0, 0], [4, 0], [0, 4]]);
+  const framed = frame(pair), { at, least } = minimise((line) => unlike(line, framed, total), [[0, 0], [4, 0], [0, 4]]);
   const [tilt_deg, offset] = at, tilt = (tilt_deg * Math.PI) / 180;
-  const filmMiddle = ((right.height / 2 - y) * rows) / height - 0.5; // the film's middle row, in the copy
+  const filmMiddle = ((right.height / 2 - box.y) * rows) / box.height - 0.5; // the film's middle row, in the copy
   const along = (filmMiddle - (rows - 1) / 2) * Math.sin(tilt);
   const column = (columns - 1) / 2 + (offset - along) / Math.cos(tilt);
-  return { symmetry: 1 - least, tilt_deg, midline_column: x + ((column + 0.5) * width) / columns - 0.5 };
+  return { symmetry: 1 - least, tilt_deg, midline_column: box.x + ((column + 0.5) * box.width) / columns - 0.5 };
 }
 
-/** 1 - Dice of a picture and its mirror image about a line: degrees from upright, px from the picture's middle. */
+/** A picture with a pixel of nothing around it, so that what lies beyond its edges needs no question. */
+function frame({ data, width, height }) {
+  const framed = new Float32Array((width + 2) * (height + 2));
+  for (let y = 0; y < height; y++) framed.set(data.subarray(y * width, (y + 1) * width), (y + 1) * (width + 2) + 1);
+  return { data: framed, width: width + 2, height: height + 2 };
+}
+
+/** 1 - Dice of a framed picture and its mirror image about a line: degrees from upright, px from the picture's middle. */
 function unlike([tiltDeg, offset], { data, width, height }, total) {
   const tilt = (tiltDeg * Math.PI) / 180, a = Math.cos(tilt), b = Math.sin(tilt);
   const far = 2 * ((a * (width - 1)) / 2 + (b * (height - 1)) / 2 + offset);
   let common = 0;
-  for (let y = 0, i = 0; y < height; y++)
-    for (let x = 0; x < width; x++, i++) {
-      if (!data[i]) continue;
+  for (let y = 1; y < height - 1; y++)
+    for (let x = 1; x < width - 1; x++) {
+      const own = data[y * width + x];
+      if (!own) continue;
       const fromX = (1 - 2 * a * a) * x - 2 * a * b * y + far * a, fromY = -2 * a * b * x + (1 - 2 * b * b) * y + far * b;
-      const column = Math.floor(fromX), row = Math.floor(fromY), across = fromX - column, down = fromY - row, at = row * width + column;
-      const isLeft = column >= 0 && column < width, isRight = column >= -1 && column < width - 1; // beyond the edges there is no lung
-      let value = 0;
-      if (row >= 0 && row < height) value += (1 - down) * ((isLeft ? (1 - across) * data[at] : 0) + (isRight ? across * data[at + 1] : 0));
-      if (row >= -1 && row < height - 1) value += down * ((isLeft ? (1 - across) * data[at + width] : 0) + (isRight ? across * data[at + width + 1] : 0));
-      common += Math.min(data[i], value);
+      const column = Math.floor(fromX), row = Math.floor(fromY);
+      if (column < 0 || row < 0 || column > width - 2 || row > height - 2) continue;
+      const across = fromX - column, down = fromY - row, at = row * width + column;
+      const above = (1 - across) * data[at] + across * data[at + 1], below = (1 - across) * data[at + width] + across * data[at + width + 1];
+      common += Math.min(own, (1 - down) * above + down * below);
     }
   return 1 - common / total;
 }

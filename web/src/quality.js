@@ -1,5 +1,6 @@
 // An estimate of a mask's Dice, a flag and reasons: `quality/flags.py`.
-import { map, count } from "./raster.js";
+import { above } from "./raster.js";
+import { count } from "./regions.js";
 import { resize } from "./resize.js";
 import { alignedDistance } from "./shape.js";
 
@@ -18,7 +19,7 @@ export function estimateQuality(prob, small, points, fit, { estimate, threshold,
 
 function observe(prob, mask, distance, threshold) {
   prob = resize(prob, mask.width, mask.height);
-  const raw = map(prob, (value) => +(value > threshold)), area = count(raw), lung = count(mask);
+  const raw = above(prob, threshold), area = count(raw), lung = count(mask);
   if (!lung || !area) return null;
   let [within, all, changed] = [0, 0, 0];
   for (let i = 0; i < raw.data.length; i++) {

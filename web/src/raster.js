@@ -17,16 +17,6 @@ export function above({ data, width, height }, threshold) {
   return raster(width, height, mask);
 }
 
-export function any(mask) {
-  return mask.data.includes(1);
-}
-
-export function count(mask) {
-  let sum = 0;
-  for (let i = 0; i < mask.data.length; i++) sum += mask.data[i];
-  return sum;
-}
-
 /** Left and right change places. */
 export function mirror({ data, width, height }) {
   const out = new data.constructor(data.length);

@@ -1,37 +1,60 @@
 // Connected regions of a mask, their outlines and holes, as OpenCV finds them. Lungs have few runs of pixels in a row, and
-// all that can be done with runs is done with them.
+// all that can be done with runs is done with them. A run is {row, start, end}, the end beyond its last pixel; runs are
+// sorted by place. Masks keep theirs once they are known: nothing changes a mask that is made.
 import { raster } from "./raster.js";
 
 // Neighbours from the image's right on, counter-clockwise on the screen.
 const ACROSS = [1, 1, 0, -1, -1, -1, 0, 1], DOWN = [0, -1, -1, -1, 0, 1, 1, 1];
 
-/** The runs of a value in each row of a mask: {row, start, end}, the end beyond the last pixel. */
-export function runsOf({ data, width, height }, value = 1) {
-  const runs = [];
-  for (let row = 0; row < height; row++) {
-    const line = data.subarray(row * width, (row + 1) * width);
-    for (let start = line.indexOf(value); start >= 0; ) {
-      const next = line.indexOf(1 - value, start), end = next < 0 ? width : next;
-      runs.push({ row, start, end, label: 0 });
-      start = next < 0 ? -1 : line.indexOf(value, end);
+/** The runs of lung of a mask. */
+export function runsOf(mask) {
+  if (mask.runs) return mask.runs;
+  const { data, width, height } = mask, runs = [];
+  for (let row = 0, at = 0; row < height; row++)
+    for (const end = at + width; at < end; ) {
+      while (at < end && !data[at]) at++;
+      if (at === end) break;
+      const start = at;
+      while (at < end && data[at]) at++;
+      runs.push({ row, start: start - row * width, end: at - row * width });
     }
-  }
-  return runs;
+  return (mask.runs = runs);
 }
 
-/** Sets a run's pixels. */
-export function paint({ data, width }, { row, start, end }, value = 1) {
-  data.fill(value, row * width + start, row * width + end);
+/** A mask of runs. */
+export function maskOf({ width, height }, runs) {
+  const mask = raster(width, height);
+  for (const { row, start, end } of runs) mask.data.fill(1, row * width + start, row * width + end);
+  mask.runs = runs;
+  return mask;
+}
+
+/** The runs between runs: of what is not in them. */
+function between(runs, { width, height }) {
+  const gaps = [];
+  for (let row = 0, n = 0; row < height; row++) {
+    let start = 0;
+    for (; runs[n]?.row === row; n++) {
+      if (start < runs[n].start) gaps.push({ row, start, end: runs[n].start });
+      start = runs[n].end;
+    }
+    if (start < width) gaps.push({ row, start, end: width });
+  }
+  return gaps;
+}
+
+export function count(mask) {
+  return runsOf(mask).reduce((sum, { start, end }) => sum + end - start, 0);
 }
 
 /**
- * The regions of a mask: its runs with their labels from 1 on, in the order of the regions' first pixels.
+ * Regions of runs: the label of each run from 1 on, in the order of the regions' first pixels.
  * @param {boolean} diagonal - pixels that touch at a corner are one region.
- * @returns {{runs, areas: number[], columns: number[], firsts: number[]}} with each label's area, mean column and first
- *   pixel; number 0 stands for what is in no region.
+ * @returns {{labels, areas: number[], columns: number[], firsts: object[]}} with each label's area, mean column and first
+ *   run; number 0 stands for what is in no region.
  */
-export function findRegions(mask, diagonal, value = 1) {
-  const runs = runsOf(mask, value), parents = runs.map((_, n) => n), reach = diagonal ? 1 : 0;
+export function findRegions(runs, diagonal) {
+  const parents = Int32Array.from(runs.keys()), reach = diagonal ? 1 : 0;
   const root = (n) => {
     while (parents[n] !== n) n = parents[n] = parents[parents[n]];
     return n;
@@ -40,26 +63,19 @@ export function findRegions(mask, diagonal, value = 1) {
     const { row, start, end } = runs[n];
     while (runs[above].row < row - 1 || (runs[above].row === row - 1 && runs[above].end + reach <= start)) above++;
     for (let m = above; runs[m].row === row - 1 && runs[m].start < end + reach; m++) {
-      const [a, b] = [root(n), root(m)];
+      const a = root(n), b = root(m);
       parents[Math.max(a, b)] = Math.min(a, b);
     }
   }
-  const areas = [0], sums = [0], firsts = [-1];
-  runs.forEach((run, n) => {
-    const first = root(n), { row, start, end } = run;
-    run.label = first === n ? areas.length : runs[first].label;
-    if (first === n) areas.push(0), sums.push(0), firsts.push(row * mask.width + start);
-    areas[run.label] += end - start;
-    sums[run.label] += ((start + end - 1) / 2) * (end - start);
-  });
-  return { runs, areas, columns: sums.map((sum, n) => sum / areas[n]), firsts };
-}
-
-/** A mask of some regions of another one of this size. */
-export function maskOf({ width, height }, runs, isKept) {
-  const mask = raster(width, height);
-  for (const run of runs) if (isKept(run.label)) paint(mask, run);
-  return mask;
+  const labels = new Int32Array(runs.length), areas = [0], sums = [0], firsts = [null];
+  for (const [n, run] of runs.entries()) {
+    const first = root(n), { start, end } = run;
+    labels[n] = first === n ? areas.length : labels[first];
+    if (first === n) areas.push(0), sums.push(0), firsts.push(run);
+    areas[labels[n]] += end - start;
+    sums[labels[n]] += ((start + end - 1) / 2) * (end - start);
+  }
+  return { labels, areas, columns: sums.map((sum, n) => sum / areas[n]), firsts };
 }
 
 /** The labels of the two largest regions, the largest first. */
@@ -67,28 +83,32 @@ export function twoLargest(areas) {
   return areas.map((_, label) => label).slice(1).sort((a, b) => areas[b] - areas[a] || a - b).slice(0, 2);
 }
 
-/** A mask with its holes filled: what can't be reached from outside it, by sides alone. */
-export function fillHoles(mask) {
-  const { width, height } = mask, { runs, areas } = findRegions(mask, false, 0), isHole = areas.map(() => true);
-  for (const { row, start, end, label } of runs) if (!row || row === height - 1 || !start || end === width) isHole[label] = false;
-  const whole = raster(width, height, mask.data.slice());
-  for (const run of runs) if (isHole[run.label]) paint(whole, run);
-  return whole;
+/** Runs with their holes filled: what can't be reached from outside them, by sides alone. */
+function filled(runs, size) {
+  const gaps = between(runs, size), { labels, areas } = findRegions(gaps, false), isHole = areas.map(() => true);
+  for (const [n, { row, start, end }] of gaps.entries()) if (!row || row === size.height - 1 || !start || end === size.width) isHole[labels[n]] = false;
+  const outside = gaps.filter((_, n) => !isHole[labels[n]]);
+  return outside.length === gaps.length ? runs : between(outside, size);
 }
 
-/** The two largest regions of a mask, by sides, with their holes filled: `infer.clean_mask` of the package. */
-export function cleanMask(mask) {
-  const { runs, areas } = findRegions(mask, false), kept = twoLargest(areas);
-  return fillHoles(maskOf(mask, runs, (label) => kept.includes(label)));
+/** A mask with its holes filled; without holes it is the mask itself. */
+export function fillHoles(mask) {
+  const runs = runsOf(mask), whole = filled(runs, mask);
+  return whole === runs ? mask : maskOf(mask, whole);
+}
+
+/** The mask of the two largest regions of runs, by sides, with their holes filled: `infer.clean_mask` of the package. */
+export function cleanMask(runs, size) {
+  const { labels, areas } = findRegions(runs, false), kept = twoLargest(areas);
+  return maskOf(size, filled(runs.filter((_, n) => kept.includes(labels[n])), size));
 }
 
 /**
  * The outer outline of the region at its first pixel, every pixel of it as it is passed: flat x, y.
  * Source: Suzuki & Abe 1985, algorithm 1, for an outer border.
  */
-export function traceOutline({ data, width, height }, first) {
-  const at = (x, y) => (x < 0 || y < 0 || x >= width || y >= height ? 0 : data[y * width + x]);
-  const x0 = first % width, y0 = (first - x0) / width, line = [];
+export function traceOutline({ data, width, height }, { row: y0, start: x0 }) {
+  const at = (x, y) => (x < 0 || y < 0 || x >= width || y >= height ? 0 : data[y * width + x]), line = [];
   let way = 4; // clockwise from the image's left, the last neighbour is found
   for (let n = 0; n < 8; n++) {
     way = (way + 7) % 8;
@@ -110,8 +130,9 @@ export function traceOutline({ data, width, height }, first) {
 
 /** The outer outlines of a mask, those that begin lowest first, as OpenCV lists them. */
 export function findOutlines(mask) {
-  const whole = fillHoles(mask);
-  return findRegions(whole, true).firsts.slice(1).reverse().map((first) => traceOutline(whole, first));
+  if (mask.outlines) return mask.outlines;
+  const whole = fillHoles(mask), { firsts } = findRegions(runsOf(whole), true);
+  return (mask.outlines = firsts.slice(1).reverse().map((first) => traceOutline(whole, first)));
 }
 
 /** Area within an outline through the centres of its pixels. */
@@ -122,15 +143,9 @@ export function areaWithin(line) {
 }
 
 /** The smallest box around a mask's pixels, or null. */
-export function boundingBox({ data, width, height }) {
-  let [left, right, top, bottom] = [width, -1, -1, -1];
-  for (let y = 0; y < height; y++) {
-    const row = data.subarray(y * width, (y + 1) * width), first = row.indexOf(1);
-    if (first < 0) continue;
-    if (top < 0) top = y;
-    bottom = y;
-    left = Math.min(left, first);
-    right = Math.max(right, row.lastIndexOf(1));
-  }
-  return top < 0 ? null : { x: left, y: top, width: right - left + 1, height: bottom - top + 1 };
+export function boundingBox(mask) {
+  const runs = runsOf(mask);
+  if (!runs.length) return null;
+  const y = runs[0].row, x = runs.reduce((least, { start }) => Math.min(least, start), mask.width);
+  return { x, y, width: runs.reduce((most, { end }) => Math.max(most, end), 0) - x, height: runs.at(-1).row - y + 1 };
 }

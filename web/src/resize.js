@@ -16,24 +16,22 @@ export function resizeMask(mask, width, height) {
   return above(shares, 0.5 - 1e-6);
 }
 
-/** Area average of an image that shrinks in both directions. */
+/** Area average of an image that shrinks in both directions: rows first, which is the more work and the simpler one. */
 export function area({ data, width, height }, toWidth, toHeight, Type = data.constructor) {
-  const columns = cells(width, toWidth), rows = cells(height, toHeight);
-  const out = new Type(toWidth * toHeight), whole = Type !== Float32Array;
-  const sum = new Float64Array(toWidth);
-  const { starts, pixels, shares } = columns;
-  for (let y = 0; y < toHeight; y++) {
+  const rows = cells(height, toHeight), { starts, pixels, shares } = cells(width, toWidth);
+  const out = new Type(toWidth * toHeight), whole = Type !== Float32Array, sum = new Float64Array(width);
+  for (let y = 0, at = 0; y < toHeight; y++) {
     sum.fill(0);
     for (let j = rows.starts[y]; j < rows.starts[y + 1]; j++) {
       const start = rows.pixels[j] * width, share = rows.shares[j];
-      for (let x = 0, i = 0; x < toWidth; x++) {
-        let along = 0;
-        for (const end = starts[x + 1]; i < end; i++) along += data[start + pixels[i]] * shares[i];
-        sum[x] += share * along;
-      }
+      for (let x = 0; x < width; x++) sum[x] += share * data[start + x];
     }
-    // A sum of float shares lies a little off a half.
-    for (let x = 0; x < toWidth; x++) out[y * toWidth + x] = whole ? rint(Math.round(sum[x] * 1e6) / 1e6) : sum[x];
+    for (let x = 0, i = 0; x < toWidth; x++, at++) {
+      let mean = 0;
+      for (const end = starts[x + 1]; i < end; i++) mean += sum[pixels[i]] * shares[i];
+      // A sum of float shares lies a little off a half.
+      out[at] = whole ? rint(Math.round(mean * 1e6) / 1e6) : mean;
+    }
   }
   return raster(toWidth, toHeight, out);
 }
@@ -82,6 +80,37 @@ export function linear({ data, width, height }, toWidth, toHeight, byArea = fals
   return raster(toWidth, toHeight, out);
 }
 
+/**
+ * The runs of what is above a threshold in an image enlarged by linear interpolation, as `regions.js` has them. Between
+ * two of its own pixels a row of the enlarged image crosses the threshold once at most: most pixels need no look.
+ */
+export function runsAbove({ data, width, height }, toWidth, toHeight, threshold) {
+  const { pixels, before, after } = places(width, toWidth, false, 1), rows = places(height, toHeight, false, 1);
+  const firsts = new Int32Array(width + 1).fill(toWidth), line = new Float64Array(width + 1), runs = [];
+  for (let x = toWidth - 1; x >= 0; x--) firsts[pixels[x]] = x;
+  for (let i = width - 1; i >= 0; i--) firsts[i] = Math.min(firsts[i], firsts[i + 1]);
+  for (let y = 0; y < toHeight; y++) {
+    const upper = rows.pixels[y] * width, lower = Math.min(rows.pixels[y] + 1, height - 1) * width;
+    for (let i = 0; i < width; i++) line[i] = rows.before[y] * data[upper + i] + rows.after[y] * data[lower + i];
+    line[width] = line[width - 1];
+    let start = -1;
+    const turn = (x) => {
+      if (start < 0) start = x;
+      else runs.push({ row: y, start, end: x }), (start = -1);
+    };
+    for (let i = 0; i < width; i++) {
+      const isAbove = line[i] > threshold;
+      if (isAbove === line[i + 1] > threshold) {
+        if (isAbove !== start >= 0 && firsts[i] < firsts[i + 1]) turn(firsts[i]);
+        continue;
+      }
+      for (let x = firsts[i]; x < firsts[i + 1]; x++) if (before[x] * line[i] + after[x] * line[i + 1] > threshold !== start >= 0) turn(x);
+    }
+    if (start >= 0) turn(toWidth);
+  }
+  return runs;
+}
+
 /** For each of `to` pixels the one before it, and the weights of that one and of the next, which add up to `scale`. */
 function places(from, to, byArea, scale) {
   const step = from / to, pixels = new Int32Array(to), before = new Float64Array(to), after = new Float64Array(to);
@@ -98,14 +127,15 @@ function places(from, to, byArea, scale) {
   return { pixels, before, after };
 }
 
-/** Share of lung in each cell of a coarse grid, by 16 pixels per cell: OpenCV's nearest ones, averaged in 8 bits. */
-export function coarse({ data, width, height }, columns, rows) {
-  const across = centres(width, 4 * columns), down = centres(height, 4 * rows), out = new Float32Array(columns * rows);
+/** Share of lung in each cell of a coarse grid over a box, by 16 pixels per cell: OpenCV's nearest ones, averaged in 8 bits. */
+export function coarse({ data, width }, box, columns, rows) {
+  const across = centres(box.width, 4 * columns), down = centres(box.height, 4 * rows), out = new Float32Array(columns * rows);
   for (let y = 0; y < 4 * rows; y++) {
-    const start = down[y] * width, row = (y >> 2) * columns;
+    const start = (box.y + down[y]) * width + box.x, row = (y >> 2) * columns;
     for (let x = 0; x < 4 * columns; x++) out[row + (x >> 2)] += data[start + across[x]];
   }
-  return raster(columns, rows, out.map((sum) => rint((sum * 255) / 16) / 255));
+  for (let i = 0; i < out.length; i++) out[i] = rint((out[i] * 255) / 16) / 255;
+  return raster(columns, rows, out);
 }
 
 /** The pixel at each new pixel's centre, in OpenCV's fixed point. */

@@ -2,16 +2,16 @@
 // `quality/outline.py` and the shape models of `quality/checks.py` and `quality/flags.py`.
 import { raster, map, above, crop } from "./raster.js";
 import { linear } from "./resize.js";
-import { findRegions, twoLargest, findOutlines, maskOf, boundingBox } from "./regions.js";
+import { runsOf, findRegions, twoLargest, findOutlines, maskOf, boundingBox } from "./regions.js";
 
 const LEAST = 0.015; // of the film; a lung has more
 
 /** Landmarks of both lungs, x and y in units of the film, flat; null where there are no two lungs with corners. */
 export function landmarks(mask, parts) {
-  const { runs, areas, columns } = findRegions(mask, true), largest = twoLargest(areas);
+  const runs = runsOf(mask), { labels, areas, columns } = findRegions(runs, true), largest = twoLargest(areas);
   if (largest.length < 2 || areas[largest[1]] < LEAST * mask.data.length) return null;
   largest.sort((a, b) => columns[a] - columns[b]);
-  const lines = largest.map((lung, n) => trace(maskOf(mask, runs, (label) => label === lung), n ? 1 : -1, parts));
+  const lines = largest.map((lung, n) => trace(maskOf(mask, runs.filter((_, i) => labels[i] === lung)), n ? 1 : -1, parts));
   return lines[0] && lines[1] ? Float64Array.from([...lines[0], ...lines[1]].flat()) : null;
 }
 
