@@ -46,6 +46,7 @@ PACKED = {  # by the name beside the page: what npm has fetched
     "charls.bin": "@cornerstonejs/codec-charls/dist/charlswasm_decode.wasm",
     "openjpeg.bin": "@cornerstonejs/codec-openjpeg/dist/openjpegwasm_decode.wasm",
 }
+THREADS = "onnxruntime-web/dist/ort-wasm-simd-threaded.mjs"  # what each thread of the runtime starts from
 PAGE = ("index.html", "style.css")
 
 
@@ -78,6 +79,7 @@ def make_page(out: str | Path, weights: str | Path | None = None) -> None:
     write_json(out / "model.json", constants(read_header(path)))
     write_examples(out)
     bundle(out)
+    shutil.copy(MODULES / THREADS, out / "threads.js")
     for name in PAGE:
         shutil.copy(HERE / name, out / name)
     write_worker(out)

@@ -2,13 +2,13 @@
 const SHOWN = 1024; // px, the longer side of the picture in a report; a download has the film's own size
 
 /** Draws a film and its lungs into a canvas, at most `most` px a side. */
-export async function draw(canvas, film, outlines, colours, opacity, most = SHOWN) {
+export function draw(canvas, film, outlines, colours, opacity, most = SHOWN) {
   const { width, height } = film.upright, scale = Math.min(1, most / Math.max(width, height));
   canvas.width = Math.max(1, Math.round(width * scale));
   canvas.height = Math.max(1, Math.round(height * scale));
   const context = canvas.getContext("2d");
   context.imageSmoothingQuality = "high";
-  context.drawImage(await bitmapOf(film), 0, 0, canvas.width, canvas.height);
+  context.drawImage(film.upright, 0, 0, canvas.width, canvas.height);
   context.lineWidth = Math.max(1, Math.round(Math.min(canvas.width, canvas.height) / 256));
   context.lineJoin = "round";
   for (const [side, lines] of Object.entries(outlines)) {
@@ -19,12 +19,6 @@ export async function draw(canvas, film, outlines, colours, opacity, most = SHOW
     context.globalAlpha = 1;
     context.stroke(path);
   }
-}
-
-async function bitmapOf(film) {
-  const { data, width, height } = film.upright, rgba = new Uint8ClampedArray(4 * data.length);
-  for (let i = 0, at = 0; i < data.length; i++, at += 4) rgba[at] = rgba[at + 1] = rgba[at + 2] = data[i], (rgba[at + 3] = 255);
-  return (film.bitmap ??= await createImageBitmap(new ImageData(rgba, width, height)));
 }
 
 function pathOf(lines, across, down) {

@@ -1,5 +1,5 @@
 // From a file's bytes to its masks: read, checked, segmented, judged, measured. `infer.segment_films` for one film.
-import { above } from "./raster.js";
+import { above, raster } from "./raster.js";
 import { resize, resizeMask, runsAbove } from "./resize.js";
 import { runsOf, cleanMask, count, findOutlines } from "./regions.js";
 import { checkFilm, checkLungs, undo } from "./checks.js";
@@ -13,6 +13,7 @@ import { readFilm, Refusal } from "./read.js";
  * @param model - the package's constants.
  * @param first - the convention whose mask is wanted first.
  * @yields the film with a mask for the first convention, then each other one's mask; or {error}, or masks with errors.
+ *   Its `upright` is an ImageBitmap, to be closed when it is shown no longer.
  */
 export async function* segmentFilm(name, bytes, age, first, networks, model) {
   let read;
@@ -28,11 +29,11 @@ export async function* segmentFilm(name, bytes, age, first, networks, model) {
   if (checked.problems.length) return yield { ...film, error: `refused: ${checked.problems.join("; ")}` };
   const turned = checked.lie.quarters % 2, spacing = read.spacing && turned ? [read.spacing[1], read.spacing[0]] : read.spacing;
   const conventions = Object.entries(model.conventions).sort(([name]) => (name === first ? -1 : 0));
-  const probabilities = await networks.probabilities(checked.image, conventions.map(([, { channel }]) => channel));
+  const [probabilities, upright] = await Promise.all([networks.probabilities(checked.image), picture(checked.image)]);
   const facts = { spacing, age: age ?? read.age, notes };
-  for (const [n, [convention, { fit }]] of conventions.entries()) {
-    const mask = judge(probabilities[n], checked, { ...facts, fit }, model);
-    yield { ...(n ? {} : { ...film, upright: checked.image, spacing, sides: checked.sides }), masks: { [convention]: mask } };
+  for (const [n, [convention, { channel, fit }]] of conventions.entries()) {
+    const mask = judge(probabilities(channel), checked, { ...facts, fit }, model);
+    yield { ...(n ? {} : { ...film, upright, spacing, sides: checked.sides }), masks: { [convention]: mask } };
   }
 }
 
@@ -44,13 +45,13 @@ function judge(prob, checked, { spacing, age, notes, fit }, model) {
   if (checked.doubtful && strange.length) return { error: `refused: ${model.checks.words.noChest}`, notes: [...notes, ...strange] };
   const quality = estimateQuality(prob, small, points, fit, model);
   const all = [...notes, ...strange, ...checkHeight(mask, spacing, age, model.height)];
-  const lungs = splitLungs(mask);
+  const lungs = splitLungs(mask), lying = undo(mask, checked.lie);
   return {
     notes: quality ? all : [...all, model.whyNoEstimate],
     quality,
     measured: measure(mask, spacing, lungs),
     lungPx: count(mask),
-    mask: undo(mask, checked.lie),
+    mask: raster(lying.width, lying.height, lying.data),
     outlines: { right: findOutlines(lungs[0]), left: findOutlines(lungs[1]) },
   };
 }
@@ -59,4 +60,11 @@ function judge(prob, checked, { spacing, age, notes, fit }, model) {
 function lungRuns(prob, width, height, threshold) {
   const grows = width >= prob.width && height >= prob.height;
   return grows ? runsAbove(prob, width, height, threshold) : runsOf(above(resize(prob, width, height), threshold));
+}
+
+/** A film as canvases draw it. */
+function picture({ data, width, height }) {
+  const rgba = new Uint32Array(data.length); // bytes of red, green, blue and alpha: browsers' machines are little-endian
+  for (let i = 0; i < data.length; i++) rgba[i] = 0xff000000 | (data[i] * 0x10101);
+  return createImageBitmap(new ImageData(new Uint8ClampedArray(rgba.buffer), width, height));
 }

@@ -43,6 +43,7 @@ function stretch(level, low, high) {
 
 /** Luminance of pixels of 1 to 4 channels, in OpenCV's fixed point; an alpha channel is dropped. */
 export function luminance(data, channels) {
+  if (channels === 1) return data;
   const pixels = data.length / channels, out = new data.constructor(pixels);
   for (let i = 0, at = 0; i < pixels; i++, at += channels)
     out[i] = channels < 3 ? data[at] : (9798 * data[at] + 19235 * data[at + 1] + 3735 * data[at + 2] + 16384) >>> 15;

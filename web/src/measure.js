@@ -1,5 +1,5 @@
 // Measurements of a lung mask, and which lung is which: `quality/measurements.py`.
-import { map, crop } from "./raster.js";
+import { raster, map, crop, mirrored } from "./raster.js";
 import { coarse } from "./resize.js";
 import { runsOf, count, findRegions, fillHoles, maskOf, traceOutline, findOutlines, areaWithin, boundingBox } from "./regions.js";
 
@@ -100,16 +100,14 @@ function twoMeans(weights) {
 
 /** Mean of 5 × 5 pixels; beyond the edges the image is mirrored. */
 function boxBlur({ data, width, height }) {
-  const within = (i, size) => {
-    while (size > 1 && (i < 0 || i >= size)) i = i < 0 ? -i : 2 * size - 2 - i;
-    return size > 1 ? i : 0;
-  };
-  return map({ data, width, height }, (_, at) => {
-    let sum = 0;
-    for (let dy = -2; dy <= 2; dy++)
-      for (let dx = -2; dx <= 2; dx++) sum += data[within(Math.floor(at / width) + dy, height) * width + within((at % width) + dx, width)];
-    return sum / 25;
-  }, Float32Array);
+  const columns = mirrored(width, 2), rows = mirrored(height, 2), out = new Float32Array(data.length);
+  for (let y = 0, at = 0; y < height; y++)
+    for (let x = 0; x < width; x++, at++) {
+      let sum = 0;
+      for (let i = 0; i < 5; i++) for (let j = 0; j < 5; j++) sum += data[rows[y + i] * width + columns[x + j]];
+      out[at] = sum / 25;
+    }
+  return raster(width, height, out);
 }
 
 /** Column in each row of the path from top to bottom with the least sum; it moves by one column a row at most. */

@@ -1,24 +1,23 @@
 // The two networks, as ONNX graphs: lungs, and the views of a film.
 import * as ort from "onnxruntime-web/wasm";
-import { map, raster } from "./raster.js";
+import { raster } from "./raster.js";
 import { resize } from "./resize.js";
 
-/** @param files - {runtime, lungs, views}: the bytes of ONNX Runtime's WebAssembly and of both graphs. */
-export async function openNetworks({ runtime, lungs, views }, size) {
+const MOST_THREADS = 4; // more share too little work
+
+/** @param files - {runtime, lungs, views}: the bytes of ONNX Runtime's WebAssembly and of both graphs; threads: its address. */
+export async function openNetworks({ runtime, lungs, views, threads }, size) {
   ort.env.wasm.wasmBinary = runtime;
-  ort.env.wasm.numThreads = 1; // threads need a server that sends headers of cross-origin isolation
+  // Browsers share memory between threads only in a page that is isolated: see `offline.js`.
+  ort.env.wasm.numThreads = globalThis.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency, MOST_THREADS) : 1;
+  if (ort.env.wasm.numThreads > 1) ort.env.wasm.wasmPaths = { mjs: threads }; // each thread starts from that file
   const options = { executionProviders: ["wasm"] };
   const [net, viewNet] = [await ort.InferenceSession.create(lungs, options), await ort.InferenceSession.create(views, options)];
   return {
-    /** Probabilities of lung at the network's own size, of some of its outputs. */
-    async probabilities(film, channels) {
-      const input = normalise(resize(film, size, size)), pixels = size * size;
-      const { logits } = await net.run({ films: new ort.Tensor("float32", input.data, [1, 1, size, size]) });
-      return channels.map((channel) => {
-        const prob = new Float32Array(pixels), start = channel * pixels;
-        for (let i = 0; i < pixels; i++) prob[i] = 1 / (1 + Math.exp(-logits.data[start + i]));
-        return raster(size, size, prob);
-      });
+    /** A function that gives the probabilities of lung at the network's own size, by one of its outputs. */
+    async probabilities(film) {
+      const { logits } = await net.run({ films: new ort.Tensor("float32", normalise(resize(film, size, size)), [1, 1, size, size]) });
+      return (channel) => raster(size, size, sigmoid(logits.data.subarray(channel * size * size, (channel + 1) * size * size)));
     },
     /** Log odds that each of a thumbnail's views is an upright frontal chest film. */
     async viewOdds(all) {
@@ -31,8 +30,17 @@ export async function openNetworks({ runtime, lungs, views }, size) {
 }
 
 /** Zero mean and unit deviation of the film: `data.normalise`. */
-function normalise(film) {
-  const n = film.data.length, mean = film.data.reduce((a, b) => a + b) / n;
-  const deviation = Math.max(Math.sqrt(film.data.reduce((sum, level) => sum + (level - mean) ** 2, 0) / n), 1e-3);
-  return map(film, (level) => (level - mean) / deviation, Float32Array);
+function normalise({ data }) {
+  const n = data.length, out = new Float32Array(n);
+  let [sum, squares] = [0, 0];
+  for (let i = 0; i < n; i++) (sum += data[i]), (squares += data[i] * data[i]);
+  const mean = sum / n, deviation = Math.max(Math.sqrt(Math.max(squares / n - mean * mean, 0)), 1e-3);
+  for (let i = 0; i < n; i++) out[i] = (data[i] - mean) / deviation;
+  return out;
+}
+
+function sigmoid(logits) {
+  const prob = new Float32Array(logits.length);
+  for (let i = 0; i < prob.length; i++) prob[i] = 1 / (1 + Math.exp(-logits[i]));
+  return prob;
 }

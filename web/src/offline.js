@@ -1,5 +1,7 @@
-// Keeps the page for when there is no network. `web.make` writes the build's files in.
+// Keeps the page for when there is no network, and hands it out with the headers of a page that is isolated from others:
+// only such a page may compute with threads, and static hosts don't send them. `web.make` writes the build's files in.
 const { version, files } = BUILD;
+const ISOLATED = { "Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp", "Cross-Origin-Resource-Policy": "same-origin" };
 
 addEventListener("install", (event) => {
   event.waitUntil(caches.open(version).then((cache) => cache.addAll(files)).then(() => skipWaiting()));
@@ -12,5 +14,10 @@ addEventListener("activate", (event) => {
 
 addEventListener("fetch", (event) => {
   if (event.request.method !== "GET" || new URL(event.request.url).origin !== location.origin) return;
-  event.respondWith(caches.match(event.request, { cacheName: version, ignoreSearch: true }).then((kept) => kept ?? fetch(event.request)));
+  event.respondWith(answer(event.request));
 });
+
+async function answer(request) {
+  const { body, status, statusText, headers } = (await caches.match(request, { cacheName: version, ignoreSearch: true })) ?? (await fetch(request));
+  return new Response(body, { status, statusText, headers: { ...Object.fromEntries(headers), ...ISOLATED } });
+}

@@ -11,7 +11,7 @@ const MOST_FILMS = 1000; // of a folder
 const at = (id) => document.getElementById(id);
 const [model, shelf] = await Promise.all(["model.json", "examples/list.json"].map((name) => fetch(name).then((answer) => answer.json())));
 const { words, measurements } = model, conventions = Object.keys(model.conventions);
-let films = [], shown = null;
+let films = [], shown = null, shownAs = ""; // the film that is looked at, and by which convention
 
 const say = (text) => (at("status").textContent = text);
 const convention = () => document.querySelector("#conventions :checked")?.value ?? conventions[0];
@@ -20,7 +20,7 @@ const opacity = () => at("opacity").value / 100;
 /** One film is shown at once; of several a list grows, and any of them can be looked at. */
 async function take(found) {
   films = found.slice(0, MOST_FILMS);
-  at("result").replaceChildren();
+  forget();
   at("films").replaceChildren();
   at("queue").hidden = films.length < 2;
   if (!films.length) return say("There is no file in it.");
@@ -43,32 +43,49 @@ function list(film, done, n) {
   const quality = mask?.quality, verdict = error ? error.replace(/^refused: /, "") : quality ? `${quality.estimate.toFixed(2)}, ${words.flags[quality.flag]}` : "outlined";
   const button = element("button", { type: "button", onclick: () => again(film) }, element("span", {}, film.name), element("span", {}, verdict));
   at("films").append(element("li", {}, button));
-  if (!n) show(done);
+  if (n) done.upright?.close();
+  else show(done);
 }
 
 async function again(film) {
   say(`${film.name}…`);
-  show(await segment(film, convention()));
+  const done = await segment(film, convention());
+  forget();
+  show(done);
   say("");
 }
 
+/** Shows a film by the convention that is chosen; of one that is shown already the rest is kept for later. */
 function show(film) {
+  const name = convention(), mask = film.masks?.[name], error = film.error ?? mask?.error;
+  if (shown?.upright !== film.upright) forget();
+  const isShown = shown && shownAs === name;
   shown = film;
-  const name = convention(), mask = film.masks?.[name], error = film.error ?? mask?.error, result = at("result");
-  if (error) return result.replaceChildren(refusal(film.name, error, words));
-  if (!mask) return;
-  const file = conventions.length > 1 ? `${stem(film.name)}_${name}` : stem(film.name);
-  result.replaceChildren(report(film, name, words, [
+  if (isShown || !(mask || error)) return;
+  shownAs = name;
+  at("result").replaceChildren(error ? refusal(film.name, error, words) : report(film, name, words, downloads(film, name)));
+  paint();
+}
+
+/** What was shown is gone, and the memory of its picture, which no garbage collector sees in time. */
+function forget() {
+  shown?.upright?.close();
+  shown = null;
+  at("result").replaceChildren();
+}
+
+function downloads(film, name) {
+  const mask = film.masks[name], file = conventions.length > 1 ? `${stem(film.name)}_${name}` : stem(film.name);
+  return [
     ["Mask (PNG)", () => save(`${file}_mask.png`, maskPng(mask.mask), "image/png")],
     ["Overlay (PNG)", () => saveOverlay(`${file}_overlay.png`, film, mask.outlines, words.colours, opacity())],
     ["Measurements (CSV)", () => save(`${file}_measurements.csv`, measurementsOf(film, name, measurements), "text/csv")],
-  ]));
-  return paint();
+  ];
 }
 
 function paint() {
   const canvas = document.querySelector("#result canvas"), mask = shown?.masks?.[convention()];
-  if (canvas && mask?.outlines) return draw(canvas, shown, mask.outlines, words.colours, opacity());
+  if (canvas && mask?.outlines) draw(canvas, shown, mask.outlines, words.colours, opacity());
 }
 
 function furnish() {

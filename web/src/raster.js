@@ -54,6 +54,14 @@ export function crop({ data, width }, { x, y, width: w, height: h }) {
   return raster(w, h, out);
 }
 
+/** The pixels along an axis with some more at both ends, where the image is mirrored about its last pixels. */
+export function mirrored(size, more) {
+  return Int32Array.from({ length: size + 2 * more }, (_, i) => {
+    const at = Math.abs(i - more);
+    return at < size ? at : Math.max(2 * size - 2 - at, 0);
+  });
+}
+
 /** To the nearest whole number, halves to the even one, as NumPy and OpenCV do. */
 export function rint(value) {
   const low = Math.floor(value), rest = value - low;

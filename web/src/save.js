@@ -18,7 +18,7 @@ export function maskPng({ data, width, height }) {
 
 export async function saveOverlay(name, film, outlines, colours, opacity) {
   const canvas = document.createElement("canvas");
-  await draw(canvas, film, outlines, colours, opacity, Infinity);
+  draw(canvas, film, outlines, colours, opacity, Infinity);
   save(name, await new Promise((resolve) => canvas.toBlob(resolve, "image/png")), "image/png");
 }
 

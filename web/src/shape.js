@@ -1,6 +1,6 @@
 // Lung outlines as landmarks between anatomical corners, and how far they are from the training masks' ones:
 // `quality/outline.py` and the shape models of `quality/checks.py` and `quality/flags.py`.
-import { raster, map, above, crop } from "./raster.js";
+import { raster, above, crop, mirrored } from "./raster.js";
 import { linear } from "./resize.js";
 import { runsOf, findRegions, twoLargest, findOutlines, maskOf, boundingBox } from "./regions.js";
 
@@ -54,7 +54,7 @@ function align(points, target) {
 
 function trace(lung, side, parts) {
   const { width, height } = lung, sigma = height / 300, box = around(boundingBox(lung), lung, Math.ceil(4 * sigma) + 2);
-  const soft = blur(map(crop(lung, box), Number, Float32Array), sigma), double = linear(soft, 2 * box.width, 2 * box.height);
+  const soft = blur(crop(lung, box), sigma), double = linear(soft, 2 * box.width, 2 * box.height);
   const outline = findOutlines(above(double, 0.5)).reduce((longest, line) => (line.length > longest.length ? line : longest), []);
   let line = Array.from({ length: outline.length / 2 }, (_, i) => [(2 * box.x + outline[2 * i] + 0.5) / (2 * width), (2 * box.y + outline[2 * i + 1] + 0.5) / (2 * height)]);
   const twice = line.reduce((sum, [x, y], i) => sum + x * line[(i + 1) % line.length][1] - line[(i + 1) % line.length][0] * y, 0);
@@ -92,17 +92,13 @@ function around({ x, y, width, height }, film, margin) {
   return { x: left, y: top, width: Math.min(x + width + margin, film.width) - left, height: Math.min(y + height + margin, film.height) - top };
 }
 
-/** Gaussian blur as OpenCV's of floats; beyond the edges the image is mirrored. */
+/** Gaussian blur of a mask as OpenCV's of floats; beyond the edges the image is mirrored. */
 function blur({ data, width, height }, sigma) {
   const reach = Math.round(8 * sigma + 1) >> 1, weights = [];
   for (let i = -reach; i <= reach; i++) weights.push(Math.exp((-i * i) / (2 * sigma * sigma)));
   const sum = weights.reduce((a, b) => a + b), shares = weights.map((weight) => weight / sum);
   const across = new Float32Array(data.length), both = new Float32Array(data.length);
-  const within = (size) => Int32Array.from({ length: size + 2 * reach }, (_, i) => {
-    const at = Math.abs(i - reach);
-    return at < size ? at : Math.max(2 * size - 2 - at, 0);
-  });
-  const columns = within(width), rows = within(height);
+  const columns = mirrored(width, reach), rows = mirrored(height, reach);
   for (let y = 0, at = 0; y < height; y++)
     for (let x = 0; x < width; x++, at++) for (let k = 0; k < shares.length; k++) across[at] += shares[k] * data[y * width + columns[x + k]];
   for (let y = 0; y < height; y++)

@@ -17,7 +17,7 @@ async function open(base) {
     fetch(new URL("model.json", base)).then((answer) => answer.json()),
     ...["runtime.bin", "lungs.bin", "views.bin"].map(unpacked),
   ]);
-  return { model, networks: await openNetworks({ runtime, lungs, views }, model.size) };
+  return { model, networks: await openNetworks({ runtime, lungs, views, threads: new URL("threads.js", base).href }, model.size) };
 }
 
 onmessage = async ({ data: { base, name, bytes, age, convention } }) => {
@@ -27,10 +27,15 @@ onmessage = async ({ data: { base, name, bytes, age, convention } }) => {
   }
   const { model, networks } = await ready;
   try {
-    for await (const film of segmentFilm(name, new Uint8Array(bytes), age, convention, networks, model)) postMessage({ film, done: false });
+    for await (const film of segmentFilm(name, new Uint8Array(bytes), age, convention, networks, model)) postMessage({ film, done: false }, ownedBy(film));
     postMessage({ film: {}, done: true });
   } catch (error) {
     const reason = "this browser's memory is too small for it, or it meets what it does not know";
     postMessage({ film: { name, error: reason, detail: String(error.stack ?? error), notes: [] }, done: true });
   }
 };
+
+/** What is handed over instead of copied. */
+function ownedBy({ upright, masks = {} }) {
+  return [upright, ...Object.values(masks).map(({ mask }) => mask?.data.buffer)].filter(Boolean);
+}
