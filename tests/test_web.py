@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import shutil
 import struct
@@ -13,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 from dicoms import LOSSLESS, dicom
+from pydicom import uid
 from web_browser import CHROMIUM, segment_in, served
 from web_films import make_films
 
@@ -78,7 +80,12 @@ def page(browser):
 
 
 @pytest.fixture(scope="module")
-def compared(browser, folder):
+def segmenter():
+    return LungSegmenter(backend="onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def compared(browser, folder, segmenter):
     """Of a hundred films what the page's worker finds, and what the package does: by name."""
     chromium, address = browser
     films = make_films()
@@ -89,7 +96,6 @@ def compared(browser, folder):
     page.goto(address)
     found = segment_in(page, list(films))
     page.close()
-    segmenter = LungSegmenter(backend="onnxruntime")
     return {name: (seen, by_package(name, data, segmenter)) for (name, data), seen in zip(films.items(), found)}
 
 
@@ -105,6 +111,11 @@ def by_package(name, data, segmenter):
         measured = None if isinstance(result, Unsegmented) else measure(result.upright, film.spacing_mm)
         masks[convention] = result, measured
     return film, masks
+
+
+def dice(pred, truth):
+    total = int(pred.sum()) + int(truth.sum())
+    return 2 * int((pred & truth).sum()) / total if total else 1.0
 
 
 def masks_of(compared):
@@ -131,9 +142,8 @@ def test_same_films_are_refused_for_the_same_reasons(compared):
 
 def test_masks_are_the_same(compared):
     for name, seen, result, _ in masks_of(compared):
-        total = int(seen["mask"].sum()) + int(result.mask.sum())
-        dice = 2 * int((seen["mask"] & result.mask).sum()) / total if total else 1.0
-        assert dice >= LEAST_DICE, (name, dice)
+        found = dice(seen["mask"], result.mask)
+        assert found >= LEAST_DICE, (name, found)
 
 
 def test_flags_and_reasons_are_the_same(compared):
@@ -188,17 +198,109 @@ def png(image):
     return encode_image(image, ".png")
 
 
-@pytest.mark.parametrize("kind", ["film.png", "film.jpg", "film.webp", "film.dcm"])
-def test_each_kind_of_file_is_outlined_and_measured(page, radiograph, kind):
-    suffix = kind[-4:] if kind != "film.webp" else ".webp"
-    data = dicom(radiograph, PixelSpacing=[0.7, 0.7]) if suffix == ".dcm" else encode_image(radiograph, suffix)
-    pick(page, (kind, data))
+def drop(page, *paths):
+    """Drops files or folders on the page as a reader does."""
+    chromium = page.context.new_cdp_session(page)
+    data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        chromium.send("Input.dispatchDragEvent", {"type": kind, "x": 300, "y": 300, "data": data})
+
+
+def save_as(page, label):
+    """What a button of the page saves."""
+    with page.expect_download() as download:
+        page.get_by_role("button", name=label).click()
+    return Path(download.value.path()).read_bytes()
+
+
+KINDS = {
+    "film.png": png,
+    "deep.png": lambda image: png(image.astype(np.uint16) * 9 + 300),
+    "film.jpg": lambda image: encode_image(image, ".jpg"),
+    "film.webp": lambda image: encode_image(image, ".webp"),
+    "film.dcm": lambda image: dicom(image, PixelSpacing=[0.7, 0.7]),
+    "lossless.dcm": lambda image: dicom(image, LOSSLESS["JPEG lossless"], PixelSpacing=[0.7, 0.7]),
+    "ls.dcm": lambda image: dicom(image, LOSSLESS["JPEG-LS"], PixelSpacing=[0.7, 0.7]),
+    "2000.dcm": lambda image: dicom(image, LOSSLESS["JPEG 2000"], PixelSpacing=[0.7, 0.7]),
+    "runs.dcm": lambda image: dicom(255 - image, LOSSLESS["RLE"], photometric="MONOCHROME1", PixelSpacing=[0.7, 0.7]),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_dropped_file_of_each_kind_has_the_mask_and_area_of_the_package(page, tmp_path, radiograph, segmenter, name):
+    data = KINDS[name](radiograph)
+    (tmp_path / name).write_bytes(data)
+    drop(page, tmp_path / name)
     report = page.locator("article.report")
     report.wait_for()
-    assert report.locator("h2").inner_text() == kind
-    cells = report.locator("tbody tr").first.inner_text()
-    assert cells.startswith("Area, cm²" if suffix == ".dcm" else "Area, px") and re.search(r"\d", cells)
-    assert "looks right" in report.inner_text()
+    assert report.locator("h2").inner_text() == name
+    _, masks = by_package(name, data, segmenter)
+    ours, measured = masks["lung-field"]
+    assert dice(decoded(save_as(page, "Mask (PNG)")) // 255, ours.mask) >= LEAST_DICE
+    row, right = report.locator("tbody tr").first.inner_text().split("\t")[:2]
+    in_cm = name.endswith(".dcm")
+    assert row == ("Area, cm²" if in_cm else "Area, px")
+    area = measured["right_area_mm2"] / 100 if in_cm else measured["right_area_px"]
+    assert float(right.replace(",", "")) == pytest.approx(area, rel=0.01)
+
+
+def test_dropped_folder_is_listed_with_what_lies_in_its_folders(page, tmp_path, radiograph):
+    (tmp_path / "films/deeper").mkdir(parents=True)
+    (tmp_path / "films/a.png").write_bytes(png(radiograph))
+    (tmp_path / "films/deeper/b.dcm").write_bytes(dicom(radiograph))
+    drop(page, tmp_path / "films")
+    page.locator("#status", has_text="2 of 2 films are done").wait_for()
+    names = page.locator("#films button span:first-child").all_inner_texts()
+    assert sorted(names) == ["a.png", "b.dcm"]
+
+
+def test_pasted_picture_is_outlined(browser, radiograph):
+    chromium, address = browser
+    with chromium.new_context(permissions=["clipboard-read", "clipboard-write"]) as context:
+        page = context.new_page()
+        page.goto(address)
+        page.evaluate(
+            """async (film) => {
+              const bytes = Uint8Array.from(atob(film), (letter) => letter.charCodeAt(0));
+              const blob = new Blob([bytes], {type: "image/png"});
+              await navigator.clipboard.write([new ClipboardItem({"image/png": blob})]);
+            }""",
+            base64.b64encode(png(radiograph)).decode(),
+        )
+        page.keyboard.press("Control+V")
+        page.locator("article.report").wait_for(timeout=120_000)
+
+
+def test_keyboard_alone_takes_an_example_another_convention_and_opacity(page):
+    page.locator("#status", has_text="Ready.").wait_for()
+    reached = tab_to(page, "document.activeElement.closest('#examples')")
+    assert {"files", "folder"} <= reached  # what is picked with a mouse is on the way
+    page.keyboard.press("Enter")
+    page.locator("article.report").wait_for()
+    page.locator("#status", has_text=re.compile("^$")).wait_for(state="attached")
+    tab_to(page, "document.activeElement.name === 'convention'")
+    page.keyboard.press("ArrowRight")
+    page.get_by_text("The lungs, with what the heart hides.").wait_for()
+    before = pixels(page)
+    tab_to(page, "document.activeElement.id === 'opacity'")
+    page.keyboard.press("End")
+    assert (pixels(page) != before).any()
+    with page.expect_download():
+        tab_to(page, "document.activeElement.textContent === 'Mask (PNG)'")
+        page.keyboard.press("Enter")
+
+
+def tab_to(page, is_there):
+    """Moves the focus on until something is true; the names of what it passed, each of which shows that it has it."""
+    passed = set()
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        passed.add(page.evaluate("document.activeElement.id"))
+        shown = "getComputedStyle(document.activeElement.closest('.button') ?? document.activeElement).outlineStyle"
+        assert page.evaluate(shown) != "none"
+        if page.evaluate(f"!!({is_there})"):
+            return passed
+    raise AssertionError(f"the keyboard doesn't reach it: {is_there}")
 
 
 def test_example_is_outlined_in_two_colours_that_opacity_fades(page):
@@ -213,6 +315,10 @@ def test_example_is_outlined_in_two_colours_that_opacity_fades(page):
 
 def colours(page):
     return {f"#{r:02x}{g:02x}{b:02x}" for r, g, b in np.unique(pixels(page).reshape(-1, 3), axis=0)}
+
+
+def decoded(data):
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
 
 
 def pixels(page):
@@ -235,15 +341,10 @@ def test_heart_changes_mask_and_numbers(page):
 def test_downloads_are_mask_overlay_and_table(page, radiograph):
     pick(page, ("=a film.png", png(radiograph)))
     page.locator("article.report").wait_for()
-    saved = {}
-    for label in ("Mask (PNG)", "Overlay (PNG)", "Measurements (CSV)"):
-        with page.expect_download() as download:
-            page.get_by_role("button", name=label).click()
-        saved[label] = Path(download.value.path()).read_bytes()
-    mask, overlay = (cv2.imdecode(np.frombuffer(saved[f"{name} (PNG)"], np.uint8), -1) for name in ("Mask", "Overlay"))
+    mask, overlay = (decoded(save_as(page, label)) for label in ("Mask (PNG)", "Overlay (PNG)"))
     assert mask.shape == radiograph.shape and set(np.unique(mask)) == {0, 255}
     assert overlay.shape[:2] == radiograph.shape
-    head, row = saved["Measurements (CSV)"].decode().splitlines()
+    head, row = save_as(page, "Measurements (CSV)").decode().splitlines()
     assert head == ",".join(("name", *MEASUREMENTS)) and row.startswith("'=a film,2,")
 
 
@@ -292,6 +393,15 @@ BAD = {
     "declared.png": (declared_bomb, "60000 x 60000 pixels, more than 64 million"),
     "half.png": (lambda: png(np.arange(40_000, dtype=np.uint8).reshape(200, 200))[:-100], "truncated"),
     "half.jpg": (lambda: encode_image(np.eye(200, dtype=np.uint8) * 255, ".jpg")[:-100], "truncated"),
+    "twelve.dcm": (
+        lambda: dicom(
+            np.zeros((48, 64), np.uint16),
+            uid.JPEGExtended12Bit,
+            bits=12,
+            frame=b"\xff\xd8\xff\xc1\0\x08\x0c\0\x30\0\x40\0\xff\xda\xff\xd9",
+        ),
+        "JPEG Extended of 12 bits is not read: convert it",
+    ),
     "half.dcm": (lambda: dicom(np.zeros((64, 64), np.uint16))[:-500], "damaged DICOM"),
     "mask.png": (lambda: png(np.eye(200, dtype=np.uint8) * 255), "a mask or a drawing"),
     "noise.png": (
@@ -327,10 +437,37 @@ def test_page_asks_its_own_host_alone_and_works_without_one(browser, radiograph)
         assert all(url.startswith((address, f"blob:{address}", "data:")) for url in asked), asked
         assert any("openjpeg" in url for url in asked)  # what the worker asks for is seen too
         page.evaluate("navigator.serviceWorker.ready.then(() => 1)")
+        assert not any("threads.js" in url for url in asked)
         context.set_offline(True)
         page.reload()
         pick(page, ("film.png", png(radiograph)))
         page.locator("article.report").wait_for(timeout=120_000)
+        # From then on the page is isolated, whatever its server sends, and computes with threads.
+        assert page.evaluate("crossOriginIsolated")
+        assert all(url.startswith((address, f"blob:{address}", "data:")) for url in asked), asked
+        assert (os.cpu_count() == 1) != any("threads.js" in url for url in asked)
+
+
+@pytest.mark.slow
+def test_memory_of_a_hundred_films_stays_flat(site, tmp_path, radiograph):
+    pytest.importorskip("psutil", reason="pip install psutil")
+    from playwright.sync_api import sync_playwright
+
+    from benchmarks.web import in_a_row
+
+    (tmp_path / "film.png").write_bytes(png(cv2.resize(radiograph, (1024, 1024))))
+    with served(site, tmp_path) as address, sync_playwright() as play:
+        found = in_a_row(play, address, tmp_path / "film.png", 100)
+    assert found["growth_mb"] < 150  # a picture has 4 MB, a mask 1
+
+
+def test_page_that_is_opened_as_a_file_says_how_to_serve_it(browser, site):
+    chromium, _ = browser
+    with chromium.new_context() as context:
+        page = context.new_page()
+        page.goto((site / "index.html").as_uri())
+        page.locator("#status", has_text="python -m http.server").wait_for()
+        assert not page.locator("#drop").is_visible()
 
 
 def test_policy_keeps_page_and_worker_from_other_hosts(page):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from io import BytesIO
 
 import cv2
+import imagecodecs
 import numpy as np
 from dicoms import LOSSLESS, dicom, gray_lut
 from pydicom import uid
@@ -72,6 +73,9 @@ def _dicoms(drawn: list[np.ndarray]) -> Iterator[tuple[str, bytes]]:
         yield f"{name} 12.dcm", dicom(deep[n], syntax, bits=12, photometric="MONOCHROME1")
         yield f"{name} signed.dcm", dicom(deep[n].astype(np.int16) - 2048, syntax, bits=12)
     yield "jpeg.dcm", dicom(drawn[0], uid.JPEGBaseline8Bit)
+    if htj2k_encode := getattr(imagecodecs, "htj2k_encode", None):  # older ones have none
+        yield "HTJ2K 8.dcm", dicom(drawn[1], uid.HTJ2KLossless, frame=htj2k_encode(drawn[1], reversible=True))
+        yield "HTJ2K 12.dcm", dicom(deep[2], uid.HTJ2KLossless, bits=12, frame=htj2k_encode(deep[2], reversible=True))
     yield "window.dcm", dicom(deep[1], bits=12, WindowCenter=["1800", "300"], WindowWidth=["3000", "100"], **spaced)
     yield "sigmoid.dcm", dicom(deep[2], bits=12, WindowCenter="1800", WindowWidth="3000", VOILUTFunction="SIGMOID")
     yield "rescaled.dcm", dicom(deep[3], bits=12, RescaleSlope="-1", RescaleIntercept="4095")

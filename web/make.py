@@ -47,7 +47,7 @@ PACKED = {  # by the name beside the page: what npm has fetched
     "openjpeg.bin": "@cornerstonejs/codec-openjpeg/dist/openjpegwasm_decode.wasm",
 }
 THREADS = "onnxruntime-web/dist/ort-wasm-simd-threaded.mjs"  # what each thread of the runtime starts from
-PAGE = ("index.html", "style.css")
+PAGE = ("index.html", "style.css", "src/local.js")
 
 
 def make_page(out: str | Path, weights: str | Path | None = None) -> None:
@@ -81,7 +81,7 @@ def make_page(out: str | Path, weights: str | Path | None = None) -> None:
     bundle(out)
     shutil.copy(MODULES / THREADS, out / "threads.js")
     for name in PAGE:
-        shutil.copy(HERE / name, out / name)
+        shutil.copy(HERE / name, out)
     write_worker(out)
 
 

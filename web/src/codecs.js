@@ -7,7 +7,8 @@ import { Refusal } from "./refusal.js";
 const UID = "1.2.840.10008.1.2.", MOST_FRAGMENTS = 10_000;
 const CODECS = {
   [`${UID}4.50`]: baseline, [`${UID}4.51`]: baseline, [`${UID}4.57`]: lossless, [`${UID}4.70`]: lossless, [`${UID}4.80`]: jpegLs,
-  [`${UID}4.81`]: jpegLs, [`${UID}4.90`]: jpeg2000, [`${UID}4.91`]: jpeg2000, [`${UID}5`]: rle,
+  [`${UID}4.81`]: jpegLs, [`${UID}4.90`]: jpeg2000, [`${UID}4.91`]: jpeg2000, [`${UID}4.201`]: jpeg2000, [`${UID}4.202`]: jpeg2000,
+  [`${UID}4.203`]: jpeg2000, [`${UID}5`]: rle,
 };
 const FRAME_HEADS = new Set([0xc0, 0xc1, 0xc2, 0xc3, 0xc5, 0xc6, 0xc7, 0xc9, 0xca, 0xcb, 0xcd, 0xce, 0xcf, 0xf7]); // of JPEG and JPEG-LS
 const SIZ = 0x51; // of JPEG 2000
@@ -148,6 +149,5 @@ function rle(frame, film) {
     }
     if (pixel < n) throw new Refusal("it is truncated");
   }
-
   return size === 1 ? out : new Uint16Array(out.buffer);
 }
