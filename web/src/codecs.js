@@ -1,6 +1,8 @@
 // Pixels of a DICOM file, uncompressed or of the compressions that films come in; decoders are fetched when they are needed.
 import dicomParser from "dicom-parser";
+import { firstOf } from "./gray.js";
 import { fromBrowser } from "./read.js";
+import { swapped } from "./raster.js";
 import { notAFilm } from "./dicom.js";
 import { Refusal } from "./refusal.js";
 
@@ -83,8 +85,8 @@ function native(film) {
   if (length < values * size || dataOffset + values * size > film.bytes.length) throw new Refusal("it is truncated");
   const bytes = film.bytes.slice(dataOffset, dataOffset + values * size);
   if (size === 1) return bytes;
-  const view = new DataView(bytes.buffer);
-  return Uint16Array.from({ length: values }, (_, i) => view.getUint16(2 * i, !film.big));
+  const words = new Uint16Array(bytes.buffer);
+  return film.big ? words.map(swapped) : words;
 }
 
 function interleaved(pixels, film) {
@@ -96,13 +98,13 @@ function interleaved(pixels, film) {
 async function baseline(frame, film) {
   if (film.bits > 8) throw notAFilm("DICOM with JPEG Extended of 12 bits is not read: convert it (gdcmconv --raw)");
   const { data } = await fromBrowser(frame, "image/jpeg");
-  return data.filter((_, at) => at % 4 < film.samples);
+  return firstOf(data, film.samples);
 }
 
 async function lossless(frame, film) {
   const { Decoder } = await import("jpeg-lossless-decoder-js/release/lossless.js");
   const bytes = new Decoder().decompress(frame.buffer, frame.byteOffset, frame.length);
-  return film.bits > 8 ? new Uint16Array(bytes) : film.allocated > 8 ? Uint16Array.from(new Uint8Array(bytes)) : new Uint8Array(bytes);
+  return film.bits > 8 ? new Uint16Array(bytes) : film.allocated > 8 ? new Uint16Array(new Uint8Array(bytes)) : new Uint8Array(bytes);
 }
 
 async function jpegLs(frame, film) {
@@ -126,7 +128,7 @@ function words(frame, film, decoder) {
     decoder.decode();
     const { bitsPerSample } = decoder.getFrameInfo(), bytes = decoder.getDecodedBuffer().slice();
     const all = bitsPerSample > 8 ? new Uint16Array(bytes.buffer, bytes.byteOffset, bytes.length >> 1) : bytes;
-    return film.allocated > 8 && all instanceof Uint8Array ? Uint16Array.from(all) : all;
+    return film.allocated > 8 && all instanceof Uint8Array ? new Uint16Array(all) : all;
   } finally {
     decoder.delete();
   }

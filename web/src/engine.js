@@ -2,14 +2,14 @@
 const PATIENCE = 120_000; // ms; a 20-megapixel film takes some seconds, a damaged one may take a decoder any time
 let worker, ready, tail = Promise.resolve();
 
-/** Starts the worker; resolves when the networks are loaded. */
+/** Starts the worker; resolves when the networks are loaded, with words for where they are computed. */
 export function start() {
   // Its source is a blob so that the page's own policy holds for it too.
   const source = `import ${JSON.stringify(new URL("worker.js", location.href).href)}`;
   const address = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
   worker = new Worker(address, { type: "module" });
   ready = new Promise((resolve, reject) => {
-    worker.onmessage = ({ data }) => (data.ready ? resolve() : reject(new Error(data.failed)));
+    worker.onmessage = ({ data }) => (data.ready ? resolve(data.ready) : reject(new Error(data.failed)));
     worker.onerror = (event) => reject(new Error(event.message || "the network can't be loaded"));
   });
   worker.postMessage({ base: new URL(".", location.href).href });

@@ -34,7 +34,21 @@ export function from16(data, width, height) {
   const some = [];
   for (let y = 0; y < height; y += 4) for (let x = 0; x < width; x += 4) some.push(data[y * width + x]);
   const [low, high] = grayRange(some);
-  return raster(width, height, Uint8Array.from(data, (level) => stretch(level, low, high)));
+  return raster(width, height, through(Uint8Array.from({ length: 65536 }, (_, level) => stretch(level, low, high)), data));
+}
+
+/** Of each pixel what a table has for it. Films have millions of pixels: no function is called for each. */
+export function through(table, data) {
+  const out = new table.constructor(data.length);
+  for (let i = 0; i < out.length; i++) out[i] = table[data[i]];
+  return out;
+}
+
+/** The first channels of pixels that have four. */
+export function firstOf(rgba, channels) {
+  const out = new rgba.constructor((rgba.length / 4) * channels);
+  for (let at = 0, from = 0; at < out.length; from += 4) for (let c = 0; c < channels; c++) out[at++] = rgba[from + c];
+  return out;
 }
 
 function stretch(level, low, high) {

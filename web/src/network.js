@@ -14,6 +14,8 @@ export async function openNetworks({ runtime, lungs, views, threads }, size) {
   const options = { executionProviders: ["wasm"] };
   const [net, viewNet] = [await ort.InferenceSession.create(lungs, options), await ort.InferenceSession.create(views, options)];
   return {
+    /** Where they are computed: for a reader. */
+    where: ort.env.wasm.numThreads > 1 ? `on ${ort.env.wasm.numThreads} threads` : "on one thread",
     /** A function that gives the probabilities of lung at the network's own size, by one of its outputs. */
     async probabilities(film) {
       const { logits } = await net.run({ films: new ort.Tensor("float32", normalise(resize(film, size, size)), [1, 1, size, size]) });

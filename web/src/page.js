@@ -136,5 +136,5 @@ function masksOf(name) {
 
 furnish();
 listen();
-start().then(() => say(films.length ? at("status").textContent : "Ready."), (error) => say(`The network can't be loaded: ${error.message}`));
+start().then((where) => say(films.length ? at("status").textContent : `Ready. The network runs ${where} of this computer.`), (error) => say(`The network can't be loaded: ${error.message}`));
 if ("serviceWorker" in navigator && location.protocol.startsWith("http")) navigator.serviceWorker.register("offline.js").catch(() => {});

@@ -1,5 +1,6 @@
 // PNG of 8 and 16 bits; browsers show 8 alone. Its size and the length of what is packed in it are looked at first.
 import { decode } from "fast-png";
+import { swapped } from "./raster.js";
 import { Refusal, checkSize } from "./refusal.js";
 
 const TRUNCATED = "the file is truncated or damaged: its end or its size is missing";
@@ -72,7 +73,7 @@ function samples(raw, width, height, channels, depth) {
     }
   }
   if (depth === 8) return out;
-  return new Uint16Array(out.buffer).map((word) => (word >> 8) | (word << 8)); // PNG's words begin with their high byte
+  return new Uint16Array(out.buffer).map(swapped); // PNG's words begin with their high byte
 }
 
 /** Of the bytes before, above, and before that one, the nearest to their plane. Source: PNG specification, 9.4. */

@@ -62,6 +62,11 @@ export function mirrored(size, more) {
   });
 }
 
+/** A word of 16 bits with its bytes the other way round. */
+export function swapped(word) {
+  return ((word & 0xff) << 8) | (word >> 8);
+}
+
 /** To the nearest whole number, halves to the even one, as NumPy and OpenCV do. */
 export function rint(value) {
   const low = Math.floor(value), rest = value - low;

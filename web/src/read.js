@@ -1,7 +1,7 @@
 // A file's bytes to an 8-bit gray film, recognised by its content: `image.read_film` for what browsers and npm decode.
 import { raster } from "./raster.js";
 import { borderNote } from "./checks.js";
-import { luminance, from16 } from "./gray.js";
+import { luminance, from16, firstOf } from "./gray.js";
 import { isDicom, readDicom } from "./dicom.js";
 import { readPng } from "./png.js";
 import { Refusal, checkSize } from "./refusal.js";
@@ -44,7 +44,7 @@ export async function fromBrowser(bytes, type, gray = false) {
   bitmap.close();
   const { data } = context.getImageData(0, 0, width, height);
   const rgba = new Uint8Array(data.buffer);
-  return gray ? { data: rgba.filter((_, at) => at % 4 === 0), width, height, channels: 1 } : { data: rgba, width, height, channels: 4 };
+  return gray ? { data: firstOf(rgba, 1), width, height, channels: 1 } : { data: rgba, width, height, channels: 4 };
 }
 
 function kindOf(bytes) {

@@ -1,7 +1,7 @@
 // Stored values of a DICOM radiograph to 8-bit gray, as its tags say; what doesn't fit is left out, with a note:
 // `dicom/windows.py`. LUTs work on a table of the values that pixels can have.
 import { raster, rint } from "./raster.js";
-import { grayRange } from "./gray.js";
+import { grayRange, through } from "./gray.js";
 import { edges } from "./dicom.js";
 
 const LEAST_GRAY = 1 / 4, LEAST_FILM = 1 / 20, MOST_LUTS = 8, JUDGED = 100_000;
@@ -24,14 +24,16 @@ export function show(words, film, notes) {
     notes.push("MONOCHROME1 inverted");
   }
   const grays = Uint8Array.from(table, (value, i) => (padding[i] ? 0 : value));
-  return raster(width, height, Uint8Array.from(stored, (index) => grays[index]));
+  return raster(width, height, through(grays, stored));
 }
 
 /** The bits below HighBit, with what else is in the word dropped. */
 function storedBits(words, film, bits) {
   const width = words.BYTES_PER_ELEMENT * 8, said = film.number("HighBit");
   const high = !film.isCodestream && Number.isInteger(said) && bits - 1 <= said && said < width ? said : bits - 1;
-  return Uint16Array.from(words, (word) => (word >> (high - bits + 1)) & (2 ** bits - 1));
+  const shift = high - bits + 1, mask = 2 ** bits - 1, stored = new Uint16Array(words.length);
+  for (let i = 0; i < stored.length; i++) stored[i] = (words[i] >> shift) & mask;
+  return stored;
 }
 
 /** Every fourth pixel of every fourth row within a rectangular shutter or collimator, or of all. */

@@ -23,7 +23,7 @@ async function open(base) {
 onmessage = async ({ data: { base, name, bytes, age, convention } }) => {
   if (base) {
     ready = open(base);
-    return ready.then(() => postMessage({ ready: true }), (error) => postMessage({ failed: String(error) }));
+    return ready.then(({ networks }) => postMessage({ ready: networks.where }), (error) => postMessage({ failed: String(error) }));
   }
   const { model, networks } = await ready;
   try {
