@@ -4,21 +4,23 @@
 
 Builds the page unless it is there. Measures the bytes that the page asks for up to its first mask, and with every
 decoder; seconds from opening the page in a new browser to the first outlined film; of further films of 1024 px the
-milliseconds up to the outline; and the memory of the page's processes over so many films in a row, in MB. Writes
+milliseconds that the page takes from having the file to a painted outline with its numbers, on one thread and, once the
+page is isolated, on several; and the memory of the page's processes over so many films in a row, in MB. Writes
 ``results/web.json``. Needs chromium, npm and a machine that is at rest. ``--record`` writes a short recording instead.
 """
 
 from __future__ import annotations
 
 import io
+import re
 import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import cv2
-import numpy as np
 
 from benchmarks.common import RESULTS, ROOT, command, machine, make_parser, need, write_json
 from kaggle_utils.files import write_bytes
@@ -41,13 +43,37 @@ def opened(play: Any, address: str, **options: Any) -> tuple[Any, Any]:
     return browser, browser.new_context(**options).new_page()
 
 
+# By the page's own clock, as the browser's driver has delays of its own: from a film's choice to its report's frame.
+_OUTLINED = """() => {
+  const files = document.querySelector("#files"), result = document.querySelector("#result");
+  result.replaceChildren();
+  let start;
+  files.addEventListener("change", () => (start = performance.now()), {capture: true, once: true});
+  window.outlined = new Promise((resolve) => new MutationObserver((_, observer) => {
+    if (!result.querySelector("article.report")) return;
+    observer.disconnect();
+    requestAnimationFrame(() => setTimeout(() => resolve(performance.now() - start)));
+  }).observe(result, {childList: true}));
+}"""
+
+
 def outlined(page: Any, path: Path) -> float:
-    """Seconds from picking a film to its outline."""
-    page.evaluate("document.querySelector('#result').replaceChildren()")
-    start = time.perf_counter()
+    """Milliseconds from choosing a film to its painted outline."""
+    page.evaluate(_OUTLINED)
     page.set_input_files("#files", str(path))
-    page.locator("article.report").wait_for(timeout=120_000)
-    return time.perf_counter() - start
+    took = page.evaluate("window.outlined")
+    page.locator("#status", has_text=re.compile("^$")).wait_for(
+        state="attached"
+    )  # the other convention's mask is there
+    return took
+
+
+def load(page: Any, address: str) -> str:
+    """Opens the page; where it says that the network runs."""
+    page.goto(address)
+    status = page.locator("#status", has_text="Ready.")
+    status.wait_for(timeout=120_000)
+    return re.search(r"on (\w+) thread", status.inner_text())[1]
 
 
 def cold(play: Any, address: str, path: Path) -> dict[str, float]:
@@ -68,21 +94,19 @@ def in_a_row(play: Any, address: str, path: Path, films: int) -> dict[str, Any]:
     """Milliseconds of further films, and the memory after some and after all of a row."""
     need("psutil")
     browser, page = opened(play, address)
-    page.goto(address)
-    outlined(page, path)
-    times = [outlined(page, path) for _ in range(FURTHER)]
+    found: dict[str, Any] = {"further_ms": {}}
+    for _ in range(2):  # the second time its own service worker hands the page out, isolated
+        threads = load(page, address)
+        page.evaluate("navigator.serviceWorker.ready.then(() => 1)")
+        outlined(page, path)
+        found["further_ms"][f"threads: {threads}"] = round(median(outlined(page, path) for _ in range(FURTHER)))
     memory = []
     for done in range(films):
         outlined(page, path)
         if done % 10 == 9:
             memory.append(round(renderers_mb()))
     browser.close()
-    return {
-        "further_ms": round(1000 * float(np.median(times))),
-        "films": films,
-        "memory_mb": memory,
-        "growth_mb": memory[-1] - memory[len(memory) // 3],
-    }
+    return {**found, "films": films, "memory_mb": memory, "growth_mb": memory[-1] - memory[len(memory) // 3]}
 
 
 def renderers_mb() -> float:
