@@ -498,6 +498,8 @@ def test_page_fits_a_phone_and_every_control_has_a_name(browser, radiograph):
         pick(page, ("a very long name of a film that would not fit a phone at all.png", png(radiograph)))
         page.locator("article.report").wait_for(timeout=120_000)
         assert page.evaluate("document.documentElement.scrollWidth") == 390
+        top = page.locator("article.report canvas").bounding_box()["y"]
+        assert 0 <= top < 0.75 * 844  # it is in sight, though it lies below all else
         for role in ("button", "radio", "slider", "img"):
             named = page.get_by_role(role, name=re.compile("."))
             assert named.count() == page.get_by_role(role).count() > 0, role

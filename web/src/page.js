@@ -65,6 +65,8 @@ function show(film) {
   shownAs = name;
   at("result").replaceChildren(error ? refusal(film.name, error, words) : report(film, name, words, downloads(film, name)));
   paint();
+  // On a phone the report begins below the screen, and nothing would seem to happen.
+  if (at("result").getBoundingClientRect().top > 0.75 * innerHeight) at("result").scrollIntoView();
 }
 
 /** What was shown is gone, and the memory of its picture, which no garbage collector sees in time. */
