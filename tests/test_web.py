@@ -385,6 +385,12 @@ def declared_bomb():
     return bomb()[:16] + struct.pack(">II", 60_000, 60_000) + bomb()[24:]
 
 
+def flipped(data):
+    """Another byte in the middle of a file."""
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 0xFF]) + data[middle + 1 :]
+
+
 BAD = {
     "empty.png": (lambda: b"", "the file is empty"),
     "paper.pdf": (lambda: b"%PDF-1.7\n" + bytes(2000), "not an image"),
@@ -392,6 +398,7 @@ BAD = {
     "bomb.png": (bomb, "many more pixels than it declares"),
     "declared.png": (declared_bomb, "60000 x 60000 pixels, more than 64 million"),
     "half.png": (lambda: png(np.arange(40_000, dtype=np.uint8).reshape(200, 200))[:-100], "truncated"),
+    "bent.png": (lambda: flipped(png(np.arange(40_000, dtype=np.uint8).reshape(200, 200))), "damaged in the middle"),
     "half.jpg": (lambda: encode_image(np.eye(200, dtype=np.uint8) * 255, ".jpg")[:-100], "truncated"),
     "twelve.dcm": (
         lambda: dicom(
@@ -438,6 +445,8 @@ def test_page_asks_its_own_host_alone_and_works_without_one(browser, radiograph)
         assert all(url.startswith((address, f"blob:{address}", "data:")) for url in asked), asked
         assert any("openjpeg" in url for url in asked)  # what the worker asks for is seen too
         page.evaluate("navigator.serviceWorker.ready.then(() => 1)")
+        with context.new_page() as other:
+            assert other.goto(f"{address}examples").url == f"{address}examples/"  # where the server sends it on
         context.set_offline(True)
         page.reload()
         # From now on the page is isolated, whatever its server sends, and computes with threads.

@@ -51,7 +51,7 @@ function judge(prob, checked, { spacing, age, notes, fit }, model) {
     quality,
     measured: measure(mask, spacing, lungs),
     lungPx: count(mask),
-    mask: raster(lying.width, lying.height, lying.data),
+    mask: raster(lying.width, lying.height, lying.data), // without its runs, which would be copied to the page
     outlines: { right: findOutlines(lungs[0]), left: findOutlines(lungs[1]) },
   };
 }

@@ -18,6 +18,8 @@ addEventListener("fetch", (event) => {
 });
 
 async function answer(request) {
-  const { body, status, statusText, headers } = (await caches.match(request, { cacheName: version, ignoreSearch: true })) ?? (await fetch(request));
+  const found = (await caches.match(request, { cacheName: version, ignoreSearch: true })) ?? (await fetch(request));
+  if (found.type === "opaqueredirect") return found; // the browser follows it, and asks again
+  const { body, status, statusText, headers } = found;
   return new Response(body, { status, statusText, headers: { ...Object.fromEntries(headers), ...ISOLATED } });
 }

@@ -28,7 +28,7 @@ async function take(found) {
   for (const [n, film] of these.entries()) {
     say(these.length > 1 ? `Film ${n + 1} of ${these.length}: ${film.name}…` : `${film.name}…`);
     const done = await segment(film, convention(), (early) => these === films && these.length === 1 && show(early));
-    if (these !== films) return; // others came
+    if (these !== films) return done.upright?.close(); // others came
     if (these.length === 1) show(done);
     else list(film, done, n);
     say(these.length > 1 ? `${n + 1} of ${these.length} films are done.` : "");
@@ -50,6 +50,7 @@ function list(film, done, n) {
 async function again(film) {
   say(`${film.name}…`);
   const done = await segment(film, convention());
+  if (!films.includes(film)) return done.upright?.close(); // others came
   forget();
   show(done);
   say("");

@@ -104,7 +104,7 @@ export function cleanMask(runs, size) {
 }
 
 /**
- * The outer outline of the region at its first pixel, every pixel of it as it is passed: flat x, y.
+ * The outer outline of the region that begins with a run, every pixel of it as it is passed: flat x, y.
  * Source: Suzuki & Abe 1985, algorithm 1, for an outer border.
  */
 export function traceOutline({ data, width, height }, { row: y0, start: x0 }) {
