@@ -53,12 +53,18 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def browser(site, folder):
-    """Chromium, and the page's address in it, where what lies in the folder is served too."""
+def play(site):
     from playwright.sync_api import sync_playwright
 
+    with sync_playwright() as play:
+        yield play
+
+
+@pytest.fixture(scope="module")
+def browser(play, site, folder):
+    """Chromium, and the page's address in it, where what lies in the folder is served too."""
     options = {"executable_path": CHROMIUM, "timeout": 120_000, "args": ["--no-sandbox"]}
-    with served(site, folder) as address, sync_playwright() as play, play.chromium.launch(**options) as chromium:
+    with served(site, folder) as address, play.chromium.launch(**options) as chromium:
         yield chromium, address
 
 
@@ -458,14 +464,12 @@ def test_page_asks_its_own_host_alone_and_works_without_one(browser, radiograph)
 
 
 @pytest.mark.slow
-def test_memory_of_a_hundred_films_stays_flat(site, tmp_path, radiograph):
+def test_memory_of_a_hundred_films_stays_flat(play, site, tmp_path, radiograph):
     pytest.importorskip("psutil", reason="pip install psutil")
-    from playwright.sync_api import sync_playwright
-
     from benchmarks.web import in_a_row
 
     (tmp_path / "film.png").write_bytes(png(cv2.resize(radiograph, (1024, 1024))))
-    with served(site, tmp_path) as address, sync_playwright() as play:
+    with served(site, tmp_path) as address:
         found = in_a_row(play, address, tmp_path / "film.png", 100)
     assert found["growth_mb"] < 150  # a picture has 4 MB, a mask 1
 
