@@ -21,7 +21,7 @@ from web_films import make_films
 from kaggle_utils.image import encode_image
 from kaggle_utils.infer import LungSegmenter, Unsegmented, read_checked, segment
 from kaggle_utils.page.words import PLAIN, plain
-from kaggle_utils.quality import MEASUREMENTS, estimate, measure
+from kaggle_utils.quality import MEASUREMENTS, flags, measure
 from kaggle_utils.synthetic import AppearanceModel
 from kaggle_utils.tables import read_csv
 from web import make
@@ -156,7 +156,7 @@ def test_flags_and_reasons_are_the_same(compared):
     for name, seen, result, _ in masks_of(compared):
         quality, ours = seen["quality"], result.quality
         assert abs(quality["estimate"] - ours.estimate) < 0.005, name
-        at_a_limit = min(abs(ours.estimate - limit) for limit in (estimate.OK, estimate.REJECT)) < 0.002
+        at_a_limit = min(abs(ours.estimate - limit) for limit in (flags.OK, flags.REJECT)) < 0.002
         assert at_a_limit or (quality["flag"], tuple(quality["reasons"])) == (ours.flag, ours.reasons), name
 
 
@@ -522,7 +522,7 @@ def test_page_fits_a_phone_and_every_control_has_a_name(browser, radiograph):
 
 
 def test_every_reason_and_every_correction_has_plain_words():
-    for note in (*estimate.REASONS.values(), "no lung found", "a negative: inverted", "upside down: turned by 180°"):
+    for note in (*flags.REASONS.values(), "no lung found", "a negative: inverted", "upside down: turned by 180°"):
         assert plain(note) != note
     assert plain("lungs cut by the frame (top, left)") == "The film ends before the lungs do, at its top, left edge."
     assert plain("something else") == "something else"

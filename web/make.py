@@ -37,7 +37,7 @@ from kaggle_utils.page.report import BOTH, CHOICES, IN_MM, IN_PX, OUTLINED, POIN
 from kaggle_utils.page.words import FLAGS, PLAIN
 from kaggle_utils.pictures.header import MAX_BYTES, MAX_PIXELS
 from kaggle_utils.pictures.overlay import LEFT, RIGHT
-from kaggle_utils.quality import checks, choose_fit, estimate, measurements, outline, why_no_estimate
+from kaggle_utils.quality import checks, choose_fit, flags, measurements, outline, why_no_estimate
 
 HERE = Path(__file__).resolve().parent
 MODULES = HERE / "node_modules"
@@ -155,7 +155,7 @@ def constants(header: dict[str, Any]) -> dict[str, Any]:
     conventions = find_conventions(header)
     with np.load(checks.ASSET) as file:
         lung_shape = {name: rounded(file[name]) for name in ("mean", "modes", "sd", "rest")}
-    with np.load(estimate.SHAPE) as file:
+    with np.load(flags.SHAPE) as file:
         shape = {name: rounded(file[name]) for name in file.files}
     shape["mean"] = np.ravel(shape["mean"]).tolist()
     first = next(iter(conventions.values()))
@@ -171,11 +171,11 @@ def constants(header: dict[str, Any]) -> dict[str, Any]:
         "lungShape": {**lung_shape, "parts": outline.PARTS},
         "shape": {**shape, "parts": outline.PARTS},
         "estimate": {
-            "side": estimate.SIDE,
-            "ok": estimate.OK,
-            "reject": estimate.REJECT,
-            "least": estimate.LEAST,
-            "reasons": estimate.REASONS,
+            "side": flags.SIDE,
+            "ok": flags.OK,
+            "reject": flags.REJECT,
+            "least": flags.LEAST,
+            "reasons": flags.REASONS,
             "noLung": "no lung found",
         },
         "height": {
