@@ -83,10 +83,11 @@ def lung_zones(lungs: np.ndarray, margin: float = 0.02) -> np.ndarray:
     around = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
     zones = np.zeros((2 * THIRDS, *lungs.shape), np.uint8)
     for n, lung in enumerate(split_lungs(lungs)):
-        points = cv2.findNonZero(lung)
-        if points is None:
+        outlines, _ = cv2.findContours(lung, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        if not outlines:
             continue
-        field = cv2.dilate(cv2.fillConvexPoly(np.zeros_like(lungs), cv2.convexHull(points), 1), around)
+        hull = cv2.convexHull(np.concatenate(outlines))
+        field = cv2.dilate(cv2.fillConvexPoly(np.zeros_like(lungs), hull, 1), around)
         rows = np.flatnonzero(field.any(1))
         edges = np.linspace(rows[0], rows[-1] + 1, THIRDS + 1).round().astype(int)
         for third, (top, bottom) in enumerate(pairwise(edges)):
@@ -151,16 +152,15 @@ def view(film: np.ndarray, lungs: np.ndarray, variant: str, size: int = SIZE) ->
     """
     if variant not in VARIANTS or variant == "thumbnail":
         raise ValueError(f"a view is one of {', '.join(VARIANTS[:-1])}, not {variant!r}")
-    film, zones = resize_image(film, FILM), _grid(FILM)
-    if variant != "whole":
-        fields = lung_zones(resize_mask(lungs, FILM))
-        box = lung_box(fields.max(0))
-        zones = fields if variant in BOXED else zones * (1 - fields.max(0))
+    film = resize_image(film, FILM)
+    fields = np.zeros((1, FILM, FILM), np.uint8) if variant == "whole" else lung_zones(resize_mask(lungs, FILM))
     if variant in BOXED:
+        box = lung_box(fields.max(0))
         film = letter_box(film, box, size)
-        zones = np.stack([(letter_box(zone * np.uint8(255), box, size) >= 128).astype(np.uint8) for zone in zones])
+        zones = np.stack([(letter_box(zone * np.uint8(255), box, size) >= 128).astype(np.uint8) for zone in fields])
     else:
-        film, zones = resize_image(film, size), np.stack([resize_mask(zone, size) for zone in zones])
+        rest = _grid(FILM) * (1 - fields.max(0))
+        film, zones = resize_image(film, size), np.stack([resize_mask(zone, size) for zone in rest])
     seen = zones.max(0)
     levels = film[seen > 0].astype(np.float32)
     image = np.clip((film - levels.mean()) / max(levels.std(), np.float32(1e-3)), -4, 4) / 2
