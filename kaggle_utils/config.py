@@ -362,7 +362,7 @@ _UNET = {name: _as_set(name) for name in ("base_channels", "depth", "patch", "no
     "classes": _whole(1, 64),
     "dims": _one_of(2, 3),
 }
-_CLASSIFIER = {"first": _whole(0, 6), "members": _whole(1, 1)}
+_CLASSIFIER = {"first": _whole(0, 6), "last": _whole(0, 6), "members": _whole(1, 1)}
 _SEGMENTER = {
     "size": _whole(*SIDES),
     "sources": _names(1),

@@ -43,6 +43,7 @@ BAD_SCREENER = {
 }
 BAD_CLASSIFIER = {
     "first": [-1, 7, 2.0, None, True, 10**6, "2", [1]],
+    "last": [-1, 7, 5.0, None, True, 10**6, "5", [5]],
     "members": [0, -1, 2, None, True, 10**12],
     "surprise": [1],
 }

@@ -17,6 +17,7 @@ from phantoms import phantom, write_prepared
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+from benchmarks.tb import follow, infiltrated
 from kaggle_utils.cli import main
 from kaggle_utils.files import Journal
 from kaggle_utils.image import read_film, write_image
@@ -258,13 +259,14 @@ def _parts(block: int) -> list[str]:
     return ["_expand_conv"] * (block > 0) + ["_depthwise_conv", "_project_conv"]
 
 
-def test_description_is_mean_and_deviation_of_each_third_and_how_the_lungs_differ():
+def test_description_is_mean_deviation_and_maximum_of_each_third_and_how_the_lungs_differ():
     features, zones = torch.zeros(1, 1, 3, 4), torch.zeros(1, 6, 3, 4)
     for third in range(3):
         zones[0, third, third, :2] = zones[0, 3 + third, third, 2:] = 1
     features[0, 0] = torch.tensor([[1.0, 3, 5, 5], [0, 0, 0, 0], [2, 2, 2, 6]])
-    found = describe(features, zones)[0].view(4, 3)
-    expected = [[3.5, 0, 3], [3, 0, 2], [0.5, 0, 1], [1, 0, 2]]  # both, difference; of means, of deviations
+    found = describe(features, zones)[0].view(6, 3)
+    means, deviations = [[3.5, 0, 3], [3, 0, 2]], [[0.5, 0, 1], [1, 0, 2]]  # of both lungs, their difference
+    expected = [*means, *deviations, [4, 0, 4], [2, 0, 4]]
     assert torch.allclose(found, torch.tensor(expected), atol=1e-3)
 
 
@@ -272,8 +274,14 @@ def test_lung_that_is_not_there_is_taken_to_be_like_the_other():
     features, zones = torch.rand(1, 5, 8, 8), torch.zeros(1, 6, 8, 8)
     for third in range(3):
         zones[0, third, 2 * third : 2 * third + 2, :4] = 1
-    both, difference, *_ = describe(features, zones)[0].view(4, 15)
+    both, difference, *_ = describe(features, zones)[0].view(6, 15)
     assert both.abs().min() > 0.01 and not difference.any()
+
+
+def test_third_that_neither_lung_has_is_described_by_numbers():
+    zones = torch.zeros(1, 6, 8, 8)
+    zones[0, 1, 2:4, :4] = 1
+    assert torch.isfinite(describe(torch.rand(1, 5, 8, 8), zones)).all()
 
 
 def test_mirror_image_is_described_alike(trained):
@@ -357,6 +365,23 @@ def test_heat_is_where_the_disease_is(trained):
         assert np.abs(np.argwhere(spot).mean(0) - hottest).max() <= SIZE / 8
 
 
+@pytest.mark.slow
+def test_heat_of_the_weights_that_ship_lies_in_the_lungs_and_follows_disease_that_was_put_there():
+    """On synthetic radiographs; how little it does so is in results/tb_heat.csv."""
+    screener, films = TBScreener(device="cpu"), AppearanceModel.load().sample(16, 5, size=256, tb=0)
+    found = pd.DataFrame([follow(film.image, screener, seed=k) for k, film in enumerate(films)]).mean()
+    assert found["in_lungs"] > 1.3 * found["lungs"]
+    assert found["heat"] > 1.2 * found["disease"] and found["heat"] > found["before"]
+
+
+def test_planted_disease_lies_in_the_lungs_and_changes_nothing_else():
+    film = phantom(256, 256)
+    sick, disease = infiltrated(film.image, film.mask, np.random.default_rng(0))
+    assert 0 < disease.sum() < 0.1 * film.mask.sum() and not (disease & (1 - film.mask)).any()
+    assert (sick[disease > 0] > film.image[disease > 0]).mean() > 0.95
+    assert np.array_equal(sick[film.mask == 0], film.image[film.mask == 0])
+
+
 def test_weights_come_back_as_they_were(tmp_path, trained):
     save_weights(tmp_path / "tb.safetensors", trained, {"variant": "lungs"})
     again, numbers = load_tb(tmp_path / "tb.safetensors"), torch.rand(2, len(trained.mean))
@@ -386,13 +411,13 @@ def refused(path, about):
 
 @pytest.mark.parametrize("name, value", each(BAD_SCREENER), ids=repr)
 def test_header_of_wrong_types_and_sizes_is_refused_in_a_line(tmp_path, name, value):
-    save_weights(tmp_path / "tb.safetensors", TBNet(first=6), {**SCREENER, name: value})
+    save_weights(tmp_path / "tb.safetensors", TBNet(first=6, last=6), {**SCREENER, name: value})
     refused(tmp_path / "tb.safetensors", name)
 
 
 @pytest.mark.parametrize("name, value", each(BAD_CLASSIFIER), ids=repr)
 def test_architecture_that_no_classifier_has_is_refused_in_a_line(tmp_path, name, value):
-    net = TBNet(first=6)
+    net = TBNet(first=6, last=6)
     net.architecture = {**net.architecture, name: value}
     save_weights(tmp_path / "tb.safetensors", net, SCREENER)
     refused(tmp_path / "tb.safetensors", name)
@@ -400,13 +425,15 @@ def test_architecture_that_no_classifier_has_is_refused_in_a_line(tmp_path, name
 
 @pytest.mark.parametrize("name", SCREENER)
 def test_header_that_lacks_a_key_is_refused_in_a_line(tmp_path, name):
-    save_weights(tmp_path / "tb.safetensors", TBNet(first=6), {key: SCREENER[key] for key in SCREENER if key != name})
+    save_weights(
+        tmp_path / "tb.safetensors", TBNet(first=6, last=6), {key: SCREENER[key] for key in SCREENER if key != name}
+    )
     refused(tmp_path / "tb.safetensors", f"no {name} in the header")
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
 def test_weights_that_are_no_numbers_are_refused(tmp_path, wrong):
-    net = TBNet(first=6)
+    net = TBNet(first=6, last=6)
     net.head.bias.data[0] = wrong
     save_weights(tmp_path / "tb.safetensors", net, SCREENER)
     refused(tmp_path / "tb.safetensors", "holds NaN or infinity")

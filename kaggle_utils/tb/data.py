@@ -21,7 +21,7 @@ from ..splits import SAME_PATIENT, published_split
 
 VARIANTS = ("whole", "box", "lungs", "blanked", "thumbnail")  # what is seen of a film, see view() and thumbnail()
 BOXED = ("box", "lungs")  # those that are shown the box around the lungs
-SIZE = 384  # px, side of the square that is shown
+SIZE = 320  # px, side of the square that is shown
 FILM = 512  # px, side of the square that a film is squeezed to before its lungs are cut out, as the prepared set's are
 MARGIN = 0.05  # of the lungs' longer side, around them: pleura and costophrenic angles lie on the mask's edge
 THIRDS = 3  # of a lung, from its apex down

@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from .data import VARIANTS, balance, folds, thumbnail, view
 from .net import CLIP, TBNet
 
-STRENGTH = 30.0  # of the fit: the inverse of the penalty on weights, times F; results/tb_choices.csv has others
+STRENGTH = 30.0  # of the fit: the inverse of the penalty on weights, times F; results/tb_tried.csv has others
 FOLDS = 5
 
 

@@ -64,7 +64,7 @@ class Lite0(nn.Module):
     """The network.
 
     Shape:
-        images ``(B, 3, H, W)`` of about [-1, 1] → the seven stages' last features, of :data:`CHANNELS`, each
+        images ``(B, 3, H, W)`` of about [-1, 1] → the first stages' last features, of :data:`CHANNELS`, each
         ``(B, C, h, w)``, 2, 4, 8, 16, 16, 32 and 32 times smaller.
     """
 
@@ -80,10 +80,10 @@ class Lite0(nn.Module):
                 before = channels
             self.stages.append(stage)
 
-    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+    def forward(self, images: torch.Tensor, stages: int = len(STAGES)) -> list[torch.Tensor]:
         features = F.relu6(self.stem(images))
         found = []
-        for stage in self.stages:
+        for stage in self.stages[:stages]:
             features = stage(features)
             found.append(features)
         return found

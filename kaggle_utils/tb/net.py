@@ -16,17 +16,18 @@ from ..model import load_network, read_header
 from .data import THIRDS
 from .lite0 import CHANNELS, Lite0
 
+PARTS = 6  # numbers of each channel and third: see describe()
 CLIP = 5.0  # deviations from the mean, beyond which a number says no more
 
 
 class TBNet(nn.Module):
-    """EfficientNet-Lite0 as ImageNet left it, and a logistic regression on the mean and the deviation of its features.
+    """EfficientNet-Lite0 as ImageNet left it, and a logistic regression on mean, deviation and maximum of its features.
 
     Each third of a lung is described apart, by the mean of both lungs and by how much they differ: a film and its
     mirror image are the same.
 
     Args:
-        first: stage of the network, from 0 on, from which on its features are looked at.
+        first, last: stages of the network, from 0 on, whose features are looked at.
 
     Shape:
         images ``(B, 3, H, W)`` and zones ``(B, Z, H, W)`` in {0, 1} → logits ``(B,)``.
@@ -35,19 +36,19 @@ class TBNet(nn.Module):
     mean: torch.Tensor
     deviation: torch.Tensor
 
-    def __init__(self, *, first: int = 2):
+    def __init__(self, *, first: int = 2, last: int = 5):
         super().__init__()
-        self.architecture = {"first": first, "members": 1}
-        self.first = first
+        self.architecture = {"first": first, "last": last, "members": 1}
+        self.stages = slice(first, last + 1)
         self.backbone = Lite0()
-        length = 2 * 2 * THIRDS * sum(CHANNELS[first:])
+        length = PARTS * THIRDS * sum(CHANNELS[self.stages])
         self.register_buffer("mean", torch.zeros(length))
         self.register_buffer("deviation", torch.ones(length))
         self.head = nn.Linear(length, 1)
 
     def maps(self, images: torch.Tensor) -> list[torch.Tensor]:
         """The features of the stages that are looked at, each ``(B, C, h, w)``."""
-        return self.backbone(images)[self.first :]
+        return self.backbone(images, self.stages.stop)[self.stages]
 
     def describe(self, images: torch.Tensor, zones: torch.Tensor) -> torch.Tensor:
         """What the head sees, before it is standardised: ``(B, F)``."""
@@ -64,8 +65,8 @@ class TBNet(nn.Module):
     def heat(self, images: torch.Tensor, zones: torch.Tensor) -> torch.Tensor:
         """What raised the logit, place by place: gradient × how far the features are from a mean film's there.
 
-        With means alone that would be each place's share of the logit; deviations are taken as the line that touches
-        them.
+        With means alone that would be each place's share of the logit; deviations and maxima are taken as the line that
+        touches them.
 
         Returns:
             ``float32 (B, H, W)``, 0 and more.
@@ -79,7 +80,7 @@ class TBNet(nn.Module):
             logits = self.classify(torch.cat([describe(features, zones) for features in maps], 1))
             gradients = torch.autograd.grad(logits.sum(), maps)
         total = torch.zeros_like(zones[:, :1], dtype=torch.float32)
-        usual = self.mean.split([4 * THIRDS * channels for channels in CHANNELS[self.first :]])
+        usual = self.mean.split([PARTS * THIRDS * channels for channels in CHANNELS[self.stages]])
         for features, gradient, mean in zip(maps, gradients, usual, strict=True):
             shares = _shares(zones, features)
             thirds = mean[: features.shape[1] * THIRDS].view(THIRDS, -1)
@@ -92,24 +93,30 @@ class TBNet(nn.Module):
 
 
 def describe(features: torch.Tensor, zones: torch.Tensor) -> torch.Tensor:
-    """Mean and deviation of features in each third, the mean of both lungs and their difference.
+    """Mean, deviation and maximum of features in each third, the mean of both lungs and their difference.
 
-    A zone that is empty, of a lung that isn't there, is taken to be like the other lung's.
+    A zone that is empty, of a lung that isn't there, is taken to be like the other lung's. The maximum is over places
+    at least half as much in the zone as the one that is most: a coarse map has few that lie in it wholly.
 
     Args:
         features: ``(B, C, h, w)``.
         zones: ``(B, Z, H, W)`` in {0, 1}.
 
     Returns:
-        ``(B, 4 Z/2 C)``: means of both, differences of means, and the same of deviations, each third by third.
+        ``(B, 6 Z/2 C)``: means of both, differences of means, the same of deviations and of maxima, each third by
+        third.
     """
     shares = _shares(zones, features).flatten(2)
     area = shares.sum(2, keepdim=True)
     weights, places = shares / area.clamp_min(1e-3), features.flatten(2).transpose(1, 2)
     mean = weights @ places
     deviation = (weights @ places**2 - mean**2).clamp_min(1e-8).sqrt()
+    inside = shares > shares.amax(2, keepdim=True).clamp_min(1e-3) / 2
+    # Zone by zone: all at once would take a copy of the features for each.
+    within = [places.masked_fill(~zone[..., None], -torch.inf).amax(1) for zone in inside.unbind(1)]
+    maximum = torch.where(inside.any(2, keepdim=True), torch.stack(within, 1), mean)
     found = []
-    for numbers in (mean, deviation):
+    for numbers in (mean, deviation, maximum):
         numbers = torch.where(area > 0, numbers, numbers.roll(THIRDS, 1))
         right, left = numbers.split(THIRDS, 1)
         found += [(right + left) / 2, (right - left).abs()]
@@ -128,5 +135,5 @@ def load_tb(path: str | Path) -> TBNet:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or holds another network, such as a segmenter.
     """
-    first = read_header(path, members=True)["architecture"]["first"]
-    return load_network(path, lambda: TBNet(first=first))
+    architecture = read_header(path, members=True)["architecture"]
+    return load_network(path, lambda: TBNet(first=architecture["first"], last=architecture["last"]))
