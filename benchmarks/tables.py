@@ -280,6 +280,18 @@ def tb() -> list[list[object]]:
     return rows
 
 
+def tried() -> list[list[object]]:
+    """What step two could do otherwise: AUC by cross-validation inside the training lists, and milliseconds."""
+    table = pd.read_csv(RESULTS / "tb_tried.csv").set_index(["about", "trained_on", "tested_on"])
+    columns = [("both", "montgomery"), ("both", "shenzhen"), ("montgomery", "montgomery"), ("shenzhen", "shenzhen")]
+    heads = ("Montgomery, from both", "Shenzhen, from both", "Montgomery alone", "Shenzhen alone", "ms a radiograph")
+    rows: list[list[object]] = [["320 px, if not said", *heads]]
+    for about in table.index.unique("about"):
+        aucs = [f"{table.loc[(about, *one), 'auc']:.3f}" for one in columns]
+        rows.append([about, *aucs, f"{table.loc[(about, *columns[0]), 'film_ms']:.0f}"])
+    return rows
+
+
 def screening() -> list[list[object]]:
     """The screener from file to label, on the test lists."""
     rows: list[list[object]] = [["tested on", "n", "no answer", "AUC", "95 % interval", "sensitivity", "specificity"]]
@@ -431,7 +443,22 @@ def _dice(scores: dict[str, dict[str, float]]) -> list[str]:
 TABLES = {
     table.__name__: table
     for table in (
-        *(reaches, protocols, distances, groups, worse, artefacts, gains, sets, average, refusals, others, flags, tb),
+        *(
+            reaches,
+            protocols,
+            distances,
+            groups,
+            worse,
+            artefacts,
+            gains,
+            sets,
+            average,
+            refusals,
+            others,
+            flags,
+            tb,
+            tried,
+        ),
         *(screening, scale, speedrun, cards, time_to_dice, pareto, speed, training, synthetic, synthetic_number),
         *(synthetic_modes,),
     )
