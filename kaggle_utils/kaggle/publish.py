@@ -19,12 +19,8 @@ from tqdm import tqdm
 from .weights import LICENCES, OWNER, import_kagglehub, upload_model
 
 HOME = Path("notebooks", "kaggle")  # in the clone: a folder for each notebook, for the code and for the model
-CODE = (
-    "kaggle_utils",
-    "benchmarks",
-    "results",
-    "LICENSE",
-)  # of the clone, as notebooks look for them in an attached dataset
+# Of the clone, as notebooks look for them in an attached dataset.
+CODE = ("kaggle_utils", "benchmarks", "results", "LICENSE")
 INSTALL = "pip install 'kaggle>=2.2.4,<3' six, with Python 3.11 or newer"
 LOGIN = (
     "Kaggle got no credentials, or refused them: make a token at https://www.kaggle.com/settings/api and put it into "

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import cv2
 import numpy as np
 
-RIGHT, LEFT = ("#E69F00", "#56B4E9")  # the patient's lungs, in colours (Okabe and Ito's) that everybody tells apart
+# The patient's lungs, in colours of Okabe and Ito, which colour-blind readers tell apart.
+RIGHT, LEFT = "#E69F00", "#56B4E9"
 COLOUR = RIGHT  # a mask of both
 
 

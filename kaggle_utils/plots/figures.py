@@ -11,12 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from ..infer import LungSegmenter, Segmented, segment_films
+from ..pictures.overlay import LEFT, RIGHT
 from ..quality import SIDES, measure, split_lungs
 from ..sets import EXAMPLES
 from ..synthetic import AppearanceModel
 from .benchmarks import draw_pareto, draw_time_to_dice
 from .robustness import draw_robustness, draw_worst_damage
-from .style import LEFT, RIGHT, arrow, styled
+from .style import arrow, styled
 from .tb import CHARTS as TB_CHARTS
 from .tuning import CHARTS as TUNING_CHARTS
 from .tuning import draw_impossible

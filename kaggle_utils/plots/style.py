@@ -34,7 +34,6 @@ BLUE, ORANGE, GREEN, RED, SKY, PURPLE, BLACK = (
     "#000000",
 )
 TRUTH = SKY  # outlined on a film; a prediction has pictures.overlay's colour, their orange
-RIGHT, LEFT = ORANGE, SKY  # the patient's lungs
 _STYLE: Any = {
     "axes.spines.right": False,
     "axes.spines.top": False,
