@@ -60,6 +60,7 @@ def cluster(folder):
             patch.setenv(f"AWS_{name}", value)  # the nodes need them too
         (folder / "ray").mkdir()
         patch.setenv("RAY_TMPDIR", str(folder / "ray"))  # else /tmp/ray
+        patch.setattr("ray._private.services.start_api_server", lambda *_, **__: ("", None))  # it would ask the cloud
         cluster = Cluster(initialize_head=True, head_node_args=NODE)
         cluster.add_node(**NODE)
         yield cluster
@@ -389,9 +390,10 @@ def test_command_line_on_this_machine_alone(films, weights, folder):
         stderr=subprocess.PIPE,
         text=True,
     )
-    seen = set()
+    seen, commands = set(), set()
     while run.poll() is None:
-        seen |= sockets(run.pid)
+        addresses, lines = sockets(run.pid)
+        seen, commands = seen | addresses, commands | lines
         time.sleep(0.2)
     out, err = run.communicate()
     assert run.returncode == 3, err
@@ -402,20 +404,22 @@ def test_command_line_on_this_machine_alone(films, weights, folder):
     ]
     assert len(pd.read_parquet(folder / "local")) == 36
     assert seen and all(address.removeprefix("::ffff:").startswith("127.") for address in seen)
+    assert commands and not any("dashboard/dashboard.py" in line for line in commands)  # it would ask the cloud
     assert not list((folder / "home").iterdir()) and not list((folder / "tmp").iterdir())
     assert ray_was_there or not Path("/tmp/ray").exists()
 
 
-def sockets(pid: int) -> set[str]:
-    """Addresses that a process and its children listen at or are connected to."""
-    found = set()
+def sockets(pid: int) -> tuple[set[str], set[str]]:
+    """Addresses that a process and its children listen at or are connected to, and their command lines."""
+    found, commands = set(), set()
     try:
         for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+            commands.add(" ".join(process.cmdline()))
             for connection in process.net_connections("inet"):
                 found |= {end.ip for end in (connection.laddr, connection.raddr) if end}
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         pass
-    return found
+    return found, commands
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a real GPU computes other digits")

@@ -1,6 +1,7 @@
 """benchmarks/gpu.py: every part writes its result, here with tiny networks on the CPU."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -96,6 +97,7 @@ def test_a_training_that_fails_or_hangs_is_told(tmp_path, seconds, code, said):
 
 def test_what_a_card_can_not_do_is_a_row_and_the_next_ones_follow(packed, tmp_path, monkeypatch):
     bench = gpu.Bench(gpu.unpack(packed, tmp_path / "set"), tmp_path, tmp_path / "out.json", torch.device("cpu"), True)
+    monkeypatch.setattr(gpu.Bench, "limit", lambda *_: math.inf)  # however busy the machine is
     monkeypatch.setattr(gpu, "choose_precision", lambda _: "fp16")
 
     def out_of_memory(config):
@@ -106,3 +108,9 @@ def test_what_a_card_can_not_do_is_a_row_and_the_next_ones_follow(packed, tmp_pa
     assert [row["mode"] for row in rows] == ["eager", "graph"]
     assert {row["why_not"] for row in rows} == {"OutOfMemoryError: CUDA out of memory"}
     assert json.loads((tmp_path / "out.json").read_text())["speeds"]["rows"] == rows
+
+
+def test_a_part_whose_time_is_up_keeps_what_it_has(packed, tmp_path, monkeypatch):
+    bench = gpu.Bench(gpu.unpack(packed, tmp_path / "set"), tmp_path, tmp_path / "out.json", torch.device("cpu"), True)
+    monkeypatch.setattr(gpu.Bench, "limit", lambda *_: -math.inf)
+    assert gpu.speeds(bench) == {"rows": [], "cut": "the time was up"}

@@ -29,6 +29,7 @@ from pathlib import Path
 from secrets import token_hex
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -245,7 +246,8 @@ def _cluster(address: str) -> Iterator[None]:
             _check_address(address)
             variables = {name: os.environ[name] for name in _PLACE if name in os.environ}
             options = {"runtime_env": {"py_modules": [str(Path(__file__).parents[1])], "env_vars": variables}}
-        with _no_stderr():
+        # A local cluster's API server does one thing: it asks the cloud's metadata server where it runs.
+        with _no_stderr(), patch("ray._private.services.start_api_server", return_value=("", None)):
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
         try:
             yield
