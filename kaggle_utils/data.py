@@ -294,7 +294,7 @@ def make_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_one_thread,
+        worker_init_fn=one_thread,
     )
 
 
@@ -333,5 +333,6 @@ def check_batch(batch: dict) -> None:
         )
 
 
-def _one_thread(worker: int) -> None:
+def one_thread(worker: int) -> None:
+    """Starts a loader's worker."""
     cv2.setNumThreads(0)  # OpenCV's thread pool doesn't survive a fork

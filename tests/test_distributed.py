@@ -23,7 +23,7 @@ from kaggle_utils import distributed
 from kaggle_utils import trainer as training
 from kaggle_utils.data import EpochSampler
 from kaggle_utils.scale import s3
-from kaggle_utils.scale.shards import ShardedFilms, read_shards, write_shards
+from kaggle_utils.scale.shards import ShardedFilms, StreamLoader, read_shards, write_shards
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 SETTINGS = {"PYTHONPATH": str(Path(kaggle_utils.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
@@ -154,7 +154,7 @@ class Joined:
                     shuffle=True,
                 )
                 films.epoch = epoch
-                steps.append(list(films))
+                steps.append(list(StreamLoader(films)))
             monkeypatch.delenv("TORCHELASTIC_RUN_ID")
             self.batches.append([self.join(*both) for both in zip(*steps, strict=True)])
 

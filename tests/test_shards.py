@@ -5,6 +5,10 @@ import io
 import random
 import shutil
 import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,8 +19,8 @@ from s3_server import Fault
 
 from kaggle_utils.config import TrainConfig
 from kaggle_utils.data import LungDataset, read_manifest
-from kaggle_utils.scale import s3, shards
-from kaggle_utils.scale.shards import ShardedFilms, is_sharded, read_shards, stream_loader, write_shards
+from kaggle_utils.scale import s3, s3_client, shards
+from kaggle_utils.scale.shards import ShardedFilms, StreamLoader, is_sharded, read_shards, write_shards
 from kaggle_utils.trainer import make_trainer
 
 pytest.importorskip("webdataset")
@@ -53,13 +57,13 @@ def test_each_film_is_there_once_in_shards_of_at_most_so_many(prepared, sharded)
     assert is_sharded(sharded) and not is_sharded(prepared) and is_sharded("s3://films/shards")
 
 
-@pytest.mark.parametrize("threads", [0, 3])
-def test_films_and_masks_are_those_of_the_prepared_set(prepared, sharded, threads):
-    films = LungDataset(read_manifest(prepared).query("split == 'train'"), 32)
+@pytest.mark.parametrize("raw", [False, True])
+def test_films_and_masks_are_those_of_the_prepared_set(prepared, sharded, raw):
+    films = LungDataset(read_manifest(prepared).query("split == 'train'"), 32, raw=raw)
     expected = {item["name"]: item for item in (films[n] for n in range(len(films)))}
     found = [
         (name, batch["image"][n], batch["mask"][n], batch["source"][n])
-        for batch in ShardedFilms(train_rows(sharded), 32, batch=5, threads=threads)
+        for batch in ShardedFilms(train_rows(sharded), 32, batch=5, raw=raw)
         for n, name in enumerate(batch["name"])
     ]
     assert sorted(name for name, *_ in found) == sorted(expected)
@@ -80,14 +84,71 @@ def test_shards_may_hold_smaller_films(prepared, tmp_path):
     assert batch["image"].shape == (8, 1, 16, 16) and set(batch["mask"].unique().tolist()) == {0, 1}
 
 
+@pytest.fixture
+def streams(monkeypatch):
+    """Four streams, of two shards or one, where a batch has three films."""
+    monkeypatch.setattr(shards, "BUFFER", 16)
+    monkeypatch.setattr(shards, "STREAM_BATCHES", 1)
+
+
+def streamed(root, workers=0, epoch=0, **settings):
+    films = ShardedFilms(train_rows(root), 32, "light", **{"batch": 3, "shuffle": True, **settings})
+    films.epoch = epoch
+    return StreamLoader(films, workers)
+
+
+def same_batches(found, expected):
+    assert names(found) == names(expected)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one["image"], other["image"], rtol=0, atol=0)
+        torch.testing.assert_close(one["mask"], other["mask"], rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [1, 2, 3, 4, 9])
+def test_batches_are_the_same_with_any_number_of_workers(sharded, streams, workers):
+    alone, together = streamed(sharded, 0), streamed(sharded, workers)
+    assert alone.films.streams == 4 and together.num_workers == {3: 2, 9: 4}.get(workers, workers)
+    for epoch in (0, 1):
+        alone.films.epoch = together.films.epoch = epoch
+        expected = list(alone)
+        assert len(expected) == len(alone) == len(together) > 23 / 3  # streams end with a smaller batch each
+        assert sorted(names(expected)) == sorted(train_rows(sharded)["name"])
+        same_batches(list(together), expected)
+
+
+def test_each_worker_reads_its_own_shards(sharded, streams, monkeypatch):
+    real, read = shards._open, {0: [], 1: []}
+    films = streamed(sharded).films
+    for worker, opened in read.items():
+        monkeypatch.setattr(shards, "get_worker_info", lambda worker=worker: SimpleNamespace(id=worker, num_workers=2))
+        monkeypatch.setattr(shards, "_open", lambda path, opened=opened: opened.append(path) or real(path))
+        list(films)
+    assert len(read[0]) == len(read[1]) == 3 and len({*read[0], *read[1]}) == 6
+
+
+def test_streams_are_as_many_as_shards_and_films_are_enough_for(sharded):
+    def count(batch, **settings):
+        return ShardedFilms(train_rows(sharded), 32, batch=batch, **{"shuffle": True, **settings}).streams
+
+    assert [count(1), count(2)] == [1, 1]  # 23 films: 16 batches each are too many for two
+    many = train_rows(sharded).loc[lambda rows: rows.index.repeat(16)]
+    assert [ShardedFilms(many, 32, batch=batch, shuffle=True).streams for batch in (1, 8, 12, 100)] == [4, 2, 1, 1]
+    assert ShardedFilms(many, 32, batch=1).streams == 1  # in order, as validation wants it
+
+
+def test_a_damaged_shard_is_one_line_from_a_worker_too(copy, streams):
+    (copy / "train-00001.tar").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"^[^\n]*train-00001.tar: .*damaged[^\n]*: write the shards again$"):
+        list(streamed(copy, workers=2))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_epoch_and_seed_decide_order_and_augmentation(sharded, workers, monkeypatch):
     monkeypatch.setattr(shards, "BUFFER", 8)
 
     def epoch(number, seed=0):
-        films = ShardedFilms(train_rows(sharded), 32, "light", batch=4, shuffle=True, seed=seed)
-        films.epoch = number
-        return list(stream_loader(films, workers))
+        return list(streamed(sharded, workers, number, batch=4, seed=seed))
 
     first, again, second, other = epoch(0), epoch(0), epoch(1), epoch(0, seed=1)
     assert names(first) == names(again) != names(second) and names(first) != names(other)
@@ -153,7 +214,7 @@ DAMAGES = {
 def test_damaged_shard_is_one_line_that_names_it(copy, damage):
     DAMAGES[damage](copy / "train-00001.tar")
     with pytest.raises(ValueError, match=r"^[^\n]*train-00001.tar: .*damaged[^\n]*: write the shards again$"):
-        list(ShardedFilms(train_rows(copy), 32))
+        list(StreamLoader(ShardedFilms(train_rows(copy), 32)))
 
 
 def test_flipped_bits_of_a_shard_bring_no_traceback(copy):
@@ -163,7 +224,7 @@ def test_flipped_bits_of_a_shard_bring_no_traceback(copy):
         at = chance.randrange(len(data))
         path.write_bytes(data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1 :])
         try:
-            list(ShardedFilms(train_rows(copy), 32))
+            list(StreamLoader(ShardedFilms(train_rows(copy), 32)))
         except ValueError as error:
             assert "train-00001.tar: " in str(error) and "\n" not in str(error)
 
@@ -195,22 +256,23 @@ def test_damaged_and_missing_shards_are_named(copy):
     data[start : start + 8] = bytes(8)
     shard.write_bytes(data)
     with pytest.raises(ValueError, match="train-00002.tar: film 0.* is damaged"):
-        list(ShardedFilms(train_rows(copy), 32))
+        list(StreamLoader(ShardedFilms(train_rows(copy), 32)))
     shard.unlink()
     with pytest.raises(FileNotFoundError, match="train-00002.tar is in .*manifest.csv but not on the disk"):
         read_shards(copy)
 
 
+@pytest.mark.parametrize("each", [1, 16])
 @pytest.mark.parametrize("world", [1, 2, 3, 6])
-def test_several_processes_share_the_shards_and_take_as_many_steps(sharded, monkeypatch, world):
+def test_several_processes_share_the_shards_and_take_as_many_steps(sharded, monkeypatch, world, each):
+    monkeypatch.setattr(shards, "STREAM_BATCHES", each)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
     monkeypatch.setenv("WORLD_SIZE", str(world))
     found, steps = [], set()
     for rank in range(world):
         monkeypatch.setenv("RANK", str(rank))
-        films = ShardedFilms(
-            train_rows(sharded), 32, batch=2 * world + world // 2, shuffle=True
-        )  # not the same share for all
+        batch = 2 * world + world // 2  # not the same share for all
+        films = StreamLoader(ShardedFilms(train_rows(sharded), 32, batch=batch, shuffle=True))
         batches = list(films)
         steps.add(len(batches))
         assert len(films) == len(batches) and all("" not in batch["name"] or batch["name"] == [""] for batch in batches)
@@ -243,6 +305,41 @@ def test_training_from_shards_learns_and_resumes_to_the_same_weights(sharded, tm
     resumed.fit()
     for name, weight in whole.best_model.state_dict().items():
         torch.testing.assert_close(resumed.best_model.state_dict()[name], weight, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_stopped_within_an_epoch_goes_on_with_the_next_batch(sharded, tmp_path, monkeypatch, streams, workers):
+    class Stop(Exception):
+        pass
+
+    def stop(*_):
+        if stopped.step == 13:  # the second epoch's fifth
+            raise Stop
+
+    config = TrainConfig(
+        sources=("montgomery",),
+        size=32,
+        base_channels=2,
+        depth=2,
+        patch=1,
+        batch_size=3,
+        epochs=2,
+        device="cpu",
+        precision="fp32",
+    )
+    whole = make_trainer(sharded, None, config)
+    whole.fit()
+    assert whole.train_loader.films.streams == 4
+    monkeypatch.setattr("kaggle_utils.trainer.CHECKPOINT_SECONDS", 0)
+    stopped = make_trainer(sharded, tmp_path / "run", config)
+    monkeypatch.setattr(stopped, "_set_rate", lambda rate, real=stopped._set_rate: stop() or real(rate))
+    with pytest.raises(Stop):
+        stopped.fit()
+    resumed = make_trainer(sharded, tmp_path / "run", replace(config, workers=workers), resume=True)
+    assert resumed.step == 13 and 0 < resumed.begun.batches < len(resumed.train_loader)
+    resumed.fit()
+    for name, weight in whole.model.state_dict().items():
+        torch.testing.assert_close(resumed.model.state_dict()[name], weight, rtol=0, atol=0)
 
 
 def test_files_of_others_are_neither_removed_nor_replaced(prepared, tmp_path):
@@ -325,6 +422,26 @@ def test_shards_in_s3_are_those_of_the_disk_through_faults(sharded, remote, prox
         torch.testing.assert_close(one["image"], other["image"], rtol=0, atol=0)
 
 
+def test_streams_of_s3_are_those_of_the_disk(sharded, remote, streams):
+    same_batches(list(streamed(remote)), list(streamed(sharded)))
+
+
+def test_clients_are_made_one_at_a_time(monkeypatch):
+    """boto3 makes them in a session of its own, which two threads may not change at once."""
+    making, most = [], []
+
+    def client(*_, **__):
+        making.append(1)
+        time.sleep(0.05)
+        most.append(len(making))
+        making.pop()
+
+    monkeypatch.setattr(pytest.importorskip("boto3"), "client", client)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: s3_client.connect(), range(4)))
+    assert most == [1, 1, 1, 1]
+
+
 def test_of_s3_no_more_than_the_next_shard_is_fetched_ahead(remote, proxy):
     films = iter(ShardedFilms(train_rows(remote), 32, batch=2))
     proxy.wait_for("GET", "manifest")
@@ -339,7 +456,7 @@ def test_what_is_wrong_with_shards_in_s3_is_one_line(prepared, remote, client):
     frame = train_rows(remote)
     client.delete_object(Bucket="bkt", Key="set/train-00003.tar")
     with pytest.raises(FileNotFoundError, match="s3://bkt/set/train-00003.tar: no such object"):
-        list(ShardedFilms(frame, 32))
+        list(StreamLoader(ShardedFilms(frame, 32)))
     s3.upload(prepared, "s3://bkt/prepared")
     with pytest.raises(ValueError, match="s3://bkt/prepared/manifest.csv: a set without shards"):
         make_trainer("s3://bkt/prepared", None, TrainConfig(sources=("montgomery",)))

@@ -19,6 +19,7 @@ INSTALL = "pip install boto3"
 WORKERS = 4  # files at a time; those in many parts have as many parts under way each
 PART = 8 << 20  # bytes a part and a block; S3 takes no smaller parts than 5 MiB
 BLOCK = 1 << 20  # bytes of a file that are held at a time for its checksum
+CONNECTING = threading.Lock()  # boto3 makes one client at a time
 ATTEMPTS = 4  # of a request; with boto3's waits in between, a dead server is given up after 7 s at most
 CONNECT_S, READ_S = 5, 30  # seconds without an answer, without another byte
 CRC = "crc32"  # name of the metadata
@@ -43,15 +44,16 @@ def connect(attempts: int = ATTEMPTS):
     import boto3
     from botocore.config import Config
 
-    return boto3.client(
-        "s3",
-        config=Config(
-            connect_timeout=CONNECT_S,
-            read_timeout=READ_S,
-            max_pool_connections=WORKERS**2,
-            retries={"mode": "standard", "total_max_attempts": attempts},
-        ),
-    )
+    with CONNECTING:
+        return boto3.client(
+            "s3",
+            config=Config(
+                connect_timeout=CONNECT_S,
+                read_timeout=READ_S,
+                max_pool_connections=WORKERS**2,
+                retries={"mode": "standard", "total_max_attempts": attempts},
+            ),
+        )
 
 
 def is_address(path: str | Path | None) -> bool:

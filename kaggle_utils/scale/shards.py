@@ -1,11 +1,12 @@
 """Prepared sets larger than memory: packed into tar files, shards, and streamed while training, from a disk or from S3.
 
-Shards are read one after the other in an order that seed and epoch decide; their films pass a buffer from which they
-are drawn at random. No more than the buffer, two shards of S3 (in temporary files) and the films being decoded are
-held. A film's augmentation comes from (seed, epoch, film) alone, as in :mod:`data`. Of several processes each reads its
-own shards, so n processes need n shards at least. Films are PGM and masks PBM, uncompressed: PNG is half as large, and
-inflating it in each epoch takes time from a CPU's training. WebDataset (Aizman, Maltby & Breuel 2019) writes, reads and
-shuffles.
+Shards are dealt to up to :data:`STREAMS` streams in an order that seed and epoch decide. A stream reads its shards one
+after the other; their films pass a buffer from which they are drawn at random. Batches are taken from the streams in
+turn, whoever reads them, so they are the same with any number of workers. No more than the buffers and, for each
+stream, two shards of S3 (in temporary files) are held. A film's augmentation comes from (seed, epoch, film) alone, as
+in :mod:`data`. Of several processes each reads its own shards, so n processes need n shards at least. Films are PGM and
+masks PBM, uncompressed: PNG is half as large, and inflating it in each epoch takes time from a CPU's training.
+WebDataset (Aizman, Maltby & Breuel 2019) writes, reads and shuffles.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import DataLoader, IterableDataset, default_collate
+from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 from tqdm import tqdm
 
 from ..augment import augmentation
-from ..data import make_item, parse_manifest, read_manifest, read_pair
+from ..data import make_item, one_thread, parse_manifest, read_manifest, read_pair
 from ..distributed import batch_share, share, world_size
 from ..files import check_ours, write_bytes
 from ..image import decode_pnm, encode_image, resize_image, resize_mask
@@ -40,7 +41,9 @@ from .s3 import connect, explained, is_address, parse
 FILMS = 100  # of a shard at most
 SHARDS = 8  # of a split at least: enough for 8 processes
 MEMBER_BYTES = 256 << 20  # of a file in a shard at most, 8192 px a side have a quarter of it
-BUFFER = 1000  # films (0.3 MB each at 512 px) from which the next one is drawn
+BUFFER = 1000  # films (0.3 MB each at 512 px) of all streams, from which the next one is drawn
+STREAMS = 8  # at most; a power of two, as workers are, so that each has as many of them
+STREAM_BATCHES = 16  # of each stream at least, as the last one is smaller
 SHARD_NAME = r"(?:train|val|test)-\d{5}\.tar"
 
 
@@ -161,8 +164,8 @@ class ShardedFilms(IterableDataset):
         augment: a preset of :func:`augment.augmentation`.
         batch: films per batch, of all processes together.
         shuffle: in an order of seed and epoch; else as they lie in the shards.
-        threads: that decode ahead; 0 is the caller itself, which on a CPU is faster, as its cores are the network's.
         seed: of order and augmentation.
+        raw: give ``uint8`` images and masks, which the network's device normalises.
 
     Raises:
         ValueError: the frame is empty, or there are fewer shards than processes.
@@ -177,14 +180,14 @@ class ShardedFilms(IterableDataset):
         *,
         batch: int = 8,
         shuffle: bool = False,
-        threads: int = 0,
         seed: int = 0,
+        raw: bool = False,
     ):
         if frame.empty:
             raise ValueError("no film to load: the choice of split and source left nothing of the manifest")
         _webdataset()
         self.size, self.whole_batch, self.batch = size, batch, batch_share(batch)
-        self.shuffle, self.threads, self.seed = shuffle, threads, seed
+        self.shuffle, self.seed, self.raw = shuffle, seed, raw
         self.augment = augmentation(augment) if augment != "none" else None
         self.shards = Counter(frame["shard"])  # films in each
         self.films = dict(zip(frame["row"], zip(frame["name"], frame["source"])))
@@ -194,27 +197,36 @@ class ShardedFilms(IterableDataset):
                 f"{len(self.shards)} shards are too few for {world_size()} processes: "
                 f"write them again with --films {len(frame) // world_size()} or fewer"
             )
+        most = min(STREAMS, len(self.shards) // world_size(), len(frame) // (batch * STREAM_BATCHES))
+        self.streams = 1 << max(1, most).bit_length() - 1 if shuffle else 1
 
     def __len__(self) -> int:
         """Batches of an epoch: in training those of the process that has most, so that all take the same steps."""
         order, n = self._order(), world_size()
         if not self.shuffle:
-            return self._steps(share(order), self.batch)
+            return sum(self._steps(share(order), self.batch))
         # A batch that n doesn't divide gives the first processes a film more.
-        return max(self._steps(order[first::n], len(range(first, self.whole_batch, n))) for first in range(n))
+        return max(sum(self._steps(order[first::n], len(range(first, self.whole_batch, n)))) for first in range(n))
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Batches: image and mask ``float32 (B, 1, size, size)``, name, source; a film without a name doesn't count."""
-        items, done = self._items(), 0
-        while batch := list(islice(items, self.batch)):
-            yield default_collate(batch)
-            done += 1
-            last = batch[-1]
-        for _ in range(len(self) - done):  # another process has more films: this one only takes the step too
-            yield default_collate([{**last, "name": ""}])
+    def __iter__(self) -> Iterator[dict[str, Any] | Exception | None]:
+        """What :class:`StreamLoader` takes: batches in turn from this worker's streams, None for one that has ended."""
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        shards = share(self._order())
+        streams = [self._batches(dealt) for dealt in self._deal(shards)[first::step]]
+        try:
+            for _ in range(max(self._steps(shards, self.batch))):
+                yield from (next(stream, None) for stream in streams)
+        except (OSError, ValueError) as error:  # PyTorch would put the worker's traceback into its words
+            yield error
 
-    def _steps(self, shards: Sequence[str], batch: int) -> int:
-        return math.ceil(sum(self.shards[shard] for shard in shards) / batch)
+    def _deal(self, shards: Sequence[str]) -> list[Sequence[str]]:
+        """Each stream's shards."""
+        return [shards[stream :: self.streams] for stream in range(self.streams)]
+
+    def _steps(self, shards: Sequence[str], batch: int) -> list[int]:
+        """Batches of each stream."""
+        return [math.ceil(sum(self.shards[shard] for shard in dealt) / batch) for dealt in self._deal(shards)]
 
     def _order(self) -> list[str]:
         shards = sorted(self.shards)
@@ -223,28 +235,26 @@ class ShardedFilms(IterableDataset):
         order = np.random.default_rng([self.seed, self.epoch]).permutation(len(shards))
         return [shards[k] for k in order]
 
-    def _items(self) -> Iterator[dict[str, Any]]:
-        """This process's films, a few decoded ahead of the network where threads do it."""
-        if self.threads:
-            decoded = ahead(self._decode, self._samples(), self.threads, 4 * self.threads)
-        else:
-            decoded = map(self._decode, self._samples())
-        return map(self._item, decoded)  # not by the threads: they would share the augmentation's random numbers
+    def _batches(self, shards: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Image and mask ``(B, 1, size, size)``, name and source of a stream's films."""
+        items = map(self._item, map(self._decode, self._samples(shards)))
+        while batch := list(islice(items, self.batch)):
+            yield default_collate(batch)
 
     def _item(self, decoded: tuple[int, np.ndarray, np.ndarray]) -> dict[str, Any]:
         row, image, mask = decoded
-        return make_item(image, mask, *self.films[row], augment=self.augment, seed=(self.seed, self.epoch, row))
+        seed = (self.seed, self.epoch, row)
+        return make_item(image, mask, *self.films[row], augment=self.augment, seed=seed, raw=self.raw)
 
-    def _samples(self) -> Iterator[dict[str, Any]]:
-        samples = self._unpacked()
+    def _samples(self, shards: Sequence[str]) -> Iterator[dict[str, Any]]:
+        samples = self._unpacked(shards)
         if not self.shuffle:
             return samples
-        rng = random.Random(f"{self.seed} {self.epoch}")
-        return _webdataset().filters.shuffle(BUFFER, initial=BUFFER, rng=rng)(samples)
+        rng, buffer = random.Random(f"{self.seed} {self.epoch}"), BUFFER // self.streams
+        return _webdataset().filters.shuffle(buffer, initial=buffer, rng=rng)(samples)
 
-    def _unpacked(self) -> Iterator[dict[str, Any]]:
-        """The films of this process's shards, with their files' bytes; a damaged shard leaves none out in silence."""
-        shards = share(self._order())
+    def _unpacked(self, shards: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """The films of these shards, with their files' bytes; a damaged shard leaves none out in silence."""
         for shard, stream in zip(shards, ahead(_open, shards, threads=1, most=1)):
             films = 0
             try:
@@ -268,10 +278,35 @@ class ShardedFilms(IterableDataset):
         return int(sample["__key__"]), resize_image(image, self.size), resize_mask(mask // 255, self.size)
 
 
-def stream_loader(films: ShardedFilms, workers: int = 0) -> DataLoader:
-    """A loader over streamed films; ``workers`` 0 streams in the training's own process, others in one beside it."""
-    # A new worker each epoch, as a living one would not hear of it.
-    return DataLoader(films, batch_size=None, num_workers=min(workers, 1), pin_memory=torch.cuda.is_available())
+class StreamLoader(DataLoader):
+    """Batches of streamed films, the same with any number of workers.
+
+    Args:
+        films: what to load.
+        workers: processes beside the training's own at most, 0 is none; of the streams each has as many as the others.
+    """
+
+    def __init__(self, films: ShardedFilms, workers: int = 0):
+        count = 1 << min(workers, films.streams).bit_length() - 1 if workers else 0
+        # New workers each epoch, as living ones would not hear of it.
+        pinned = torch.cuda.is_available()
+        super().__init__(films, batch_size=None, num_workers=count, pin_memory=pinned, worker_init_fn=one_thread)
+        self.films = films
+
+    def __len__(self) -> int:
+        return len(self.films)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        """Batches: image and mask ``(B, 1, size, size)``, name and source; a film without a name doesn't count."""
+        done = 0
+        for batch in super().__iter__():
+            if isinstance(batch, Exception):
+                raise batch
+            if batch is not None:
+                yield batch
+                done, last = done + 1, batch
+        for _ in range(len(self) - done):  # another process has more films: this one only takes the step too
+            yield {**{key: values[-1:] for key, values in last.items()}, "name": [""]}
 
 
 def _members(stream: BinaryIO, shard: str, films: Container[int]) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ from ..augment import BATCHED
 from ..config import TrainConfig
 from ..data import LungDataset, check_disjoint, make_loader, make_sampler, read_manifest
 from ..hardware import choose_device, processors
-from ..scale.shards import ShardedFilms, is_sharded, read_shards, stream_loader
+from ..scale.shards import ShardedFilms, StreamLoader, is_sharded, read_shards
 from ..splits import SYNTHETIC, flagged_masks
 from .on_device import DeviceLoader
 
@@ -73,9 +73,9 @@ def make_loaders(films: pd.DataFrame, held_out: pd.DataFrame, config: TrainConfi
     if workers < 0:
         workers = processors() // distributed.machine_size() if raw else 0
     if "shard" in films:
-        common: dict[str, Any] = {"batch": config.batch_size, "seed": config.seed, "threads": workers}
+        common: dict[str, Any] = {"batch": config.batch_size, "seed": config.seed, "raw": raw}
         shuffled = ShardedFilms(films, config.size, config.augment, shuffle=True, **common)
-        return stream_loader(shuffled, workers), stream_loader(ShardedFilms(held_out, config.size, **common), workers)
+        return StreamLoader(shuffled, workers), StreamLoader(ShardedFilms(held_out, config.size, **common), workers)
     batch, draws = config.batch_size, draws_per_epoch(films["source"], config)
     validated = LungDataset(held_out, config.size, raw=raw)
     if augments_on_device(config, len(films) + len(held_out), device):
