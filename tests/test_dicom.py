@@ -625,7 +625,7 @@ HOSTILE = {
     ),
     "a hundred thousand nested sequences": (
         lambda: before_pixels((SEQUENCE + UNDEFINED + ITEM + UNDEFINED) * 100_000),
-        "RecursionError",
+        "its sequences lie too deep within each other",
     ),
     "tiny elements": (
         lambda: before_pixels(b"\x29\0\x10\x10\0\0\0\0" * 60_000, uid.ImplicitVRLittleEndian),
@@ -676,6 +676,18 @@ def test_file_that_would_cost_time_or_memory_is_refused_before_it_does(tmp_path,
     with pytest.raises(ValueError, match=f"IM0001: .*{reason}") as error:
         files.read_image(tmp_path / "IM0001")
     assert time.process_time() - used < 5 and "\n" not in str(error.value)
+
+
+def test_nested_sequences_are_refused_alike_wherever_the_recursion_ends():
+    make, reason = HOSTILE["a hundred thousand nested sequences"]
+    data = make()
+
+    def called_from(depth):
+        return called_from(depth - 1) if depth else read_dicom(data)
+
+    for depth in range(12):  # of calls between two levels of sequences
+        with pytest.raises(ValueError, match=reason):
+            called_from(depth)
 
 
 def test_what_is_not_needed_of_a_file_is_not_copied():

@@ -121,7 +121,9 @@ def read_tags(data: bytes, names: Iterable[str]) -> tuple[Dataset, DicomFile]:
     file.seek(0)
     try:
         ds = read_partial(file, at_pixels, force=True, specific_tags=wanted)
-    except OSError as error:
+    except (OSError, RecursionError) as error:
+        if RecursionError in (type(error), type(error.__context__)):  # the second where it was to read an item's tag
+            raise ValueError("its sequences lie too deep within each other") from None
         raise ValueError(file.refusal or str(error)) from None
     if not len(ds):  # as pydicom leaves it where an element ends beyond the file's end
         raise ValueError("it is truncated, or no data set follows its head")
