@@ -80,6 +80,7 @@ SPEED = [
 GROUPS = [("age", group) for group in ("under 10", "10-17", "18-65", "over 65", "not said")] + [
     ("view", "PA"),
     ("view", "AP"),
+    ("view", "not said"),
 ]
 CHECKED = {
     "adults, test lists": "test",
@@ -93,7 +94,7 @@ FLAGGED = {
     "children": "kermany",
     "with gas drawn in": "gas",
 }
-DRAWN = "683 of 1,600 drawn ²"  # see the note in synthetic.json
+DRAWN = "683 of 1,600 drawn ¹"  # see the note in synthetic.json
 
 
 def _summary() -> pd.DataFrame:
@@ -285,7 +286,7 @@ def tried() -> list[list[object]]:
     table = pd.read_csv(RESULTS / "tb_tried.csv").set_index(["about", "trained_on", "tested_on"])
     columns = [("both", "montgomery"), ("both", "shenzhen"), ("montgomery", "montgomery"), ("shenzhen", "shenzhen")]
     heads = ("Montgomery, from both", "Shenzhen, from both", "Montgomery alone", "Shenzhen alone", "ms a radiograph")
-    rows: list[list[object]] = [["320 px, if not said", *heads]]
+    rows: list[list[object]] = [["variant (320 px unless stated)", *heads]]
     for about in table.index.unique("about"):
         aucs = [f"{table.loc[(about, *one), 'auc']:.3f}" for one in columns]
         rows.append([about, *aucs, f"{table.loc[(about, *columns[0]), 'film_ms']:.0f}"])
@@ -404,7 +405,7 @@ def pareto() -> list[list[object]]:
 
 
 def training() -> list[list[object]]:
-    rows = [["training at 256 px, batch 8", "parameters", "radiographs per second", "trainer is faster by"]]
+    rows = [["training at 256 px, batch 8", "parameters", "radiographs per second", "times slower than the trainer"]]
     return rows + [
         [one.contestant, f"{one.parameters / 1e6:.2f}M", f"{one.images_per_s:.1f}", f"{one.trainer_is_faster_by:.2f}"]
         for one in pd.read_csv(RESULTS / "bench_train.csv").itertuples()

@@ -310,16 +310,16 @@ def variants(films: Films, young: Films) -> dict[str, Variant]:
         "weak": of("a stronger penalty", base, abroad, strength=STRENGTH / 10),
         "strong": of("a weaker penalty", base, abroad, strength=STRENGTH * 10),
         "fields": Variant("each lung as one zone", ("fields",), films.described("fields")),
-        "sum": of("no differences of the lungs", without_differences(base), without_differences(abroad)),
+        "sum": of("without left-right differences", without_differences(base), without_differences(abroad)),
         "apart": Variant("each lung in its own crop", ("apart",), films.described("apart")),
-        "scales": of("both, and each in its own crop", together(base, films.described("apart")), None, "apart"),
-        "even": Variant("gray levels by rank", ("even",), films.described("even")),
+        "scales": of("both lungs, plus each in its own crop", together(base, films.described("apart")), None, "apart"),
+        "even": Variant("gray levels replaced by their ranks", ("even",), films.described("even")),
         "box": Variant("the box around the lungs", ("box_320",), films.described("box_320")),
-        "whole": Variant("the whole film", ("whole_320",), films.described("whole_320")),
+        "whole": Variant("the whole radiograph", ("whole_320",), films.described("whole_320")),
         "texture": Variant("texture alone, no network", ("texture",), films.described("texture")),
-        "textured": of("texture beside", together(base, films.described("texture")), None, "texture"),
-        "children": of("scores of children's pneumonia beside", together(base, pneumonia(films, young))),
-        "machines": of("learns two more machines' films too", base, abroad, also=more),
+        "textured": of("plus texture features", together(base, films.described("texture")), None, "texture"),
+        "children": of("plus a score of children's pneumonia", together(base, pneumonia(films, young))),
+        "machines": of("plus radiographs as two other machines take them", base, abroad, also=more),
     }
 
 
