@@ -726,5 +726,5 @@ def test_page_without_gradio_is_one_line(screener, monkeypatch):
     for name in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_RUN_HISTORY"):
         monkeypatch.setenv(name, "")
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(ImportError, match="the page needs gradio: pip install gradio"):
+    with pytest.raises(ImportError, match="the page needs gradio: pip install 'gradio>=5.50,<7'"):
         serve(screener)

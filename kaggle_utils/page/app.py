@@ -193,5 +193,5 @@ def _import_gradio():
     try:
         import gradio
     except ImportError:
-        raise ImportError("the page needs gradio: pip install gradio") from None
+        raise ImportError("the page needs gradio: pip install 'gradio>=5.50,<7'") from None
     return gradio
