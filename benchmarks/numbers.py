@@ -1,4 +1,4 @@
-"""Numbers in the text of README and docs, each tied to results/ by a row of tests/readme_numbers.csv.
+"""Numbers in the text of README, docs and the weights' cards, each tied to results/ by a row of tests/readme_numbers.csv.
 
 A row has the page, the words around the number with the number in braces, and where it is from: a file of results/, the
 row there and the column. Without a file the number is no measurement, and ``row`` says what it is.
@@ -17,7 +17,8 @@ from kaggle_utils.tuning.studies import summarise_runs
 
 PATH = ROOT / "tests/readme_numbers.csv"
 PAGES = {
-    path.relative_to(ROOT).as_posix(): path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    path.relative_to(ROOT).as_posix(): path
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "kaggle_utils/weights/README.md")
 }
 Row = dict[str, str]  # page, text, file, row, column
 

@@ -1,4 +1,4 @@
-"""Writes the numbers of README.md and docs/ again from results/: ``python -m benchmarks.readme``.
+"""Writes the numbers of README.md, docs/ and the weights' cards again from results/: ``python -m benchmarks.readme``.
 
 A table stands below ``<!-- table NAME: python -m benchmarks.readme -->``, which a page doesn't show. Numbers in the
 text are tied to file, row and column by tests/readme_numbers.csv. What has changed is printed: read the sentences

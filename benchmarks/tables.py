@@ -110,6 +110,25 @@ def reaches() -> list[list[object]]:
     return rows
 
 
+def card_lungs() -> list[list[object]]:
+    heads = ["head", "tested on", "n", "Dice at 256 px", "95 % interval", "worst"]
+    wanted = ("jsrt", "all"), ("montgomery", "test"), ("shenzhen", "test"), ("shenzhen", "clean"), ("kermany", "test")
+    head = {"jsrt": "montgomery"}  # a set never seen gets the first head
+    return [heads, *([head.get(source, source), *_card_row("all", source, part)] for source, part in wanted)]
+
+
+def card_ccby() -> list[list[object]]:
+    heads = ["tested on", "n", "Dice at 256 px", "95 % interval", "worst"]
+    wanted = ("kermany", "test"), ("montgomery", "all"), ("shenzhen", "all"), ("jsrt", "all")
+    return [heads, *(_card_row("kermany", source, part) for source, part in wanted)]
+
+
+def _card_row(trained: str, source: str, protocol: str) -> list[object]:
+    one = _summary().loc[(trained, source, protocol, 256)]
+    name = SETS[source] + PARTS[protocol]
+    return [name, int(one.n), f"{one.dice:.4f}", _interval(one), f"{one.worst:.4f} ({one.worst_film})"]
+
+
 def protocols() -> list[list[object]]:
     summary = _summary()
     rows: list[list[object]] = [["trained on", "tested on", "n", "Dice", "95 % interval", *PEERS]]
@@ -278,6 +297,16 @@ def tb() -> list[list[object]]:
         others = [f"{results['auc'][(trained_on, tested, variant, 'training')]:.3f}" for variant in controls]
         found = [f"**{lungs.auc:.3f}**", _interval(lungs, 3), f"{own:.3f}"]
         rows.append([*names, int(lungs.n), *found, *others, scratch, imagenet])
+    return rows
+
+
+def card_tb() -> list[list[object]]:
+    results = pd.read_csv(RESULTS / "tb_table.csv").query("variant == 'lungs' and standardised == 'training'")
+    rows: list[list[object]] = [["trained on", "tested on", "n", "AUC", "95 % interval", "sensitivity", "specificity"]]
+    for one in results.itertuples():
+        source, _, part = one.tested_on.partition(", ")
+        found = (f"{one.auc:.3f}", _interval(one, 3), f"{one.sensitivity:.2f}", f"{one.specificity:.2f}")
+        rows.append([SETS.get(one.trained_on, one.trained_on), SETS[source] + PARTS[part or "test"], one.n, *found])
     return rows
 
 
@@ -461,6 +490,6 @@ TABLES = {
             tried,
         ),
         *(screening, scale, speedrun, cards, time_to_dice, pareto, speed, training, synthetic, synthetic_number),
-        *(synthetic_modes,),
+        *(synthetic_modes, card_lungs, card_ccby, card_tb),
     )
 }
