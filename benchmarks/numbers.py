@@ -1,4 +1,4 @@
-"""Numbers in the text of README, docs and the weights' cards, each tied to results/ by a row of tests/readme_numbers.csv.
+"""Numbers in the text of README, docs and the cards, each tied to results/ by a row of tests/readme_numbers.csv.
 
 A row has the page, the words around the number with the number in braces, and where it is from: a file of results/, the
 row there and the column. Without a file the number is no measurement, and ``row`` says what it is.
