@@ -38,14 +38,18 @@ WARMUP = 0.1  # of a training: the rate rises until there, then it falls to 0
 
 def read_films(root, split):
     """Films and their masks, both uint8 (N, 1, SIZE, SIZE), masks in {0, 1}."""
-    manifest = root / "manifest.csv"
-    if not manifest.is_file():
-        raise SystemExit(f"{manifest} is not there: `python -m kaggle_utils prep --input DIR --out {root}` makes it")
-    rows = pd.read_csv(manifest, dtype={"name": str})
-    names = rows.loc[rows["source"].isin(["montgomery", "shenzhen"]) & (rows["split"] == split), "name"]
+    manifest, names = root / "manifest.csv", []
+    with suppress(OSError, ValueError, KeyError):
+        rows = pd.read_csv(manifest, dtype={"name": str})
+        names = rows.loc[rows["source"].isin(["montgomery", "shenzhen"]) & (rows["split"] == split), "name"]
+    again = f"`python -m kaggle_utils prep --input DIR --out {root}` makes it"
+    if not len(names):
+        raise SystemExit(f"{manifest} is not there, or without a {split} film of Montgomery or Shenzhen: {again}")
 
     def read(path):
-        return cv2.resize(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE), (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+        with suppress(cv2.error):
+            return cv2.resize(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE), (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+        raise SystemExit(f"{path} is not there, or no picture: {again}")
 
     def read_all(kind):
         with ThreadPoolExecutor() as pool:
@@ -115,10 +119,7 @@ class UNet(nn.Module):
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose step for each matrix is made orthogonal: all its directions are learned at one pace.
-
-    Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
-    """
+    """Momentum whose step for each matrix is made orthogonal: all directions at one pace (Muon, Jordan et al. 2024)."""
 
     @torch.no_grad()
     def step(self):
@@ -134,8 +135,7 @@ class Muon(torch.optim.Optimizer):
 def orthogonal(matrix, dtype):
     """A matrix of the same singular vectors whose singular values are all near 1, by five Newton-Schulz steps."""
     tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.T if tall else matrix) / (matrix.norm() + 1e-7)
-    x = x.to(dtype)  # few digits are enough
+    x = ((matrix.T if tall else matrix) / (matrix.norm() + 1e-7)).to(dtype)  # few digits are enough
     for _ in range(5):
         gram = x @ x.T
         x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
@@ -175,9 +175,8 @@ def learn(films, masks, dtype, seed):
 @torch.inference_mode()
 def validate(net, films, masks, dtype):
     """The mean of each film's Dice at probability 0.5."""
-    net.eval()
     with torch.autocast(films.device.type, dtype, enabled=dtype != torch.float32):
-        pred = net(normalise(films)) > 0
+        pred = net.eval()(normalise(films)) > 0
     both, sums = (pred & (masks > 0)).sum((1, 2, 3)), pred.sum((1, 2, 3)) + masks.sum((1, 2, 3))
     return float((2 * both / sums).mean())
 

@@ -206,12 +206,13 @@ def average_statistics(model: nn.Module) -> None:
 
 
 def launch_command(*options: object) -> list[str]:
-    """The command that trains on all GPUs of this machine, in one process where there is one or none.
+    """The command that trains on all GPUs of this machine, in one process where there is one or none, or one is named.
 
     Args:
         options: of ``python -m kaggle_utils train``, such as ``"--data", folder, "--epochs", 30``.
     """
-    gpus = torch.cuda.device_count()
+    named = any(str(option).startswith("cuda:") for option in options)
+    gpus = 1 if named else torch.cuda.device_count()
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus)] if gpus > 1 else []
     return [sys.executable, *launcher, "-m", "kaggle_utils", "train", *map(str, options)]
 

@@ -59,7 +59,8 @@ def test_every_part_writes_its_result(packed, tmp_path):
     assert found["agreement"]["agree"] and found["resume"]["epochs"] == 3
     assert [run["seed"] for run in found["time_to_dice"]["runs"]] == [0]
     assert all(row["images_per_s"] > 0 for row in found["speeds"]["rows"])
-    assert found["processes"]["2 of batch 16"]["images_per_s"] > 0
+    assert found["processes"]["2 of batch 16"]["images_per_s"] > 0 and "seconds" in found["processes"]["1 of batch 16"]
+    assert found["processes"]["most_images_per_s"] in found["processes"]
 
 
 def test_a_part_that_fails_is_told_and_the_others_go_on(packed, tmp_path, monkeypatch):
@@ -108,6 +109,17 @@ def test_what_a_card_can_not_do_is_a_row_and_the_next_ones_follow(packed, tmp_pa
     assert [row["mode"] for row in rows] == ["eager", "graph"]
     assert {row["why_not"] for row in rows} == {"OutOfMemoryError: CUDA out of memory"}
     assert json.loads((tmp_path / "out.json").read_text())["speeds"]["rows"] == rows
+
+
+def test_the_faster_of_one_card_and_two_is_named_by_speed_and_by_time_to_a_dice():
+    one, two, lost = (
+        {"images_per_s": 500.0, "seconds": 7.0},
+        {"images_per_s": 800.0, "seconds": 9.0},
+        {"failed": "nccl"},
+    )
+    assert gpu.faster({"1": one, "2": two, "2 again": lost}) == {"most_images_per_s": "2", "first_at_0.95": "1"}
+    assert gpu.faster({"1": one | {"seconds": None}, "2": lost}) == {"most_images_per_s": "1", "first_at_0.95": ""}
+    assert gpu.faster({}) == {"most_images_per_s": "", "first_at_0.95": ""}
 
 
 def test_a_part_whose_time_is_up_keeps_what_it_has(packed, tmp_path, monkeypatch):

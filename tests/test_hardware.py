@@ -106,6 +106,16 @@ def test_bfloat16_draws_the_lungs_that_float32_draws(monkeypatch):
     assert all(overlap(confusion(*pair))["dice"] > 0.99 for pair in zip(found["fp32"][1], found["bf16"][1]))
 
 
+def test_a_gpu_tries_its_kernels_and_computes_float32_as_tf32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    before = torch.get_float32_matmul_precision()
+    try:
+        hardware.prepare(torch.device("cuda"))
+        assert torch.backends.cudnn.benchmark and torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_lone_threads_compute_alone_and_others_as_before(threads):
     threads(3)
     together = Barrier(3)

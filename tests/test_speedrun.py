@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -105,9 +106,35 @@ def test_its_dice_is_that_of_the_metrics(speedrun, prepared):
     assert dice == pytest.approx(np.mean(expected), abs=1e-6)
 
 
-def test_what_is_not_prepared_is_told_in_one_line(speedrun, tmp_path):
-    with pytest.raises(SystemExit, match="manifest.csv is not there: `python -m kaggle_utils prep"):
-        speedrun.read_films(tmp_path, "train")
+@pytest.fixture
+def copy(prepared, tmp_path):
+    return shutil.copytree(prepared, tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    "text", [None, "", "name,source\n000,shenzhen\n", "\0\0", "name,source,split\n000,shenzhen,val\n", "\udcff\udcfe"]
+)
+def test_what_is_not_prepared_is_told_in_one_line(speedrun, copy, text):
+    manifest = copy / "manifest.csv"
+    manifest.unlink()
+    if text is not None:
+        manifest.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(
+        SystemExit, match=r"^[^\n]*manifest.csv is not there, or without a train film .*: `python -m [^\n]*$"
+    ):
+        speedrun.read_films(copy, "train")
+
+
+@pytest.mark.parametrize("kind", ["image", "mask"])
+@pytest.mark.parametrize("damage", ["gone", "empty", "a text", "cut"])
+def test_a_file_that_is_no_picture_is_told_in_one_line(speedrun, copy, kind, damage):
+    path = copy / "val" / kind / "026.png"
+    content = {"gone": None, "empty": b"", "a text": b"no picture", "cut": path.read_bytes()[:20]}[damage]
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SystemExit, match=rf"^[^\n]*val/{kind}/026.png is not there, or no picture: `python -m [^\n]*$"):
+        speedrun.read_films(copy, "val")
 
 
 @pytest.mark.slow

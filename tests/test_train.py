@@ -29,7 +29,7 @@ from kaggle_utils.quality.flags import REASONS
 from kaggle_utils.scale.shards import write_shards
 from kaggle_utils.splits import flagged_masks, published_split
 from kaggle_utils.trainer import TrainConfig, Trainer, check_batch
-from kaggle_utils.training import MovingAverage, draws_per_epoch
+from kaggle_utils.training import MovingAverage, draws_per_epoch, films
 
 TINY = TrainConfig(
     size=32,
@@ -974,6 +974,24 @@ def test_loss_and_weights_are_float32_in_any_precision(prepared, precision):
     assert {dtype for dtype, _ in seen} == {{"fp32": torch.float32, "bf16": torch.bfloat16}[precision]}
     assert {dtype for _, dtype in seen} == {torch.float32}
     assert {p.dtype for p in run.model.parameters()} == {torch.float32}
+
+
+def test_weights_and_films_lie_channels_last(prepared):
+    run = trainer(prepared)
+    images, *_ = run._to_device(next(iter(run.train_loader)))
+    kernels = [p for p in run.model.parameters() if p.ndim == 4 and p.shape[1] > 1]
+    assert kernels and all(each.is_contiguous(memory_format=torch.channels_last) for each in [images, *kernels])
+
+
+@pytest.mark.parametrize("cores, machine, train, val", [(4, 1, 4, 2), (4, 2, 2, 2), (1, 1, 1, 1)])
+def test_with_a_gpu_a_worker_a_core_loads_and_few_validate(prepared, monkeypatch, cores, machine, train, val):
+    monkeypatch.setattr(films, "choose_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(films, "processors", lambda: cores)
+    monkeypatch.setattr(films.distributed, "machine_size", lambda: machine)
+    parts = films.select_films(prepared, TINY)
+    found = films.make_loaders(*parts, replace(TINY, augment_on="cpu", workers=-1))
+    assert [loader.num_workers for loader in found] == [train, val]
+    assert all(loader.dataset.raw for loader in found)  # uint8, which the GPU normalises
 
 
 def test_scaler_works_for_float16_alone(prepared):
