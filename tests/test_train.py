@@ -988,8 +988,8 @@ def test_with_a_gpu_a_worker_a_core_loads_and_few_validate(prepared, monkeypatch
     monkeypatch.setattr(films, "choose_device", lambda _: torch.device("cuda"))
     monkeypatch.setattr(films, "processors", lambda: cores)
     monkeypatch.setattr(films.distributed, "machine_size", lambda: machine)
-    parts = films.select_films(prepared, TINY)
-    found = films.make_loaders(*parts, replace(TINY, augment_on="cpu", workers=-1))
+    config = replace(TINY, sources=("montgomery",), augment_on="cpu", workers=-1)
+    found = films.make_loaders(*films.select_films(prepared, config), config)
     assert [loader.num_workers for loader in found] == [train, val]
     assert all(loader.dataset.raw for loader in found)  # uint8, which the GPU normalises
 
