@@ -85,6 +85,11 @@ class Bench:
         torch.cuda.reset_peak_memory_stats(self.device)
         return round(peak, 1)
 
+    @property
+    def training_seconds(self) -> float:
+        """Most that a training may take; where all is only tried, the machine may be busy."""
+        return 600 if self.quick else 60
+
     def limit(self, seconds: float) -> float:
         """By the clock, the moment when a part must end."""
         return time.perf_counter() + (seconds / 100 if self.quick else seconds)
@@ -359,7 +364,7 @@ def _end(bench: Bench, run: subprocess.Popen, out: str, seconds: float) -> None:
 def resume(bench: Bench) -> dict[str, Any]:
     """Kills a run after its first checkpoint and goes on with it."""
     last = bench.folder / "killed" / "last.pt"
-    run, end = _start(bench, "killed"), time.perf_counter() + 60
+    run, end = _start(bench, "killed"), time.perf_counter() + bench.training_seconds
     while not last.exists() and run.poll() is None and time.perf_counter() < end:
         time.sleep(0.02)
     if run.poll():
@@ -367,7 +372,7 @@ def resume(bench: Bench) -> dict[str, Any]:
     run.kill()
     run.wait()
     before = len(read_checkpoint(last)["history"])
-    _end(bench, _start(bench, "killed", "--resume"), "killed", 60)
+    _end(bench, _start(bench, "killed", "--resume"), "killed", bench.training_seconds)
     history = read_checkpoint(last)["history"]
     return {"epochs_before": before, "epochs": len(history), "val_dice": round(history[-1]["val_dice"], 4)}
 
@@ -380,7 +385,7 @@ def processes(bench: Bench) -> dict[str, Any]:
     for count, batch in ((1, 16), (2, 16)) if bench.quick else ((1, 16), (2, 16), (2, 8)):  # radiographs of each
         name = f"{count} of batch {batch}"
         try:
-            _end(bench, _start(bench, name, "--batch-size", str(batch), processes=count), name, 60)
+            _end(bench, _start(bench, name, "--batch-size", str(batch), processes=count), name, bench.training_seconds)
             history = pd.read_csv(bench.folder / name / "history.csv")
             reached = history.loc[history["val_dice"] >= TARGETS["pooled"], "seconds"]
             found[name] = {

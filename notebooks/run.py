@@ -27,11 +27,15 @@ REPOSITORY = f"git+{ADDRESS}"  # as pip takes it
 LINK = re.compile(r"^\[Open in Kaggle\].*\n\n", re.M)
 # A notebook that runs on Kaggle has nothing beside it: what finds the library can't be in the library.
 FIRST_CELL = f"""\
-%load_ext autoreload
-%autoreload 2
 import subprocess, sys
 from importlib.util import find_spec
 from pathlib import Path
+
+from IPython import version_info
+
+if version_info >= (8,):  # Kaggle's IPython 7 can't reload with Python 3.12
+    %load_ext autoreload
+    %autoreload 2
 
 # The library is in the clone around this notebook; on Kaggle in /kaggle/working, in an attached dataset, or in a wheel
 # there; where it is nowhere, it comes from the internet.

@@ -3,6 +3,7 @@
 That environment sees the packages of this one, but not the clone that is installed here in place.
 """
 
+import re
 import shutil
 import subprocess
 import sys
@@ -86,7 +87,7 @@ def new_python(tmp_path):
 
 def begin(python: Path, kaggle: Path, at: Path, repository: str = "no-such-repository") -> list[Path]:
     """Runs the first cell in a folder; where the library and a table of results were found."""
-    cell = "\n".join(line for line in run_notebooks.FIRST_CELL.splitlines() if not line.startswith("%"))
+    cell = re.sub(r"(?m)^ +%.*$", "    pass", run_notebooks.FIRST_CELL)
     offline = '"install", "--no-index", "--no-build-isolation", "--no-deps", "--ignore-installed"'
     for old, new in (
         ("/kaggle/", f"{kaggle}/"),
