@@ -6,7 +6,7 @@ NAME    ?= $(if $(DATA),real,synthetic)
 MINUTES ?= $(if $(DATA),14,4)
 RUN     := runs/$(NAME)
 RAW     := $(or $(DATA),$(RUN)/raw)
-# How long a run takes on two cores, once everything is installed.
+# Minutes that a run takes beside its training, on two cores with all public sets, once everything is installed.
 REST    := $(if $(DATA),10,1)
 PY      := .venv/bin/python
 CLI     := $(PY) -m kaggle_utils
@@ -30,7 +30,7 @@ help:
 	@echo "see something"
 	@echo "  make demo            six synthetic radiographs with their lungs outlined; a minute after the installation"
 	@echo "  make run             prepare, train, evaluate, predict on synthetic radiographs, 4 minutes of training and about 1 more"
-	@echo "  make run DATA=…      the same with a folder of the raw public sets, 14 and about 10 minutes"
+	@echo "  make run DATA=…      the same with a folder of the raw public sets, 14 minutes and about 10 for all of them"
 	@echo "  make web             the page that segments in the browser, runs/web, for any web server; needs npm"
 	@echo "read and show"
 	@echo "  make docs            docs/ and the API as a site, runs/site"
@@ -55,7 +55,8 @@ demo: .venv/run.stamp
 
 # Status 3 of predict: some were refused.
 run: .venv/run.stamp
-	@echo "$(RUN): $(MINUTES) min of training and about $(REST) more on two cores; the same command resumes a stopped run"
+	@echo "$(RUN): $(MINUTES) min of training, and on two cores about $(REST) more$(if $(DATA), with all public sets); each step shows what it has left"
+	@echo "the same command resumes a stopped run"
 	@mkdir -p $(RUN)
 	$(if $(DATA),,@test -f $(RUN)/raw/.done || { $(CLI) synth --n 200 --out $(RUN)/raw && touch $(RUN)/raw/.done; })
 	$(CLI) prep --input "$(RAW)" --out $(RUN)/segmentation

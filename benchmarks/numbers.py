@@ -1,4 +1,4 @@
-"""Numbers in the text of README, docs and the cards, each tied to results/ by a row of tests/readme_numbers.csv.
+"""Numbers in the text of README, docs, cards, notebooks and talk, each tied to results/ by a row of readme_numbers.csv.
 
 A row has the page, the words around the number with the number in braces, and where it is from: a file of results/, the
 row there and the column. Without a file the number is no measurement, and ``row`` says what it is.
@@ -9,20 +9,49 @@ from __future__ import annotations
 import json
 import re
 from functools import cache
+from pathlib import Path
 
+import nbformat
 import pandas as pd
+from nbformat import NotebookNode
 
 from benchmarks.common import RESULTS, ROOT
 from kaggle_utils.tuning.studies import summarise_runs
 
 PATH = ROOT / "tests/readme_numbers.csv"
-PAGES = {
-    path.relative_to(ROOT).as_posix(): path
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "kaggle_utils/weights/README.md")
-}
+DOCS, NOTEBOOKS = sorted((ROOT / "docs").glob("*.md")), sorted((ROOT / "notebooks").glob("*.ipynb"))
+CARDS, TALK = ROOT / "kaggle_utils/weights/README.md", ROOT / "slides/talk.md"
+PAGES = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "README.md", *DOCS, CARDS, *NOTEBOOKS, TALK)}
+CUT = "\n\f\n"  # between the texts of a notebook
 Row = dict[str, str]  # page, text, file, row, column
 
 _read = cache(pd.read_csv)
+
+
+def read_page(path: Path) -> str:
+    """The text of a page; of a notebook that of its Markdown cells."""
+    return CUT.join(cell.source for cell in _texts(nbformat.read(path, 4))) if _is_notebook(path) else path.read_text()
+
+
+def write_page(path: Path, text: str) -> None:
+    """Writes a text of :func:`read_page` where it has changed; a notebook keeps the rest."""
+    if text == read_page(path):
+        return
+    if not _is_notebook(path):
+        path.write_text(text)
+        return
+    notebook = nbformat.read(path, 4)
+    for cell, source in zip(_texts(notebook), text.split(CUT), strict=True):
+        cell.source = source
+    nbformat.write(notebook, path)
+
+
+def _is_notebook(path: Path) -> bool:
+    return path.suffix == ".ipynb"
+
+
+def _texts(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "markdown"]
 
 
 def read_rows() -> list[Row]:
@@ -75,14 +104,18 @@ def unit(after: str) -> float:
 
 def says(number: str, after: str, value: float) -> bool:
     """Whether a number as written is the measured one without its sign, rounded to its digits."""
-    return abs(abs(value) * unit(after) - float(number)) <= 0.5 * 10 ** -len(number.split(".")[1]) * (1 + 1e-6)
+    return abs(abs(value) * unit(after) - float(number)) <= 0.5 * 10 ** -_decimals(number) * (1 + 1e-6)
+
+
+def _decimals(number: str) -> int:
+    return len(number.partition(".")[2])
 
 
 def rewritten(number: str, after: str, value: float) -> str:
     """The measured number, written as the one that stands there: as many digits, with or without a zero before."""
     if says(number, after, value):
         return number
-    new = f"{abs(value) * unit(after):.{len(number.split('.')[1])}f}"
+    new = f"{abs(value) * unit(after):.{_decimals(number)}f}"
     return new.removeprefix("0") if number.startswith(".") else new
 
 

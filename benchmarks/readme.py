@@ -1,4 +1,4 @@
-"""Writes the numbers of README.md, docs/ and the weights' cards again from results/: ``python -m benchmarks.readme``.
+"""Writes the numbers in README, docs, cards, notebooks and talk again from results/: ``python -m benchmarks.readme``.
 
 A table stands below ``<!-- table NAME: python -m benchmarks.readme -->``, which a page doesn't show. Numbers in the
 text are tied to file, row and column by tests/readme_numbers.csv. What has changed is printed: read the sentences
@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 
 from benchmarks.common import ROOT, make_parser
-from benchmarks.numbers import PAGES, Row, read_rows, refresh, write_rows
+from benchmarks.numbers import PAGES, Row, read_page, read_rows, refresh, write_page, write_rows
 from benchmarks.tables import TABLES
 
 MARK = re.compile(r"(<!-- table (\w+): python -m benchmarks\.readme -->\n)((?:\|.*\n)*)")
@@ -57,12 +57,12 @@ def renew(pages: dict[str, str], rows: list[Row]) -> tuple[dict[str, str], list[
 
 def main() -> None:
     make_parser(__doc__).parse_args()
-    pages, rows = {name: path.read_text() for name, path in PAGES.items()}, read_rows()
+    pages, rows = {name: read_page(path) for name, path in PAGES.items()}, read_rows()
     new_pages, new_rows = renew(pages, rows)
     for name, text in new_pages.items():
         lines = difflib.unified_diff(pages[name].splitlines(), text.splitlines(), name, name, n=0, lineterm="")
         print("\n".join(lines), end="\n" if text != pages[name] else "")
-        PAGES[name].write_text(text)
+        write_page(PAGES[name], text)
     write_rows(new_rows)
 
 

@@ -49,7 +49,7 @@ REVEAL = "reveal.js-6.0.2", "JYIg5D9aoxoaLeb84O+OvAwsKWdIavVgEDScxtYEXFCT6t6TQrh
 # The last MathJax with all its glyphs in one file; version 4 asks a server for the rarer ones.
 MATHJAX = "mathjax-3.2.2", "Bt+SSVU8eBG27zChVewOicYs7Xsdt40qm4+UpHyX7k0/O9NliPc+x77k1/FEsPsjKPZGJvtRZM1vO+geW0OhGw=="
 
-LETTERS = 1.3  # times as large in a chart on a slide: 9 points are 18 px of 1280 there
+LETTERS = 18.5  # px, of the smallest in a figure where it is as wide as its slide says
 HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*$", re.MULTILINE)
 NOTES = re.compile(r"^Notes, ([\d.]+) min: ", re.MULTILINE)
 LOADS = re.compile(
@@ -291,16 +291,18 @@ def to_html(notebook: NotebookNode, path: Path) -> str:
 def embedded(source: str, notebook: Path) -> str:
     """A picture beside a notebook as a ``data:`` address: nbconvert's ``embed_images`` finds none in ``../images``.
 
-    ``NOTEBOOK.ipynb#3`` is the third figure of a notebook, ``RECORDING.webp#last`` the last picture of a moving one,
-    ``CHART.png#large`` a chart of the same results whose letters can be read from the last row.
+    ``NOTEBOOK.ipynb#3`` is the third figure of a notebook, ``RECORDING.webp#LEFT,TOP,RIGHT,BOTTOM`` a part of the last
+    picture of a moving one, in px, and ``CHART.png#900`` a chart of the same results for 900 px of a slide, whose
+    letters can be read from the last row.
     """
     file, _, place = unquote(source).partition("#")
-    if place == "large":
-        return f"data:image/png;base64,{base64.b64encode(draw_large(Path(file).name)).decode()}"
-    if place == "last":
-        return f"data:image/png;base64,{base64.b64encode(last_of(notebook.parent / file)).decode()}"
+    if "," in place:
+        part = last_of(notebook.parent / file, tuple(map(int, place.split(","))))
+        return f"data:image/png;base64,{base64.b64encode(part).decode()}"
     if file.endswith(".ipynb") and place.isdecimal():
         return f"data:image/png;base64,{figure_of(notebook.parent / file, int(place))}"
+    if place.isdecimal():
+        return f"data:image/png;base64,{base64.b64encode(draw_large(Path(file).name, int(place))).decode()}"
     picture, kind = notebook.parent / unquote(source), mimetypes.guess_type(source)[0] or ""
     if not kind.startswith("image/") or "://" in source or not picture.is_file():
         raise ValueError(
@@ -310,29 +312,38 @@ def embedded(source: str, notebook: Path) -> str:
     return f"data:{kind};base64,{base64.b64encode(picture.read_bytes()).decode()}"
 
 
-def draw_large(name: str) -> bytes:
-    """A figure of ``images/`` drawn for a slide, as a PNG: its letters are larger, its lines are not."""
+def draw_large(name: str, width: int) -> bytes:
+    """A figure of ``images/`` drawn for a slide, as a PNG: its letters are larger, its lines are not.
+
+    Args:
+        name: of the figure.
+        width: px, how wide the slide shows it, or wider.
+    """
     from matplotlib.text import Text
 
     from kaggle_utils.plots import CHARTS, PICTURES
+    from kaggle_utils.plots.style import letters
 
     figure = {**PICTURES, **CHARTS}[name]()
+    figure.draw_without_rendering()  # numbers of an axis are made then
+    inches = figure.get_size_inches()[0]
+    times = max(1, LETTERS * 72 * inches / width / letters(figure))
     for text in figure.findobj(Text):
-        text.set_fontsize(LETTERS * text.get_fontsize())
+        text.set_fontsize(times * text.get_fontsize())
     for axes in figure.axes:
-        for axis in (axes.xaxis, axes.yaxis):  # labels that are made when the figure is drawn
+        for axis in (axes.xaxis, axes.yaxis):  # those that are made when it is drawn again
             axis.set_tick_params(labelsize=max((label.get_fontsize() for label in axis.get_ticklabels()), default=10))
     png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=160, bbox_inches="tight")
+    figure.savefig(png, format="png", dpi=2 * width / inches, bbox_inches="tight")
     return png.getvalue()
 
 
-def last_of(recording: Path) -> bytes:
-    """The last picture of a moving one, as a PNG."""
+def last_of(recording: Path, part: tuple[int, ...]) -> bytes:
+    """A part of the last picture of a moving one, in px from the left and the top, as a PNG."""
     png = io.BytesIO()
     with Image.open(recording) as pictures:
         pictures.seek(pictures.n_frames - 1)
-        pictures.convert("RGB").save(png, "PNG")
+        pictures.convert("RGB").crop(part).save(png, "PNG")
     return png.getvalue()
 
 

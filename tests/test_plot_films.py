@@ -13,7 +13,7 @@ from kaggle_utils.infer import LungSegmenter  # noqa: E402
 from kaggle_utils.model import UNet  # noqa: E402
 from kaggle_utils.plots import films as plot_films  # noqa: E402
 from kaggle_utils.plots import unet as plot_unet
-from kaggle_utils.plots.style import styled  # noqa: E402
+from kaggle_utils.plots.style import letters, styled  # noqa: E402
 from kaggle_utils.predictions import evaluate  # noqa: E402
 from kaggle_utils.prep import prepare  # noqa: E402
 from kaggle_utils.synthetic.model import write_raw  # noqa: E402
@@ -72,6 +72,19 @@ def test_films_stand_in_rows_and_empty_places_stay_empty():
     assert [ax.get_title() for ax in figure.axes] == ["a", "b", "c", "d", "e", ""]
     assert [len(ax.images) for ax in figure.axes] == [1, 1, 1, 1, 1, 0]
     assert figure.number not in plt.get_fignums()  # else a notebook shows it twice
+
+
+@pytest.mark.parametrize(
+    "title, points", [("draw 1", 14), ("best, 0.9", 14), ("stomach included: 0.92", 12.5), ("MCUCXR_0001_0: 0.97", 13)]
+)
+def test_letters_above_films_are_as_large_as_their_films_are_wide(title, points):
+    figure = plot_films.show_films([FILM] * 6, titles=[title] * 6)
+    assert figure.axes[0].title.get_fontsize() == pytest.approx(points, abs=0.5)
+    figure.draw_without_rendering()
+    assert letters(figure) == figure.axes[0].title.get_fontsize()
+    boxes = [ax.title.get_window_extent() for ax in figure.axes]
+    assert not any(one.overlaps(other) for one, other in zip(boxes, boxes[1:]))
+    assert min(ax.get_window_extent().height for ax in figure.axes) > 0.9 * plot_films.WIDE * figure.dpi
 
 
 @pytest.mark.parametrize("films, titles", [([], []), ([FILM, FILM], ["one"])])

@@ -1,4 +1,4 @@
-"""README.md and docs/: numbers are those of results/, pictures are drawn by code, links and commands work."""
+"""README, docs, notebooks' text and talk: numbers are of results/, pictures drawn by code, links and commands work."""
 
 import json
 import os
@@ -11,14 +11,15 @@ import textwrap
 from functools import cache
 from pathlib import Path
 
+import nbformat
 import pytest
 
-from benchmarks.numbers import PAGES, measured, read_rows, refresh, rewritten, says, split
+from benchmarks.numbers import CUT, PAGES, measured, read_page, read_rows, refresh, rewritten, says, split, write_page
 from benchmarks.readme import ADDRESS, MARK, TABLES, fill, renew, repository, site_of
 from kaggle_utils.plots import CHARTS, PICTURES
 
 CLONE = Path(__file__).parents[1]
-TEXTS = {name: path.read_text() for name, path in PAGES.items()}
+TEXTS = {name: read_page(path) for name, path in PAGES.items()}
 README = TEXTS["README.md"]
 ROWS = read_rows()
 NUMBER = re.compile(r"(?<![\w.])\d*\.\d+(?![\w.]*\d)")
@@ -103,8 +104,17 @@ def test_what_was_measured_again_is_written_into_the_text_and_its_row(monkeypatc
 
 
 def test_a_number_keeps_its_form():
+    assert rewritten("60", " % of", 0.6034) == "60" and rewritten("60", " % of", 0.556) == "56"
     assert rewritten(".95", "", 0.9549) == ".95" and rewritten(".95", "", 0.96) == ".96"
     assert rewritten("0.45", "M", 1_234_567) == "1.23" and rewritten("18.1", " %", 0.2) == "20.0"
+
+
+def test_a_notebook_is_a_page_of_its_texts_and_keeps_the_rest(tmp_path):
+    path, cells = tmp_path / "n.ipynb", [nbformat.v4.new_markdown_cell("Dice .91"), nbformat.v4.new_code_cell("1 + 1")]
+    nbformat.write(nbformat.v4.new_notebook(cells=[*cells, nbformat.v4.new_markdown_cell("of 60 %.\n")]), path)
+    assert read_page(path).split(CUT) == ["Dice .91", "of 60 %.\n"] and flat(read_page(path)) == "Dice .91 of 60 %."
+    write_page(path, read_page(path).replace(".91", ".92").replace("60", "61"))
+    assert [cell.source for cell in nbformat.read(path, 4).cells] == ["Dice .92", "1 + 1", "of 61 %.\n"]
 
 
 def test_readme_is_short_and_its_table_fits_a_screen():
@@ -159,7 +169,7 @@ def test_the_address_is_that_of_pyproject():
 
 def test_pictures_are_those_that_code_draws():
     pictures = {
-        name for text in TEXTS.values() for name in re.findall(r"!\[[^\]]*\]\((?:\.\./)?images/([^)]+)\)", text)
+        name for text in TEXTS.values() for name in re.findall(r"!\[[^\]]*\]\((?:\.\./)?images/([^)#]+)[^)]*\)", text)
     }
     drawn = {*PICTURES, *CHARTS, "web.webp"}  # the last is recorded by benchmarks.web
     assert pictures == drawn == {path.name for path in (CLONE / "images").iterdir()}
@@ -177,12 +187,13 @@ def test_links_lead_somewhere(page):
     folder = PAGES[page].parent
     assert not [name for name, _ in links if not (folder / name).exists()]
     targets = [(folder / name if name else PAGES[page], anchor) for name, anchor in links if anchor]
-    assert not [anchor for path, anchor in targets if anchor not in anchors(path)]
+    assert not [anchor for path, anchor in targets if path.suffix == ".md" and anchor not in anchors(path)]
     assert links or page == "docs/own_data.md"
 
 
 def test_readme_leads_to_every_page():
-    assert set(re.findall(r"\]\((\w+/[\w./]+\.md)", README)) == set(PAGES) - {"README.md", "docs/index.md"}
+    pages = {name for name in PAGES if not name.startswith(("notebooks/", "slides/"))} - {"README.md", "docs/index.md"}
+    assert set(re.findall(r"\]\((\w+/[\w./]+\.md)", README)) == pages
 
 
 def test_commands_exist():

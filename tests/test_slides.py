@@ -20,11 +20,13 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from PIL import Image
 
 from kaggle_utils.plots import CHARTS
+from kaggle_utils.plots.style import styled
 from slides import make
 from slides.make import CACHE, MATHJAX, REVEAL, embedded, fetch, make_deck, split, to_html
 
 NOTEBOOKS = make.README.parent / "notebooks"
 LEGIBLE = 0.5  # of the usual text size; code is then 14 px high on a screen of 1080
+LAST_ROW = 18  # px of 1280 × 720, what can be read from there
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 # What a slide shows, and what of it lies outside its slide or is clipped: by the browser, not by deck.js.
@@ -41,6 +43,10 @@ REPORT = """() => {
     scale: +slide.style.getPropertyValue("--scale"),
     beside: slide.classList.contains("columns"),
     figure: figure ? [figure.clientWidth, figure.clientHeight] : null, last: Reveal.isLastSlide(),
+    figures: [...slide.querySelectorAll("img:not([data-live])")].map(e => [e.src, e.clientWidth, e.naturalWidth]),
+    letters: [...inside, ...document.querySelectorAll(".where, .slide-number")].filter(
+      e => [...e.childNodes].some(node => node.nodeType === Node.TEXT_NODE && node.textContent.trim())).map(
+      e => [parseFloat(getComputedStyle(e).fontSize), e.textContent.trim().slice(0, 40)]),
     wrong: inside.filter(e => outside(e) || clipped(e)).map(e => e.outerHTML.slice(0, 120)),
     formulas: slide.querySelectorAll("mjx-container > svg").length,
     bad: slide.querySelectorAll("[data-mjx-error]").length};
@@ -433,7 +439,7 @@ def test_a_figure_of_a_notebook_is_taken_by_its_place(tmp_path):
     assert sizes[0][0] < sizes[0][1] and sizes[1][0] > sizes[1][1]
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime")]
     frames[0].save(tmp_path / "moves.webp", save_all=True, append_images=frames[1:], lossless=True)
-    last = Image.open(io.BytesIO(base64.b64decode(embedded("moves.webp#last", tmp_path / "talk.md").split(",")[1])))
+    last = Image.open(io.BytesIO(base64.b64decode(embedded("moves.webp#0,0,4,4", tmp_path / "talk.md").split(",")[1])))
     assert last.getpixel((0, 0)) == (0, 255, 0)
     with pytest.raises(ValueError, match="figure 3 of 2"):
         embedded("n.ipynb#3", tmp_path / "talk.md")
@@ -447,8 +453,32 @@ def test_the_talk_takes_twenty_minutes_and_can_be_read_from_the_last_row(viewer,
     assert not [wrong for slide in seen["slides"] for wrong in slide["wrong"]]
     minutes = [float(notes.split(" min.")[0]) for notes in seen["notes"]]
     assert 20 <= len(seen["slides"]) <= 22 and len(minutes) == len(seen["slides"]) and 18 <= sum(minutes) <= 22
-    # 26 px at full size, tables 20 px, code 19 px: 18 px at least.
-    assert min(slide["scale"] for slide in seen["slides"]) >= 0.95
+    small = [said for slide in seen["slides"] for said in slide["letters"] if said[0] < LAST_ROW]
+    assert not small and len([said for slide in seen["slides"] for said in slide["letters"]]) > 100
+    figures = [figure for slide in seen["slides"] for figure in slide["figures"]]
+    sizes = {source[-40:]: px_of_letters(source, width, own) for source, width, own in figures}
+    assert len(sizes) >= 12 and not {source: px for source, px in sizes.items() if px < LAST_ROW}, sizes
+
+
+def px_of_letters(source: str, width: int, own_width: int) -> float:
+    """How large the smallest letters of a PNG in a ``data:`` address are where it is shown as wide as ``width`` px."""
+    png = Image.open(io.BytesIO(base64.b64decode(source.split(",")[1])))
+    return float(png.text["Letters"]) / 72 * png.info["dpi"][0] * width / own_width
+
+
+def test_a_figure_says_how_large_its_smallest_letters_are():
+    @styled
+    def two_sizes():
+        figure, ax = plt.subplots(figsize=(4, 3))
+        ax.set_title("a title", fontsize=20)
+        ax.tick_params(labelsize=7)
+        return figure
+
+    png = io.BytesIO()
+    two_sizes().canvas.print_figure(png, format="png", dpi=144)  # as a notebook does
+    source = f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
+    assert px_of_letters(source, 576, 576) == pytest.approx(14, abs=0.01)
+    assert px_of_letters(source, 288, 576) == pytest.approx(7, abs=0.01)
 
 
 @pytest.mark.slow
@@ -480,11 +510,18 @@ def test_a_slide_shows_a_page_where_it_is_built_and_served_and_else_its_picture(
         server.shutdown()
 
 
-def test_a_chart_of_the_talk_has_larger_letters(monkeypatch, tmp_path):
-    figure, ax = plt.subplots()
-    ax.set(xlabel="share", title="a title")
-    plt.close(figure)
-    monkeypatch.setitem(CHARTS, "pareto.png", lambda: figure)
-    assert embedded("../images/pareto.png#large", tmp_path / "talk.md").startswith("data:image/png;base64,")
-    sizes = [ax.xaxis.label, ax.title, *ax.get_xticklabels()]
-    assert [text.get_fontsize() for text in sizes] == pytest.approx([13, 15.6, *[13] * (len(sizes) - 2)])
+def test_a_chart_of_the_talk_is_drawn_for_its_width(monkeypatch, tmp_path):
+    @styled
+    def chart():
+        figure, ax = plt.subplots(figsize=(8, 3))
+        ax.set(xlabel="share")
+        ax.set_title("a title", fontsize=20)
+        ax.tick_params(labelsize=7)
+        return figure
+
+    monkeypatch.setitem(CHARTS, "pareto.png", chart)
+    for width in (400, 900):
+        source = embedded(f"../images/pareto.png#{width}", tmp_path / "talk.md")
+        png = Image.open(io.BytesIO(base64.b64decode(source.split(",")[1])))
+        assert px_of_letters(source, width, 2 * width) == pytest.approx(make.LETTERS, rel=0.01)
+        assert png.width == pytest.approx(2 * width, rel=0.1)

@@ -15,13 +15,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
 
 from ..image import read_image, read_mask, resize_image, resize_mask
 from ..pictures.overlay import COLOUR as PRED
 from .style import BLUE, RED, TRUTH, styled
 
-TITLE = 20  # letters above one of several films, before the next line
+WIDE = 1.7  # inches, the width of one of several films
+TITLE = 20  # letters above it, before the next line
+LARGE = 14  # points, of those letters; fewer where a line would be wider than its film
 
 
 def show_film(
@@ -73,12 +76,22 @@ def show_films(
         raise ValueError(f"as many films as masks and titles, and at least one: got {sorted(counts)}")
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(1.7 * columns, 1.9 * rows), squeeze=False)
+    titles = [_broken(title) for title in titles]
+    points = _points(titles)
+    high = WIDE + max((title.count("\n") + 1 for title in titles), default=0) * 1.3 * points / 72
+    figure, axes = plt.subplots(rows, columns, figsize=(WIDE * columns, high * rows), squeeze=False)
     for ax, image, truth, pred, title in zip_longest(axes.flat, images, truths, preds, titles):
         ax.set_axis_off()
         if image is not None:
-            show_film(image, ax=ax, truth=truth, pred=pred, title=_broken(title or ""))
+            show_film(image, ax=ax, truth=truth, pred=pred).set_title(title or "", fontsize=points)
     return figure
+
+
+def _points(titles: Sequence[str]) -> float:
+    """How large the letters of titles may be, for a gap to be left between those of neighbours."""
+    lines = [line for title in titles for line in title.split("\n") if line]
+    widest = max((TextPath((0, 0), line, size=1).get_extents().width for line in lines), default=1)
+    return min(LARGE, 0.92 * WIDE * 72 / widest)
 
 
 def _broken(title: str) -> str:

@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from ..files import write_bytes
 
@@ -47,7 +48,10 @@ Draw = TypeVar("Draw", bound=Callable[..., Figure])
 
 
 def styled(draw: Draw) -> Draw:
-    """Decorates a function that makes a figure: it has the style, and is closed, or a notebook would show it twice."""
+    """Decorates a function that makes a figure: it has the style, and is closed, or a notebook would show it twice.
+
+    A notebook's picture of it says how large its letters are, so that the talk knows whether they can be read.
+    """
 
     @wraps(draw)
     def drawn(*args: Any, **options: Any) -> Figure:
@@ -56,9 +60,30 @@ def styled(draw: Draw) -> Draw:
             interactive = plt.isinteractive()  # a notebook's first figure switches it on, for all that follow
         matplotlib.interactive(interactive)
         plt.close(figure)
+        _tell_letters(figure)
         return figure
 
     return drawn  # type: ignore[return-value]
+
+
+def letters(figure: Figure) -> float:
+    """How large the smallest letters of a figure are, once it is drawn, in points."""
+    off = {text for ax in figure.axes if not ax.axison for axis in (ax.xaxis, ax.yaxis) for text in axis.findobj(Text)}
+    shown = (text for text in figure.findobj(Text) if text.get_visible() and text.get_text() and text not in off)
+    return min((float(text.get_fontsize()) for text in shown), default=0.0)
+
+
+def _tell_letters(figure: Figure) -> None:
+    """Has each PNG of a figure say :func:`letters`; a notebook saves it without asking us."""
+    print_figure = figure.canvas.print_figure
+
+    def printed(file: Any, **options: Any) -> None:
+        if options.get("format") == "png" and "metadata" not in options:
+            figure.draw_without_rendering()  # numbers of an axis are made then
+            options["metadata"] = {"Letters": f"{letters(figure):g}"}
+        print_figure(file, **options)
+
+    figure.canvas.print_figure = printed  # type: ignore
 
 
 def read_result(results: str | Path, name: str, command: str) -> pd.DataFrame:

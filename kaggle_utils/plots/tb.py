@@ -86,9 +86,9 @@ def _draw_bars(test: pd.DataFrame, ax: Axes) -> None:
     for k, (variant, (_, colour)) in enumerate(VARIANTS.items()):
         some = test[test["variant"] == variant]
         if len(some):
-            area = roc_auc_score(some["tb"], some["logit"])
+            area = roc_auc_score(some["tb"], some["logit"])  # tb_table.csv has four digits of it
             ax.bar(k, area, 0.65, color=colour, alpha=0.55)
-            note(ax, f"{area:.3f}", (k, area), (0, 4), ha="center", fontsize=9)
+            note(ax, f"{round(area, 4):.3f}", (k, area), (0, 4), ha="center", fontsize=9)
     ax.axhline(0.5, color="0.3", linewidth=0.8, linestyle="--")
     ax.set_ylim(0.4, 1.02)
     ax.set_xticks(range(len(VARIANTS)), [name.replace(" ", "\n", 1) for name, _ in VARIANTS.values()])

@@ -20,7 +20,7 @@ GRAY = "0.55"
 HEAD: dict[str, Any] = {"head": "-|>", "lw": 1.2}
 ENTRANCE = 2.1  # where the first block is
 LEGEND = (  # and where each begins
-    (0, "two 3×3 convolutions, each normalised, ReLU", BLUE),
+    (0, "two 3×3 convolutions, normalised, ReLU", BLUE),
     (5.1, "2×2 max pooling: half the resolution", RED),
     (9.5, "up: twice the resolution", GREEN),
 )

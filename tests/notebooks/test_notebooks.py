@@ -101,6 +101,16 @@ def test_outputs_and_pictures_are_there(path):
 
 
 @by_name
+def test_it_opens_with_a_picture_and_a_sentence(path):
+    """Before any work: the picture is all that the first code cells show, and a sentence stands above or below it."""
+    cells = nbformat.read(path, 4).cells
+    code = [k for k, cell in enumerate(cells) if cell.cell_type == "code"]
+    assert [list(output.get("data", {})) for output in cells[code[1]].outputs] == [["image/png", "text/plain"]]
+    around = [cell.source for cell in cells[code[0] + 1 : code[2]] if cell.cell_type == "markdown"]
+    assert not cells[code[0]].outputs and any(re.search(r"\w\.($|\s)", text) for text in around)
+
+
+@by_name
 def test_cells_are_short_and_define_nothing(path):
     for cell in code_cells(path)[1:]:  # the first one is not to be read, see run.py
         if "plain" in cell.metadata.get("tags", ()):  # the whole of it is the point: what the library does, written out
@@ -203,7 +213,7 @@ def test_a_changed_function_of_the_library_is_noticed(clone, tmp_path):
     right = "both |= mask"
     assert right in film.read_text()
     film.write_text(film.read_text().replace(right, "both = mask"))
-    found = differences(*again(NOTEBOOKS[0], root, cells=5))
+    found = differences(*again(NOTEBOOKS[0], root, cells=6))
     assert len(found) == 1 and "px of lung" in found[0]
 
 
