@@ -10,6 +10,7 @@ from nbformat import NotebookNode
 
 # What float32 may differ by between two processors: a unit of the second decimal, and a pixel in 200.
 ABSOLUTE, RELATIVE = 0.01, 0.005
+FIGURE = re.compile(r"Figure size [\d.]+x[\d.]+")  # as wide as its legend's letters
 # One that stands alone: the digits of a film's name are text.
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?(?!\w|\.\d)")
 
@@ -53,7 +54,7 @@ def _texts(cell: NotebookNode) -> list[str]:
             texts.append(f"{output.ename}: {output.evalue}")
         else:
             texts += [output.data[kind] for kind in ("text/plain", "text/html") if kind in output.data]
-    return texts
+    return [FIGURE.sub("Figure", text) for text in texts]
 
 
 def _words(text: str) -> str:

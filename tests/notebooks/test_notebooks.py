@@ -189,6 +189,8 @@ def test_of_what_varies_the_text_is_compared_and_of_what_is_timed_nothing():
     assert not differences(printed("loss 0.1", "varies"), printed("loss 0.9", "varies"))
     assert differences(printed("loss 0.1", "varies"), printed("Dice 0.1", "varies"))
     assert not differences(printed("3 ms", "timing"), printed("a while", "timing"))
+    sizes = (printed(f"<Figure size {width}x340 with 1 Axes>") for width in ("733", "731.5"))
+    assert not differences(*sizes) and differences(printed("Figure size 733 with 1"), printed("Figure size 733 with 2"))
 
 
 def test_a_number_changed_in_a_saved_output_is_noticed():
