@@ -7,6 +7,7 @@ import re
 import shutil
 import struct
 import zlib
+from contextlib import contextmanager
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -451,6 +452,7 @@ def test_page_asks_its_own_host_alone_and_works_without_one(browser, radiograph)
         assert all(url.startswith((address, f"blob:{address}", "data:")) for url in asked), asked
         assert any("openjpeg" in url for url in asked)  # what the worker asks for is seen too
         page.evaluate("navigator.serviceWorker.ready.then(() => 1)")
+        assert not any("gpu" in url for url in asked + page.evaluate(KEPT))  # there is no graphics card
         with context.new_page() as other:
             assert other.goto(f"{address}examples").url == f"{address}examples/"  # where the server sends it on
         context.set_offline(True)
@@ -461,6 +463,98 @@ def test_page_asks_its_own_host_alone_and_works_without_one(browser, radiograph)
         pick(page, ("film.png", png(radiograph)))
         page.locator("article.report").wait_for(timeout=120_000)
         assert all(url.startswith((address, f"blob:{address}", "data:")) for url in asked), asked
+
+
+# --- on a graphics card ----------------------------------------------------------------------------------------------
+
+# The addresses of what the page keeps for when there is no network.
+KEPT = """async () => {
+  const found = await Promise.all((await caches.keys()).map(async (name) => (await caches.open(name)).keys()));
+  return found.flat().map(({url}) => url);
+}"""
+SOFTWARE = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader")  # an adapter without a card, and slow
+# The module that computes on a card. Its calls are seen among the requests: it compiles, it is tried, it gets films.
+CARD = """export async function openOnCard(...files) {
+  const run = await (%s)(...files);
+  let calls = 0;
+  return (pixels) => { fetch(new URL("call-" + ++calls, import.meta.url)); return run(pixels, calls); };
+}"""
+
+
+@contextmanager
+def with_card(play, site, tmp_path, wish="", module=None, size=None):
+    """A page in a browser with a card, for which it has a module of its own; and the addresses that it asks for."""
+    own = tmp_path / "site"
+    shutil.copytree(site, own)
+    (own / "gpu.js").rename(own / "gpu_real.js")
+    (own / "gpu.js").write_text(CARD % (module or '(await import("./gpu_real.js")).openOnCard'))
+    model = json.loads((own / "model.json").read_text())
+    (own / "model.json").write_text(json.dumps({**model, "size": size or model["size"]}))
+    options = {"executable_path": CHROMIUM, "timeout": 120_000, "args": ["--no-sandbox", *SOFTWARE]}
+    with served(own, tmp_path) as address, play.chromium.launch(**options) as chromium:
+        page, asked = chromium.new_page(), []
+        page.context.on("request", lambda request: asked.append(request.url.removeprefix(address)))
+        page.set_default_timeout(300_000)
+        page.goto(f"{address}?gpu={wish}")
+        yield page, asked
+
+
+def outline(page, data):
+    """Has the page outline a film; its mask."""
+    pick(page, ("film.png", data))
+    page.locator("article.report").wait_for()
+    page.locator("#status", has_text=re.compile("^(?!film.png)")).wait_for(state="attached")
+    return decoded(save_as(page, "Mask (PNG)")) // 255
+
+
+def called(page, asked, times):
+    while f"call-{times}" not in asked:
+        page.wait_for_timeout(100)
+
+
+LOSERS = {
+    "other lungs": "() => (pixels) => Promise.resolve(new Float32Array(3 * pixels.length).fill(1))",
+    "late": "() => (pixels, calls) => (calls > 1 ? new Promise(() => {}) : null)",
+    "broken": "() => (pixels, calls) => (calls > 1 ? Promise.reject(new Error()) : null)",
+}
+
+
+@pytest.mark.parametrize("module", LOSERS.values(), ids=LOSERS)
+def test_card_that_loses_its_trial_computes_no_film(play, site, tmp_path, radiograph, module):
+    with with_card(play, site, tmp_path, "software", module) as (page, asked):
+        called(page, asked, 1)
+        masks = [outline(page, png(radiograph)) for _ in range(3)]
+        assert "call-2" in asked and "call-3" not in asked
+        assert page.locator("#status").inner_text() == "" and (masks[0] == masks[2]).all()
+
+
+def test_card_that_is_but_software_is_left_alone(play, site, tmp_path, radiograph):
+    with with_card(play, site, tmp_path) as (page, asked):
+        page.locator("#status", has_text="Ready. The network runs on").wait_for()
+        outline(page, png(radiograph))
+        assert not any(name.startswith(("gpu", "call")) for name in asked)
+
+
+@pytest.mark.slow
+def test_card_that_wins_finds_the_same_lungs_and_the_processor_goes_on_when_it_fails(play, site, tmp_path, radiograph):
+    module = """async (...files) => {
+      const run = await (await import("./gpu_real.js")).openOnCard(...files);
+      return (pixels, calls) => (calls > 3 ? Promise.reject(new Error("lost")) : run(pixels));
+    }"""
+    with with_card(play, site, tmp_path, "forced", module, size=128) as (page, asked):
+        page.locator("#status", has_text="Ready. The network runs on").wait_for()
+        before = outline(page, png(radiograph))
+        page.get_by_text("The network runs on this computer's graphics card from now on.").wait_for()
+        on_card = outline(page, png(radiograph))
+        assert "call-3" in asked and dice(on_card, before) >= LEAST_DICE
+        after = outline(page, png(radiograph))
+        page.get_by_text("of this computer from now on.").wait_for()
+        assert "call-4" in asked and (after == before).all()
+        page.evaluate("navigator.serviceWorker.ready.then(() => 1)")
+        asked.clear()
+        page.reload()
+        called(page, asked, 1)
+        assert {"gpu.bin", "gpu.js"} <= {url.rpartition("/")[2] for url in page.evaluate(KEPT)}
 
 
 @pytest.mark.slow

@@ -43,10 +43,12 @@ HERE = Path(__file__).resolve().parent
 MODULES = HERE / "node_modules"
 PACKED = {  # by the name beside the page: what npm has fetched
     "runtime.bin": "onnxruntime-web/dist/ort-wasm-simd-threaded.wasm",
+    "gpu.bin": "onnxruntime-web/dist/ort-wasm-simd-threaded.jspi.wasm",
     "charls.bin": "@cornerstonejs/codec-charls/dist/charlswasm_decode.wasm",
     "openjpeg.bin": "@cornerstonejs/codec-openjpeg/dist/openjpegwasm_decode.wasm",
 }
 THREADS = "onnxruntime-web/dist/ort-wasm-simd-threaded.mjs"  # what each thread of the runtime starts from
+LATER = ("gpu.bin", "gpu.js")  # what only a page with a graphics card asks for
 PAGE = ("index.html", "style.css", "src/local.js")
 
 
@@ -120,6 +122,7 @@ def bundle(out: Path) -> None:
         str(MODULES / "esbuild/bin/esbuild"),
         "src/page.js",
         "src/worker.js",
+        "src/gpu.js",
         "--bundle",
         "--minify",
         "--splitting",
@@ -258,7 +261,8 @@ def write_worker(out: Path) -> None:
     names = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     version = hashlib.sha256(b"".join((out / name).read_bytes() for name in names)).hexdigest()[:16]
     source = (HERE / "src/offline.js").read_text(encoding="utf-8")
-    listed = json.dumps({"version": version, "files": ["./", *names]})
+    files = ["./", *(name for name in names if name not in LATER)]
+    listed = json.dumps({"version": version, "files": files, "later": LATER})
     write_bytes(out / "offline.js", source.replace("BUILD", listed, 1).encode())
 
 

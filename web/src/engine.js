@@ -1,9 +1,13 @@
 // The worker that segments, and the films that wait for it: one at a time.
 const PATIENCE = 120_000; // ms; a 20-megapixel film takes some seconds, a damaged one may take a decoder any time
-let worker, ready, tail = Promise.resolve();
+let worker, ready, told, tail = Promise.resolve();
 
-/** Starts the worker; resolves when the networks are loaded, with words for where they are computed. */
-export function start() {
+/**
+ * Starts the worker; resolves when the networks are loaded, with words for where they are computed.
+ * @param moved - is called with such words when they are computed elsewhere from then on.
+ */
+export function start(moved = told) {
+  told = moved;
   // Its source is a blob so that the page's own policy holds for it too.
   const source = `import ${JSON.stringify(new URL("worker.js", location.href).href)}`;
   const address = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
@@ -12,7 +16,8 @@ export function start() {
     worker.onmessage = ({ data }) => (data.ready ? resolve(data.ready) : reject(new Error(data.failed)));
     worker.onerror = (event) => reject(new Error(event.message || "the network can't be loaded"));
   });
-  worker.postMessage({ base: new URL(".", location.href).href });
+  worker.addEventListener("message", ({ data }) => data.moved && moved(data.moved));
+  worker.postMessage({ base: location.href });
   return ready;
 }
 
@@ -44,6 +49,7 @@ async function run({ name, file, age = null }, convention, show) {
       resolve({ name, error: `it was not read in ${PATIENCE / 1000} s`, notes: [] });
     }, PATIENCE);
     worker.onmessage = ({ data: { film, done } }) => {
+      if (!film) return;
       found = { ...found, ...film, masks: { ...found.masks, ...film.masks } };
       if (!done) return show(found);
       clearTimeout(stop);

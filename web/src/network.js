@@ -1,9 +1,10 @@
-// The two networks, as ONNX graphs: lungs, and the views of a film.
+// The two networks, as ONNX graphs: lungs, and the views of a film. That of lungs moves to a graphics card, if one does the same sooner.
 import * as ort from "onnxruntime-web/wasm";
 import { raster } from "./raster.js";
 import { resize } from "./resize.js";
 
 const MOST_THREADS = 4; // more share too little work
+const SAME = 0.999; // Dice of two masks that are one
 
 /** @param files - {runtime, lungs, views}: the bytes of ONNX Runtime's WebAssembly and of both graphs; threads: its address. */
 export async function openNetworks({ runtime, lungs, views, threads }, size) {
@@ -13,13 +14,32 @@ export async function openNetworks({ runtime, lungs, views, threads }, size) {
   if (ort.env.wasm.numThreads > 1) ort.env.wasm.wasmPaths = { mjs: threads }; // each thread starts from that file
   const options = { executionProviders: ["wasm"] };
   const [net, viewNet] = [await ort.InferenceSession.create(lungs, options), await ort.InferenceSession.create(views, options)];
+  const onProcessor = async (pixels) => (await net.run({ films: new ort.Tensor("float32", pixels, [1, 1, size, size]) })).logits.data;
+  let compute = onProcessor, last = null;
   return {
-    /** Where they are computed: for a reader. */
-    where: ort.env.wasm.numThreads > 1 ? `on ${ort.env.wasm.numThreads} threads` : "on one thread",
+    /** Where lungs are computed: for a reader. */
+    where: () => (compute === onProcessor ? `on ${threadsOf(ort.env.wasm)} of this computer` : "on this computer's graphics card"),
     /** A function that gives the probabilities of lung at the network's own size, by one of its outputs. */
     async probabilities(film) {
-      const { logits } = await net.run({ films: new ort.Tensor("float32", normalise(resize(film, size, size)), [1, 1, size, size]) });
-      return (channel) => raster(size, size, sigmoid(logits.data.subarray(channel * size * size, (channel + 1) * size * size)));
+      const pixels = normalise(resize(film, size, size)), start = performance.now();
+      const logits = await compute(pixels).catch((error) => {
+        if (compute === onProcessor) throw error;
+        compute = onProcessor; // the card is gone: computers sleep, and drivers fail
+        return compute(pixels);
+      });
+      last = { pixels, logits, took: performance.now() - start };
+      return (channel) => raster(size, size, sigmoid(logits.subarray(channel * size * size, (channel + 1) * size * size)));
+    },
+    /**
+     * Has a card compute the last film again, in at most the time that it took: if it finds the same lungs, it computes from then on.
+     * @returns whether there was a film, and thus a trial.
+     */
+    async tryCard(onCard, evenIfSlow) {
+      if (!last) return false;
+      const late = new Promise((resolve) => setTimeout(resolve, evenIfSlow ? 1e9 : last.took, null));
+      const logits = await Promise.race([onCard(last.pixels), late]);
+      if (logits && dice(logits, last.logits) >= SAME) compute = onCard;
+      return true;
     },
     /** Log odds that each of a thumbnail's views is an upright frontal chest film. */
     async viewOdds(all) {
@@ -29,6 +49,20 @@ export async function openNetworks({ runtime, lungs, views, threads }, size) {
       return Array.from(logits.data);
     },
   };
+}
+
+function threadsOf({ numThreads }) {
+  return numThreads > 1 ? `${numThreads} threads` : "one thread";
+}
+
+/** Dice of what two networks' logits say is lung; 0 where neither finds any. */
+function dice(logits, others) {
+  let [both, sum] = [0, 0];
+  for (let i = 0; i < logits.length; i++) {
+    both += logits[i] > 0 && others[i] > 0;
+    sum += (logits[i] > 0) + (others[i] > 0);
+  }
+  return (2 * both) / Math.max(sum, 1);
 }
 
 /** Zero mean and unit deviation of the film: `data.normalise`. */

@@ -1,6 +1,6 @@
 // Keeps the page for when there is no network, and hands it out with the headers of a page that is isolated from others:
 // only such a page may compute with threads, and static hosts don't send them. `web.make` writes the build's files in.
-const { version, files } = BUILD;
+const { version, files, later } = BUILD; // what comes later is kept once a page has asked for it
 const ISOLATED = { "Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp", "Cross-Origin-Resource-Policy": "same-origin" };
 
 addEventListener("install", (event) => {
@@ -20,6 +20,7 @@ addEventListener("fetch", (event) => {
 async function answer(request) {
   const found = (await caches.match(request, { cacheName: version, ignoreSearch: true })) ?? (await fetch(request));
   if (found.type === "opaqueredirect") return found; // the browser follows it, and asks again
+  if (found.ok && later.some((name) => request.url.endsWith(`/${name}`))) await (await caches.open(version)).put(request, found.clone());
   const { body, status, statusText, headers } = found;
   return new Response(body, { status, statusText, headers: { ...Object.fromEntries(headers), ...ISOLATED } });
 }

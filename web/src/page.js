@@ -139,5 +139,6 @@ function masksOf(name) {
 
 furnish();
 listen();
-start().then((where) => say(films.length ? at("status").textContent : `Ready. The network runs ${where} of this computer.`), (error) => say(`The network can't be loaded: ${error.message}`));
+const moved = (where) => say(`${at("status").textContent} The network runs ${where} from now on.`.trim());
+start(moved).then((where) => say(films.length ? at("status").textContent : `Ready. The network runs ${where}.`), (error) => say(`The network can't be loaded: ${error.message}`));
 if ("serviceWorker" in navigator && location.protocol.startsWith("http")) navigator.serviceWorker.register("offline.js").catch(() => {});

@@ -1,10 +1,10 @@
 // Segments films away from the page, so that it stays at hand. It gets {base} first, then {name, bytes, age,
-// convention}, and answers {film, done}: the parts of a film as they come.
+// convention}, and answers {film, done}: the parts of a film as they come. {moved} says where lungs are computed from now on.
 import { openNetworks } from "./network.js";
 import { segmentFilm } from "./film.js";
 import { useFiles } from "./codecs.js";
 
-let ready;
+let ready, card = null, tail = Promise.resolve(); // films and the card's trial, one after the other
 
 async function open(base) {
   const unpacked = async (name) => {
@@ -17,15 +17,41 @@ async function open(base) {
     fetch(new URL("model.json", base)).then((answer) => answer.json()),
     ...["runtime.bin", "lungs.bin", "views.bin"].map(unpacked),
   ]);
-  return { model, networks: await openNetworks({ runtime, lungs, views, threads: new URL("threads.js", base).href }, model.size) };
+  const networks = await openNetworks({ runtime, lungs, views, threads: new URL("threads.js", base).href }, model.size);
+  const load = async () => (await import("./gpu.js")).openOnCard(await unpacked("gpu.bin"), lungs, model.size);
+  findCard(new URL(base).searchParams.get("gpu"), model.size, load, networks).catch(() => {}); // the processor goes on
+  return { model, networks };
 }
 
-onmessage = async ({ data: { base, name, bytes, age, convention } }) => {
-  if (base) {
-    ready = open(base);
-    return ready.then(({ networks }) => postMessage({ ready: networks.where }), (error) => postMessage({ failed: String(error) }));
-  }
-  const { model, networks } = await ready;
+/**
+ * Loads the network for a graphics card, where the browser lends one and the reader doesn't save data.
+ * @param wish - of a test: a "software" card will do, and one is "forced" to compute though it is slower.
+ */
+async function findCard(wish, side, load, networks) {
+  if (!("Suspending" in WebAssembly) || navigator.connection?.saveData) return; // the runtime needs that of WebAssembly
+  const adapter = await navigator.gpu?.requestAdapter();
+  if (!adapter || (adapter.info.isFallbackAdapter && !wish)) return;
+  const compute = await load();
+  await compute(new Float32Array(side * side)); // its programs are compiled, which takes seconds, while films come
+  card = { compute, evenIfSlow: wish === "forced" };
+  tail = tail.then(() => tryCard(networks));
+}
+
+/** Once there is a film: a card that loses is let go. */
+async function tryCard(networks) {
+  const before = networks.where(), isOver = card && (await networks.tryCard(card.compute, card.evenIfSlow).catch(() => true));
+  if (isOver) card = null;
+  if (networks.where() !== before) postMessage({ moved: networks.where() });
+}
+
+onmessage = async ({ data: { base, ...film } }) => {
+  if (!base) return (tail = tail.then(() => segment(film)));
+  ready = open(base);
+  ready.then(({ networks }) => postMessage({ ready: networks.where() }), (error) => postMessage({ failed: String(error) }));
+};
+
+async function segment({ name, bytes, age, convention }) {
+  const { model, networks } = await ready, before = networks.where();
   try {
     for await (const film of segmentFilm(name, new Uint8Array(bytes), age, convention, networks, model)) postMessage({ film, done: false }, ownedBy(film));
     postMessage({ film: {}, done: true });
@@ -33,7 +59,9 @@ onmessage = async ({ data: { base, name, bytes, age, convention } }) => {
     const reason = "this browser's memory is too small for it, or it meets what it does not know";
     postMessage({ film: { name, error: reason, detail: String(error.stack ?? error), notes: [] }, done: true });
   }
-};
+  if (networks.where() !== before) postMessage({ moved: networks.where() });
+  await tryCard(networks);
+}
 
 /** What is handed over instead of copied. */
 function ownedBy({ upright, masks = {} }) {
