@@ -66,5 +66,6 @@ function lungRuns(prob, width, height, threshold) {
 function picture({ data, width, height }) {
   const rgba = new Uint32Array(data.length); // bytes of red, green, blue and alpha: browsers' machines are little-endian
   for (let i = 0; i < data.length; i++) rgba[i] = 0xff000000 | (data[i] * 0x10101);
-  return createImageBitmap(new ImageData(new Uint8ClampedArray(rgba.buffer), width, height));
+  const plain = { premultiplyAlpha: "none", colorSpaceConversion: "none" }; // gray and opaque: there is nothing to convert
+  return createImageBitmap(new ImageData(new Uint8ClampedArray(rgba.buffer), width, height), plain);
 }
