@@ -3,9 +3,10 @@
     python -m benchmarks.web [--site runs/web] [--films 100] [--record images/web.webp]
 
 Builds the page unless it is there. Measures the bytes that the page asks for up to its first mask, and with every
-decoder; seconds from opening the page in a new browser to the first outlined film; of further films of 1024 px the
-milliseconds that the page takes from having the file to a painted outline with its numbers, on one thread and, once the
-page is isolated, on several; and the memory of the page's processes over so many films in a row, in MB. Writes
+decoder and the runtime of a graphics card; seconds from opening the page in a new browser to the first outlined film;
+of further films of 1024 px the milliseconds that the page takes from having the file to a painted outline with its
+numbers, on one thread and, once the page is isolated, on several; and the memory of the page's processes over so many
+films in a row, in MB. Writes
 ``results/web.json``. Needs chromium, npm and a machine that is at rest. ``--record`` writes a short recording instead.
 """
 

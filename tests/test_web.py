@@ -314,6 +314,8 @@ def test_example_is_outlined_in_two_colours_that_opacity_fades(page):
     page.locator("#examples button").first.click()
     page.locator("article.report").wait_for()
     assert {"#e69f00", "#56b4e9"} <= colours(page)
+    for side, colour in (("right", "rgb(230, 159, 0)"), ("left", "rgb(86, 180, 233)")):  # the same in the key
+        assert page.locator(f".key.{side}").evaluate("(key) => getComputedStyle(key).backgroundColor") == colour
     page.locator("#opacity").fill("100")
     faded = pixels(page)
     page.locator("#opacity").fill("0")

@@ -4,8 +4,9 @@
 
 The page's own code lies in ``web/src``; all that it knows of the network, the checks, the estimate of quality and the
 shapes of lungs, and the words that it shares with ``python -m kaggle_utils app``, come from the package when it is
-built: new weights change no code. The networks become ONNX graphs, which ONNX Runtime computes in WebAssembly. npm
-fetches the libraries that ``package-lock.json`` names, into ``web/node_modules``.
+built: new weights change no code. The networks become ONNX graphs, which ONNX Runtime computes in WebAssembly, and that
+of lungs on a graphics card where there is one. npm fetches the libraries that ``package-lock.json`` names, into
+``web/node_modules``.
 """
 
 from __future__ import annotations
@@ -84,6 +85,8 @@ def make_page(out: str | Path, weights: str | Path | None = None) -> None:
     shutil.copy(MODULES / THREADS, out / "threads.js")
     for name in PAGE:
         shutil.copy(HERE / name, out)
+    with (out / "style.css").open("a", encoding="utf-8") as style:
+        style.write(f":root {{ --right: {RIGHT}; --left: {LEFT}; }}\n")
     write_worker(out)
 
 
