@@ -3,12 +3,15 @@
 import importlib.util
 import re
 import shutil
+from base64 import b64decode
 from copy import deepcopy
+from io import BytesIO
 from pathlib import Path
 
 import nbformat
 import pytest
 from compare import ABSOLUTE, RELATIVE, differences, text_differences
+from PIL import Image
 
 from kaggle_utils.synthetic.model import write_raw
 
@@ -98,6 +101,16 @@ def test_outputs_and_pictures_are_there(path):
     assert sum(bool(cell.outputs) for cell in cells) >= 5
     assert sum("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs) >= 2
     assert not any(output.output_type == "error" for cell in cells for output in cell.outputs)
+
+
+@by_name
+def test_letters_of_figures_can_be_read(path):
+    """Each figure of the library says in its PNG how large its smallest letters are, in points."""
+    outputs = [output.get("data", {}) for cell in code_cells(path) for output in cell.outputs]
+    pictures = [b64decode(data["image/png"]) for data in outputs if "image/png" in data]
+    letters = [float(Image.open(BytesIO(png)).text.get("Letters", "nan")) for png in pictures]
+    assert not [points for points in letters if 0 < points < 9]  # films may have no titles
+    assert sum(points > 0 for points in letters) >= len(letters) - 1
 
 
 @by_name
