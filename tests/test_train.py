@@ -983,6 +983,7 @@ def test_weights_and_films_lie_channels_last(prepared):
     assert kernels and all(each.is_contiguous(memory_format=torch.channels_last) for each in [images, *kernels])
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("cores, machine, train, val", [(4, 1, 4, 2), (4, 2, 2, 2), (1, 1, 1, 1)])
 def test_with_a_gpu_a_worker_a_core_loads_and_few_validate(prepared, monkeypatch, cores, machine, train, val):
     monkeypatch.setattr(films, "choose_device", lambda _: torch.device("cuda"))
