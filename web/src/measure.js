@@ -27,7 +27,7 @@ export function splitLungs(mask) {
   const lines = firsts.map((first) => first && traceOutline(whole, first));
   const areas = lines.map((line) => (line ? areaWithin(line) : -1)), least = DUST * Math.max(...areas);
   const regions = labelsWithin(runsOf(mask), runsOf(whole), labels), isKept = regions.map((label) => areas[label] >= least);
-  const both = isKept.every(Boolean) ? mask : maskOf(mask, runsOf(mask).filter((_, n) => isKept[n])), none = maskOf(mask, []), box = boundingBox(both);
+  const both = maskOf(mask, runsOf(mask).filter((_, n) => isKept[n])), none = maskOf(mask, []), box = boundingBox(both);
   if (!box) return [none, none];
   const seam = findSeam(both, box);
   if (!seam) return 2 * box.x + box.width <= mask.width ? [both, none] : [none, both];
@@ -173,8 +173,7 @@ function findMidline(right, left, spacing) {
   const [rows, columns] = scale.map((side) => Math.max(1, Math.round((side * MIDLINE_SIDE) / longer)));
   const pair = coarse(both, box, columns, rows), total = pair.data.reduce((a, b) => a + b, 0);
   if (!total) return unknown;
-  const framed = frame(pair), pixels = pixelsOf(framed);
-  const { at, least } = minimise((line) => unlike(line, framed, pixels, total), [[0, 0], [4, 0], [0, 4]]);
+  const framed = frame(pair), { at, least } = minimise((line) => unlike(line, framed, total), [[0, 0], [4, 0], [0, 4]]);
   const [tilt_deg, offset] = at, tilt = (tilt_deg * Math.PI) / 180;
   const filmMiddle = ((right.height / 2 - box.y) * rows) / box.height - 0.5; // the film's middle row, in the copy
   const along = (filmMiddle - (rows - 1) / 2) * Math.sin(tilt);
@@ -189,27 +188,22 @@ function frame({ data, width, height }) {
   return { data: framed, width: width + 2, height: height + 2 };
 }
 
-/** The pixels of a framed picture that are not nothing: their places and values. */
-function pixelsOf({ data, width }) {
-  const found = [];
-  data.forEach((own, at) => own && found.push(at % width, Math.floor(at / width), own));
-  return Float64Array.from(found);
-}
-
-/** 1 - Dice of a framed picture, whose pixels are given too, and its mirror image about a line: degrees from upright, px from the middle. */
-function unlike([tiltDeg, offset], { data, width, height }, pixels, total) {
+/** 1 - Dice of a framed picture and its mirror image about a line: degrees from upright, px from the picture's middle. */
+function unlike([tiltDeg, offset], { data, width, height }, total) {
   const tilt = (tiltDeg * Math.PI) / 180, a = Math.cos(tilt), b = Math.sin(tilt);
   const far = 2 * ((a * (width - 1)) / 2 + (b * (height - 1)) / 2 + offset);
   let common = 0;
-  for (let i = 0; i < pixels.length; i += 3) {
-    const x = pixels[i], y = pixels[i + 1];
-    const fromX = (1 - 2 * a * a) * x - 2 * a * b * y + far * a, fromY = -2 * a * b * x + (1 - 2 * b * b) * y + far * b;
-    const column = Math.floor(fromX), row = Math.floor(fromY);
-    if (column < 0 || row < 0 || column > width - 2 || row > height - 2) continue;
-    const across = fromX - column, down = fromY - row, at = row * width + column;
-    const above = (1 - across) * data[at] + across * data[at + 1], below = (1 - across) * data[at + width] + across * data[at + width + 1];
-    common += Math.min(pixels[i + 2], (1 - down) * above + down * below);
-  }
+  for (let y = 1; y < height - 1; y++)
+    for (let x = 1; x < width - 1; x++) {
+      const own = data[y * width + x];
+      if (!own) continue;
+      const fromX = (1 - 2 * a * a) * x - 2 * a * b * y + far * a, fromY = -2 * a * b * x + (1 - 2 * b * b) * y + far * b;
+      const column = Math.floor(fromX), row = Math.floor(fromY);
+      if (column < 0 || row < 0 || column > width - 2 || row > height - 2) continue;
+      const across = fromX - column, down = fromY - row, at = row * width + column;
+      const above = (1 - across) * data[at] + across * data[at + 1], below = (1 - across) * data[at + width] + across * data[at + width + 1];
+      common += Math.min(own, (1 - down) * above + down * below);
+    }
   return 1 - common / total;
 }
 

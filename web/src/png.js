@@ -67,26 +67,21 @@ function inPieces(packed) {
 
 /** Undoes the filter that each row's first byte names: bytes are differences from those before and above them. */
 function samples(raw, width, height, channels, depth) {
-  const step = (channels * depth) / 8, row = width * step, out = new Uint8Array(row * height), none = new Uint8Array(row);
-  for (let y = 0, from = 0; y < height; y++, from += row) {
-    const line = out.subarray(y * row, (y + 1) * row), above = y ? out.subarray((y - 1) * row, y * row) : none;
-    unfilter(raw[from++], raw, from, line, above, step);
+  const step = (channels * depth) / 8, row = width * step, out = new Uint8Array(row * height);
+  for (let y = 0, from = 0, to = 0; y < height; y++, to += row) {
+    const filter = raw[from++];
+    for (let x = 0; x < row; x++, from++) {
+      const left = x < step ? 0 : out[to + x - step], up = y ? out[to + x - row] : 0;
+      let guess = 0;
+      if (filter === 1) guess = left;
+      else if (filter === 2) guess = up;
+      else if (filter === 3) guess = (left + up) >> 1;
+      else if (filter === 4) guess = paeth(left, up, y && x >= step ? out[to + x - row - step] : 0);
+      out[to + x] = raw[from] + guess;
+    }
   }
   if (depth === 8) return out;
   return new Uint16Array(out.buffer).map(swapped); // PNG's words begin with their high byte
-}
-
-/** One row: a loop for each filter, as millions of bytes would else ask which it is. */
-function unfilter(filter, raw, from, line, above, step) {
-  const n = line.length, first = Math.min(step, n);
-  line.set(raw.subarray(from, from + n));
-  if (filter === 1) for (let x = first; x < n; x++) line[x] += line[x - step];
-  else if (filter === 2) for (let x = 0; x < n; x++) line[x] += above[x];
-  else if (filter === 3) for (let x = 0; x < n; x++) line[x] += ((x < step ? 0 : line[x - step]) + above[x]) >> 1;
-  else if (filter === 4) {
-    for (let x = 0; x < first; x++) line[x] += above[x];
-    for (let x = first; x < n; x++) line[x] += paeth(line[x - step], above[x], above[x - step]);
-  }
 }
 
 /** Of the bytes before, above, and before that one, the nearest to their plane. Source: PNG specification, 9.4. */
