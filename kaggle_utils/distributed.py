@@ -211,7 +211,7 @@ def launch_command(*options: object) -> list[str]:
     Args:
         options: of ``python -m kaggle_utils train``, such as ``"--data", folder, "--epochs", 30``.
     """
-    named = any(str(option).startswith("cuda:") for option in options)
+    named = any(str(option).rpartition("=")[2].startswith("cuda:") for option in options)
     gpus = 1 if named else torch.cuda.device_count()
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus)] if gpus > 1 else []
     return [sys.executable, *launcher, "-m", "kaggle_utils", "train", *map(str, options)]

@@ -356,7 +356,8 @@ def test_command_for_a_notebook_takes_all_gpus(monkeypatch, gpus, launcher):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     command = distributed.launch_command("--data", Path("set"), "--epochs", 3)
     assert command == [sys.executable, *launcher, "-m", "kaggle_utils", "train", "--data", "set", "--epochs", "3"]
-    assert "torch.distributed.run" not in distributed.launch_command("--device", "cuda:0")
+    for named in (("--device", "cuda:0"), ("--device=cuda:0",)):
+        assert "torch.distributed.run" not in distributed.launch_command(*named)
 
 
 @pytest.mark.slow

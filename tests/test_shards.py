@@ -25,6 +25,8 @@ from kaggle_utils.trainer import make_trainer
 
 pytest.importorskip("webdataset")
 
+TINY = TrainConfig(sources=("montgomery",), size=32, base_channels=2, depth=2, patch=1, device="cpu", precision="fp32")
+
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
@@ -284,18 +286,7 @@ def test_several_processes_share_the_shards_and_take_as_many_steps(sharded, monk
 
 
 def test_training_from_shards_learns_and_resumes_to_the_same_weights(sharded, tmp_path):
-    config = TrainConfig(
-        sources=("montgomery",),
-        size=32,
-        base_channels=4,
-        depth=2,
-        patch=1,
-        batch_size=6,
-        epochs=3,
-        device="cpu",
-        precision="fp32",
-        lr=1e-2,
-    )
+    config = replace(TINY, base_channels=4, batch_size=6, epochs=3, lr=1e-2)
     whole = make_trainer(sharded, None, config)
     history = whole.fit()
     assert history["val_dice"].iloc[-1] > 0.5
@@ -316,17 +307,7 @@ def test_a_run_stopped_within_an_epoch_goes_on_with_the_next_batch(sharded, tmp_
         if stopped.step == 13:  # the second epoch's fifth
             raise Stop
 
-    config = TrainConfig(
-        sources=("montgomery",),
-        size=32,
-        base_channels=2,
-        depth=2,
-        patch=1,
-        batch_size=3,
-        epochs=2,
-        device="cpu",
-        precision="fp32",
-    )
+    config = replace(TINY, batch_size=3, epochs=2)
     whole = make_trainer(sharded, None, config)
     whole.fit()
     assert whole.train_loader.films.streams == 4
