@@ -1,5 +1,6 @@
 """Every notebook is run again, and its cells must print what was saved, within the limits of ``compare.py``."""
 
+import ast
 import importlib.util
 import re
 import shutil
@@ -85,6 +86,13 @@ def test_tables_of_measured_results_are_those_of_today(path, clone):
 
 def code_cells(path: Path) -> list:
     return [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+
+
+def test_the_second_notebook_shows_the_loop_of_the_speedrun():
+    speedrun = (CLONE / "speedrun.py").read_text()
+    (learn,) = (node for node in ast.parse(speedrun).body if getattr(node, "name", "") == "learn")
+    shown = [cell.source for cell in nbformat.read(NOTEBOOKS[1], 4).cells if "speedrun.py" in cell.source]
+    assert f"```python\n{ast.get_source_segment(speedrun, learn)}\n```" in "".join(shown)
 
 
 def test_there_are_notebooks_in_order():
