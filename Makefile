@@ -28,7 +28,7 @@ show = @case "$$(uname)" in Darwin) open $(1);; *) [ -z "$$DISPLAY$$WAYLAND_DISP
 .PHONY: run demo weights check test test-machines test-kaggle bench notebooks slides slides-pdf docs web clean help
 help:
 	@echo "see something"
-	@echo "  make demo            six synthetic radiographs with their lungs outlined; a minute after the installation"
+	@echo "  make demo            six synthetic radiographs with their lungs outlined; takes seconds, once installed"
 	@echo "  make run             prepare, train, evaluate, predict on synthetic radiographs, 4 minutes of training and about 1 more"
 	@echo "  make run DATA=…      the same with a folder of the raw public sets, 14 minutes and about 10 for all of them"
 	@echo "  make web             the page that segments in the browser, runs/web, for any web server; needs npm"

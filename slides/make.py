@@ -431,19 +431,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--pdf", action="store_true", help="print the talk too; needs Chromium and Playwright")
     parser.add_argument("--fetch", action="store_true", help="only fetch reveal.js and MathJax")
     args = parser.parse_args(argv)
-    talk = args.out / "unet-lung.html"
+    talk, appendix = args.out / "unet-lung.html", args.out / "notebooks.html"
     try:
         if args.fetch:
             fetch(*REVEAL), fetch(*MATHJAX)
             return 0
-        make_deck(args.notebooks, args.out / "notebooks.html")
+        make_deck(args.notebooks, appendix)
         make_talk(args.talk, talk)
         if args.pdf:
             print_pdf(talk, talk.with_suffix(".pdf"))
     except (ValueError, OSError) as error:
         print(f"slides: {error}", file=sys.stderr)
         return 1
-    print(talk)
+    print(f"{talk}: the talk; S opens its notes, F fills the screen")
+    if args.pdf:
+        print(f"{talk.with_suffix('.pdf')}: its slides as a PDF")
+    print(f"{appendix}: the notebooks as its appendix")
     if (args.out.parent / "web/index.html").exists():
         serve = f"python -m http.server -b 127.0.0.1 -d {args.out.parent}"
         print(f"with the page live: {serve}, and open http://127.0.0.1:8000/{args.out.name}/{talk.name}")
