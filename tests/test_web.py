@@ -436,6 +436,23 @@ def test_what_is_no_film_gets_a_sentence_and_the_next_film_is_segmented(page, ra
     page.locator("article.report").wait_for()
 
 
+def test_film_that_comes_before_the_page_knows_its_words_is_segmented(browser, radiograph):
+    """A slow network: nobody would see why the film that was picked is nowhere."""
+    chromium, address = browser
+    with chromium.new_context() as context:
+        page, held = context.new_page(), []
+        page.route("**/model.json", lambda route: held.append(route))
+        page.goto(address)
+        while not held:
+            page.wait_for_timeout(50)
+        pick(page, ("film.png", png(radiograph)))
+        page.wait_for_timeout(200)
+        for route in held:
+            route.continue_()
+        page.unroute("**/model.json")
+        page.locator("article.report").wait_for(timeout=60_000)
+
+
 def test_film_of_20_megapixels_is_outlined(page):
     pick(page, ("large.png", big()))
     page.locator("article.report", has_text="4000 × 5000 px").wait_for()

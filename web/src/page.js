@@ -9,13 +9,17 @@ import { stem } from "./words.js";
 
 const MOST_FILMS = 1000; // of a folder
 const at = (id) => document.getElementById(id);
-const [model, shelf] = await Promise.all(["model.json", "examples/list.json"].map((name) => fetch(name).then((answer) => answer.json())));
-const { words, measurements } = model, conventions = Object.keys(model.conventions);
 let films = [], shown = null, shownAs = ""; // the film that is looked at, and by which convention
 
 const say = (text) => (at("status").textContent = text);
 const convention = () => document.querySelector("#conventions :checked")?.value ?? conventions[0];
 const opacity = () => at("opacity").value / 100;
+
+const loaded = Promise.all(["model.json", "examples/list.json"].map((name) => fetch(name).then((answer) => answer.json())));
+loaded.catch((error) => say(`The page can't be loaded: ${error.message}`));
+listen(); // before they are here: a film may come sooner
+const [model, shelf] = await loaded, { words, measurements } = model, conventions = Object.keys(model.conventions);
+furnish();
 
 /** One film is shown at once; of several a list grows, and any of them can be looked at. */
 async function take(found) {
@@ -25,6 +29,7 @@ async function take(found) {
   at("queue").hidden = films.length < 2;
   if (!films.length) return say("There is no file in it.");
   const these = films;
+  await loaded;
   for (const [n, film] of these.entries()) {
     say(these.length > 1 ? `Film ${n + 1} of ${these.length}: ${film.name}…` : `${film.name}…`);
     const done = await segment(film, convention(), (early) => these === films && these.length === 1 && show(early));
@@ -137,8 +142,6 @@ function masksOf(name) {
   return files;
 }
 
-furnish();
-listen();
 const moved = (where) => say(`${at("status").textContent} The network runs ${where} from now on.`.trim());
 start(moved).then((where) => say(films.length ? at("status").textContent : `Ready. The network runs ${where}.`), (error) => say(`The network can't be loaded: ${error.message}`));
 if ("serviceWorker" in navigator && location.protocol.startsWith("http")) navigator.serviceWorker.register("offline.js").catch(() => {});
