@@ -87,13 +87,7 @@ CHECKED = {
     "adults, JSRT": "jsrt",
     "children, test": "children",
 }  # as checks.json calls them
-FLAGGED = {
-    "Montgomery": "montgomery",
-    "Shenzhen": "shenzhen",
-    "JSRT": "jsrt",
-    "children": "kermany",
-    "with gas": "gas",
-}
+FLAGGED = {"Montgomery": "montgomery", "Shenzhen": "shenzhen", "JSRT": "jsrt", "children": "kermany", "with gas": "gas"}
 DRAWN = "683 of 1,600 drawn ¹"  # see the note in synthetic.json
 
 
