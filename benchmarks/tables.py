@@ -202,12 +202,12 @@ def sets() -> list[list[object]]:
 
 
 def gains() -> list[list[object]]:
-    """What training loses without one artefact, on validation films that have it drawn in and on clean ones."""
+    """What training loses without one artefact, on validation films that have it drawn in and on untouched ones."""
     table = pd.read_csv(RESULTS / "tuning/artefacts.csv")
     sources = ("montgomery", "shenzhen", "kermany")
     dice = table.set_index(["run", "source", "artefact"])["dice"]
     rows: list[list[object]] = [
-        ["artefact", *(f"{SETS[source]}{where}" for where in ("", ", clean") for source in sources)]
+        ["artefact", *(f"{SETS[source]}{where}" for where in ("", ", untouched") for source in sources)]
     ]
     for run in table["run"].unique():
         if run not in ("light", "clinic"):
@@ -309,7 +309,7 @@ def tried() -> list[list[object]]:
     table = pd.read_csv(RESULTS / "tb_tried.csv").set_index(["about", "trained_on", "tested_on"])
     columns = [("both", "montgomery"), ("both", "shenzhen"), ("montgomery", "montgomery"), ("shenzhen", "shenzhen")]
     heads = ("Montgomery, from both", "Shenzhen, from both", "Montgomery alone", "Shenzhen alone", "ms a radiograph")
-    rows: list[list[object]] = [["variant (320 px unless stated)", *heads]]
+    rows: list[list[object]] = [["setting", *heads]]
     for about in table.index.unique("about"):
         aucs = [f"{table.loc[(about, *one), 'auc']:.3f}" for one in columns]
         rows.append([about, *aucs, f"{table.loc[(about, *columns[0]), 'film_ms']:.0f}"])
