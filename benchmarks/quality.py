@@ -136,7 +136,7 @@ def test(data: Path, segmenter: LungSegmenter) -> dict:
     )
     quality = segmenter.header["quality"]
     own, jsrt, gas, others = (judged(observed(those, segmenter), quality) for those in items)
-    tables = {"test lists": own, "JSRT, foreign": jsrt}
+    tables = {"test lists": own, "JSRT, never seen": jsrt}
     result = {f"{name}, {state}": found for name, rows in tables.items() for state, found in by_state(rows).items()}
     every = pd.concat(tables.values())
     result["by damage"] = {kind: measured(rows) for kind, rows in every.groupby("damage", sort=False)}

@@ -74,7 +74,7 @@ def draw_impossible() -> Figure:
     for accuracy, dice, name, colour in ((0.70, 0.80, "without", ORANGE), (0.7832, 0.90, "with", BLUE)):
         most = 2 * share / (2 * share + 1 - accuracy)
         ax.plot(share, most, color=colour, label=f"the most that accuracy {100 * accuracy:g} % allows")
-        ax.axhline(dice, color=colour, linestyle="--", label=f"reported {name} albumentations: {dice:.2f}")
+        ax.axhline(dice, color=colour, linestyle="--", label=f"reported {name} augmentation: {dice:.2f}")
     ax.set(xlabel="share of the film that is lung", ylabel="Dice", xlim=(share[0], share[-1]), ylim=(0.35, 1))
     ax.legend(loc="lower right")
     return figure
