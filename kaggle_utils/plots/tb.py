@@ -22,7 +22,7 @@ from .style import BLUE, GREEN, RED, RESULTS, diagonal, note, read_result, style
 
 VARIANTS = {
     "whole": ("whole film", BLUE),
-    "box": ("box around lungs", GREEN),
+    "box": ("lung box", GREEN),
     "lungs": ("lungs alone", RED),
     "blanked": ("blanked out", "#999999"),
     "thumbnail": ("16-px thumbnail", "#666666"),
