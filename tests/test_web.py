@@ -442,9 +442,8 @@ def test_film_that_comes_before_the_page_knows_its_words_is_segmented(browser, r
     with chromium.new_context() as context:
         page, held = context.new_page(), []
         page.route("**/model.json", lambda route: held.append(route))
-        page.goto(address)
-        while not held:
-            page.wait_for_timeout(50)
+        with page.expect_request("**/model.json"):
+            page.goto(address)
         pick(page, ("film.png", png(radiograph)))
         page.wait_for_timeout(200)
         for route in held:
